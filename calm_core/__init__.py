@@ -1,0 +1,1 @@
+"""CALM language models: data, models, training, evaluation and registry."""

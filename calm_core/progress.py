@@ -1,0 +1,86 @@
+"""Progress of a stage, one JSON object a line.
+
+Whoever runs a pipeline names a file in CALM_PROGRESS_FILE and shows what appears in it; without one, the lines are
+printed, so that a pod's log shows them.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from calm_core.errors import CalmError
+
+PROGRESS_FILE_VARIABLE = "CALM_PROGRESS_FILE"
+
+State = Literal["running", "finished", "failed"]
+
+
+class ProgressEvent(BaseModel):
+    """What a stage says of itself.
+
+    Attributes:
+        time: Seconds since the epoch.
+        stage: Name of the stage, e.g. "train-autoencoder".
+        done, total: Units of work, 0 where they are not counted.
+        rate: Tokens (or units) per second, 0 where it is not measured.
+        eta: Seconds left, estimated; 0 where it is unknown.
+        note: The number that matters, or what is being done, or the reason of a failure.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    time: float
+    stage: str
+    state: State
+    done: int = 0
+    total: int = 0
+    rate: float = 0.0
+    eta: float = 0.0
+    note: str = ""
+
+
+def report(
+    stage: str,
+    state: State = "running",
+    *,
+    done: int = 0,
+    total: int = 0,
+    rate: float = 0.0,
+    eta: float = 0.0,
+    note: str = "",
+) -> None:
+    """Tell whoever watches how far a stage is."""
+    event = ProgressEvent(
+        time=time.time(), stage=stage, state=state, done=done, total=total, rate=rate, eta=eta, note=note
+    )
+    line = event.model_dump_json()
+    if path := os.environ.get(PROGRESS_FILE_VARIABLE):
+        with open(path, "a", encoding="utf-8") as file:  # one short append, so lines of several processes never mix
+            file.write(line + "\n")
+    else:
+        counts = f" {done}/{total}" if total else ""
+        speed = f" {rate:,.0f}/s" if rate else ""
+        print(f"[{stage}] {state}{counts}{speed} {note}".rstrip(), flush=True)
+
+
+@contextmanager
+def reported(stage: str) -> Iterator[None]:
+    """Report a failure of the block as one line, and let it pass on."""
+    report(stage, note="starting")
+    try:
+        yield
+    except CalmError as error:
+        report(stage, "failed", note=str(error))
+        raise
+    except Exception as error:
+        report(stage, "failed", note=f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+
+
+def parse(line: str) -> ProgressEvent:
+    """Read one line of a progress file."""
+    return ProgressEvent.model_validate(json.loads(line))

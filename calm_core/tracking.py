@@ -1,0 +1,112 @@
+"""MLflow: one parent run for a pipeline run, one child run for each stage.
+
+A stage logs when MLFLOW_TRACKING_URI is set. The parent's id comes from the environment, never through a pipeline
+parameter, so that it takes no part in a cache key.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
+EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
+PARENT_RUN_VARIABLE = "CALM_PARENT_RUN_ID"
+STAGE_TAG = "calm.stage"
+DIGEST_TAG = "calm.artifact_digest"
+DEFAULT_EXPERIMENT = "calm"
+
+_MAX_PARAMETER_LENGTH = 6000  # MLflow refuses longer values
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as `section.key` -> text, the form of MLflow parameters."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)[:_MAX_PARAMETER_LENGTH]
+    return flat
+
+
+class Run:
+    """One MLflow run, or nothing where no tracking server is named (then every call does nothing)."""
+
+    def __init__(self, client: "MlflowClient | None" = None, run_id: str = "") -> None:
+        self._client = client
+        self.run_id = run_id
+
+    @classmethod
+    def of_id(cls, run_id: str) -> "Run":
+        """The run with this id at MLFLOW_TRACKING_URI; an empty id gives the null run."""
+        if not run_id:
+            return cls()
+        from mlflow import MlflowClient  # import costs seconds: only where it is used
+
+        return cls(MlflowClient(), run_id)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        if self._client is None:
+            return
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        self._client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
+
+    def log_parameters(self, values: Mapping[str, Any]) -> None:
+        if self._client is None:
+            return
+        from mlflow.entities import Param
+
+        self._client.log_batch(self.run_id, params=[Param(key, value) for key, value in flatten(values).items()])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        if self._client is None:
+            return
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, value)
+
+    def log_text(self, text: str, name: str) -> None:
+        if self._client is not None:
+            self._client.log_text(self.run_id, text, name)
+
+    def end(self, status: str) -> None:
+        if self._client is not None:
+            self._client.set_terminated(self.run_id, status)
+
+
+def start_run(name: str, tags: Mapping[str, str]) -> Run:
+    """Start an MLflow run, below the pipeline's parent run if there is one; the null run without a tracking server."""
+    if not os.environ.get(TRACKING_URI_VARIABLE):
+        return Run()
+    from mlflow import MlflowClient
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    client = MlflowClient()
+    experiment_name = os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT)
+    experiment = client.get_experiment_by_name(experiment_name)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(experiment_name)
+    parent = os.environ.get(PARENT_RUN_VARIABLE)
+    all_tags = {**tags, **({MLFLOW_PARENT_RUN_ID: parent} if parent else {})}
+    return Run(client, client.create_run(experiment_id, tags=all_tags, run_name=name).info.run_id)
+
+
+@contextmanager
+def stage_run(stage: str, config: Mapping[str, Any]) -> Iterator[Run]:
+    """A stage's MLflow run: its settings as parameters; finished, failed or killed with the block."""
+    run = start_run(stage, {STAGE_TAG: stage})
+    run.log_parameters(config)
+    try:
+        yield run
+    except KeyboardInterrupt:
+        run.end("KILLED")
+        raise
+    except BaseException:
+        run.end("FAILED")
+        raise
+    run.end("FINISHED")
