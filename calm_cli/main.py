@@ -1,0 +1,78 @@
+"""The command line: `calm`."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from calm_cli import models, stages
+from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration
+from calm_cli.run import run
+from calm_cli.settings import settings_lines
+from calm_core.errors import CalmError, ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
+)
+
+
+@app.callback()
+def calm() -> None:
+    """Train, score and use CALM language models.
+
+    CALM predicts one continuous vector for each chunk of K tokens instead of one token at a time. `calm run` makes
+    such a model from text: it prepares the text, trains an autoencoder (chunk to vector and back) and the language
+    model, scores it with BrierLM on held-out text, and registers it in MLflow.
+
+    Start here:
+
+      calm run                                  # the whole pipeline, some minutes
+
+      calm run --source 'texts/*.jsonl'         # on your own text
+
+      calm run --set calm.learning_rate=5e-4    # reruns what depends on it
+
+      calm generate "The climate of" --seed 1   # the registered model writes
+
+      calm ui                                   # curves, settings and models
+    """
+
+
+def config(profile: ProfileOption = DEFAULT_PROFILE, set_: SetOption = None) -> None:
+    """Print all settings with their meaning, as YAML that --profile reads.
+
+    Examples:
+
+      calm config --set calm.steps=1000
+
+      calm config > my.yaml && calm run --profile my.yaml
+    """
+    for line in settings_lines(configuration(profile, set_)):
+        typer.echo(line)
+
+
+app.command()(run)
+app.command()(config)
+app.command()(models.generate)
+app.command()(models.ui)
+for command in (stages.prepare, stages.train_autoencoder, stages.train_calm, stages.evaluate, stages.register):
+    app.command(rich_help_panel="Single stages")(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; an error that the user can cause is one line on stderr.
+
+    Raises:
+        SystemExit: Always; 0, 1 for an error, 2 for wrong settings or usage.
+    """
+    try:
+        app(arguments)
+    except CalmError as error:
+        Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Use what a run has made: `calm generate` and `calm ui`."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from calm_core.errors import CalmError
+from calm_core.tracking import DEFAULT_EXPERIMENT
+from pipelines.home import Home
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to continue.", show_default=False)],
+    model: Annotated[str, typer.Option(help="URI of a registered model.")] = "models:/calm@champion",
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="1 writes freely, less writes likelier text.")
+    ] = 0.5,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens written for each prompt.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+) -> None:
+    """Continue prompts with a registered model.
+
+    Examples:
+
+      calm generate "The climate of" --temperature 0.5 --seed 1
+
+      calm generate "The economy" "In 1990" --model models:/calm/3
+    """
+    from pipelines.local_tracking import require_store, use_tracking
+
+    home = Home.find()
+    require_store(home)
+    use_tracking(home, DEFAULT_EXPERIMENT)
+    from calm_core.registry.load import load_generator
+
+    texts = load_generator(model).generate(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    console = Console(soft_wrap=True, highlight=False)
+    for prompt, text in zip(prompts, texts, strict=True):
+        console.print(Text.assemble((prompt, "bold"), text))
+
+
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000) -> None:
+    """Look at runs, curves, settings and models: MLflow's server on this machine's data. Ctrl-C ends it.
+
+    Example:
+
+      calm ui --port 5001
+    """
+    from pipelines.local_tracking import require_store, tracking_uri
+
+    home = Home.find()
+    uri = tracking_uri(home)
+    if uri.startswith(("http://", "https://")):
+        raise CalmError(f"MLFLOW_TRACKING_URI names a server that runs already: open {uri}")
+    require_store(home)
+    print(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    command += ["--default-artifact-root", home.mlflow_artifacts.as_uri(), "--host", "127.0.0.1", "--port", str(port)]
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.execv(command[0], command)  # the server takes this process's place, and with it Ctrl-C and termination

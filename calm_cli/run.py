@@ -1,0 +1,189 @@
+"""`calm run`: the whole pipeline, watched."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from calm_cli import summary
+from calm_cli.board import Board
+from calm_cli.display import display_for
+from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, SourceOption, TextFieldOption, configuration
+from calm_core.config import Config
+from calm_core.tracking import PARENT_RUN_VARIABLE, Run, start_run
+from pipelines.home import Home
+from pipelines.local import STOP_SECONDS, LocalRun
+
+_POLL_SECONDS = 0.25
+_GO_ON = "run the same command again: finished stages come from the cache"
+
+
+class Stopped(Exception):
+    """The user, or the system, has asked the run to end."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number
+
+
+class PipelineFailed(Exception):
+    """A stage has failed; the text says which, why, and how to go on."""
+
+
+def run(
+    profile: ProfileOption = DEFAULT_PROFILE,
+    source: SourceOption = None,
+    text_field: TextFieldOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Prepare text, train the autoencoder and the language model, score and register them.
+
+    Stages that have been done with the same settings, text and code come from the cache. Everything lands in .calm
+    (or $CALM_HOME): artifacts, checkpoints, logs, MLflow.
+
+    Without --source the text is the CIA World Factbook that comes with the installation.
+
+    Examples:
+
+      calm run
+
+      calm run --source 'texts/*.jsonl' --source notes.txt --text-field body
+
+      calm run --set calm.learning_rate=5e-4 --set seed=1
+    """
+    config = configuration(profile, set_, source, text_field)
+    home = Home.find()
+    with home.lock() as lock:
+        raise typer.Exit(run_pipeline(_with_text(config, home), home, lock, Console(), Console(stderr=True)))
+
+
+def _with_text(config: Config, home: Home) -> Config:
+    """The same settings, with the text that comes with the installation where no source is named."""
+    if config.data.sources:
+        return config
+    from calm_core.data.factbook import write_factbook
+
+    home.corpus.parent.mkdir(exist_ok=True)
+    write_factbook(str(home.corpus))
+    return config.model_copy(update={"data": config.data.model_copy(update={"sources": (str(home.corpus),)})})
+
+
+def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors: Console) -> int:
+    """Run the pipeline, show it, and keep its record in MLflow.
+
+    Args:
+        config: Every setting of the run.
+        home: Where it works.
+        lock: The home's lock, which is held.
+        console: Where the run and its results are shown.
+        errors: Where a failure is shown.
+
+    Returns:
+        The exit code: 0, 1 after a failure, 128 + the signal that stopped it.
+    """
+    from pipelines.local_tracking import use_tracking
+
+    try:
+        with _signals_as_exception():
+            use_tracking(home, config.experiment)
+            with _parent_run(config) as parent:
+                pipeline = LocalRun(config, home, lock, {PARENT_RUN_VARIABLE: parent.run_id})
+                console.print(f"log: {pipeline.log}", markup=False, highlight=False, soft_wrap=True)
+                board = watch(pipeline, console)
+                if pipeline.poll():
+                    raise PipelineFailed(failure_text(board, pipeline))
+                finished = summary.Finished.read(pipeline.outputs())
+                _record(parent, finished, board)
+    except Stopped as stopped:
+        errors.print(f"[yellow]stopped[/]; to go on, {_GO_ON}", highlight=False, soft_wrap=True)
+        return stopped.exit_code
+    except PipelineFailed as failure:
+        errors.print(str(failure), highlight=False, soft_wrap=True)
+        return 1
+    console.print()
+    summary.show(finished, board, console)
+    return 0
+
+
+def watch(pipeline: LocalRun, console: Console) -> Board:
+    """Show a run until it ends; however this function ends, no process of the run is left."""
+    board = Board()
+    try:
+        with display_for(board, console) as display:
+            ended = None
+            while ended is None:
+                ended = pipeline.poll()  # before the events, so that none of the last ones is missed
+                for event in pipeline.events():
+                    board.apply(event)
+                if ended == 0:
+                    board.succeed()
+                elif ended is not None:
+                    board.fail(time.time())
+                else:
+                    time.sleep(_POLL_SECONDS)
+                display.refresh(time.time())
+    except Stopped:
+        console.print(f"stopping; what is at work has {STOP_SECONDS:.0f} s to save it", highlight=False)
+        raise
+    finally:
+        pipeline.stop()
+    return board
+
+
+def failure_text(board: Board, pipeline: LocalRun) -> str:
+    """Which stage failed, why, where its log is, and how to go on."""
+    blamed = board.blamed
+    if blamed is None:
+        reason = "the pipeline failed before a stage said why"
+    else:
+        unexplained = (
+            "it ended without a reason: killed, for example for want of memory, or broken before it could report"
+        )
+        reason = f"{blamed.stage}: {blamed.reason or unexplained}"
+    return f"[bold red]failed[/] {escape(reason)}\n  log: {escape(str(pipeline.log))}\n  to go on: {_GO_ON}"
+
+
+@contextmanager
+def _parent_run(config: Config) -> Iterator[Run]:
+    """The pipeline's run in MLflow: all settings, and how it ended."""
+    from pipelines.local_tracking import end_open_stages
+
+    parent = start_run("calm-train", {})
+    status = "FAILED"
+    try:
+        parent.log_parameters(config.model_dump(mode="json"))
+        yield parent
+        status = "FINISHED"
+    except Stopped:
+        status = "KILLED"
+        raise
+    finally:
+        parent.end(status)
+        if status != "FINISHED":
+            end_open_stages(parent, status)
+
+
+def _record(parent: Run, finished: summary.Finished, board: Board) -> None:
+    """Write the headline numbers to MLflow, and which stages were answered from the cache."""
+    parent.log_metrics(finished.scores())
+    parent.set_tags({f"calm.cached.{row.stage}": "true" for row in board.rows if row.state == "cached"})
+
+
+@contextmanager
+def _signals_as_exception() -> Iterator[None]:
+    """Turn Ctrl-C, a termination request and a closed terminal into `Stopped`."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

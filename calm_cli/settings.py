@@ -1,0 +1,22 @@
+"""Settings as YAML with their descriptions, in the form of a profile."""
+
+import json
+from collections.abc import Iterator
+
+from calm_core.config import Section
+
+_COMMENT_COLUMN = 44
+
+
+def settings_lines(section: Section, indent: str = "") -> Iterator[str]:
+    """One line of YAML for each setting, its description behind it as a comment."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            summary = (type(value).__doc__ or "").splitlines()[0]
+            yield f"{indent}{name}:".ljust(_COMMENT_COLUMN) + f"  # {summary}"
+            yield from settings_lines(value, indent + "  ")
+        else:
+            text = json.dumps(section.model_dump(mode="json")[name], ensure_ascii=False)
+            line = f"{indent}{name}: {text}"
+            yield f"{line.ljust(_COMMENT_COLUMN)}  # {field.description}" if field.description else line

@@ -1,0 +1,32 @@
+"""Layers shared by the autoencoder and the language model's backbone."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer: down(SiLU(gate(x)) * up(x)), without biases. [..., D] -> [..., D]."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+def initialize(module: nn.Module) -> None:
+    """Initial weights, to be given to `nn.Module.apply`: N(0, 1 / inputs) for linear layers, N(0, 1 / size) for embeddings.
+
+    A fixed standard deviation (0.02 is common for wide models) leaves the gates of narrow ones so close to zero that
+    the energy head does not see its condition for hundreds of steps.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)

@@ -1,0 +1,1 @@
+"""One training loop for every model: torchrun starts it, DeepSpeed runs it."""

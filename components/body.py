@@ -1,0 +1,51 @@
+"""What the components' bodies have in common."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from kfp import dsl
+
+if TYPE_CHECKING:
+    from calm_core.artifact import Artifact
+
+
+@contextmanager
+def stage(code_version: str) -> Iterator[None]:
+    """Run a calm_core stage as the task of a pipeline.
+
+    The code version of the task's cache key is the one that the stage writes into its manifest. A `CalmError` ends the
+    task with its one line instead of a traceback.
+
+    Args:
+        code_version: The image digest in a cluster, the digest of the installed library on one machine.
+
+    Raises:
+        SystemExit: The stage failed with a `CalmError`.
+    """
+    from calm_core.code_version import CODE_VERSION_VARIABLE
+    from calm_core.errors import CalmError
+
+    os.environ[CODE_VERSION_VARIABLE] = code_version
+    try:
+        yield
+    except CalmError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def describe(output: dsl.Artifact, artifact: "Artifact", numbers: Mapping[str, float | str] | None = None) -> None:
+    """Show an artifact's digest and headline numbers where Kubeflow shows the output."""
+    output.metadata.update({"digest": artifact.digest, **(numbers or {})})
+
+
+def log_metrics(metrics: dsl.Metrics, numbers: Mapping[str, float]) -> None:
+    """Log numbers, and write them to the output's file: Kubeflow's local cache misses an output without a file."""
+    import json
+    from pathlib import Path
+
+    for name, value in numbers.items():
+        metrics.log_metric(name, value)
+    path = Path(metrics.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(numbers), indent=1) + "\n")

@@ -1,0 +1,42 @@
+from typing import Any
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def merge_partitions(
+    data: dict[str, Any],
+    code_version: str,
+    scans: dsl.Input[list[dsl.Dataset]],
+    shards: dsl.Input[list[dsl.Dataset]],
+    duplicates: dsl.Input[dsl.Dataset],
+    tokenizer_model: dsl.Input[dsl.Model],
+    dataset: dsl.Output[dsl.Dataset],
+) -> None:
+    """Join all partitions into one dataset, and check that no document is lost.
+
+    Args:
+        data: Settings of the sources and the shards (`DataConfig`).
+        code_version: Version of the code, part of the cache key.
+        scans: The scans of all partitions.
+        shards: The sequences of all partitions.
+        duplicates: For each partition, the documents to leave out.
+        tokenizer_model: The trained tokenizer.
+        dataset: Shards for training and validation, the tokenizer, and the counts of documents.
+    """
+    from calm_core.config import DataConfig, parse_section
+    from calm_core.data import prepare
+    from components.body import describe, stage
+
+    with stage(code_version):
+        artifact = prepare.merge_partitions(
+            parse_section(DataConfig, data),
+            [scan.uri for scan in scans],
+            [part.uri for part in shards],
+            duplicates.uri,
+            tokenizer_model.uri,
+            dataset.uri,
+        )
+        describe(dataset, artifact)

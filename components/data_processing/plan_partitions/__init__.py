@@ -1,0 +1,3 @@
+from components.data_processing.plan_partitions.component import plan_partitions
+
+__all__ = ["plan_partitions"]

@@ -1,0 +1,27 @@
+from typing import Any
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def plan_partitions(data: dict[str, Any], code_version: str) -> list[dict[str, Any]]:
+    """Cut the sources of text into partitions that are prepared side by side.
+
+    It looks at the sources, so a pipeline must not cache it. A partition names its files by content, so that
+    everything behind it can be cached.
+
+    Args:
+        data: Settings of the sources and the shards (`DataConfig`).
+        code_version: Version of the code, part of the cache key.
+
+    Returns:
+        One description of a partition for each task of a loop.
+    """
+    from calm_core.config import DataConfig, parse_section
+    from calm_core.data import prepare
+    from components.body import stage
+
+    with stage(code_version):
+        return prepare.plan_partitions(parse_section(DataConfig, data))

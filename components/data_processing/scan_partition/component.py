@@ -1,0 +1,25 @@
+from typing import Any
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def scan_partition(
+    partition: dict[str, Any], data: dict[str, Any], code_version: str, scan: dsl.Output[dsl.Dataset]
+) -> None:
+    """Read a partition's documents, count what is unusable, and note each document's hash.
+
+    Args:
+        partition: One item of `plan_partitions`.
+        data: Settings of the sources and the shards (`DataConfig`).
+        code_version: Version of the code, part of the cache key.
+        scan: Hashes of the usable documents, and the rejects by reason.
+    """
+    from calm_core.config import DataConfig, parse_section
+    from calm_core.data import prepare
+    from components.body import describe, stage
+
+    with stage(code_version):
+        describe(scan, prepare.scan_partition(partition, parse_section(DataConfig, data), scan.uri))

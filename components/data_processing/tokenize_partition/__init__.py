@@ -1,0 +1,3 @@
+from components.data_processing.tokenize_partition.component import tokenize_partition
+
+__all__ = ["tokenize_partition"]

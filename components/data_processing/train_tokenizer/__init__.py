@@ -1,0 +1,3 @@
+from components.data_processing.train_tokenizer.component import train_tokenizer
+
+__all__ = ["train_tokenizer"]

@@ -1,0 +1,36 @@
+from typing import Any
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_tokenizer(
+    partitions: list[dict[str, Any]],
+    tokenizer: dict[str, Any],
+    data: dict[str, Any],
+    code_version: str,
+    tokenizer_model: dsl.Output[dsl.Model],
+) -> None:
+    """Train a byte-level BPE tokenizer on the training documents.
+
+    Args:
+        partitions: All items of `plan_partitions`.
+        tokenizer: Settings of the tokenizer (`TokenizerConfig`).
+        data: Settings of the sources and the shards (`DataConfig`).
+        code_version: Version of the code, part of the cache key.
+        tokenizer_model: The trained tokenizer.
+    """
+    from calm_core.config import DataConfig, TokenizerConfig, parse_section
+    from calm_core.data import prepare
+    from components.body import describe, stage
+
+    with stage(code_version):
+        artifact = prepare.train_tokenizer(
+            partitions,
+            parse_section(TokenizerConfig, tokenizer),
+            parse_section(DataConfig, data),
+            tokenizer_model.uri,
+        )
+        describe(tokenizer_model, artifact)

@@ -1,0 +1,1 @@
+"""From a scored model to a version in the registry."""

@@ -1,0 +1,41 @@
+from typing import Any
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def register_model(
+    registry: dict[str, Any],
+    code_version: str,
+    autoencoder_model: dsl.Input[dsl.Model],
+    calm_model: dsl.Input[dsl.Model],
+    evaluation_report: dsl.Input[dsl.Artifact],
+    registration: dsl.Output[dsl.Artifact],
+) -> None:
+    """Register the model in MLflow, with its lineage.
+
+    Args:
+        registry: Settings of the registry (`RegistryConfig`).
+        code_version: Version of the code, part of the cache key.
+        autoencoder_model: The model of `train_autoencoder`.
+        calm_model: The model of `train_calm`.
+        evaluation_report: The scores of `evaluate`.
+        registration: Name, version and alias of the registered model.
+    """
+    from calm_core.registry.register import register_model
+
+    from calm_core.config import RegistryConfig, parse_section
+    from components.body import describe, stage
+
+    with stage(code_version):
+        artifact = register_model(
+            parse_section(RegistryConfig, registry),
+            autoencoder_model.uri,
+            calm_model.uri,
+            evaluation_report.uri,
+            registration.uri,
+        )
+        results = artifact.manifest.results
+        describe(registration, artifact, {"model": f"{results['model_name']} version {results['version']}"})

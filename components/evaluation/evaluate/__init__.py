@@ -1,0 +1,3 @@
+from components.evaluation.evaluate.component import evaluate
+
+__all__ = ["evaluate"]

@@ -1,0 +1,45 @@
+from typing import Any
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_calm(
+    calm: dict[str, Any],
+    seed: int,
+    checkpoint_root: str,
+    code_version: str,
+    dataset: dsl.Input[dsl.Dataset],
+    autoencoder_model: dsl.Input[dsl.Model],
+    calm_model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Train the CALM language model, which predicts the vector of the next chunk.
+
+    Args:
+        calm: Settings of the model and its training (`CalmConfig`).
+        seed: Seed of everything random.
+        checkpoint_root: URL of the folder where an interrupted training finds its own checkpoints.
+        code_version: Version of the code, part of the cache key.
+        dataset: The dataset of `merge_partitions`.
+        autoencoder_model: The model of `train_autoencoder`.
+        calm_model: The trained weights and their settings.
+        metrics: Speed and duration of the training.
+    """
+    from calm_core.config import CalmConfig, parse_section
+    from calm_core.training import stages
+    from components.body import describe, log_metrics, stage
+
+    with stage(code_version):
+        artifact = stages.train_calm(
+            parse_section(CalmConfig, calm),
+            dataset.uri,
+            autoencoder_model.uri,
+            calm_model.uri,
+            seed=seed,
+            checkpoint_root=checkpoint_root,
+        )
+        describe(calm_model, artifact)
+        log_metrics(metrics, artifact.manifest.timings)

@@ -1,0 +1,1 @@
+"""The pipelines, their profiles, and what compiles and runs them."""

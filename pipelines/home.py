@@ -1,0 +1,80 @@
+"""The folder that holds everything that runs on one machine leave behind."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from calm_core.errors import CalmError
+
+HOME_VARIABLE = "CALM_HOME"
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where the local runs keep their files: ``.calm`` in the current folder, or $CALM_HOME."""
+
+    path: Path
+
+    @classmethod
+    def find(cls) -> "Home":
+        """The home of the current folder and environment; the folder is made."""
+        path = Path(os.environ.get(HOME_VARIABLE) or ".calm").absolute()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CalmError(
+                f"{path}: cannot be made ({error.strerror}); set {HOME_VARIABLE} to another folder"
+            ) from None
+        return cls(path)
+
+    @property
+    def pipeline_root(self) -> Path:
+        return self.path / "pipeline"
+
+    @property
+    def cache(self) -> Path:
+        return self.path / "cache"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def corpus(self) -> Path:
+        return self.path / "corpus" / "factbook.jsonl"
+
+    @property
+    def mlflow_database(self) -> Path:
+        return self.path / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        return self.path / "mlartifacts"
+
+    @contextmanager
+    def lock(self) -> Iterator[int]:
+        """Hold the home for one run; yields the lock's file descriptor, which a child keeps the lock with.
+
+        Raises:
+            CalmError: Another run holds it.
+        """
+        with open(self.path / "lock", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise CalmError(
+                    f"{self.path}: another `calm run` is at work here (process {file.read().strip()}); "
+                    f"wait for it, stop it, or set {HOME_VARIABLE} to another folder"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield file.fileno()

@@ -1,0 +1,127 @@
+"""The command line: help that teaches, settings, errors of one line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from calm_cli import run
+from calm_cli.board import Board
+from calm_cli.main import main
+from calm_core.config import Config, parse_section, resolve_config
+from calm_core.progress import ProgressEvent
+from pipelines import profiles
+from pipelines.home import Home
+
+COMMANDS = [
+    "run", "config", "generate", "ui", "prepare", "train-autoencoder", "train-calm", "evaluate", "register",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CALM_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ending:
+        main(arguments)
+    return int(ending.value.code or 0)
+
+
+def test_help_names_every_command_and_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f" {command} " in text
+    assert "calm run --source" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, "--help") == 0
+    assert f"calm {command}" in capsys.readouterr().out.split("Example", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (
+            ["run", "--set", "calm.lerning_rate=1"],
+            "unknown setting calm.lerning_rate; did you mean calm.learning_rate?",
+        ),
+        (["run", "--set", "calm.steps=many"], "calm.steps"),
+        (["run", "--set", "data.sequence_length=510"], "sequence_length (510)"),
+        (["run", "--set", "calm.steps"], "--set calm.steps"),
+        (["config", "--profile", "huge"], "--profile huge"),
+        (["prepare", "--output", "out"], "data.sources"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_settings_are_one_line_that_names_the_key(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert named in captured.err
+
+
+def test_config_prints_a_profile_with_descriptions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("config", "--set", "calm.steps=77") == 0
+    text = capsys.readouterr().out
+    assert "steps: 77" in text
+    assert "# optimiser steps" in text
+    assert parse_section(Config, yaml.safe_load(text)) == resolve_config(profiles.load("tiny"), ["calm.steps=77"])
+
+
+def test_source_and_text_field_are_taken_literally(tmp_path: Path) -> None:
+    from calm_cli.options import configuration
+
+    config = configuration("tiny", [], ["a: b/*.jsonl", "c.txt"], "yes")
+    assert config.data.sources == ("a: b/*.jsonl", "c.txt")
+    assert config.data.text_field == "yes"
+
+
+@pytest.mark.parametrize("command", [["generate", "The climate of"], ["ui"]], ids=["generate", "ui"])
+def test_without_a_run_there_is_nothing_to_use(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*command) == 1
+    assert "`calm run` trains and registers a model" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_same_home_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Home.find().lock():
+        assert call("run", "--source", "a.txt") == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "another `calm run` is at work here" in error
+
+
+def test_an_mlflow_that_does_not_answer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "restored after the test")
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "ERROR")
+    assert call("run", "--source", "a.txt") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error MLFLOW_TRACKING_URI http://127.0.0.1:9: MLflow does not answer")
+
+
+class EndedRun:
+    log = Path("logs/pipeline.log")
+
+
+def test_a_stage_that_was_killed_is_named_with_its_log_and_how_to_go_on() -> None:
+    board = Board()
+    board.apply(ProgressEvent(time=0, stage="train-calm", state="running"))
+    board.fail(now=1)
+    text = run.failure_text(board, EndedRun())  # type: ignore[arg-type]
+    assert "train-calm: it ended without a reason: killed" in text
+    assert "logs/pipeline.log" in text
+    assert "run the same command again" in text

@@ -1,0 +1,66 @@
+"""What every component keeps to, and what the bodies share."""
+
+import ast
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from kfp import dsl
+
+from calm_core.code_version import CODE_VERSION_VARIABLE
+from calm_core.errors import SourceError
+from components import body, readme
+from components.image import IMAGE
+
+FOLDERS = readme.folders()
+in_every_component = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+
+
+@in_every_component
+def test_readme_is_up_to_date(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    assert text == readme.readme(folder), "run: python -m components.readme"
+
+
+@in_every_component
+def test_top_level_imports_standard_library_and_kubeflow_only(folder: Path) -> None:
+    """Kubeflow copies the body alone into the task, so what it needs must be imported inside it."""
+    tree = ast.parse((folder / "component.py").read_text())
+    modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    allowed = sys.stdlib_module_names | {"kfp", "components.image"}
+    assert {module for module in modules if module not in allowed} == set()
+
+
+@in_every_component
+def test_runs_in_our_image_and_carries_the_code_version(folder: Path) -> None:
+    spec = readme.component_of(folder).component_spec
+    assert spec.implementation.container.image == IMAGE
+    assert spec.inputs["code_version"].type == "String"
+
+
+@pytest.fixture
+def clean_code_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CODE_VERSION_VARIABLE, "before")  # restored after the test
+
+
+@pytest.mark.usefixtures("clean_code_version")
+def test_a_users_error_ends_the_task_with_its_line() -> None:
+    with pytest.raises(SystemExit) as ending, body.stage("image@sha256:1"):
+        raise SourceError("texts/*.jsonl: no such file")
+    assert ending.value.code == "error: texts/*.jsonl: no such file"  # a text as code: printed, exit status 1
+
+
+@pytest.mark.usefixtures("clean_code_version")
+def test_the_stage_sees_the_code_version_of_the_cache_key() -> None:
+    with body.stage("image@sha256:1"):
+        assert os.environ[CODE_VERSION_VARIABLE] == "image@sha256:1"
+
+
+def test_metrics_are_logged_and_written_to_their_file(tmp_path: Path) -> None:
+    metrics = dsl.Metrics(uri=str(tmp_path / "task" / "metrics"))
+    body.log_metrics(metrics, {"brierlm": 0.25})
+    assert metrics.metadata == {"brierlm": 0.25}
+    assert json.loads(Path(metrics.path).read_text()) == {"brierlm": 0.25}

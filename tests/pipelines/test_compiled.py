@@ -1,0 +1,95 @@
+"""The compiled pipeline that is under version control."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.image import IMAGE
+from pipelines.compile import TRAIN_PIPELINE, compile_train
+
+SECTIONS = {"data", "tokenizer", "autoencoder", "calm", "evaluation", "registry"}
+
+SECTIONS_OF_TASK = {
+    "plan-partitions": {"data"},
+    "scan-partition": {"data"},
+    "find-duplicates": set(),
+    "train-tokenizer": {"tokenizer", "data"},
+    "tokenize-partition": {"data"},
+    "merge-partitions": {"data"},
+    "train-autoencoder": {"autoencoder"},
+    "train-calm": {"calm"},
+    "evaluate": {"evaluation"},
+    "register-model": {"registry"},
+}
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(TRAIN_PIPELINE.read_text()))
+
+
+@pytest.fixture(scope="module")
+def pipeline(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    return documents[0]
+
+
+def dags_of(pipeline: dict[str, Any]) -> list[dict[str, Any]]:
+    """The root and the bodies of loops."""
+    components = [pipeline["root"], *pipeline["components"].values()]
+    return [component["dag"] for component in components if "dag" in component]
+
+
+def tasks_of(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """All tasks that run a component; loops left out."""
+    tasks = {name: task for dag in dags_of(pipeline) for name, task in dag["tasks"].items()}
+    return {name: task for name, task in tasks.items() if not name.startswith("for-loop")}
+
+
+def test_is_what_the_code_compiles_to(documents: list[dict[str, Any]], tmp_path: Path) -> None:
+    compile_train(tmp_path / "fresh.yaml")
+    fresh = list(yaml.safe_load_all((tmp_path / "fresh.yaml").read_text()))
+    assert documents == fresh, "run: python -m pipelines.compile"
+
+
+def test_every_task_runs_in_our_image_with_nothing_but_its_command(documents: list[dict[str, Any]]) -> None:
+    """No environment and no Kubernetes extras: nowhere for a secret to be."""
+    assert len(documents) == 1
+    for executor in documents[0]["deploymentSpec"]["executors"].values():
+        assert executor["container"]["image"] == IMAGE
+        assert set(executor["container"]) == {"image", "command", "args"}
+
+
+def test_only_the_look_at_the_sources_is_never_cached(pipeline: dict[str, Any]) -> None:
+    uncached = {name for name, task in tasks_of(pipeline).items() if not task["cachingOptions"].get("enableCache")}
+    assert uncached == {"plan-partitions"}
+
+
+def test_a_stage_gets_its_own_section_of_the_settings_only(pipeline: dict[str, Any]) -> None:
+    sections = {name: SECTIONS & set(task["inputs"]["parameters"]) for name, task in tasks_of(pipeline).items()}
+    assert sections == SECTIONS_OF_TASK
+
+
+def test_every_task_has_the_code_version_in_its_cache_key(pipeline: dict[str, Any]) -> None:
+    for name, task in tasks_of(pipeline).items():
+        assert "code_version" in task["inputs"]["parameters"], name
+
+
+def test_artifacts_join_the_stages_and_the_plan_alone_hands_on_a_parameter(pipeline: dict[str, Any]) -> None:
+    with_parameters = {
+        name
+        for name, component in pipeline["components"].items()
+        if component.get("outputDefinitions", {}).get("parameters")
+    }
+    assert with_parameters == {"comp-plan-partitions"}
+
+
+def test_outputs_are_the_artifacts_of_the_stages(pipeline: dict[str, Any]) -> None:
+    assert set(pipeline["root"]["outputDefinitions"]["artifacts"]) == {
+        "dataset",
+        "autoencoder_model",
+        "calm_model",
+        "evaluation_report",
+        "registration",
+    }

@@ -1,0 +1,196 @@
+"""`calm run` on a miniature corpus: the whole pipeline, its cache, and how it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+PROFILE = Path(__file__).with_name("mini.yaml")
+STAGES = ["prepare", "train-autoencoder", "train-calm", "evaluate", "register"]
+
+
+class Workplace:
+    """A folder to run in. Its name holds "python3", a word that Kubeflow's local runner replaces in commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "my python3 texts"
+        self.folder.mkdir()
+        ours = ("CALM_", "MLFLOW_", "KFP_")
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+    def write(self, name: str, lines: list[str]) -> None:
+        (self.folder / name).write_text("\n".join(lines) + "\n")
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "calm_cli.main", *arguments]
+
+    def calm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True
+        )
+
+    def run(self, *arguments: str, source: str = "*.jsonl") -> subprocess.CompletedProcess[str]:
+        return self.calm("run", "--profile", str(PROFILE), "--source", source, *arguments)
+
+
+def last_states(output: str) -> dict[str, str]:
+    """The last state that the plain display told of each stage."""
+    told = [line.split(": ", 1) for line in output.splitlines() if line.split(":")[0] in STAGES and ": " in line]
+    return {stage: rest.split()[0] for stage, rest in told}
+
+
+def document(number: int) -> str:
+    return json.dumps(
+        {"text": f"Country {number} has {number * 7} rivers and a mild climate, with rain in {1900 + number}. " * 3}
+    )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    place = Workplace(tmp_path_factory.mktemp("run"))
+    place.write("a.jsonl", [document(number) for number in range(30)])
+    place.write("b.jsonl", [document(number) for number in range(25, 60)] + ['{"text": "broken'])
+    return place
+
+
+@pytest.fixture(scope="module")
+def first_run(workplace: Workplace) -> subprocess.CompletedProcess[str]:
+    run = workplace.run()
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run
+
+
+def test_the_first_run_does_every_stage_and_registers_a_model(first_run: subprocess.CompletedProcess[str]) -> None:
+    assert last_states(first_run.stdout) == dict.fromkeys(STAGES, "done")
+    assert "registered: calm version 1 (models:/calm@champion)" in first_run.stdout
+    assert first_run.stderr == ""
+
+
+def test_every_document_is_accounted_for(first_run: subprocess.CompletedProcess[str]) -> None:
+    """66 lines: 60 different documents, 5 repeated, 1 broken line, whose place is shown."""
+    words = {line[:28].strip(): line[28:].strip() for line in first_run.stdout.splitlines()}
+    assert words["documents"].startswith("66 read")
+    assert words["rejected"].startswith("1 ")
+    assert words["duplicates dropped"] == "5"
+    assert "b.jsonl" in first_run.stdout
+
+
+def test_the_same_run_again_comes_from_the_cache(
+    first_run: subprocess.CompletedProcess[str], workplace: Workplace
+) -> None:
+    start = time.monotonic()
+    again = workplace.run()
+    seconds = time.monotonic() - start
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert last_states(again.stdout) == dict.fromkeys(STAGES, "cached")
+    assert seconds < 20  # the promise of `make run`; mostly imports, so it does not grow with the model
+
+
+def test_a_changed_setting_reruns_only_what_depends_on_it(
+    first_run: subprocess.CompletedProcess[str], workplace: Workplace
+) -> None:
+    changed = workplace.run("--set", "calm.learning_rate=5e-4")
+    assert changed.returncode == 0, changed.stdout + changed.stderr
+    assert last_states(changed.stdout) == {
+        "prepare": "cached",
+        "train-autoencoder": "cached",
+        "train-calm": "done",
+        "evaluate": "done",
+        "register": "done",
+    }
+    assert "registered: calm version 2" in changed.stdout
+
+
+def test_the_registered_model_writes_the_same_text_for_the_same_seed(
+    first_run: subprocess.CompletedProcess[str], workplace: Workplace
+) -> None:
+    texts = [workplace.calm("generate", "Country 7", "--max-new-tokens", "8", "--seed", "1") for _ in range(2)]
+    assert texts[0].returncode == 0, texts[0].stderr
+    assert texts[0].stdout.startswith("Country 7")
+    assert texts[0].stdout == texts[1].stdout
+
+
+def test_mlflow_holds_a_run_with_a_child_for_each_stage(
+    first_run: subprocess.CompletedProcess[str], workplace: Workplace
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workplace.folder}/.calm/mlflow.db")
+    experiment = client.get_experiment_by_name("calm")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    parent = runs[0]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert parent.info.run_name == "calm-train"
+    assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
+    assert {run.data.tags["calm.stage"] for run in children} >= {"train-autoencoder", "train-calm"}
+    assert parent.data.params["calm.model.hidden_size"] == "16"
+    assert {"brierlm", "brier_1", "brier_4", "autoencoder_accuracy"} <= set(parent.data.metrics)
+
+
+def test_a_missing_source_is_one_line_with_the_stage_and_the_log(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    failed = place.run(source="nowhere/*.jsonl")
+    assert failed.returncode == 1
+    assert "nowhere/*.jsonl" in failed.stderr.splitlines()[0]
+    assert failed.stderr.startswith("failed prepare: ")
+    assert "Traceback" not in failed.stdout + failed.stderr
+    assert "pipeline.log" in failed.stderr
+    assert "run the same command again" in failed.stderr
+
+
+@contextmanager
+def run_at_work(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """A `calm run` that is preparing its text, and the processes below it: Kubeflow's runner, a task."""
+    place = Workplace(folder)
+    place.write("a.jsonl", [document(number) for number in range(40)])
+    with subprocess.Popen(
+        place.command("run", "--profile", str(PROFILE), "--source", "*.jsonl"),
+        cwd=place.folder,
+        env=place.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stdout is not None
+        while not run.stdout.readline().startswith("prepare: running"):
+            assert run.poll() is None
+        processes = psutil.Process(run.pid).children(recursive=True)
+        assert len(processes) >= 2
+        yield run, processes
+
+
+def test_a_stopped_run_leaves_no_process_and_says_how_to_go_on(tmp_path: Path) -> None:
+    with run_at_work(tmp_path) as (run, processes):
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(timeout=60) == 128 + signal.SIGTERM
+        assert run.stderr is not None
+        assert "run the same command again" in run.stderr.read()
+        assert [process for process in processes if process.is_running()] == []
+
+
+def test_a_run_whose_processes_are_killed_names_the_stage_and_the_log(tmp_path: Path) -> None:
+    """As the kernel does for want of memory: nothing could report a failure."""
+    with run_at_work(tmp_path) as (run, processes):
+        processes[0].kill()
+        assert run.wait(timeout=60) == 1
+        assert run.stderr is not None
+        error = run.stderr.read()
+        assert error.startswith("failed prepare: it ended without a reason: killed")
+        assert "pipeline.log" in error
+        assert [process for process in processes if process.is_running()] == []
+
+
+def test_a_run_ends_when_the_process_that_watches_it_is_killed(tmp_path: Path) -> None:
+    with run_at_work(tmp_path) as (run, processes):
+        run.kill()
+        _, alive = psutil.wait_procs(processes, timeout=20)
+        assert alive == []
