@@ -26,13 +26,13 @@ CheckpointsOption = Annotated[
 ]
 
 
-def _begin(profile: str, overrides: list[str] | None) -> tuple[Config, Home]:
-    """The settings, with MLflow ready for the stage's record."""
+def _begin(config: Config) -> Home:
+    """Make MLflow ready for the stage's record."""
     from pipelines.local_tracking import use_tracking
 
-    config, home = configuration(profile, overrides), Home.find()
+    home = Home.find()
     use_tracking(home, config.experiment)
-    return config, home
+    return home
 
 
 def _end(artifact: "Artifact") -> None:
@@ -60,6 +60,7 @@ def prepare(
         raise ConfigError("data.sources: name the text, e.g. --source 'texts/*.jsonl'")
     from calm_core.data.prepare import prepare_data
 
+    _begin(config)
     _end(prepare_data(config.data, config.tokenizer, output))
 
 
@@ -78,7 +79,8 @@ def train_autoencoder(
     """
     from calm_core.training import stages
 
-    config, home = _begin(profile, set_)
+    config = configuration(profile, set_)
+    home = _begin(config)
     root = checkpoints or str(home.checkpoints)
     _end(stages.train_autoencoder(config.autoencoder, dataset, output, seed=config.seed, checkpoint_root=root))
 
@@ -99,7 +101,8 @@ def train_calm(
     """
     from calm_core.training import stages
 
-    config, home = _begin(profile, set_)
+    config = configuration(profile, set_)
+    home = _begin(config)
     root = checkpoints or str(home.checkpoints)
     _end(stages.train_calm(config.calm, dataset, autoencoder, output, seed=config.seed, checkpoint_root=root))
 
@@ -120,7 +123,8 @@ def evaluate(
     """
     from calm_core.evaluation import stage
 
-    config, _ = _begin(profile, set_)
+    config = configuration(profile, set_)
+    _begin(config)
     _end(stage.evaluate(config.evaluation, dataset, autoencoder, calm, output, seed=config.seed))
 
 
@@ -140,5 +144,6 @@ def register(
     """
     from calm_core.registry.register import register_model
 
-    config, _ = _begin(profile, set_)
+    config = configuration(profile, set_)
+    _begin(config)
     _end(register_model(config.registry, autoencoder, calm, evaluation, output))

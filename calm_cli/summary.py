@@ -14,6 +14,7 @@ from calm_core import storage
 from calm_core.artifact import MANIFEST_NAME, Manifest
 
 REPORT_NAME = "report.html"
+_SHOWN_REJECTS = 5
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def data_lines(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.items() if count)
     yield "documents", f"{results['documents_in']:,} read: {kept}"
     yield "rejected", f"{sum(rejected.values()):,}" + (f" ({reasons})" if reasons else "")
-    for example in results["reject_examples"]:
+    for example in results["reject_examples"][:_SHOWN_REJECTS]:
         yield "", str(example)
     yield "duplicates dropped", f"{results['duplicates']:,}"
     yield "tokens", ", ".join(f"{split['tokens']:,} {name}" for name, split in splits.items())

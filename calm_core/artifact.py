@@ -128,7 +128,9 @@ class Artifact:
                 self.manifest = Manifest.model_validate_json(file.read())
         except FileNotFoundError:
             state = "half-written (its stage did not finish)" if storage.exists(uri) else "missing"
-            raise ArtifactError(f"{uri}: the {kind} artifact is {state}: no {MANIFEST_NAME}; run its stage again") from None
+            raise ArtifactError(
+                f"{uri}: the {kind} artifact is {state}: no {MANIFEST_NAME}; run its stage again"
+            ) from None
         except ValidationError as error:
             raise ArtifactError(
                 f"{manifest_uri}: damaged manifest ({error.errors()[0]['msg']}); delete the folder and run its stage again"

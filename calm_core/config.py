@@ -27,13 +27,17 @@ class DataConfig(Section):
     sources: tuple[str, ...] = Field((), description="paths, globs or fsspec URLs of .jsonl and .txt files")
     text_field: str = Field("text", min_length=1, description="the field of a .jsonl line that holds the text")
     partitions: int = Field(2, ge=1, description="parts of the sources that are prepared side by side")
-    validation_fraction: float = Field(0.05, gt=0, lt=1, description="share of documents held out, chosen by a hash of their text")
+    validation_fraction: float = Field(
+        0.05, gt=0, lt=1, description="share of documents held out, by a hash of the text"
+    )
     sequence_length: int = Field(512, ge=2, description="tokens in a sequence")
     document_alignment: int = Field(8, ge=1, description="documents begin on a multiple of this many tokens")
     rows_per_group: int = Field(256, ge=1, description="sequences in a Parquet row group")
     rows_per_shard: int = Field(16384, ge=1, description="sequences in a Parquet file")
     max_document_bytes: int = Field(10_000_000, ge=1, description="a longer document is rejected")
-    txt_document_bytes: int = Field(16384, ge=1, description="a longer .txt file is cut into documents of about this size")
+    txt_document_bytes: int = Field(
+        16384, ge=1, description="a longer .txt file is cut into documents of about this size"
+    )
     max_reject_fraction: Fraction = Field(0.1, description="share of rejected documents above which preparing fails")
 
     @model_validator(mode="after")
@@ -49,7 +53,9 @@ class TokenizerConfig(Section):
     """Byte-level BPE, trained on the training documents."""
 
     vocab_size: int = Field(2048, ge=258, le=2**32, description="tokens, the 256 bytes and 2 special tokens included")
-    max_training_bytes: int = Field(100_000_000, ge=1, description="bytes of training text that the merges are learned from")
+    max_training_bytes: int = Field(
+        100_000_000, ge=1, description="bytes of training text that the merges are learned from"
+    )
 
 
 class TrainingConfig(Section):
@@ -63,12 +69,16 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on CPU")
     learning_rate: float = Field(3e-4, gt=0)
     warmup_steps: int = Field(100, ge=0, description="linear warm-up")
-    decay_fraction: float = Field(0.0, ge=0, le=1, description="last share of the steps with linear decay to zero; 0: constant")
+    decay_fraction: float = Field(
+        0.0, ge=0, le=1, description="last share of the steps with linear decay to zero; 0: constant"
+    )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field((0.9, 0.95))
     weight_decay: float = Field(0.1, ge=0)
     gradient_clipping: float = Field(1.0, gt=0, description="largest gradient norm")
     log_interval: int = Field(10, ge=1, description="steps between two points of the training curves")
-    validation_interval: int = Field(100, ge=1, description="steps between two validations; the last step is always validated")
+    validation_interval: int = Field(
+        100, ge=1, description="steps between two validations; the last step is always validated"
+    )
     validation_sequences: int = Field(32, ge=1, description="held-out sequences in a validation during training")
     checkpoint_interval: int = Field(500, ge=1, description="steps between two checkpoints")
 
@@ -91,10 +101,16 @@ class AutoencoderModelConfig(Section):
     latent_size: int = Field(128, ge=1, description="l, numbers in a chunk's vector")
     hidden_size: int = Field(512, ge=1)
     intermediate_size: int = Field(1280, ge=1)
-    num_encoder_layers: int = Field(2, ge=1, description="residual blocks; the first half (rounded up) before the squeeze layer")
-    num_decoder_layers: int = Field(2, ge=1, description="residual blocks; the first half (rounded down) before the expand layer")
+    num_encoder_layers: int = Field(
+        2, ge=1, description="residual blocks; the first half (rounded up) before squeezing"
+    )
+    num_decoder_layers: int = Field(
+        2, ge=1, description="residual blocks; the first half (rounded down) before expansion"
+    )
     kl_weight: float = Field(1e-3, ge=0)
-    kl_clip: float = Field(0.5, ge=0, description="smallest KL per latent dimension, in nats; stops dimensions from collapsing")
+    kl_clip: float = Field(
+        0.5, ge=0, description="smallest KL per latent dimension, in nats; stops dimensions from collapsing"
+    )
     latent_dropout: Fraction = Field(0.15, description="dropout on the latent while training")
     token_dropout: Fraction = Field(0.15, description="input tokens masked while training")
     rms_norm_eps: float = Field(1e-6, gt=0)
@@ -109,7 +125,9 @@ class CalmModelConfig(Section):
     num_attention_heads: int = Field(16, ge=1)
     rope_theta: float = Field(500_000.0, gt=0)
     rms_norm_eps: float = Field(1e-6, gt=0)
-    num_head_layers: int = Field(4, ge=1, description="blocks of the energy head; the paper uses a quarter of the layers")
+    num_head_layers: int = Field(
+        4, ge=1, description="blocks of the energy head; the paper uses a quarter of the layers"
+    )
     noise_size: int = Field(64, ge=1, description="uniform noise that the energy head turns into a sample")
     model_samples: int = Field(8, ge=2, description="N, samples of the head per position in the energy loss")
     target_samples: int = Field(100, ge=1, description="M, samples of the autoencoder's posterior per position")
@@ -181,7 +199,8 @@ class Config(Section):
             )
         if self.data.sequence_length < 2 * chunk_size:
             raise ValueError(
-                f"data.sequence_length ({self.data.sequence_length}) must hold two chunks of autoencoder.model.chunk_size ({chunk_size})"
+                f"data.sequence_length ({self.data.sequence_length}) must hold two chunks of "
+                f"autoencoder.model.chunk_size ({chunk_size})"
             )
         return self
 
@@ -207,7 +226,7 @@ def resolve_config(profile: Mapping[str, Any], overrides: Sequence[str] = ()) ->
     Raises:
         ConfigError: An override is no `key=value`, or a key or value is refused.
     """
-    values: dict[str, Any] = {key: value for key, value in profile.items()}
+    values: dict[str, Any] = dict(profile)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():

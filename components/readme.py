@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 from docstring_parser import Docstring, parse
-from kfp import dsl
 from kfp.dsl.types.type_annotations import OutputAnnotation
 
 ROOT = Path(__file__).parent
@@ -72,8 +71,8 @@ def _is_output(annotation: Any) -> bool:
 
 def _type_name(annotation: Any) -> str:
     inner = annotation.__origin__ if hasattr(annotation, "__metadata__") else annotation
-    if inspect.isclass(inner) and issubclass(inner, dsl.Artifact):
-        return str(inner.schema_title).removeprefix("system.")
+    if title := getattr(inner, "schema_title", ""):
+        return str(title).removeprefix("system.")
     if items := getattr(inner, "__args__", ()):
         return f"{inner.__origin__.__name__}[{', '.join(_type_name(item) for item in items)}]"
     return str(getattr(inner, "__name__", inner))

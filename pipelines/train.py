@@ -107,5 +107,6 @@ def calm_train(
         autoencoder_model=autoencoder_model,
         calm_model=calm_model,
         evaluation_report=evaluation_report,
-    ).outputs["registration"]
-    return Outputs(dataset, autoencoder_model, calm_model, evaluation_report, registration)
+    )
+    registration.set_caching_options(enable_caching=False)  # the registry can lose what the cache remembers
+    return Outputs(dataset, autoencoder_model, calm_model, evaluation_report, registration.outputs["registration"])

@@ -27,8 +27,8 @@ from calm_core.errors import SourceError
 from calm_core.progress import report, reported
 
 STAGE = "prepare"
-SPLITS = ("train", "validation")
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
 _SHOWN_REJECTS = 20
 _ENCODE_BATCH = 256

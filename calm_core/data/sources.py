@@ -6,6 +6,7 @@ A bad document is counted by reason and kept out: documents in = documents out +
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import IO, Any, Literal
 
@@ -81,7 +82,7 @@ def plan_partitions(config: DataConfig) -> list[dict[str, Any]]:
         cuts = [0, *sorted({round(b - offset) for b in bounds if offset < b < offset + size} - {0, size}), size]
         if PurePosixPath(uri).suffix == ".txt":
             cuts = [0, size]
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             middle = offset + (start + end) / 2
             pieces[sum(b <= middle for b in bounds)].append(
                 Piece(uri=uri, start=start, end=end, size=size, sha256=sha256)

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from calm_core.errors import ArtifactError
+
 PAD_TOKEN, EOS_TOKEN = "<|pad|>", "<|endoftext|>"
 
 
@@ -14,8 +16,8 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
         self._backend.encode_special_tokens = True
-        self.pad_id: int = backend.token_to_id(PAD_TOKEN)
-        self.eos_id: int = backend.token_to_id(EOS_TOKEN)
+        self.pad_id = _special_id(backend, PAD_TOKEN)
+        self.eos_id = _special_id(backend, EOS_TOKEN)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -59,3 +61,10 @@ class Tokenizer:
         """The text of token ids; special tokens are left out."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
+
+
+def _special_id(backend: tokenizers.Tokenizer, token: str) -> int:
+    number = backend.token_to_id(token)
+    if number is None:
+        raise ArtifactError(f"the tokenizer has no token {token}; it was not made by this pipeline")
+    return int(number)

@@ -183,7 +183,8 @@ def to_chunks(tokens_BT: Tensor, chunk_size: int) -> Tensor:
     """
     if tokens_BT.shape[-1] % chunk_size:
         raise ValueError(f"sequence length {tokens_BT.shape[-1]} is no multiple of the chunk size {chunk_size}")
-    return tokens_BT.unflatten(-1, (-1, chunk_size))
+    chunks_BPK: Tensor = tokens_BT.unflatten(-1, (-1, chunk_size))
+    return chunks_BPK
 
 
 def freeze(model: nn.Module) -> nn.Module:

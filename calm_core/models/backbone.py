@@ -123,9 +123,7 @@ class Layer(nn.Module):
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, past: KeyValues | None = None
-    ) -> tuple[Tensor, KeyValues]:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
         attended, key_values = self.self_attn(self.input_layernorm(x), cos, sin, past)
         return self.feed_forward(x + attended), key_values
 

@@ -60,9 +60,7 @@ def start_engine(task: Task, config: TrainingConfig, bf16: bool) -> Any:
     micro_steps = config.global_batch_size // (config.micro_batch_size * dist.get_world_size())
     engine, *_ = deepspeed.initialize(
         model=task.model,
-        optimizer=AdamW(
-            parameter_groups(task.model, config.weight_decay), lr=config.learning_rate, betas=config.betas
-        ),
+        optimizer=AdamW(parameter_groups(task.model, config.weight_decay), lr=config.learning_rate, betas=config.betas),
         lr_scheduler=schedule,
         config={
             "train_batch_size": config.global_batch_size,
@@ -111,9 +109,7 @@ class Trainer:
         self.run = run
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.validation = validation
-        self.loader = Loader(
-            dataset, config.global_batch_size, seed=seed, rank=self.rank, world_size=self.world_size
-        )
+        self.loader = Loader(dataset, config.global_batch_size, seed=seed, rank=self.rank, world_size=self.world_size)
         self.engine = start_engine(task, config, bf16)
         self.device: torch.device = self.engine.device
         self.checkpointer = Checkpointer(checkpoints)
@@ -158,9 +154,8 @@ class Trainer:
         """One optimiser step on one global batch: its metrics, and whether any rank was asked to stop."""
         batch = self.loader.next_batch()
         tokens = batch.tokens.to(self.device)
-        totals = all_reduce_sum(
-            torch.cat([self.task.counts(tokens), torch.tensor([float(self._stop_asked)]).to(tokens.device)]), self.device
-        )
+        stop_asked = torch.tensor([float(self._stop_asked)], device=self.device)
+        totals = all_reduce_sum(torch.cat([self.task.counts(tokens), stop_asked]), self.device)
         counts, stop = totals[:-1].clamp_min(1), bool(totals[-1] > 0)
         sums: dict[str, Tensor] = {}
         for part in _micro_batches(batch, self.config.micro_batch_size):
@@ -227,7 +222,8 @@ class Trainer:
                 return f"validation token accuracy {record['validation_accuracy']:.2%}"
             if "validation_energy_loss" in record:
                 return f"validation energy loss {record['validation_energy_loss']:.4f}"
-        return ", ".join(f"{name} {self.curves[-1][name]:.4f}" for name in ("loss", "energy_loss") if name in self.curves[-1])
+        latest = self.curves[-1]
+        return ", ".join(f"{name} {latest[name]:.4f}" for name in ("loss", "energy_loss") if name in latest)
 
     def _save_checkpoint(self) -> None:
         state = {"step": self.step, "curves": self.curves, "loader": self.loader.state_dict()}
@@ -253,5 +249,3 @@ class Trainer:
 def _micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, len(batch.positions), size):
         yield Batch(batch.tokens[start : start + size], batch.positions[start : start + size])
-
-

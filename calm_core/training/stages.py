@@ -33,7 +33,8 @@ def train_autoencoder(
         run_id="",
     )
     artifact = _train(spec)
-    report(spec.stage, "finished", note=f"validation token accuracy {artifact.manifest.results['validation_accuracy']:.2%}")
+    accuracy = artifact.manifest.results["validation_accuracy"]
+    report(spec.stage, "finished", note=f"validation token accuracy {accuracy:.2%}")
     return artifact
 
 

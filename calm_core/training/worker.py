@@ -45,7 +45,7 @@ def main() -> None:
 def _start_distributed() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # DeepSpeed would compile this op for CPU ranks on one node, which fails on a machine without a C++ compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm_op"] = False
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

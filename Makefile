@@ -1,0 +1,47 @@
+# make run | make test | make lint | make clean. Every target installs what it needs into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format compile clean
+
+help:
+	@echo "make run    install, and run the whole pipeline on real text (ARGS='--set seed=1' passes options on)"
+	@echo "make test   install, and run the tests"
+	@echo "make lint   check lint, format, types and import boundaries"
+	@echo "make format format the code"
+	@echo "make compile  write the compiled pipeline and the components' READMEs anew"
+	@echo "make clean  remove the environment and all that runs have made"
+
+# DS_BUILD_OPS=0: no compiler is needed. constraints.txt pins every version.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned dependencies into $(VENV) (a few minutes the first time) ..."
+	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(VENV)/installed
+	@$(BIN)/calm run $(ARGS)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+compile: $(VENV)/installed
+	$(BIN)/python -m pipelines.compile
+	$(BIN)/python -m components.readme
+
+clean:
+	rm -rf $(VENV) .calm build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

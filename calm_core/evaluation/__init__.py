@@ -1,0 +1,1 @@
+"""BrierLM and what is reported with it."""

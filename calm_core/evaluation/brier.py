@@ -1,0 +1,110 @@
+"""BrierLM: a likelihood-free, strictly proper score of language models (arXiv 2510.27688).
+
+Brier-n of a position = 1{x1 = y} + 1{x2 = y} - 1{x1 = x2} for two n-token samples x of the model and the true tokens y;
+its expectation is 1 minus the Brier score's squared error, so a perfect model has the highest. Positions are averaged
+first, then BrierLM = 100 * (product over n = 1..4 of max(Brier-n, 0))^(1/4).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+MAX_N = 4
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def brier_terms(samples_RST: Tensor, target_RT: Tensor) -> Tensor:
+    """Unbiased estimate of each position's Brier-n, n = 1..T, from S independent samples.
+
+    (2 / S) sum_s 1{x_s = y} - 1 / (S (S - 1)) sum_{s != t} 1{x_s = x_t}, over the first n tokens.
+
+    Args:
+        samples_RST: int64, S >= 2 samples of T tokens for R positions.
+        target_RT: int64, the true tokens.
+
+    Returns:
+        fp64 [R, T].
+    """
+    number = samples_RST.shape[1]
+    hits_RST = (samples_RST == target_RT.unsqueeze(1)).cumprod(-1)
+    same_RSST = (samples_RST.unsqueeze(1) == samples_RST.unsqueeze(2)).cumprod(-1)
+    collisions_RT = same_RSST.sum((1, 2)) - number  # less each sample with itself
+    return 2 * hits_RST.double().mean(1) - collisions_RT.double() / (number * (number - 1))
+
+
+def brierlm(brier_n: FloatArray) -> FloatArray:
+    """BrierLM of mean Brier-1..4 [..., 4]; each is clamped at zero alone, so two negative ones cannot cancel."""
+    result: FloatArray = 100 * np.prod(np.maximum(brier_n, 0), axis=-1) ** (1 / brier_n.shape[-1])
+    return result
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+class BrierAccumulator:
+    """Sums Brier terms by sequence; memory is a few numbers for each sequence, whatever its length."""
+
+    def __init__(self) -> None:
+        self._sums: list[FloatArray] = []
+        self._counts: list[FloatArray] = []
+
+    def add(self, terms_BPT: Tensor, counted_BP: Tensor) -> None:
+        """Terms of every position [B, P, T], and which of them count."""
+        self._sums.append((terms_BPT * counted_BP.unsqueeze(-1)).sum(1).cpu().numpy())
+        self._counts.append(counted_BP.sum(1).double().cpu().numpy())
+
+    @property
+    def positions(self) -> int:
+        """Positions that counted."""
+        return int(sum(counts.sum() for counts in self._counts))
+
+    def estimates(self, resamples: int, confidence: float, seed: int) -> dict[str, Estimate]:
+        """Brier-1..4 (shares, unclamped) and "brierlm" (in percent), with bootstrap intervals over sequences."""
+        sums, counts = np.concatenate(self._sums), np.concatenate(self._counts)
+        draws = np.random.default_rng(seed).multinomial(
+            len(counts), np.full(len(counts), 1 / len(counts)), size=resamples
+        )
+        positions = np.maximum(draws @ counts, 1)
+        resampled_RT = (draws @ sums) / positions[:, None]
+        mean_T = sums.sum(0) / max(counts.sum(), 1)
+        tail = 100 * (1 - confidence) / 2
+        low_T, high_T = np.percentile(resampled_RT, [tail, 100 - tail], axis=0)
+        estimates = {
+            str(n + 1): Estimate(float(mean_T[n]), float(low_T[n]), float(high_T[n])) for n in range(len(mean_T))
+        }
+        low, high = np.percentile(brierlm(resampled_RT), [tail, 100 - tail])
+        return estimates | {"brierlm": Estimate(float(brierlm(mean_T)), float(low), float(high))}
+
+
+def next_tokens(tokens_BT: Tensor, chunk_size: int, real_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The true next `MAX_N` tokens after each chunk, and where all of them are real.
+
+    The last start position is the last one with `MAX_N` tokens' worth of whole chunks after it.
+
+    Returns:
+        int64 [B, P, MAX_N] and bool [B, P].
+    """
+    whole = chunk_size * -(-MAX_N // chunk_size)
+    targets = tokens_BT[:, chunk_size:].unfold(1, whole, chunk_size)[..., :MAX_N]
+    real = real_BT[:, chunk_size:].unfold(1, whole, chunk_size)[..., :MAX_N].all(-1)
+    return targets, real
+
+
+def frequencies(tokens: Tensor, vocab_size: int, pad_id: int) -> Tensor:
+    """Share of each token among the real ones, fp64 [V]; the model that ignores all context."""
+    counts = torch.bincount(tokens.flatten(), minlength=vocab_size).double()
+    counts[pad_id] = 0
+    return counts / counts.sum()

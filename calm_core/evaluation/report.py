@@ -1,0 +1,71 @@
+"""The evaluation as one self-contained HTML page."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+
+_TEMPLATE = "report.html"
+
+Curves = Sequence[Mapping[str, float]]
+
+
+def render_report(results: Mapping[str, Any], curves: Mapping[str, Curves]) -> str:
+    """HTML with the scores, the learning curves and the texts; pictures are inside.
+
+    Args:
+        results: Results of the evaluation stage.
+        curves: Points of the training curves of "autoencoder" and "calm".
+    """
+    source = files("calm_core.evaluation").joinpath(_TEMPLATE).read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    pictures = {
+        "brier": _brier_picture(results),
+        "accuracy": _curve_picture(curves["autoencoder"], "accuracy", "Autoencoder: token accuracy"),
+        "energy": _curve_picture(curves["calm"], "energy_loss", "CALM: energy loss"),
+    }
+    return environment.from_string(source).render(results=results, pictures=pictures)
+
+
+def _brier_picture(results: Mapping[str, Any]) -> str:
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    numbers = sorted(results["brier"])
+    values = [100 * results["brier"][n]["value"] for n in numbers]
+    low = [100 * (results["brier"][n]["value"] - results["brier"][n]["low"]) for n in numbers]
+    high = [100 * (results["brier"][n]["high"] - results["brier"][n]["value"]) for n in numbers]
+    unigram = [100 * results["references"]["unigram"]["brier"][n]["value"] for n in numbers]
+    places = range(len(numbers))
+    axes.bar([p - 0.2 for p in places], values, 0.4, yerr=[low, high], capsize=4, label="this model")
+    axes.bar([p + 0.2 for p in places], unigram, 0.4, label="tokens by frequency", color="0.75")
+    axes.set_xticks(list(places), [f"Brier-{n}" for n in numbers])
+    axes.set_ylabel("x 100")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.legend()
+    return _as_png(figure)
+
+
+def _curve_picture(curve: Curves, name: str, title: str) -> str:
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    for key, label in ((name, "training"), (f"validation_{name}", "validation")):
+        points = [(record["step"], record[key]) for record in curve if key in record]
+        axes.plot([x for x, _ in points], [y for _, y in points], label=label, marker="." if len(points) < 30 else "")
+    axes.set(title=title, xlabel="step")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _as_png(figure)
+
+
+def _as_png(figure: Figure) -> str:
+    """A picture as base64 text, without anything that differs between two runs."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,1 @@
+"""Registered models: MLflow's registry, and loading a model from it with this library alone."""
