@@ -128,12 +128,12 @@ class Artifact:
                 self.manifest = Manifest.model_validate_json(file.read())
         except FileNotFoundError:
             state = "half-written (its stage did not finish)" if storage.exists(uri) else "missing"
-            raise ArtifactError(
-                f"{uri}: the {kind} artifact is {state}: no {MANIFEST_NAME}; run its stage again"
-            ) from None
+            message = f"{uri}: the {kind} artifact is {state}: no {MANIFEST_NAME}; run its stage again"
+            raise ArtifactError(message) from None
         except ValidationError as error:
             raise ArtifactError(
-                f"{manifest_uri}: damaged manifest ({error.errors()[0]['msg']}); delete the folder and run its stage again"
+                f"{manifest_uri}: damaged manifest ({error.errors()[0]['msg']}); "
+                "delete the folder and run its stage again"
             ) from None
         if self.manifest.schema_version != SCHEMA_VERSION:
             raise ArtifactError(
