@@ -53,6 +53,10 @@ class Manifest(BaseModel):
         return digest_of(self.model_dump(exclude={"code_version", "timings"}))
 
 
+class _SchemaVersion(BaseModel):
+    schema_version: int
+
+
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form, as hex."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -125,8 +129,10 @@ class Artifact:
         manifest_uri = storage.join(uri, MANIFEST_NAME)
         try:
             with storage.open_uri(manifest_uri) as file:
-                self.manifest = Manifest.model_validate_json(file.read())
-        except FileNotFoundError:
+                data = file.read()
+            self._refuse_other_schema(data)
+            self.manifest = Manifest.model_validate_json(data)
+        except (FileNotFoundError, NotADirectoryError):
             state = "half-written (its stage did not finish)" if storage.exists(uri) else "missing"
             message = f"{uri}: the {kind} artifact is {state}: no {MANIFEST_NAME}; run its stage again"
             raise ArtifactError(message) from None
@@ -135,13 +141,17 @@ class Artifact:
                 f"{manifest_uri}: damaged manifest ({error.errors()[0]['msg']}); "
                 "delete the folder and run its stage again"
             ) from None
-        if self.manifest.schema_version != SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{manifest_uri}: schema version {self.manifest.schema_version}, this code reads {SCHEMA_VERSION}; "
-                "run its stage again"
-            )
         if self.manifest.kind != kind:
             raise ArtifactError(f"{uri}: is a {self.manifest.kind} artifact, a {kind} artifact was expected")
+
+    def _refuse_other_schema(self, manifest: bytes) -> None:
+        """Read the version alone: a manifest of another schema may have other fields, and is not damaged."""
+        version = _SchemaVersion.model_validate_json(manifest).schema_version
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{storage.join(self.uri, MANIFEST_NAME)}: schema version {version}, this code reads "
+                f"{SCHEMA_VERSION}; run its stage again"
+            )
 
     @property
     def digest(self) -> str:

@@ -44,7 +44,8 @@ class DataConfig(Section):
     def _sequences_hold_whole_units(self) -> Self:
         if self.sequence_length % self.document_alignment:
             raise ValueError(
-                f"sequence_length ({self.sequence_length}) must be a multiple of document_alignment ({self.document_alignment})"
+                f"sequence_length ({self.sequence_length}) must be a multiple of "
+                f"document_alignment ({self.document_alignment})"
             )
         return self
 
@@ -137,7 +138,8 @@ class CalmModelConfig(Section):
     def _heads_divide(self) -> Self:
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be num_attention_heads ({self.num_attention_heads}) times an even number"
+                f"hidden_size ({self.hidden_size}) must be "
+                f"num_attention_heads ({self.num_attention_heads}) times an even number"
             )
         return self
 

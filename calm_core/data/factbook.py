@@ -61,4 +61,5 @@ def _field_text(value: Any) -> str:
 
 
 def _clean(text: str) -> str:
-    return _SPACE.sub(" ", html.unescape(_TAG.sub(" ", text))).strip()
+    text = html.unescape(html.unescape(_TAG.sub(" ", text)))  # twice: some pages hold "&amp;nbsp;"
+    return _SPACE.sub(" ", text).strip()

@@ -12,6 +12,7 @@ import torch
 from calm_core.artifact import Artifact
 from calm_core.data.shards import ShardReader
 from calm_core.data.tokenizer import Tokenizer
+from calm_core.errors import ConfigError
 
 _WINDOW_GROUPS = 8  # row groups that are shuffled together; also what is kept decoded
 
@@ -102,11 +103,16 @@ class Loader:
     """An endless stream of global batches; each rank takes its contiguous slice of every one.
 
     Epochs follow each other without dropping a sequence, so a batch may hold the end of one and the start of the next.
+
+    Raises:
+        ConfigError: The ranks cannot share a batch evenly.
     """
 
     def __init__(
         self, dataset: TokenDataset, global_batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
+        if global_batch_size % world_size:
+            raise ConfigError(f"global_batch_size ({global_batch_size}) must be a multiple of the {world_size} ranks")
         self.dataset = dataset
         self._global_batch_size = global_batch_size
         self._seed = seed

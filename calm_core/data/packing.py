@@ -7,7 +7,12 @@ import numpy.typing as npt
 
 
 def pack(
-    documents: Iterable[Sequence[int]], *, sequence_length: int, document_alignment: int, pad_id: int, eos_id: int
+    documents: Iterable[Sequence[int] | npt.NDArray[np.uint32]],
+    *,
+    sequence_length: int,
+    document_alignment: int,
+    pad_id: int,
+    eos_id: int,
 ) -> npt.NDArray[np.int64]:
     """Concatenate documents and cut them into sequences.
 

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,7 +24,7 @@ from calm_core.data.packing import pack
 from calm_core.data.shards import encode_shards
 from calm_core.data.sources import Document, Partition, read_documents
 from calm_core.data.tokenizer import Tokenizer
-from calm_core.errors import SourceError
+from calm_core.errors import ArtifactError, SourceError
 from calm_core.progress import report, reported
 
 STAGE = "prepare"
@@ -77,6 +78,7 @@ def scan_partition(partition: Mapping[str, Any], config: DataConfig, output_uri:
         table = pa.table({"hash": pa.array(hashes, pa.binary(32)), "split": pa.array(splits, pa.string())})
         writer.write("documents.parquet", _parquet(table))
         writer.results |= {
+            "partition": Partition.model_validate(partition).index,
             "documents": len(hashes),
             "text_bytes": text_bytes,
             "rejected": dict(sorted(rejected.items())),
@@ -92,7 +94,7 @@ def find_duplicates(scan_uris: Sequence[str], output_uri: str) -> Artifact:
     Returns:
         A `duplicates` artifact: dropped.parquet (partition, document), in order.
     """
-    scans = [Artifact(uri, "scan") for uri in scan_uris]
+    scans = _in_order(scan_uris, "scan")
     parents = {f"scan-{i}": scan.digest for i, scan in enumerate(scans)}
     with reported(STAGE), ArtifactWriter(output_uri, "duplicates", {}, parents) as writer:
         seen: set[bytes] = set()
@@ -163,6 +165,7 @@ def tokenize_partition(
         documents = (document for document in read_documents(partition, config) if not document.reason)
         kept = (document for i, document in enumerate(documents) if i not in dropped)
         tokens = _encode(kept, tokenizer, config.validation_fraction)
+        writer.results["partition"] = index
         for split in SPLITS:
             writer.results[split] = _write_split(writer, split, tokens[split], config, tokenizer)
     return Artifact(output_uri, "shards")
@@ -170,21 +173,25 @@ def tokenize_partition(
 
 def _encode(
     documents: Iterator[Document], tokenizer: Tokenizer, validation_fraction: float
-) -> dict[Split, list[list[int]]]:
+) -> dict[Split, list[npt.NDArray[np.uint32]]]:
     """Token ids of each document by split; reports how fast it goes."""
-    tokens: dict[Split, list[list[int]]] = {"train": [], "validation": []}
+    tokens: dict[Split, list[npt.NDArray[np.uint32]]] = {"train": [], "validation": []}
     started, done = time.monotonic(), 0
     while batch := list(islice(documents, _ENCODE_BATCH)):
         texts = [document.text for document in batch]
         for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            tokens[split_of(text, validation_fraction)].append(ids)
+            tokens[split_of(text, validation_fraction)].append(np.array(ids, dtype=np.uint32))
             done += len(ids)
         report(STAGE, rate=done / (time.monotonic() - started), note=f"{done:,} tokens encoded")
     return tokens
 
 
 def _write_split(
-    writer: ArtifactWriter, split: Split, documents: list[list[int]], config: DataConfig, tokenizer: Tokenizer
+    writer: ArtifactWriter,
+    split: Split,
+    documents: list[npt.NDArray[np.uint32]],
+    config: DataConfig,
+    tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     sequences = pack(
         documents,
@@ -225,9 +232,9 @@ def merge_partitions(
 
     Raises:
         SourceError: Too many documents were rejected, or a split is empty.
+        ArtifactError: A partition is missing, or its scan and its shards do not hold the same documents.
     """
-    scans = [Artifact(uri, "scan") for uri in scan_uris]
-    parts = [Artifact(uri, "shards") for uri in shards_uris]
+    scans, parts = _in_order(scan_uris, "scan"), _in_order(shards_uris, "shards")
     duplicates, tokenizer = Artifact(duplicates_uri, "duplicates"), Artifact(tokenizer_uri, "tokenizer")
     parents = {"tokenizer": tokenizer.digest, "duplicates": duplicates.digest}
     parents |= {f"shards-{i}": part.digest for i, part in enumerate(parts)}
@@ -250,6 +257,7 @@ def merge_partitions(
             "rows_per_group": config.rows_per_group,
             "splits": {split: _merge_split(writer, split, parts) for split in SPLITS},
         }
+        _refuse_lost_documents(writer.results)
         for split in SPLITS:
             if not writer.results["splits"][split]["sequences"]:
                 raise SourceError(
@@ -266,6 +274,15 @@ def merge_partitions(
         note=f"{counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['rejected']:,} rejected",
     )
     return dataset
+
+
+def _in_order(uris: Sequence[str], kind: str) -> list[Artifact]:
+    """The partitions' artifacts in the order of the sources, in whatever order they are named."""
+    artifacts = sorted((Artifact(uri, kind) for uri in uris), key=lambda a: int(a.manifest.results["partition"]))
+    found = [artifact.manifest.results["partition"] for artifact in artifacts]
+    if found != list(range(len(found))):
+        raise ArtifactError(f"the {kind} artifacts are of partitions {found}: one is missing or named twice; run again")
+    return artifacts
 
 
 def _document_counts(scans: list[Artifact], duplicates: Artifact) -> dict[str, Any]:
@@ -293,6 +310,15 @@ def _refuse_too_many_rejects(results: Mapping[str, Any], config: DataConfig) -> 
         raise SourceError(
             f"{rejects} of {documents} documents are unusable ({reasons}){first}; mend the sources, check "
             "data.text_field, or raise data.max_reject_fraction"
+        )
+
+
+def _refuse_lost_documents(results: Mapping[str, Any]) -> None:
+    written = sum(split["documents"] for split in results["splits"].values())
+    if written != results["documents_out"]:
+        raise ArtifactError(
+            f"{results['documents_out']} documents were scanned but {written} are in the shards: a source changed or "
+            "a partition is missing; run again"
         )
 
 

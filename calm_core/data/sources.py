@@ -3,6 +3,7 @@
 A bad document is counted by reason and kept out: documents in = documents out + rejects + duplicates.
 """
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from calm_core.config import DataConfig
 from calm_core.errors import SourceError
 
 SUFFIXES = (".jsonl", ".txt")
+
+_JSON_BYTES = 6  # JSON may spend this many bytes on one byte of text, as in \u0001
+_OTHER_FIELDS = 1024  # room in a line for more than its text
 
 Reason = Literal[
     "broken_json", "not_utf8", "missing_field", "not_text", "empty", "too_large", "invalid_unicode", "empty_file"
@@ -92,7 +96,12 @@ def plan_partitions(config: DataConfig) -> list[dict[str, Any]]:
 
 
 def _files_of(source: str) -> list[str]:
-    files = storage.glob(source)
+    try:
+        files = storage.glob(source)
+    except (OSError, ValueError, ImportError) as error:  # fsspec's, e.g. for an unknown protocol
+        raise SourceError(f"{source}: cannot be read ({error}); check data.sources (--source)") from None
+    if not files and storage.exists(source):
+        raise SourceError(f"{source}: is a folder; name its files, e.g. {storage.join(source, '*.jsonl')}")
     if not files:
         raise SourceError(f"{source}: no such file, and nothing matches; check data.sources (--source)")
     for uri in files:
@@ -103,6 +112,9 @@ def _files_of(source: str) -> list[str]:
 
 def read_documents(partition: Mapping[str, Any], config: DataConfig) -> Iterator[Document]:
     """All documents of a partition, rejected ones included, in the order of the sources.
+
+    A changed file is noticed by its size: a hash would read the whole file again for each range of it. New content of
+    the same size is therefore not noticed here; a fresh plan sees it, because a piece holds the file's hash.
 
     Raises:
         SourceError: A file has changed since it was planned, or is gone.
@@ -117,19 +129,20 @@ def read_documents(partition: Mapping[str, Any], config: DataConfig) -> Iterator
         with storage.open_uri(piece.uri) as file:
             parts = _lines(file, piece, config) if is_jsonl else _text_parts(file, config)
             for offset, data in parts:
+                data = data if offset else data.removeprefix(codecs.BOM_UTF8)
                 yield _document(f"{piece.uri}:{offset}", data, config, is_jsonl)
 
 
 def _lines(file: IO[bytes], piece: Piece, config: DataConfig) -> Iterator[tuple[int, bytes]]:
     """The lines that start in the piece; of a line that is too long only the first bytes are kept in memory."""
-    limit = config.max_document_bytes * 2 + 1024  # JSON escapes and other fields make a line longer than its text
+    limit = _most_bytes(config, is_jsonl=True) + 1
     file.seek(max(piece.start - 1, 0))
     if piece.start > 0:
         _skip_line(file)
     while (offset := file.tell()) < piece.end and (line := file.readline(limit)):
         if len(line) == limit and not line.endswith(b"\n"):
             _skip_line(file)
-        if line.strip():
+        if line.strip() or len(line) == limit:
             yield offset, line
 
 
@@ -139,34 +152,50 @@ def _skip_line(file: IO[bytes]) -> None:
 
 
 def _text_parts(file: IO[bytes], config: DataConfig) -> Iterator[tuple[int, bytes]]:
-    """A text file whole, or cut at blank lines (else at a line's end) into parts of about the configured size."""
-    size = config.txt_document_bytes
+    """A text file whole, or cut at blank lines (else at a line's end) into parts of about the configured size.
+
+    A line longer than a document may be is one part, of which only the first bytes are kept in memory.
+    """
+    size = min(config.txt_document_bytes, config.max_document_bytes)
     offset, rest = 0, b""
-    while True:
-        block = file.read(size)
+    while block := file.read(size):
         rest += block
-        if not block:
-            if rest:
-                yield offset, rest
-            return
-        while len(rest) > size:
-            cut = max(rest.rfind(b"\n\n", 0, size) + 2, 1)
-            if cut == 1:
-                cut = rest.rfind(b"\n", 0, size) + 1 or rest.find(b"\n", size) + 1
-            if not cut:
-                break  # no line end yet: read on, the length check rejects what is too long
+        while len(rest) > size and (cut := _cut(rest, size)):
             yield offset, rest[:cut]
             offset, rest = offset + cut, rest[cut:]
-        if len(rest) > config.max_document_bytes:
+        if len(rest) > _most_bytes(config, is_jsonl=False):
             yield offset, rest
-            offset, rest = offset + len(rest), b""
+            if b"\n" not in rest.lstrip():
+                _skip_line(file)
+            offset, rest = file.tell(), b""
+    if rest:
+        yield offset, rest
+
+
+def _cut(data: bytes, size: int) -> int:
+    """Where to cut: after the last blank line within `size` bytes, else after a line; 0 where there is no such place.
+
+    Text is left on both sides, so that no part is blank.
+    """
+    first, last = len(data) - len(data.lstrip()), len(data.rstrip())
+
+    def after(mark: bytes) -> int:
+        place = data.rfind(mark, first, min(size, last))
+        return place + len(mark) if place >= 0 else 0
+
+    return max(after(b"\n\n"), after(b"\n\r\n")) or after(b"\n") or data.find(b"\n", max(size, first), last) + 1
+
+
+def _most_bytes(config: DataConfig, is_jsonl: bool) -> int:
+    """Bytes beyond which a line, or a part of a .txt file, is too large without being decoded."""
+    return config.max_document_bytes * _JSON_BYTES + _OTHER_FIELDS if is_jsonl else config.max_document_bytes
 
 
 def _document(origin: str, data: bytes, config: DataConfig, is_jsonl: bool) -> Document:
-    if len(data) > config.max_document_bytes * 2:
+    if len(data) > _most_bytes(config, is_jsonl):
         return Document(origin, reason="too_large")
     try:
-        text: Any = data.decode("utf-8").removeprefix("\ufeff")
+        text: Any = data.decode("utf-8")
     except UnicodeDecodeError:
         return Document(origin, reason="not_utf8")
     if is_jsonl:

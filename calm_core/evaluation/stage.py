@@ -149,7 +149,8 @@ class Evaluator:
             "samples": self.config.samples,
             "sequences": self.sequences,
             "positions": self._positions,
-            "interval": f"{self.config.confidence:.0%} bootstrap over sequences, {self.config.bootstrap_resamples} resamples",
+            "interval": f"{self.config.confidence:.0%} bootstrap over sequences",
+            "resamples": self.config.bootstrap_resamples,
             "seed": self.seed,
         }
 

@@ -51,7 +51,7 @@ def make_targets(
 
 
 class Calm(nn.Module):
-    """Backbone over chunks with an energy head. The autoencoder is not a part of it, so that training cannot change it."""
+    """Backbone over chunks with an energy head; the autoencoder is no part of it, so training cannot change it."""
 
     def __init__(self, config: CalmModelConfig, vocab_size: int, chunk_size: int, latent_size: int) -> None:
         super().__init__()

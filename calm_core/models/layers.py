@@ -19,7 +19,7 @@ class SwiGLU(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Initial weights, to be given to `nn.Module.apply`: N(0, 1 / inputs) for linear layers, N(0, 1 / size) for embeddings.
+    """Initial weights, for `nn.Module.apply`: N(0, 1 / inputs) in linear layers, N(0, 1 / size) in embeddings.
 
     A fixed standard deviation (0.02 is common for wide models) leaves the gates of narrow ones so close to zero that
     the energy head does not see its condition for hundreds of steps.

@@ -46,7 +46,7 @@ def launch(spec: WorkerSpec) -> None:
     processes = spec.config.processes or torch.cuda.device_count() or 1
     _check_ranks(spec, processes, torch.cuda.device_count())
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     if not torch.cuda.is_available():
         environment["DS_ACCELERATOR"] = "cpu"
     with tempfile.TemporaryDirectory(prefix="calm-training-") as folder:
@@ -68,8 +68,8 @@ def _check_ranks(spec: WorkerSpec, processes: int, gpus: int) -> None:
         raise CalmError(f"{spec.stage}: processes is {processes}, this machine has {gpus} GPUs; lower processes")
     if spec.config.global_batch_size % (spec.config.micro_batch_size * processes):
         raise CalmError(
-            f"{spec.stage}: global_batch_size ({spec.config.global_batch_size}) must be a multiple of micro_batch_size x "
-            f"processes ({spec.config.micro_batch_size} x {processes})"
+            f"{spec.stage}: global_batch_size ({spec.config.global_batch_size}) must be a multiple of "
+            f"micro_batch_size x processes ({spec.config.micro_batch_size} x {processes})"
         )
 
 

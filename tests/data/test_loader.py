@@ -1,0 +1,92 @@
+"""The loader: one global order, shared by any number of ranks, resumed anywhere."""
+
+import numpy as np
+import pytest
+import torch
+
+from calm_core.data.loader import Loader, TokenDataset, epoch_order
+from calm_core.errors import ConfigError
+
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def train(dataset_uri: str) -> TokenDataset:
+    dataset = TokenDataset(dataset_uri, "train")
+    assert dataset.num_sequences % BATCH  # so that a batch holds the end of one epoch and the start of the next
+    return dataset
+
+
+def stream(loader: Loader, batches: int) -> list[list[int]]:
+    """The sequences of the next batches, flat."""
+    return [row for _ in range(batches) for row in loader.next_batch().tokens.tolist()]
+
+
+def test_an_epoch_holds_every_sequence_once(train: TokenDataset) -> None:
+    epochs = 3
+    batches = -(-epochs * train.num_sequences // BATCH)
+    rows = stream(Loader(train, BATCH, seed=0), batches)
+    everything = sorted(train.rows(np.arange(train.num_sequences)).tolist())
+    seen = [rows[i * train.num_sequences : (i + 1) * train.num_sequences] for i in range(epochs)]
+    assert [sorted(epoch) for epoch in seen] == [everything] * epochs
+    assert seen[0] != seen[1] != seen[2] != seen[0]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    groups = [16, 16, 5, 16, 3]
+    order = epoch_order(groups, seed=1, epoch=2).tolist()
+    assert sorted(order) == list(range(sum(groups)))
+    np.random.seed(7)  # the global generator takes no part
+    assert epoch_order(groups, seed=1, epoch=2).tolist() == order
+    others = [epoch_order(groups, seed=seed, epoch=epoch).tolist() for seed, epoch in ((1, 3), (2, 2), (2, 1))]
+    assert order not in others
+
+
+def test_more_row_groups_than_are_kept_decoded(train: TokenDataset) -> None:
+    """The data set has more groups than the cache of 16; what was thrown out is read again, unchanged."""
+    assert len(train.rows_of_group) > 16
+    indices = np.random.default_rng(0).integers(train.num_sequences, size=300)
+    all_rows = train.rows(np.arange(train.num_sequences))
+    assert np.array_equal(train.rows(indices), all_rows[indices])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_ranks_slices_are_the_global_batch(train: TokenDataset, world_size: int) -> None:
+    whole = Loader(train, BATCH, seed=3)
+    ranks = [Loader(train, BATCH, seed=3, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for _ in range(2 * train.num_sequences // BATCH):
+        expected, slices = whole.next_batch(), [rank.next_batch() for rank in ranks]
+        assert torch.equal(torch.cat([piece.tokens for piece in slices]), expected.tokens)
+        assert [position for piece in slices for position in piece.positions] == expected.positions
+
+
+@pytest.mark.parametrize("first", [1, 5])
+def test_resuming_at_another_world_size_goes_on_exactly(train: TokenDataset, first: int) -> None:
+    """2 ranks, then 1, then 4; the middle part goes over the end of the first epoch."""
+    lengths = {2: first, 1: train.num_sequences // BATCH, 4: 3}
+    expected = stream(Loader(train, BATCH, seed=5), sum(lengths.values()))
+    state = Loader(train, BATCH, seed=5).state_dict()
+    rows: list[list[int]] = []
+    for world_size, batches in lengths.items():
+        ranks = [Loader(train, BATCH, seed=5, rank=rank, world_size=world_size) for rank in range(world_size)]
+        for rank in ranks:
+            rank.load_state_dict(state)
+        for _ in range(batches):
+            rows += [row for rank in ranks for row in rank.next_batch().tokens.tolist()]
+        states = [rank.state_dict() for rank in ranks]
+        assert all(one == states[0] for one in states)  # rank 0's state serves every rank
+        state = states[0]
+    assert rows == expected
+
+
+def test_positions_count_on_over_epochs(train: TokenDataset) -> None:
+    """They seed the noise, so the same sequence draws other noise in another epoch."""
+    loader = Loader(train, BATCH, seed=0)
+    batches = train.num_sequences // BATCH + 2
+    positions = [position for _ in range(batches) for position in loader.next_batch().positions]
+    assert positions == list(range(batches * BATCH))
+
+
+def test_ranks_that_cannot_share_a_batch_evenly_are_refused(train: TokenDataset) -> None:
+    with pytest.raises(ConfigError, match=r"global_batch_size \(8\) must be a multiple of the 3 ranks"):
+        Loader(train, BATCH, seed=0, world_size=3)

@@ -1,0 +1,248 @@
+"""Preparing data: nothing is lost, equal input gives equal bytes, and what cannot work says why."""
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from calm_core.artifact import Artifact
+from calm_core.config import DataConfig, TokenizerConfig
+from calm_core.data import prepare
+from calm_core.data.loader import TokenDataset
+from calm_core.data.prepare import prepare_data, split_of
+from calm_core.errors import ArtifactError, CalmError, SourceError
+
+TOKENIZER = TokenizerConfig(vocab_size=260)  # 2 merges: training takes no time
+
+
+def write_lines(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def data_of(*sources: Path | str, **settings: Any) -> DataConfig:
+    defaults = {"sequence_length": 16, "rows_per_group": 4, "rows_per_shard": 8, "validation_fraction": 0.3}
+    return DataConfig.model_validate({"sources": [str(source) for source in sources], **defaults, **settings})
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    numbers = random.Random(seed)
+    return [f"text {i} of {seed}: " + "a river " * numbers.randrange(8) for i in range(count)]
+
+
+def files_of(artifact: Artifact) -> dict[str, bytes]:
+    return {entry.path: artifact.read(entry.path) for entry in artifact.manifest.files}
+
+
+def documents_of(dataset: Artifact) -> dict[str, list[str]]:
+    """Every document of each split, decoded, in the order of the shards."""
+    found: dict[str, list[str]] = {}
+    for split in prepare.SPLITS:
+        part = TokenDataset(dataset.uri, split)
+        found[split] = []
+        ids: list[int] = []
+        for token in part.rows(np.arange(part.num_sequences)).reshape(-1).tolist():
+            if token == part.eos_id:
+                found[split].append(part.tokenizer.decode(ids))
+                ids = []
+            elif token != part.pad_id:
+                ids.append(token)
+        assert ids == []  # no document without an end
+    return found
+
+
+def test_a_documents_split_depends_on_its_text_alone(tmp_path: Path) -> None:
+    old, new = texts(40), texts(40, seed=1)
+    before = documents_of(prepare_data(data_of(write_lines(tmp_path / "old.jsonl", old)), TOKENIZER, f"{tmp_path}/a"))
+    more = write_lines(tmp_path / "more.jsonl", new + old[::-1])
+    after = documents_of(prepare_data(data_of(more, partitions=3), TOKENIZER, f"{tmp_path}/b"))
+    for split in prepare.SPLITS:
+        assert set(before[split]) < set(after[split])
+        assert set(after[split]) & set(old) == set(before[split])
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.5])
+def test_about_the_asked_fraction_is_held_out(fraction: float) -> None:
+    """Within 4 standard deviations of the binomial distribution; a fair hash fails 1 time in 16,000."""
+    count = 2000
+    held_out = sum(split_of(f"text {i}", fraction) == "validation" for i in range(count))
+    assert abs(held_out - count * fraction) < 4 * math.sqrt(count * fraction * (1 - fraction))
+
+
+def test_every_document_is_once_in_the_data_set(tmp_path: Path) -> None:
+    """Duplicates within a file, across files and across partitions; bad lines between them; the first one stays."""
+    first, second = texts(30), texts(30, seed=1)
+    a = write_lines(tmp_path / "a.jsonl", first + first[5:10])
+    b = write_lines(tmp_path / "b.jsonl", second[:20] + first[:3] + second + second[29:])
+    with b.open("a") as file:
+        file.write("broken\n" * 4)
+    dataset = prepare_data(data_of(a, b, partitions=4), TOKENIZER, f"{tmp_path}/dataset")
+
+    everything = first + second
+    assert documents_of(dataset) == {
+        split: [text for text in everything if split_of(text, 0.3) == split] for split in prepare.SPLITS
+    }
+    results = dataset.manifest.results
+    assert results["documents_in"] == 35 + 20 + 3 + 30 + 1 + 4
+    assert results["documents_out"] == len(everything) == sum(s["documents"] for s in results["splits"].values())
+    assert results["duplicates"] == 5 + 20 + 3 + 1
+    assert results["rejected"] == {"broken_json": 4}
+    assert results["documents_in"] == (
+        results["documents_out"] + results["duplicates"] + sum(results["rejected"].values())
+    )
+    for split in results["splits"].values():
+        assert split["tokens"] + split["padding"] == split["sequences"] * 16
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> dict[str, Any]:
+    """The artifacts of all steps before the merge, of three partitions."""
+    source = write_lines(tmp_path / "texts.jsonl", texts(20) + texts(20)[:5])
+    data = data_of(source, partitions=3)
+    prepare_data(data, TOKENIZER, f"{tmp_path}/dataset")
+    place = f"{tmp_path}/dataset.parts"
+    return {
+        "config": data,
+        "scan_uris": [f"{place}/scan-{i}" for i in range(3)],
+        "shards_uris": [f"{place}/shards-{i}" for i in range(3)],
+        "duplicates_uri": f"{place}/duplicates",
+        "tokenizer_uri": f"{place}/tokenizer",
+        "output_uri": f"{tmp_path}/merged",
+    }
+
+
+def test_the_order_in_which_partitions_are_collected_does_not_matter(steps: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever runs the partitions side by side may hand their artifacts on as they become ready."""
+    backwards = steps["scan_uris"][::-1]
+    duplicates = prepare.find_duplicates(backwards, f"{tmp_path}/again")
+    assert duplicates.digest == Artifact(steps["duplicates_uri"], "duplicates").digest
+    steps |= {"scan_uris": backwards, "shards_uris": [steps["shards_uris"][i] for i in (1, 2, 0)]}
+    assert prepare.merge_partitions(**steps).digest == Artifact(f"{tmp_path}/dataset", "dataset").digest
+
+
+@pytest.mark.parametrize("uris", ["scan_uris", "shards_uris"])
+def test_a_partition_that_is_missing_or_named_twice_is_refused(steps: dict[str, Any], uris: str) -> None:
+    complete = steps[uris]
+    for wrong in (complete[1:], [*complete, complete[0]]):
+        with pytest.raises(ArtifactError, match="is missing or named twice"):
+            prepare.merge_partitions(**steps | {uris: wrong})
+    with pytest.raises(ArtifactError, match=r"documents were scanned but \d+ are in the shards"):
+        prepare.merge_partitions(**steps | {uris: complete[:-1]})
+
+
+@pytest.fixture
+def memory_uri() -> Iterator[str]:
+    yield "memory://calm-tests/run"
+    fsspec.filesystem("memory").rm("/calm-tests", recursive=True)
+
+
+def test_equal_input_gives_equal_bytes_wherever_it_runs(
+    tmp_path: Path, memory_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run, another folder to stand in, another file system."""
+    source = write_lines(tmp_path / "texts.jsonl", [*texts(40), ""])
+    first = prepare_data(data_of(source, partitions=2), TOKENIZER, f"{tmp_path}/first")
+    monkeypatch.chdir(tmp_path)
+    second = prepare_data(data_of(source, partitions=2), TOKENIZER, "second")
+    assert second.digest == first.digest
+    assert files_of(second) == files_of(first)
+
+    with fsspec.open(f"{memory_uri}/texts.jsonl", "wb") as file:
+        file.write(source.read_bytes())
+    remote = prepare_data(data_of(f"{memory_uri}/texts.jsonl", partitions=2), TOKENIZER, f"{memory_uri}/dataset")
+    assert files_of(remote) == files_of(first)
+
+    def without_paths(artifact: Artifact) -> dict[str, Any]:
+        return {key: value for key, value in artifact.manifest.results.items() if key != "reject_examples"}
+
+    assert without_paths(remote) == without_paths(first)
+
+
+def test_shards_have_the_asked_shape(tmp_path: Path) -> None:
+    dataset = prepare_data(data_of(write_lines(tmp_path / "a.jsonl", texts(40))), TOKENIZER, f"{tmp_path}/dataset")
+    for split, counts in dataset.manifest.results["splits"].items():
+        rows = 0
+        for shard in counts["shards"]:
+            file = pq.ParquetFile(dataset.open(shard["path"]))
+            field = file.schema_arrow.field(0)
+            assert (str(field.type.value_type), field.type.list_size) == ("uint16", 16)
+            assert file.metadata.num_rows == shard["rows"] <= 8
+            assert all(file.metadata.row_group(i).num_rows <= 4 for i in range(file.metadata.num_row_groups))
+            assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+            rows += shard["rows"]
+        assert rows == counts["sequences"] > 0, split
+
+
+@pytest.mark.parametrize(
+    ("lines", "settings", "message"),
+    [
+        (["{}"] * 5, {}, r"5 of 5 documents are unusable \(5 missing_field\); first: .*texts.jsonl:0: missing_field"),
+        (
+            [*(json.dumps({"text": text}) for text in texts(8)), "3", "broken"],
+            {"max_reject_fraction": 0.15},
+            r"2 of 10 documents are unusable \(1 broken_json, 1 missing_field\); first: .*raise data.max_reject_fract",
+        ),
+        ([""], {}, r"0 of 0 documents are unusable \(no documents\)"),
+        (
+            [json.dumps({"text": text}) for text in texts(3)],
+            {"validation_fraction": 1e-9},
+            r"the validation split is empty: 3 documents.*add documents or change data.validation_fraction",
+        ),
+        (
+            [json.dumps({"text": text}) for text in texts(3)],
+            {"validation_fraction": 1 - 1e-9},
+            "the train split is empty",
+        ),
+    ],
+    ids=["all rejected", "too many rejected", "only a blank line", "no validation", "no training"],
+)
+def test_unusable_sources_are_refused_on_one_line(
+    lines: list[str], settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(SourceError, match=message) as caught:
+        prepare_data(data_of(path, **settings), TOKENIZER, f"{tmp_path}/dataset")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ArtifactError, match=r"half-written|missing"):
+        Artifact(f"{tmp_path}/dataset", "dataset")
+
+
+def test_rejects_up_to_the_set_share_are_let_pass_and_shown(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "texts.jsonl", [*texts(18), "", " "])
+    dataset = prepare_data(data_of(path, max_reject_fraction=0.1), TOKENIZER, f"{tmp_path}/dataset")
+    assert dataset.manifest.results["rejected"] == {"empty": 2}  # 2 of 20 are not more than a tenth
+    assert [example.split("/")[-1].split(": ")[1] for example in dataset.manifest.results["reject_examples"]] == [
+        "empty"
+    ] * 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_shard_is_refused_by_name(damage: str, tmp_path: Path) -> None:
+    dataset = prepare_data(data_of(write_lines(tmp_path / "a.jsonl", texts(40))), TOKENIZER, f"{tmp_path}/dataset")
+    shard = dataset.manifest.results["splits"]["train"]["shards"][1]["path"]
+    path = tmp_path / "dataset" / shard
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    path.unlink() if damage == "remove" else path.write_bytes(content[: -1 if damage == "cut" else None])
+    train = TokenDataset(dataset.uri, "train")
+    with pytest.raises(ArtifactError, match=f"{shard}: file is {'missing' if damage == 'remove' else 'damaged'}"):
+        train.rows(np.arange(train.num_sequences))
+
+
+def test_an_error_of_a_step_is_reported_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = tmp_path / "progress.jsonl"
+    monkeypatch.setenv("CALM_PROGRESS_FILE", str(progress))
+    with pytest.raises(CalmError):
+        prepare_data(data_of(tmp_path / "none.jsonl"), TOKENIZER, f"{tmp_path}/dataset")
+    last = json.loads(progress.read_text().splitlines()[-1])
+    assert (last["stage"], last["state"]) == ("prepare", "failed")
+    assert "none.jsonl: no such file" in last["note"]

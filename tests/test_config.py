@@ -1,0 +1,134 @@
+"""The configuration: defaults < profile < --set, and every mistake is one line that names the key."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from calm_core.config import CalmConfig, Config, TrainingConfig, parse_section, resolve_config, setting_names
+from calm_core.errors import ConfigError
+
+
+def test_defaults_then_profile_then_overrides() -> None:
+    default = Config()
+    profile = {"seed": 7, "calm": {"steps": 900, "model": {"noise_size": 8}}}
+    config = resolve_config(profile, ["calm.steps=901", "calm.model.model_samples=4", "calm.steps=902"])
+    assert config.seed == 7  # of the profile
+    assert config.calm.steps == 902  # of the last override
+    assert (config.calm.model.noise_size, config.calm.model.model_samples) == (8, 4)  # both, in one section
+    assert config.calm.learning_rate == default.calm.learning_rate
+    assert config.autoencoder == default.autoencoder
+    assert profile == {"seed": 7, "calm": {"steps": 900, "model": {"noise_size": 8}}}  # not written to
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("calm.learning_rate=1e-3", 1e-3),  # YAML reads it as a string
+        ("calm.learning_rate=2", 2.0),
+        ("calm.betas=[0.8, 0.99]", (0.8, 0.99)),
+        ("calm.processes=null", None),
+        ("data.sources=[a=b.jsonl, 's3://bucket/*.txt']", ("a=b.jsonl", "s3://bucket/*.txt")),
+        ("experiment=a b", "a b"),
+        ("evaluation.prompts=['The sea: ']", ("The sea: ",)),
+        ("data.sequence_length=512.0", 512),  # Kubeflow turns every number into a double
+    ],
+)
+def test_a_value_is_read_as_yaml(override: str, expected: Any) -> None:
+    value: Any = resolve_config({}, [override])
+    for name in override.partition("=")[0].split("."):
+        value = getattr(value, name)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_a_configuration_comes_back_from_yaml_and_json_unchanged() -> None:
+    config = resolve_config({}, ["data.sources=[a.txt]", "calm.learning_rate=1e-5"])
+    assert parse_section(Config, yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+    assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+MISTAKES = [
+    # unknown keys
+    ("calm.learnig_rate=1", "unknown setting calm.learnig_rate; did you mean calm.learning_rate?"),
+    ("calm.model.nose_size=1", "unknown setting calm.model.nose_size; did you mean calm.model.noise_size?"),
+    ("zzz=1", "unknown setting zzz; `calm config` lists all settings"),
+    ("calm..steps=1", "unknown setting calm."),
+    # impossible values
+    ("calm.steps=0", "calm.steps: input should be greater than or equal to 1 (got 0)"),
+    ("calm.steps=many", "calm.steps: input should be a valid integer"),
+    ("calm.steps=2.5", "calm.steps: input should be a valid integer"),
+    ("calm.steps=", "calm.steps: input should be a valid integer (got None)"),
+    ("calm.learning_rate=.nan", "calm.learning_rate: input should be a finite number (got nan)"),
+    ("calm.learning_rate=.inf", "calm.learning_rate: input should be a finite number (got inf)"),
+    ("calm.zero_stage=4", "calm.zero_stage: input should be 0, 1, 2 or 3 (got 4)"),
+    ("calm.precision=fp64", "calm.precision: input should be 'auto', 'fp32' or 'bf16' (got 'fp64')"),
+    ("calm.betas=[0.9]", "calm.betas.1: field required"),
+    ("calm.betas=[0.9, 1]", "calm.betas.1: input should be less than 1 (got 1)"),
+    ("calm.model.energy_alpha=2", "calm.model.energy_alpha: input should be less than 2 (got 2)"),
+    ("calm=3", "calm: input should be a valid dictionary"),
+    ("data.sources=a.jsonl", "data.sources: input should be a valid tuple (got 'a.jsonl')"),
+    ("data.validation_fraction=1", "data.validation_fraction: input should be less than 1 (got 1)"),
+    ("registry.model_name=a/b", "registry.model_name: string should match pattern"),
+    ("seed=-1", "seed: input should be greater than or equal to 0 (got -1)"),
+    # settings that contradict each other
+    ("data.sequence_length=100", "data: sequence_length (100) must be a multiple of document_alignment (8)"),
+    ("calm.steps=50", "calm: warmup_steps (100) must not exceed steps (50)"),
+    (
+        "calm.micro_batch_size=3",
+        "calm: global_batch_size (16) must be a multiple of micro_batch_size x processes (3 x 1",
+    ),
+    ("calm.processes=2", "calm: global_batch_size (16) must be a multiple of micro_batch_size x processes (16 x 2"),
+    (
+        "calm.model.num_attention_heads=3",
+        "calm.model: hidden_size (1024) must be num_attention_heads (3) times an even",
+    ),
+    (
+        "autoencoder.model.chunk_size=3",
+        "data.document_alignment (8) must be a multiple of autoencoder.model.chunk_size (3)",
+    ),
+    # no key=value
+    ("calm.steps", "--set calm.steps: expected section.key=value, e.g. --set"),
+    ("=3", "--set =3: expected section.key=value"),
+    ("calm.steps=[", "--set calm.steps=[: the value is not valid YAML"),
+    ("calm.steps={a: b: c}", "--set calm.steps={a: b: c}: the value is not valid YAML"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), MISTAKES, ids=[override for override, _ in MISTAKES])
+def test_a_mistake_is_one_line_that_names_the_key(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{re.escape(message)}") as caught:
+        resolve_config({}, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sequence_must_hold_two_chunks() -> None:
+    with pytest.raises(ConfigError, match=r"^data.sequence_length \(8\) must hold two chunks .*chunk_size \(8\)"):
+        resolve_config({}, ["data.sequence_length=8", "autoencoder.model.chunk_size=8"])
+
+
+@pytest.mark.parametrize("profile", [{1: 2}, {"calm": {"steps": 900, 1: 2}}, {"calm": ["steps"]}])
+def test_a_profile_of_the_wrong_form_is_one_line_too(profile: dict[Any, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_config(profile)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_setting_has_one_dotted_name() -> None:
+    names = list(setting_names(Config))
+    assert len(names) == len(set(names))
+    assert {"seed", "data.sources", "calm.steps", "calm.model.noise_size", "registry.alias"} <= set(names)
+    assert not {"calm", "calm.model"} & set(names)
+
+
+def test_sections_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().calm.steps = 3  # type: ignore[misc]
+
+
+def test_a_stage_takes_its_own_section_alone() -> None:
+    section: TrainingConfig = parse_section(CalmConfig, {"steps": 200, "model": {"noise_size": 3}})
+    assert section.steps == 200
+    with pytest.raises(ConfigError, match=r"^unknown setting noise_size"):
+        parse_section(CalmConfig, {"noise_size": 3})

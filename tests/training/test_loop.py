@@ -1,0 +1,74 @@
+"""The schedule, and the loss of a global batch in any split."""
+
+import pytest
+import torch
+
+from calm_core.config import AutoencoderModelConfig, CalmModelConfig, TrainingConfig
+from calm_core.models.autoencoder import Autoencoder, freeze
+from calm_core.models.calm import Calm
+from calm_core.noise import SequenceNoise
+from calm_core.training.loop import learning_rate_factor, parameter_groups
+from calm_core.training.tasks import AutoencoderTask, CalmTask, Task
+
+V, K, L, T = 13, 4, 5, 16
+SHAPE = {"hidden_size": 8, "intermediate_size": 8}
+
+
+def test_learning_rate_warms_up_stays_and_decays() -> None:
+    config = TrainingConfig(steps=100, warmup_steps=10, decay_fraction=0.2)
+    factors = [learning_rate_factor(config, step) for step in range(100)]
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert set(factors[10:81]) == {1.0}
+    assert factors[80:] == pytest.approx([(100 - step) / 20 for step in range(80, 100)])
+
+
+def test_the_published_schedule_is_constant_after_warm_up() -> None:
+    config = TrainingConfig(steps=50, warmup_steps=0, decay_fraction=0.0)
+    assert {learning_rate_factor(config, step) for step in range(50)} == {1.0}
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    model = Autoencoder(AutoencoderModelConfig(chunk_size=K, latent_size=L, **SHAPE), V)
+    decayed, free = parameter_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0.0
+    assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in free["params"]} == {1}
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def make_task(kind: str) -> Task:
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(AutoencoderModelConfig(chunk_size=K, latent_size=L, **SHAPE), V)
+    if kind == "autoencoder":
+        return AutoencoderTask(autoencoder, pad_id=0)
+    freeze(autoencoder)
+    config = CalmModelConfig(
+        num_hidden_layers=1, num_attention_heads=2, num_head_layers=1, model_samples=3, target_samples=4, **SHAPE
+    )
+    calm = Calm(config, V, K, L)
+    torch.nn.init.normal_(calm.mlp_generator.final_layer.linears[2].weight)
+    return CalmTask(calm, autoencoder, pad_id=0)
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "calm"])
+@pytest.mark.parametrize("split", [[4], [1, 3], [2, 2], [1, 1, 1, 1]], ids=str)
+def test_any_split_of_a_batch_has_the_same_gradient(kind: str, split: list[int]) -> None:
+    """Also when its parts hold different numbers of real tokens, and one is nearly all padding."""
+    task = make_task(kind)
+    tokens = torch.randint(1, V, (4, T), generator=torch.Generator().manual_seed(1))
+    tokens[0, 6:] = 0
+    tokens[2, 13:] = 0
+    counts = task.counts(tokens)
+
+    def gradient(sizes: list[int]) -> tuple[float, torch.Tensor]:
+        task.model.zero_grad()
+        total, start = 0.0, 0
+        for size in sizes:
+            noise = SequenceNoise(range(start, start + size))
+            loss = task.loss(task.model, tokens[start : start + size], noise, counts)
+            loss.value.backward()
+            total, start = total + loss.value.item(), start + size
+        return total, torch.cat([p.grad.flatten() for p in task.model.parameters() if p.grad is not None])
+
+    whole, parts = gradient([4]), gradient(split)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-5)
+    assert torch.allclose(parts[1], whole[1], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,153 @@
+"""Training with real torchrun and DeepSpeed processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from calm_core.artifact import Artifact
+from calm_core.config import AutoencoderConfig, AutoencoderModelConfig, CalmConfig, CalmModelConfig
+from calm_core.errors import CalmError
+from calm_core.training.stages import train_autoencoder, train_calm
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 48}
+TRAINING = {
+    "global_batch_size": 4,
+    "micro_batch_size": 2,
+    "warmup_steps": 2,
+    "learning_rate": 5e-3,
+    "log_interval": 2,
+    "validation_interval": 4,
+    "validation_sequences": 8,
+}
+
+
+def autoencoder_config(**settings: int) -> AutoencoderConfig:
+    model = AutoencoderModelConfig(chunk_size=4, latent_size=8, **SHAPE)
+    return AutoencoderConfig.model_validate({"steps": 8, **TRAINING, **settings, "model": model})
+
+
+def calm_config(**settings: int) -> CalmConfig:
+    model = CalmModelConfig(
+        num_hidden_layers=1, num_attention_heads=2, num_head_layers=1, model_samples=2, target_samples=4, **SHAPE
+    )
+    return CalmConfig.model_validate({"steps": 6, **TRAINING, **settings, "model": model})
+
+
+def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load(artifact.read("weights.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def autoencoder(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("autoencoder")
+    return train_autoencoder(
+        autoencoder_config(), dataset_uri, str(folder / "out"), seed=0, checkpoint_root=str(folder / "checkpoints")
+    )
+
+
+def test_the_autoencoder_learns_and_says_so(autoencoder: Artifact) -> None:
+    curves = [json.loads(line) for line in autoencoder.read("curves.jsonl").splitlines()]
+    validated = [record for record in curves if "validation_loss" in record]
+    assert [record["step"] for record in curves] == [2, 4, 6, 8]
+    assert [record["step"] for record in validated] == [4, 8]
+    assert validated[-1]["validation_loss"] < validated[0]["validation_loss"]
+    assert autoencoder.manifest.timings["tokens_per_second"] > 0
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(
+    autoencoder: Artifact, dataset_uri: str, tmp_path: Path
+) -> None:
+    again, other = (
+        train_autoencoder(
+            autoencoder_config(), dataset_uri, str(tmp_path / f"seed-{seed}"), seed=seed, checkpoint_root=str(tmp_path)
+        )
+        for seed in (0, 1)
+    )
+    assert again.read("weights.safetensors") == autoencoder.read("weights.safetensors")
+    assert again.read("curves.jsonl") == autoencoder.read("curves.jsonl")
+    assert again.digest == autoencoder.digest
+    assert other.read("weights.safetensors") != autoencoder.read("weights.safetensors")
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_two_ranks_train_what_one_rank_trains(
+    autoencoder: Artifact, dataset_uri: str, tmp_path: Path, zero_stage: int
+) -> None:
+    """Two DeepSpeed processes at the same global batch: the same sequences, the same noise, sums in another order."""
+    one, two = (
+        train_calm(
+            calm_config(processes=processes, zero_stage=zero_stage),
+            dataset_uri,
+            autoencoder.uri,
+            str(tmp_path / f"ranks-{processes}"),
+            seed=0,
+            checkpoint_root=str(tmp_path),
+        )
+        for processes in (1, 2)
+    )
+    difference = max((weights(one)[name] - weights(two)[name]).abs().max().item() for name in weights(one))
+    step = 6 * TRAINING["learning_rate"]  # what AdamW can move a weight at most, about
+    assert difference < 0.01 * step
+    losses = [artifact.manifest.results["validation_energy_loss"] for artifact in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_stopped_run_continues_bit_for_bit(autoencoder: Artifact, dataset_uri: str, tmp_path: Path) -> None:
+    """SIGTERM while training: the step is finished and saved; the next run ends with the weights of an unbroken one."""
+    config = autoencoder_config(steps=80, validation_interval=80)
+    unbroken = train_autoencoder(config, dataset_uri, str(tmp_path / "a"), seed=0, checkpoint_root=str(tmp_path / "ca"))
+
+    progress = tmp_path / "progress.jsonl"
+    script = (
+        "import sys; from calm_core.config import AutoencoderConfig; "
+        "from calm_core.training.stages import train_autoencoder; "
+        "train_autoencoder(AutoencoderConfig.model_validate_json(sys.argv[1]), *sys.argv[2:4], seed=0, "
+        "checkpoint_root=sys.argv[4])"
+    )
+    arguments = [config.model_dump_json(), dataset_uri, str(tmp_path / "b"), str(tmp_path / "cb")]
+    environment = os.environ | {"CALM_PROGRESS_FILE": str(progress)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120  # start-up takes seconds; a hang must not take the test suite with it
+    while not (progress.exists() and '"done":20,' in progress.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "run again to continue from there" in errors
+    assert not (tmp_path / "b" / "manifest.json").exists()
+    assert list((tmp_path / "cb").glob("*/step-*/complete"))
+
+    resumed = train_autoencoder(config, dataset_uri, arguments[2], seed=0, checkpoint_root=arguments[3])
+    assert resumed.read("weights.safetensors") == unbroken.read("weights.safetensors")
+    assert resumed.read("curves.jsonl") == unbroken.read("curves.jsonl")
+    assert not list((tmp_path / "cb").glob("*"))  # a finished run leaves no checkpoints
+
+
+def test_a_missing_data_set_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(CalmError, match=r"nowhere: the dataset artifact is missing"):
+        train_autoencoder(
+            autoencoder_config(), str(tmp_path / "nowhere"), str(tmp_path / "out"), seed=0, checkpoint_root="x"
+        )
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(dataset_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be a multiple of micro_batch_size x processes"):
+        autoencoder_config(processes=3)
+
+
+def test_a_rank_that_fails_gives_its_own_line(dataset_uri: str, tmp_path: Path) -> None:
+    config = autoencoder_config()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"chunk_size": 5})})
+    with pytest.raises(CalmError, match="no multiple of the chunk size 5"):
+        train_autoencoder(config, dataset_uri, str(tmp_path / "out"), seed=0, checkpoint_root=str(tmp_path))
+    assert not (tmp_path / "out" / "manifest.json").exists()
