@@ -35,3 +35,33 @@ def dataset_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
         sources=(str(source),), sequence_length=32, rows_per_group=16, rows_per_shard=64, validation_fraction=0.2
     )
     return prepare_data(data, TokenizerConfig(vocab_size=300), str(folder / "dataset")).uri
+
+
+@pytest.fixture(scope="session")
+def model_uris(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """URIs of an `autoencoder` artifact and a `calm` artifact, both trained for a few steps on `dataset_uri`."""
+    from calm_core.config import AutoencoderConfig, CalmConfig
+    from calm_core.training.stages import train_autoencoder, train_calm
+
+    folder = tmp_path_factory.mktemp("models")
+    shape = {"hidden_size": 32, "intermediate_size": 48}
+    training = {"steps": 4, "warmup_steps": 1, "global_batch_size": 4, "micro_batch_size": 4, "validation_interval": 2}
+    autoencoder = train_autoencoder(
+        AutoencoderConfig.model_validate(training | {"model": {"chunk_size": 4, "latent_size": 8, **shape}}),
+        dataset_uri,
+        str(folder / "autoencoder"),
+        seed=0,
+        checkpoint_root=str(folder / "checkpoints"),
+    )
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_head_layers": 1}
+    calm = train_calm(
+        CalmConfig.model_validate(
+            training | {"model": {"model_samples": 2, "target_samples": 4, "noise_size": 4, **layers, **shape}}
+        ),
+        dataset_uri,
+        autoencoder.uri,
+        str(folder / "calm"),
+        seed=0,
+        checkpoint_root=str(folder / "checkpoints"),
+    )
+    return autoencoder.uri, calm.uri
