@@ -238,10 +238,10 @@ def merge_partitions(
     duplicates, tokenizer = Artifact(duplicates_uri, "duplicates"), Artifact(tokenizer_uri, "tokenizer")
     parents = {"tokenizer": tokenizer.digest, "duplicates": duplicates.digest}
     parents |= {f"shards-{i}": part.digest for i, part in enumerate(parts)}
-    settings = config.model_dump(mode="json")
+    settings = config.model_dump(mode="json", exclude={"sources"})  # content counts, not where it lies
     with (
         reported(STAGE),
-        tracking.stage_run(STAGE, settings) as run,
+        tracking.stage_run(STAGE, config.model_dump(mode="json")) as run,
         ArtifactWriter(output_uri, "dataset", settings, parents) as writer,
     ):
         writer.results |= _document_counts(scans, duplicates)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from calm_core import storage
 from calm_core.artifact import Artifact
 from calm_core.errors import CalmError
@@ -22,7 +24,8 @@ def text_generator(autoencoder: Artifact, calm: Artifact) -> "TextGenerator":
     from calm_core.data.tokenizer import Tokenizer
     from calm_core.generation import TextGenerator
 
-    models = load_calm(calm, autoencoder), load_autoencoder(autoencoder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = load_calm(calm, autoencoder).to(device), load_autoencoder(autoencoder).to(device)
     for model in models:
         freeze(model)
     return TextGenerator(*models, Tokenizer.from_bytes(autoencoder.read("tokenizer.json")))

@@ -86,13 +86,10 @@ def test_every_document_is_accounted_for(first_run: subprocess.CompletedProcess[
 def test_the_same_run_again_comes_from_the_cache(
     first_run: subprocess.CompletedProcess[str], workplace: Workplace
 ) -> None:
-    start = time.monotonic()
     again = workplace.run()
-    seconds = time.monotonic() - start
     assert again.returncode == 0, again.stdout + again.stderr
     assert last_states(again.stdout) == {**dict.fromkeys(STAGES, "cached"), "register": "done"}
     assert "registered: calm version 1" in again.stdout  # the registry is asked again, and has this model already
-    assert seconds < 20  # the promise of `make run`; mostly imports, so it does not grow with the model
 
 
 def test_a_changed_setting_reruns_only_what_depends_on_it(

@@ -41,7 +41,7 @@ def registration(model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Pat
 
 def test_the_champion_has_its_lineage(registration: Artifact, evaluation_uri: str) -> None:
     version = mlflow.MlflowClient().get_model_version_by_alias("calm", "champion")
-    assert version.version == registration.manifest.results["version"]
+    assert str(version.version) == registration.manifest.results["version"]
     evaluation = Artifact(evaluation_uri, "evaluation")
     assert version.tags["calm.evaluation_digest"] == evaluation.digest
     assert version.tags["calm.dataset_digest"] == evaluation.manifest.parents["dataset"]
