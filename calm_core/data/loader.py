@@ -9,12 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from calm_core import storage
 from calm_core.artifact import Artifact
 from calm_core.data.shards import ShardReader
 from calm_core.data.tokenizer import Tokenizer
 from calm_core.errors import ConfigError
 
-_WINDOW_GROUPS = 8  # row groups that are shuffled together; also what is kept decoded
+_WINDOW_GROUPS = 8  # row groups that are shuffled together; two windows are kept decoded
+_OPEN_SHARDS = 16
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class TokenDataset:
     def __init__(self, uri: str, split: str) -> None:
         self._artifact = Artifact(uri, "dataset")
         results = self._artifact.manifest.results
+        self.results = results
         self.digest = self._artifact.digest
         self.tokenizer = Tokenizer.from_bytes(self._artifact.read("tokenizer.json"))
         self.pad_id, self.eos_id = self.tokenizer.pad_id, self.tokenizer.eos_id
@@ -54,8 +57,9 @@ class TokenDataset:
                 self.rows_of_group.append(min(self._rows_per_group, shard["rows"] - start))
         self._group_starts = [0, *accumulate(self.rows_of_group)]
         self.num_sequences = self._group_starts[-1]
+        self._verified: set[int] = set()
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
-        self._groups: OrderedDict[int, npt.NDArray[np.int64]] = OrderedDict()
+        self._groups: OrderedDict[int, npt.NDArray[np.unsignedinteger]] = OrderedDict()
 
     def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Sequences by their number, int64 [len(indices), T]."""
@@ -65,7 +69,7 @@ class TokenDataset:
             out[i] = self._group(group)[index - self._group_starts[group]]
         return out
 
-    def _group(self, group: int) -> npt.NDArray[np.int64]:
+    def _group(self, group: int) -> npt.NDArray[np.unsignedinteger]:
         if group not in self._groups:
             shard, index = self._group_places[group]
             self._groups[group] = self._reader(shard).read_group(index)
@@ -75,9 +79,14 @@ class TokenDataset:
         return self._groups[group]
 
     def _reader(self, shard: int) -> ShardReader:
+        """A shard is read whole once, to check it; from then on only the row groups that are asked for."""
+        path = self._shard_paths[shard]
+        if shard not in self._verified:
+            self._artifact.read(path)
+            self._verified.add(shard)
         if shard not in self._readers:
-            self._readers[shard] = ShardReader(self._artifact.read(self._shard_paths[shard]))
-            if len(self._readers) > _WINDOW_GROUPS:
+            self._readers[shard] = ShardReader(storage.open_uri(storage.join(self._artifact.uri, path)))
+            if len(self._readers) > _OPEN_SHARDS:
                 self._readers.popitem(last=False)
         self._readers.move_to_end(shard)
         return self._readers[shard]
@@ -109,7 +118,14 @@ class Loader:
     """
 
     def __init__(
-        self, dataset: TokenDataset, global_batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        dataset: TokenDataset,
+        global_batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
     ) -> None:
         if global_batch_size % world_size:
             raise ConfigError(f"global_batch_size ({global_batch_size}) must be a multiple of the {world_size} ranks")
@@ -117,7 +133,7 @@ class Loader:
         self._global_batch_size = global_batch_size
         self._seed = seed
         self._rank, self._world_size = rank, world_size
-        self._position = 0
+        self._position = start
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def next_batch(self) -> Batch:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from calm_core import storage, tracking
@@ -33,6 +34,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 _SHOWN_REJECTS = 20
 _ENCODE_BATCH = 256
+_SHAPE = ("sequence_length", "document_alignment", "rows_per_group", "rows_per_shard")
 
 
 def split_of(text: str, validation_fraction: float) -> Split:
@@ -88,6 +90,7 @@ def scan_partition(partition: Mapping[str, Any], config: DataConfig, output_uri:
     return Artifact(output_uri, "scan")
 
 
+@reported(STAGE)
 def find_duplicates(scan_uris: Sequence[str], output_uri: str) -> Artifact:
     """Find exact duplicates over all partitions; the first one in the order of the sources stays.
 
@@ -96,7 +99,7 @@ def find_duplicates(scan_uris: Sequence[str], output_uri: str) -> Artifact:
     """
     scans = _in_order(scan_uris, "scan")
     parents = {f"scan-{i}": scan.digest for i, scan in enumerate(scans)}
-    with reported(STAGE), ArtifactWriter(output_uri, "duplicates", {}, parents) as writer:
+    with ArtifactWriter(output_uri, "duplicates", {}, parents) as writer:
         seen: set[bytes] = set()
         partitions: list[int] = []
         documents: list[int] = []
@@ -133,18 +136,25 @@ def train_tokenizer(
 
 
 def _training_texts(partitions: Sequence[Mapping[str, Any]], data: DataConfig, max_bytes: int) -> Iterator[str]:
-    """Training documents, an equal share of bytes from each partition, up to the limit in total."""
-    for partition in partitions:
-        left = max_bytes // len(partitions)
+    """Each distinct training document once; from each partition a share of `max_bytes` in proportion to its size."""
+    sizes = [Partition.model_validate(partition).num_bytes for partition in partitions]
+    seen: set[bytes] = set()
+    for partition, size in zip(partitions, sizes, strict=True):
+        left = max_bytes * size // max(sum(sizes), 1)
         for document in read_documents(partition, data):
-            if document.reason or split_of(document.text, data.validation_fraction) != "train":
-                continue
-            yield document.text
-            left -= len(document.text.encode("utf-8"))
             if left <= 0:
                 break
+            if document.reason or split_of(document.text, data.validation_fraction) != "train":
+                continue
+            if (digest := text_hash(document.text)) in seen:
+                continue
+            seen.add(digest)
+            text = document.text.encode("utf-8")
+            yield text[:left].decode("utf-8", errors="ignore")
+            left -= len(text)
 
 
+@reported(STAGE)
 def tokenize_partition(
     partition: Mapping[str, Any], config: DataConfig, tokenizer_uri: str, duplicates_uri: str, output_uri: str
 ) -> Artifact:
@@ -155,35 +165,38 @@ def tokenize_partition(
     """
     tokenizer_artifact, duplicates = Artifact(tokenizer_uri, "tokenizer"), Artifact(duplicates_uri, "duplicates")
     parents = {"tokenizer": tokenizer_artifact.digest, "duplicates": duplicates.digest}
-    shape = ("sequence_length", "document_alignment", "rows_per_group", "rows_per_shard")
-    settings = _scan_config(partition, config) | {name: getattr(config, name) for name in shape}
-    with reported(STAGE), ArtifactWriter(output_uri, "shards", settings, parents) as writer:
+    settings = _scan_config(partition, config) | {name: getattr(config, name) for name in _SHAPE}
+    with ArtifactWriter(output_uri, "shards", settings, parents) as writer:
         tokenizer = Tokenizer.from_bytes(tokenizer_artifact.read("tokenizer.json"))
         index = Partition.model_validate(partition).index
         table = _read_table(duplicates, "dropped.parquet")
-        dropped = set(table.filter(pa.compute.equal(table["partition"], index)).column("document").to_pylist())
+        dropped = set(table.filter(pc.equal(table["partition"], index)).column("document").to_pylist())
         documents = (document for document in read_documents(partition, config) if not document.reason)
         kept = (document for i, document in enumerate(documents) if i not in dropped)
-        tokens = _encode(kept, tokenizer, config.validation_fraction)
+        tokens, text_bytes = _encode(kept, tokenizer, config.validation_fraction)
         writer.results["partition"] = index
         for split in SPLITS:
-            writer.results[split] = _write_split(writer, split, tokens[split], config, tokenizer)
+            counts = _write_split(writer, split, tokens[split], config, tokenizer)
+            writer.results[split] = counts | {"text_bytes": text_bytes[split]}
     return Artifact(output_uri, "shards")
 
 
 def _encode(
     documents: Iterator[Document], tokenizer: Tokenizer, validation_fraction: float
-) -> dict[Split, list[npt.NDArray[np.uint32]]]:
-    """Token ids of each document by split; reports how fast it goes."""
+) -> tuple[dict[Split, list[npt.NDArray[np.uint32]]], Counter[Split]]:
+    """Token ids of each document, and bytes of text, by split; reports how fast it goes."""
     tokens: dict[Split, list[npt.NDArray[np.uint32]]] = {"train": [], "validation": []}
+    text_bytes: Counter[Split] = Counter()
     started, done = time.monotonic(), 0
     while batch := list(islice(documents, _ENCODE_BATCH)):
         texts = [document.text for document in batch]
         for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            tokens[split_of(text, validation_fraction)].append(np.array(ids, dtype=np.uint32))
+            split = split_of(text, validation_fraction)
+            tokens[split].append(np.array(ids, dtype=np.uint32))
+            text_bytes[split] += len(text.encode("utf-8"))
             done += len(ids)
         report(STAGE, rate=done / (time.monotonic() - started), note=f"{done:,} tokens encoded")
-    return tokens
+    return tokens, text_bytes
 
 
 def _write_split(
@@ -217,6 +230,7 @@ def _write_split(
     }
 
 
+@reported(STAGE)
 def merge_partitions(
     config: DataConfig,
     scan_uris: Sequence[str],
@@ -238,9 +252,10 @@ def merge_partitions(
     duplicates, tokenizer = Artifact(duplicates_uri, "duplicates"), Artifact(tokenizer_uri, "tokenizer")
     parents = {"tokenizer": tokenizer.digest, "duplicates": duplicates.digest}
     parents |= {f"shards-{i}": part.digest for i, part in enumerate(parts)}
-    settings = config.model_dump(mode="json", exclude={"sources"})  # content counts, not where it lies
+    _refuse_other_origins(config, scans, parts, tokenizer, duplicates)
+    # Content counts, not where it lies or what would have been refused; partitions come with the parents.
+    settings = config.model_dump(mode="json", exclude={"sources", "partitions", "max_reject_fraction"})
     with (
-        reported(STAGE),
         tracking.stage_run(STAGE, config.model_dump(mode="json")) as run,
         ArtifactWriter(output_uri, "dataset", settings, parents) as writer,
     ):
@@ -285,6 +300,18 @@ def _in_order(uris: Sequence[str], kind: str) -> list[Artifact]:
     return artifacts
 
 
+def _refuse_other_origins(
+    config: DataConfig, scans: list[Artifact], parts: list[Artifact], tokenizer: Artifact, duplicates: Artifact
+) -> None:
+    """Raise an ArtifactError where artifacts of different runs are mixed: their tokens would mean other texts."""
+    shape = {name: getattr(config, name) for name in _SHAPE}
+    for scan, part in zip(scans, parts, strict=False):
+        if part.manifest.parents != {"tokenizer": tokenizer.digest, "duplicates": duplicates.digest}:
+            raise ArtifactError(f"{part.uri}: was made with another tokenizer or other duplicates; tokenise it again")
+        if part.manifest.config != scan.manifest.config | shape:
+            raise ArtifactError(f"{part.uri}: was made with other settings or from other sources; tokenise it again")
+
+
 def _document_counts(scans: list[Artifact], duplicates: Artifact) -> dict[str, Any]:
     rejected: Counter[str] = Counter()
     for scan in scans:
@@ -323,10 +350,11 @@ def _refuse_lost_documents(results: Mapping[str, Any]) -> None:
 
 
 def _merge_split(writer: ArtifactWriter, split: Split, parts: list[Artifact]) -> dict[str, Any]:
-    merged: dict[str, Any] = {"documents": 0, "sequences": 0, "tokens": 0, "padding": 0, "shards": []}
+    names = ("documents", "sequences", "tokens", "padding", "text_bytes")
+    merged: dict[str, Any] = {**dict.fromkeys(names, 0), "shards": []}
     for number, part in enumerate(parts):
         counts = part.manifest.results[split]
-        for name in ("documents", "sequences", "tokens", "padding"):
+        for name in names:
             merged[name] += counts[name]
         for shard in counts["shards"]:
             path = f"{split}/part-{number:05d}-{shard['path'].removeprefix(split + '-')}"

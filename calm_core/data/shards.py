@@ -1,6 +1,7 @@
 """Parquet shards: one row is one sequence of tokens."""
 
 from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ def encode_shard(sequences: npt.NDArray[np.int64], vocab_size: int, rows_per_gro
         row_group_size=rows_per_group,
         compression=_COMPRESSION,
         compression_level=_COMPRESSION_LEVEL,
+        use_dictionary=False,
+        column_encoding="BYTE_STREAM_SPLIT",  # smaller than a dictionary, and decoded more than twice as fast
+        write_statistics=False,
     )
     return bytes(sink.getvalue())
 
@@ -40,15 +44,13 @@ def encode_shards(
 
 
 class ShardReader:
-    """Row groups of one shard, decoded one at a time."""
+    """Row groups of one shard, read and decoded one at a time from a seekable binary file."""
 
-    def __init__(self, data: bytes) -> None:
-        self._file = pq.ParquetFile(pa.BufferReader(data))
-        metadata = self._file.metadata
-        self.rows_of_group = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = pq.ParquetFile(file)
 
-    def read_group(self, index: int) -> npt.NDArray[np.int64]:
-        """Sequences of one row group, int64 [rows, T]."""
+    def read_group(self, index: int) -> npt.NDArray[np.unsignedinteger]:
+        """Sequences of one row group, uint16 or uint32 [rows, T]."""
         column = self._file.read_row_group(index).column(_COLUMN).combine_chunks()
-        values: npt.NDArray[np.int64] = column.flatten().to_numpy().astype(np.int64)
+        values: npt.NDArray[np.unsignedinteger] = column.flatten().to_numpy()
         return values.reshape(len(column), -1)

@@ -4,12 +4,13 @@ A bad document is counted by reason and kept out: documents in = documents out +
 """
 
 import codecs
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,6 +22,7 @@ SUFFIXES = (".jsonl", ".txt")
 
 _JSON_BYTES = 6  # JSON may spend this many bytes on one byte of text, as in \u0001
 _OTHER_FIELDS = 1024  # room in a line for more than its text
+_BUFFER_BYTES = 1 << 20
 
 Reason = Literal[
     "broken_json", "not_utf8", "missing_field", "not_text", "empty", "too_large", "invalid_unicode", "empty_file"
@@ -47,6 +49,10 @@ class Partition(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     index: int
     pieces: tuple[Piece, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(piece.end - piece.start for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,8 @@ def read_documents(partition: Mapping[str, Any], config: DataConfig) -> Iterator
             yield Document(f"{piece.uri}:0", reason="empty_file")
             continue
         is_jsonl = PurePosixPath(piece.uri).suffix == ".jsonl"
-        with storage.open_uri(piece.uri) as file:
+        # A remote file of fsspec has no readline(limit), and finds line ends slowly.
+        with storage.open_uri(piece.uri) as raw, io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER_BYTES) as file:
             parts = _lines(file, piece, config) if is_jsonl else _text_parts(file, config)
             for offset, data in parts:
                 data = data if offset else data.removeprefix(codecs.BOM_UTF8)

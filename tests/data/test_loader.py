@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from calm_core.artifact import Artifact
+from calm_core.data import loader as loader_module
 from calm_core.data.loader import Loader, TokenDataset, epoch_order
 from calm_core.errors import ConfigError
 
@@ -90,3 +92,26 @@ def test_positions_count_on_over_epochs(train: TokenDataset) -> None:
 def test_ranks_that_cannot_share_a_batch_evenly_are_refused(train: TokenDataset) -> None:
     with pytest.raises(ConfigError, match=r"global_batch_size \(8\) must be a multiple of the 3 ranks"):
         Loader(train, BATCH, seed=0, world_size=3)
+
+
+def test_a_shard_is_read_whole_only_once(
+    train: TokenDataset, dataset_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To check it; more would read the data set many times over in a shuffled epoch of many shards."""
+    expected = stream(Loader(train, BATCH, seed=0), 2 * train.num_sequences // BATCH)
+    fresh = TokenDataset(dataset_uri, "train")
+    whole: list[str] = []
+    read = Artifact.read
+    monkeypatch.setattr(Artifact, "read", lambda self, path: whole.append(path) or read(self, path))
+    monkeypatch.setattr(loader_module, "_OPEN_SHARDS", 1)  # every other shard is closed and opened again
+    assert stream(Loader(fresh, BATCH, seed=0), 2 * train.num_sequences // BATCH) == expected
+    assert len(whole) > 1
+    assert len(whole) == len(set(whole)) == len(fresh.results["splits"]["train"]["shards"])
+
+
+def test_a_loader_starts_where_it_is_told(train: TokenDataset) -> None:
+    loader = Loader(train, BATCH, seed=0)
+    loader.next_batch()
+    started = Loader(train, BATCH, seed=0, start=BATCH)
+    assert torch.equal(started.next_batch().tokens, loader.next_batch().tokens)
+    assert started.state_dict() == loader.state_dict() == {"position": 2 * BATCH}

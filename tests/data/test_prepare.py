@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -246,3 +248,76 @@ def test_an_error_of_a_step_is_reported_with_its_reason(tmp_path: Path, monkeypa
     last = json.loads(progress.read_text().splitlines()[-1])
     assert (last["stage"], last["state"]) == ("prepare", "failed")
     assert "none.jsonl: no such file" in last["note"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tokenizer_uri": "other-tokenizer"}, r"shards-0: was made with another tokenizer"),
+        ({"config": {"sequence_length": 32}}, r"shards-0: was made with other settings"),
+    ],
+)
+def test_artifacts_of_different_runs_are_not_mixed(
+    steps: dict[str, Any], changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """Their token ids, or the length of their rows, would mean something else: a wrong data set without an error."""
+    config: DataConfig = steps["config"]
+    other = f"{tmp_path}/other-tokenizer"
+    prepare.train_tokenizer(prepare.plan_partitions(config), TokenizerConfig(vocab_size=262), config, other)
+    replaced = {"tokenizer_uri": other} if "tokenizer_uri" in changed else {}
+    replaced |= {"config": config.model_copy(update=changed["config"])} if "config" in changed else {}
+    with pytest.raises(ArtifactError, match=message):
+        prepare.merge_partitions(**steps | replaced)
+
+
+def test_a_moved_source_is_the_same_data_set(tmp_path: Path) -> None:
+    """Else a renamed bucket would train every model again."""
+    digests = set()
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        source = write_lines(tmp_path / name / f"{name}.jsonl", texts(40))
+        digests.add(prepare_data(data_of(source), TOKENIZER, f"{tmp_path}/{name}/dataset").digest)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("budget", [1, 100, 10**6])
+def test_the_tokenizer_learns_from_no_more_than_its_budget_and_each_text_once(budget: int, tmp_path: Path) -> None:
+    """One partition is empty; its share is not lost, nor is a text cut inside a character."""
+    everything = [text + "é" for text in texts(30)]
+    config = data_of(write_lines(tmp_path / "a.jsonl", everything * 2), partitions=3)
+    learned = list(prepare._training_texts(prepare.plan_partitions(config), config, budget))
+    train = [text for text in everything if split_of(text, 0.3) == "train"]
+    assert sum(len(text.encode()) for text in learned) <= budget
+    assert all(any(text.startswith(part) for text in train) for part in learned)
+    if budget == 10**6:
+        assert learned == train
+
+
+def test_bytes_of_text_are_counted_by_split(tmp_path: Path) -> None:
+    everything = texts(30)
+    source = write_lines(tmp_path / "a.jsonl", everything + everything[:5])
+    results = prepare_data(data_of(source), TOKENIZER, f"{tmp_path}/dataset").manifest.results
+    for split in prepare.SPLITS:
+        kept = [text for text in everything if split_of(text, 0.3) == split]
+        assert results["splits"][split]["text_bytes"] == sum(len(text.encode()) for text in kept)
+
+
+@pytest.mark.parametrize("step", ["find_duplicates", "tokenize_partition", "merge_partitions"])
+def test_a_missing_input_of_a_step_is_reported(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = tmp_path / "progress.jsonl"
+    monkeypatch.setenv("CALM_PROGRESS_FILE", str(progress))
+    none, config = f"{tmp_path}/none", data_of("none.jsonl")
+    arguments: dict[str, tuple[Any, ...]] = {
+        "find_duplicates": ([none],),
+        "tokenize_partition": ({"index": 0, "pieces": []}, config, none, none),
+        "merge_partitions": (config, [none], [none], none, none),
+    }
+    with pytest.raises(ArtifactError, match="missing"):
+        getattr(prepare, step)(*arguments[step], f"{tmp_path}/output")
+    assert json.loads(progress.read_text().splitlines()[-1])["state"] == "failed"
+
+
+def test_preparing_does_not_wait_for_torch() -> None:
+    """Its import takes seconds in each of the pipeline's data tasks."""
+    program = "import sys, calm_core.data.prepare, calm_core.data.factbook; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
