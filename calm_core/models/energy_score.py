@@ -29,8 +29,9 @@ def energy_loss(samples_RNL: Tensor, mean_RL: Tensor, deviations_RML: Tensor, al
     )
     to_target_R = _power(squares_RNM, alpha).mean((1, 2))
 
-    first, second = torch.triu_indices(samples_RNL.shape[1], samples_RNL.shape[1], offset=1, device=samples_RNL.device)
-    between_R = _power((centred_RNL[:, first] - centred_RNL[:, second]).square().sum(-1), alpha).mean(1)
+    # Every pair once, as slices: indexing with repeated indices would add up gradients in an order that varies.
+    pairs = [centred_RNL[:, k:] - centred_RNL[:, :-k] for k in range(1, samples_RNL.shape[1])]
+    between_R = torch.cat([_power(pair.square().sum(-1), alpha) for pair in pairs], dim=1).mean(1)
     return 2 * to_target_R - between_R
 
 

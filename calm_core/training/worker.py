@@ -47,6 +47,7 @@ def _start_distributed() -> None:
     # DeepSpeed would compile this op for CPU ranks on one node, which fails on a machine without a C++ compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     cuda = torch.cuda.is_available()
+    torch.use_deterministic_algorithms(not cuda)  # on CPU equal inputs give equal bytes
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)

@@ -24,9 +24,8 @@ def register_model(
         evaluation_report: The scores of `evaluate`.
         registration: Name, version and alias of the registered model.
     """
-    from calm_core.registry.register import register_model
-
     from calm_core.config import RegistryConfig, parse_section
+    from calm_core.registry.register import register_model
     from components.body import describe, stage
 
     with stage(code_version):

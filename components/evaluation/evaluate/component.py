@@ -28,9 +28,8 @@ def evaluate(
         evaluation_report: Protocol, scores with intervals, samples, and report.html.
         metrics: The headline scores.
     """
-    from calm_core.evaluation.stage import evaluate
-
     from calm_core.config import EvaluationConfig, parse_section
+    from calm_core.evaluation.stage import evaluate
     from components.body import describe, log_metrics, stage
 
     with stage(code_version):
