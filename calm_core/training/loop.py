@@ -30,6 +30,9 @@ from calm_core.training.checkpoint import Checkpointer, all_reduce_sum
 from calm_core.training.tasks import Task
 
 
+DEFAULT_BUCKET = 500_000_000  # elements, DeepSpeed's default reduce_bucket_size
+
+
 class Interrupted(CalmError):
     """The run was asked to stop; its checkpoint is saved and the next run continues from it."""
 
@@ -57,6 +60,7 @@ def start_engine(task: Task, config: TrainingConfig, bf16: bool) -> Any:
     def schedule(optimizer: Optimizer) -> LambdaLR:
         return LambdaLR(optimizer, lambda step: learning_rate_factor(config, step))
 
+    parameters = sum(p.numel() for p in task.model.parameters())
     micro_steps = config.global_batch_size // (config.micro_batch_size * dist.get_world_size())
     engine, *_ = deepspeed.initialize(
         model=task.model,
@@ -67,7 +71,11 @@ def start_engine(task: Task, config: TrainingConfig, bf16: bool) -> Any:
             "train_micro_batch_size_per_gpu": config.micro_batch_size,
             "gradient_accumulation_steps": micro_steps,
             "gradient_clipping": config.gradient_clipping,
-            "zero_optimization": {"stage": config.zero_stage},
+            "zero_optimization": {
+                "stage": config.zero_stage,
+                # DeepSpeed allocates the whole bucket anew each step, however small the model.
+                "reduce_bucket_size": min(DEFAULT_BUCKET, parameters),
+            },
             "bf16": {"enabled": bf16},
             "steps_per_print": 10**9,  # the loop reports itself
         },
