@@ -30,7 +30,9 @@ class Checkpointer:
         engine.save_checkpoint(str(self.folder), tag=tag, save_latest=False)
         dist.barrier()
         if dist.get_rank() == 0:
-            (self.folder / tag / _MARKER).write_text(json.dumps(state))
+            unfinished = self.folder / tag / f"{_MARKER}.part"
+            unfinished.write_text(json.dumps(state))
+            unfinished.replace(self.folder / tag / _MARKER)  # a marker is whole, or it is not there
             for older in self.folder.glob("step-*"):
                 if older.name != tag:
                     shutil.rmtree(older)

@@ -1,6 +1,11 @@
 """Training with real torchrun and DeepSpeed processes."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +98,39 @@ def test_two_ranks_train_what_one_rank_trains(
     assert difference < 0.01 * step
     losses = [artifact.manifest.results["validation_energy_loss"] for artifact in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_stopped_run_continues_bit_for_bit(autoencoder: Artifact, dataset_uri: str, tmp_path: Path) -> None:
+    """SIGTERM while training: the step is finished and saved; the next run ends with the weights of an unbroken one."""
+    config = autoencoder_config(steps=600, validation_interval=300)
+    unbroken = train_autoencoder(config, dataset_uri, str(tmp_path / "a"), seed=0, checkpoint_root=str(tmp_path / "ca"))
+
+    progress = tmp_path / "progress.jsonl"
+    script = (
+        "import sys; from calm_core.config import AutoencoderConfig; "
+        "from calm_core.training.stages import train_autoencoder; "
+        "train_autoencoder(AutoencoderConfig.model_validate_json(sys.argv[1]), *sys.argv[2:4], seed=0, "
+        "checkpoint_root=sys.argv[4])"
+    )
+    arguments = [config.model_dump_json(), dataset_uri, str(tmp_path / "b"), str(tmp_path / "cb")]
+    environment = os.environ | {"CALM_PROGRESS_FILE": str(progress)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120  # start-up takes seconds; a hang must not take the test suite with it
+    while not (progress.exists() and '"done":20,' in progress.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "run again to continue from there" in errors
+    assert not (tmp_path / "b" / "manifest.json").exists()
+    assert list((tmp_path / "cb").glob("*/step-*/complete"))
+
+    resumed = train_autoencoder(config, dataset_uri, arguments[2], seed=0, checkpoint_root=arguments[3])
+    assert resumed.read("weights.safetensors") == unbroken.read("weights.safetensors")
+    assert resumed.read("curves.jsonl") == unbroken.read("curves.jsonl")
+    assert not list((tmp_path / "cb").glob("*"))  # a finished run leaves no checkpoints
 
 
 def test_a_missing_data_set_is_one_clear_line(tmp_path: Path) -> None:
