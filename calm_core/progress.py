@@ -76,7 +76,7 @@ def reported(stage: str) -> Iterator[None]:
     except CalmError as error:
         report(stage, "failed", note=str(error))
         raise
-    except Exception as error:
+    except Exception as error:  # whatever it was, the watcher gets one line; the error passes on
         report(stage, "failed", note=f"{type(error).__name__}: {error}".splitlines()[0])
         raise
 

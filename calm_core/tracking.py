@@ -106,7 +106,7 @@ def stage_run(stage: str, config: Mapping[str, Any]) -> Iterator[Run]:
     except KeyboardInterrupt:
         run.end("KILLED")
         raise
-    except BaseException:
+    except BaseException:  # SystemExit too: no run may stay "running" for ever
         run.end("FAILED")
         raise
     run.end("FINISHED")

@@ -4,6 +4,7 @@ Parameter names are those of Hugging Face's LlamaModel.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +165,6 @@ class Backbone(nn.Module):
         own: list[KeyValues] = []
         for i, layer in enumerate(self.layers):
             past = branches.own[i] if branches.own else None
-            x_BQD, key_values = layer.branch(x_BQD, cos, sin, branches.start, branches.prefix[i], past)  # type: ignore[operator]
+            x_BQD, key_values = cast(Layer, layer).branch(x_BQD, cos, sin, branches.start, branches.prefix[i], past)
             own.append(key_values)
         return self.norm(x_BQD), Branches(branches.start, branches.prefix, own)

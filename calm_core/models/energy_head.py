@@ -3,6 +3,8 @@
 Parameter names are those of the public checkpoints' `mlp_generator`.
 """
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,11 +30,9 @@ class HeadBlock(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x [..., N, D] and y [..., 1, D] -> [..., N, D]; y's half of the first layer is computed once, not N times."""
-        first, *rest = self.linears
-        weight_x, weight_y = first.weight.chunk(2, dim=1)  # type: ignore[operator]  # nn.Module attributes are untyped
-        h = F.linear(self.in_ln(x), weight_x) + F.linear(y, weight_y, first.bias)  # type: ignore[arg-type]
-        for layer in rest:
-            h = layer(h)
+        first = cast(nn.Linear, self.linears[0])
+        weight_x, weight_y = first.weight.chunk(2, dim=1)
+        h = self.linears[1:](F.linear(self.in_ln(x), weight_x) + F.linear(y, weight_y, first.bias))
         gate, up = h.chunk(2, dim=-1)
         out: Tensor = x + self.down_proj(F.silu(gate) * up)
         return out
@@ -53,9 +53,9 @@ class FinalLayer(nn.Module):
         return out
 
     def start_at_zero(self) -> None:
-        last = self.linears[-1]
-        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        last = cast(nn.Linear, self.linears[-1])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
 
 class EnergyHead(nn.Module):

@@ -29,7 +29,6 @@ from calm_core.tracking import Run
 from calm_core.training.checkpoint import Checkpointer, all_reduce_sum
 from calm_core.training.tasks import Task
 
-
 DEFAULT_BUCKET = 500_000_000  # elements, DeepSpeed's default reduce_bucket_size
 
 

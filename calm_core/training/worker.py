@@ -34,7 +34,7 @@ def main() -> None:
     except CalmError as error:
         (spec_path.parent / ERROR_NAME).write_text(str(error))
         sys.exit(1)
-    except Exception as error:
+    except Exception as error:  # the launcher shows this line; the traceback goes to the log
         (spec_path.parent / ERROR_NAME).write_text(f"{type(error).__name__}: {error}")
         raise
     finally:

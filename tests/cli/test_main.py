@@ -121,7 +121,7 @@ def test_a_stage_that_was_killed_is_named_with_its_log_and_how_to_go_on() -> Non
     board = Board()
     board.apply(ProgressEvent(time=0, stage="train-calm", state="running"))
     board.fail(now=1)
-    text = run.failure_text(board, EndedRun())  # type: ignore[arg-type]
+    text = run.failure_text(board, EndedRun())  # type: ignore[arg-type]  # a stand-in with the one attribute that is read
     assert "train-calm: it ended without a reason: killed" in text
     assert "logs/pipeline.log" in text
     assert "run the same command again" in text

@@ -18,7 +18,7 @@ from calm_core.data.prepare import prepare_data
 LINES = "".join(json.dumps({"text": f"text {i}: " + "a river " * (i % 9)}) + "\n" for i in range(60))
 
 
-class RemoteFile(AbstractBufferedFile):  # type: ignore[misc]
+class RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec is untyped
     """A file as s3:// gives it: ranges fetched on demand, and a readline() that takes no limit."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:

@@ -77,6 +77,21 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(
     assert other.read("weights.safetensors") != autoencoder.read("weights.safetensors")
 
 
+def test_the_language_model_has_the_same_bytes_too(
+    autoencoder: Artifact, dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two threads, so that no sum depends on which of them is first."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    first, again = (
+        train_calm(
+            calm_config(), dataset_uri, autoencoder.uri, str(tmp_path / name), seed=0, checkpoint_root=str(tmp_path)
+        )
+        for name in ("first", "again")
+    )
+    assert first.read("weights.safetensors") == again.read("weights.safetensors")
+    assert first.digest == again.digest
+
+
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_two_ranks_train_what_one_rank_trains(
     autoencoder: Artifact, dataset_uri: str, tmp_path: Path, zero_stage: int
