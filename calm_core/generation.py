@@ -111,7 +111,7 @@ class TextGenerator:
         When all samples start otherwise, the first one is taken and its start replaced.
         """
         number = max(samples, _PREFIX_SAMPLES) if begun else samples
-        uniform = noise.uniform(number, self.calm.config.noise_size)[0]
+        uniform = self.calm.sampling_noise(noise, number)[0]
         chunks_SK = self.autoencoder.decode(self.calm.sample(hidden_D, uniform))
         choice = noise.uniform(1).double()
         fits_S = (chunks_SK[:, : len(begun)] == torch.tensor(begun, device=self.device, dtype=torch.int64)).all(-1)

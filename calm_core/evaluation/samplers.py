@@ -38,15 +38,15 @@ class CalmSampler:
         chunks_BPK = to_chunks(tokens_BT, chunk_size)[:, :-steps]
         positions = chunks_BPK.shape[1]
         hidden_BPD, prefix = self.calm.transformer(self.calm.embed(chunks_BPK))
-        uniform = noise.uniform(positions, samples, self.calm.config.noise_size)
-        sampled = [self.autoencoder.decode(self.calm.sample(hidden_BPD, uniform)).flatten(1, 2)]  # [B, P * S, K]
+        drawn = self.calm.sampling_noise(noise, positions, samples)
+        sampled = [self.autoencoder.decode(self.calm.sample(hidden_BPD, drawn)).flatten(1, 2)]  # [B, P * S, K]
 
         start = torch.arange(positions, device=tokens_BT.device).repeat_interleave(samples)
         branches = Branches(start, prefix)
         for _ in range(steps - 1):
             hidden_BQD, branches = self.calm.transformer.branch(self.calm.embed(sampled[-1]), branches)
-            uniform = noise.uniform(positions * samples, 1, self.calm.config.noise_size)
-            sampled.append(self.autoencoder.decode(self.calm.sample(hidden_BQD, uniform)).squeeze(2))
+            drawn = self.calm.sampling_noise(noise, positions * samples, 1)
+            sampled.append(self.autoencoder.decode(self.calm.sample(hidden_BQD, drawn)).squeeze(2))
         drawn_BPST: Tensor = torch.cat(sampled, dim=-1)[..., :MAX_N].unflatten(1, (positions, samples))
         return drawn_BPST
 

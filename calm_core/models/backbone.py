@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calm_core.config import CalmModelConfig
+from calm_core.config import BackboneConfig
 from calm_core.models.layers import SwiGLU
 
 
@@ -56,7 +56,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
-    def __init__(self, config: CalmModelConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         hidden = config.hidden_size
         self.num_heads = config.num_attention_heads
@@ -113,7 +113,7 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """One Transformer layer, normalised before attention and before the feed-forward."""
 
-    def __init__(self, config: CalmModelConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config)
@@ -138,7 +138,7 @@ class Layer(nn.Module):
 class Backbone(nn.Module):
     """Token embeddings, layers and the final norm; the input of the layers is made outside, from whole chunks."""
 
-    def __init__(self, config: CalmModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: BackboneConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)

@@ -3,35 +3,17 @@
 Parameter names are those of the public checkpoints.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from calm_core.config import CalmModelConfig
 from calm_core.models.autoencoder import Autoencoder
 from calm_core.models.backbone import Backbone
-from calm_core.models.energy_head import EnergyHead
-from calm_core.models.energy_score import energy_loss
+from calm_core.models.heads import Head, Targets, make_head
 from calm_core.models.layers import initialize
 from calm_core.noise import SequenceNoise
 
 _LAYER_NORM_EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What the positions that count must predict, computed by the frozen autoencoder.
-
-    Attributes:
-        counted_BP: bool [B, P - 1], positions whose next chunk holds a real token; R of them.
-        mean_RL: Mean of the next chunk's posterior.
-        deviations_RML: M samples of that posterior, less the mean.
-    """
-
-    counted_BP: Tensor
-    mean_RL: Tensor
-    deviations_RML: Tensor
 
 
 def next_chunk_counts(real_BPK: Tensor) -> Tensor:
@@ -51,7 +33,7 @@ def make_targets(
 
 
 class Calm(nn.Module):
-    """Backbone over chunks with an energy head; the autoencoder is no part of it, so training cannot change it."""
+    """Backbone over chunks with a generative head; the autoencoder is no part of it, so training cannot change it."""
 
     def __init__(self, config: CalmModelConfig, vocab_size: int, chunk_size: int, latent_size: int) -> None:
         super().__init__()
@@ -67,7 +49,7 @@ class Calm(nn.Module):
             nn.Linear(2 * hidden, hidden),
             nn.LayerNorm(hidden, eps=_LAYER_NORM_EPS),
         )
-        self.mlp_generator = EnergyHead(config, latent_size)
+        self.mlp_generator: Head = make_head(config, latent_size)
         self.apply(initialize)
         self.mlp_generator.final_layer.start_at_zero()
 
@@ -76,14 +58,15 @@ class Calm(nn.Module):
         out: Tensor = self.embed_proj(self.transformer.embed_tokens(chunks).flatten(-2))
         return out
 
-    def sample(self, hidden: Tensor, uniform: Tensor) -> Tensor:
-        """Latent samples [..., S, L] of the next chunk from states [..., D] and uniform noise [..., S, noise_size]."""
-        out: Tensor = self.mlp_generator(hidden, uniform)
-        return out
+    def sampling_noise(self, noise: SequenceNoise, *shape: int) -> Tensor:
+        """What `sample` turns into latents: [B, *shape, U], U of the head's own."""
+        return self.mlp_generator.sampling_noise(noise, *shape)
+
+    def sample(self, hidden: Tensor, drawn: Tensor) -> Tensor:
+        """Latent samples [..., S, L] of the next chunk from states [..., D] and `sampling_noise` [..., S, U]."""
+        return self.mlp_generator.sample(hidden, drawn)
 
     def forward(self, chunks_BPK: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
-        """Energy loss summed over the positions that count (fp32 scalar); the caller divides by their number."""
+        """The head's loss summed over the positions that count (fp32 scalar); the caller divides by their number."""
         hidden_BPD, _ = self.transformer(self.embed(chunks_BPK[:, :-1]))
-        uniform_BPNU = noise.uniform(hidden_BPD.shape[1], self.config.model_samples, self.config.noise_size)
-        samples_RNL = self.sample(hidden_BPD[targets.counted_BP], uniform_BPNU[targets.counted_BP])
-        return energy_loss(samples_RNL, targets.mean_RL, targets.deviations_RML, self.config.energy_alpha).sum()
+        return self.mlp_generator.loss(hidden_BPD, targets, noise).sum()

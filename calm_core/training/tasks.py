@@ -77,12 +77,14 @@ class AutoencoderTask(Task):
 
 
 class CalmTask(Task):
-    """The energy loss of the next chunk's latent, on a frozen autoencoder."""
+    """The head's loss on the next chunk's latent, on a frozen autoencoder."""
+
+    model: Calm
 
     def __init__(self, model: Calm, autoencoder: Autoencoder, pad_id: int) -> None:
         self.model = model
         self.autoencoder = autoencoder
-        self.target_samples = model.config.target_samples
+        self.target_samples = model.mlp_generator.target_samples()
         self.pad_id = pad_id
 
     def _chunks(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,4 +100,4 @@ class CalmTask(Task):
         chunks_BPK, real_BPK = self._chunks(tokens_BT)
         targets = make_targets(self.autoencoder, chunks_BPK, real_BPK, noise, self.target_samples)
         loss = forward(chunks_BPK, targets, noise) / counts[0].float()
-        return Loss(loss, {"energy_loss": loss})
+        return Loss(loss, {self.model.mlp_generator.loss_name: loss})

@@ -7,7 +7,7 @@ from calm_core.config import AutoencoderModelConfig, CalmModelConfig
 from calm_core.models.autoencoder import Autoencoder, freeze
 from calm_core.models.backbone import Branches, rotary, rotate
 from calm_core.models.calm import Calm, make_targets, next_chunk_counts
-from calm_core.models.energy_head import EnergyHead
+from calm_core.models.heads import EnergyHead
 from calm_core.models.energy_score import energy_loss
 from calm_core.noise import SequenceNoise
 
@@ -101,12 +101,12 @@ def test_the_head_equals_its_formula_written_plainly(calm: Calm) -> None:
     for block in head.mlp_blocks:
         gate, up = block.linears(torch.cat([block.in_ln(x), y], dim=-1)).chunk(2, dim=-1)
         x = x + block.down_proj(torch.nn.functional.silu(gate) * up)
-    assert torch.allclose(head(hidden, uniform), head.final_layer(x), atol=1e-5)
+    assert torch.allclose(head.sample(hidden, uniform), head.final_layer(x), atol=1e-5)
 
 
 def test_the_head_starts_at_zero() -> None:
     head = Calm(CONFIG, V, K, L).mlp_generator
-    assert head(torch.randn(3, D), torch.rand(3, 2, 3)).abs().max() == 0
+    assert head.sample(torch.randn(3, D), torch.rand(3, 2, 3)).abs().max() == 0
 
 
 def test_loss_counts_positions_before_real_chunks_only(calm: Calm, autoencoder: Autoencoder) -> None:
