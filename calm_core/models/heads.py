@@ -36,7 +36,7 @@ class HeadBlock(nn.Module):
         self.down_proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x [..., N, D] and y [..., 1 or N, D] -> [..., N, D]; y's half of the first layer is computed once if it can be."""
+        """x [..., N, D], y [..., 1 or N, D] -> [..., N, D]; y's half of the first layer is computed once a position."""
         first = cast(nn.Linear, self.linears[0])
         weight_x, weight_y = first.weight.chunk(2, dim=1)
         h = self.linears[1:](F.linear(self.in_ln(x), weight_x) + F.linear(y, weight_y, first.bias))
@@ -238,7 +238,7 @@ class DiffusionHead(DenoisingHead):
 
 
 class FlowHead(DenoisingHead):
-    """Flow matching on the straight path x_t = (1 - t) noise + t latent (Lipman et al. 2023), integrated by midpoints."""
+    """Flow matching on the straight path x_t = (1 - t) noise + t latent (Lipman et al. 2023), sampled by midpoints."""
 
     loss_name = "flow_loss"
 
