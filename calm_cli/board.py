@@ -7,6 +7,7 @@ from typing import Literal
 from calm_core.progress import ProgressEvent
 
 STAGES = ("prepare", "train-autoencoder", "train-calm", "evaluate", "register")
+BASELINE_STAGES = ("train-transformer", "evaluate-transformer")
 
 RowState = Literal["waiting", "running", "done", "cached", "failed"]
 

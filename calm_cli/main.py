@@ -57,7 +57,7 @@ app.command()(run)
 app.command()(config)
 app.command()(models.generate)
 app.command()(models.ui)
-for command in (stages.prepare, stages.train_autoencoder, stages.train_calm, stages.evaluate, stages.register):
+for command in (stages.prepare, stages.train, stages.evaluate, stages.compare, stages.register):
     app.command(rich_help_panel="Single stages")(command)
 
 

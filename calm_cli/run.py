@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from calm_cli import summary
-from calm_cli.board import Board
+from calm_cli.board import BASELINE_STAGES, STAGES, Board
 from calm_cli.display import display_for
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, SourceOption, TextFieldOption, configuration
 from calm_core.config import Config
@@ -94,7 +94,7 @@ def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors
             with _parent_run(config) as parent:
                 pipeline = LocalRun(config, home, lock, {PARENT_RUN_VARIABLE: parent.run_id})
                 console.print(f"log: {pipeline.log}", markup=False, highlight=False, soft_wrap=True)
-                board = watch(pipeline, console)
+                board = watch(pipeline, _stages(config), console)
                 if pipeline.poll():
                     raise PipelineFailed(failure_text(board, pipeline))
                 finished = summary.Finished.read(pipeline.outputs())
@@ -110,9 +110,14 @@ def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors
     return 0
 
 
-def watch(pipeline: LocalRun, console: Console) -> Board:
+def _stages(config: Config) -> tuple[str, ...]:
+    """The stages of a run, in the order in which Kubeflow's local runner begins them."""
+    return STAGES + BASELINE_STAGES if config.train_baseline else STAGES
+
+
+def watch(pipeline: LocalRun, stages: Sequence[str], console: Console) -> Board:
     """Show a run until it ends; however this function ends, no process of the run is left."""
-    board = Board()
+    board = Board(stages)
     try:
         with display_for(board, console) as display:
             ended = None

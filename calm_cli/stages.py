@@ -1,23 +1,41 @@
 """The stages one by one, with the arguments and the meaning that they have in Python and in the pipeline."""
 
+import enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, SourceOption, TextFieldOption, configuration
-from calm_core.config import Config
+from calm_core.config import AutoencoderConfig, CalmConfig, Config, TransformerConfig
 from calm_core.errors import ConfigError
 from pipelines.home import Home
 
 if TYPE_CHECKING:
     from calm_core.artifact import Artifact
 
+
+class Model(enum.StrEnum):
+    """What `calm train` can train."""
+
+    autoencoder = enum.auto()
+    calm = enum.auto()
+    transformer = enum.auto()
+
+
+class Head(enum.StrEnum):
+    """CALM's generative heads."""
+
+    energy = enum.auto()
+    diffusion = enum.auto()
+    flow = enum.auto()
+
+
 DatasetOption = Annotated[str, typer.Option("--dataset", metavar="URI", help="The dataset of `calm prepare`.")]
 AutoencoderOption = Annotated[
-    str, typer.Option("--autoencoder", metavar="URI", help="The model of `calm train-autoencoder`.")
+    str, typer.Option("--autoencoder", metavar="URI", help="The model of `calm train --model autoencoder`.")
 ]
-CalmOption = Annotated[str, typer.Option("--calm", metavar="URI", help="The model of `calm train-calm`.")]
+CalmOption = Annotated[str, typer.Option("--calm", metavar="URI", help="The model of `calm train --model calm`.")]
 EvaluationOption = Annotated[str, typer.Option("--evaluation", metavar="URI", help="The scores of `calm evaluate`.")]
 OutputOption = Annotated[str, typer.Option("--output", metavar="URI", help="Folder of the artifact that is written.")]
 CheckpointsOption = Annotated[
@@ -64,68 +82,96 @@ def prepare(
     _end(prepare_data(config.data, config.tokenizer, output))
 
 
-def train_autoencoder(
+def train(
+    model: Annotated[Model, typer.Option(help="What is trained.")],
     dataset: DatasetOption,
     output: OutputOption,
+    autoencoder: Annotated[
+        str, typer.Option(metavar="URI", help="The trained autoencoder; needed for CALM.", show_default=False)
+    ] = "",
+    head: Annotated[Head | None, typer.Option(help="CALM's generative head. [default: the profile's]")] = None,
     checkpoints: CheckpointsOption = None,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
 ) -> None:
-    """Train the autoencoder that turns a chunk of tokens into one vector and back.
+    """Train one model: the autoencoder, CALM on a trained autoencoder, or the token-level Transformer baseline.
 
-    Example:
+    Examples:
 
-      calm train-autoencoder --dataset out/dataset --output out/autoencoder --set autoencoder.steps=1000
+      calm train --model autoencoder --dataset out/dataset --output out/autoencoder --set autoencoder.steps=1000
+
+      calm train --model calm --head flow --dataset out/dataset --autoencoder out/autoencoder --output out/calm
+
+      calm train --model transformer --dataset out/dataset --output out/transformer
     """
     from calm_core.training import stages
 
-    config = configuration(profile, set_)
-    home = _begin(config)
-    root = checkpoints or str(home.checkpoints)
-    _end(stages.train_autoencoder(config.autoencoder, dataset, output, seed=config.seed, checkpoint_root=root))
-
-
-def train_calm(
-    dataset: DatasetOption,
-    autoencoder: AutoencoderOption,
-    output: OutputOption,
-    checkpoints: CheckpointsOption = None,
-    profile: ProfileOption = DEFAULT_PROFILE,
-    set_: SetOption = None,
-) -> None:
-    """Train the CALM language model, which predicts the vector of the next chunk.
-
-    Example:
-
-      calm train-calm --dataset out/dataset --autoencoder out/autoencoder --output out/calm
-    """
-    from calm_core.training import stages
-
-    config = configuration(profile, set_)
-    home = _begin(config)
-    root = checkpoints or str(home.checkpoints)
-    _end(stages.train_calm(config.calm, dataset, autoencoder, output, seed=config.seed, checkpoint_root=root))
+    if head and model != Model.calm:
+        raise ConfigError(f"--head: is CALM's, a model {model.value} has none")
+    config = configuration(profile, [*(set_ or []), *([f"calm.model.head={head.value}"] if head else [])])
+    sections: dict[Model, AutoencoderConfig | CalmConfig | TransformerConfig] = {
+        Model.autoencoder: config.autoencoder,
+        Model.calm: config.calm,
+        Model.transformer: config.transformer,
+    }
+    root = checkpoints or str(_begin(config).checkpoints)
+    _end(
+        stages.train(
+            sections[model], dataset, output, seed=config.seed, checkpoint_root=root, autoencoder_uri=autoencoder
+        )
+    )
 
 
 def evaluate(
     dataset: DatasetOption,
-    autoencoder: AutoencoderOption,
-    calm: CalmOption,
+    model: Annotated[str, typer.Option(metavar="URI", help="A CALM model or a Transformer of `calm train`.")],
     output: OutputOption,
+    autoencoder: Annotated[
+        str, typer.Option(metavar="URI", help="The autoencoder of a CALM model.", show_default=False)
+    ] = "",
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
 ) -> None:
     """Score a language model with BrierLM on held-out text, and let it write.
 
-    Example:
+    Examples:
 
-      calm evaluate --dataset out/dataset --autoencoder out/autoencoder --calm out/calm --output out/evaluation
+      calm evaluate --dataset out/dataset --autoencoder out/autoencoder --model out/calm --output out/evaluation
+
+      calm evaluate --dataset out/dataset --model out/transformer --output out/baseline
     """
     from calm_core.evaluation import stage
 
     config = configuration(profile, set_)
     _begin(config)
-    _end(stage.evaluate(config.evaluation, dataset, autoencoder, calm, output, seed=config.seed))
+    _end(stage.evaluate(config.evaluation, dataset, model, output, seed=config.seed, autoencoder_uri=autoencoder))
+
+
+def compare(
+    evaluations: Annotated[
+        list[str], typer.Argument(metavar="URI...", help="Evaluations of `calm evaluate`.", show_default=False)
+    ],
+) -> None:
+    """Show scores side by side; those with different protocols are refused.
+
+    Example:
+
+      calm compare out/evaluation out/baseline
+    """
+    from rich.table import Table
+
+    from calm_cli.summary import interval
+    from calm_core.artifact import Artifact
+    from calm_core.evaluation.protocol import require_same_protocol
+
+    artifacts = [Artifact(uri, "evaluation") for uri in evaluations]
+    require_same_protocol(artifacts)
+    table = Table("evaluation", "model", *(f"Brier-{n}" for n in range(1, 5)), "BrierLM", box=None, pad_edge=False)
+    for artifact in artifacts:
+        results = artifact.manifest.results
+        brier = [f"{results['brier'][n]['value']:.4f}" for n in sorted(results["brier"])]
+        table.add_row(artifact.uri, results["model"], *brier, interval(results["brierlm"], 3))
+    Console().print(table)
 
 
 def register(

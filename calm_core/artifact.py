@@ -121,11 +121,13 @@ class Artifact:
     """A complete artifact, opened for reading.
 
     Raises:
-        ArtifactError: The folder has no manifest, or it is unreadable, of another kind, or of another schema version.
+        ArtifactError: The folder has no manifest, or it is unreadable, of none of the kinds, or of another schema
+            version.
     """
 
-    def __init__(self, uri: str, kind: str) -> None:
+    def __init__(self, uri: str, *kinds: str) -> None:
         self.uri = uri
+        kind = " or ".join(kinds)
         manifest_uri = storage.join(uri, MANIFEST_NAME)
         try:
             with storage.open_uri(manifest_uri) as file:
@@ -141,7 +143,7 @@ class Artifact:
                 f"{manifest_uri}: damaged manifest ({error.errors()[0]['msg']}); "
                 "delete the folder and run its stage again"
             ) from None
-        if self.manifest.kind != kind:
+        if self.manifest.kind not in kinds:
             raise ArtifactError(f"{uri}: is a {self.manifest.kind} artifact, a {kind} artifact was expected")
 
     def _refuse_other_schema(self, manifest: bytes) -> None:

@@ -177,17 +177,25 @@ class AutoencoderConfig(TrainingConfig):
     model: AutoencoderModelConfig = AutoencoderModelConfig()
 
 
-class CalmConfig(TrainingConfig):
-    """Model and training of the CALM language model."""
+class LanguageModelTrainingConfig(TrainingConfig):
+    """How a model with a Transformer backbone is trained."""
 
     steps: int = Field(250_000, ge=1, description="optimiser steps")
+    activation_checkpointing: bool = Field(
+        False, description="compute each layer's activations again in the backward pass, to save memory"
+    )
+    compile: bool = Field(False, description="torch.compile each layer; needs Triton on a GPU, a C++ compiler on CPU")
+
+
+class CalmConfig(LanguageModelTrainingConfig):
+    """Model and training of the CALM language model."""
+
     model: CalmModelConfig = CalmModelConfig()
 
 
-class TransformerConfig(TrainingConfig):
+class TransformerConfig(LanguageModelTrainingConfig):
     """Model and training of the token-level Transformer baseline."""
 
-    steps: int = Field(250_000, ge=1, description="optimiser steps")
     model: TransformerModelConfig = TransformerModelConfig()
 
 
@@ -195,6 +203,11 @@ class EvaluationConfig(Section):
     """The protocol of BrierLM, and the texts that are shown."""
 
     samples: int = Field(8, ge=2, description="S, model samples per position")
+    position_interval: int | None = Field(
+        None,
+        ge=1,
+        description="tokens between two scored positions, a multiple of K; unset: the smallest one of 4 and K",
+    )
     max_sequences: int = Field(256, ge=1, description="held-out sequences that are scored")
     batch_size: int = Field(8, ge=1, description="sequences scored at a time")
     bootstrap_resamples: int = Field(1000, ge=100, description="resamples of sequences for the confidence intervals")
@@ -221,7 +234,7 @@ class Config(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     calm: CalmConfig = CalmConfig()
-    train_transformer: bool = Field(False, description="train and score the token-level Transformer baseline too")
+    train_baseline: bool = Field(False, description="train and score the token-level Transformer baseline too")
     transformer: TransformerConfig = TransformerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     registry: RegistryConfig = RegistryConfig()

@@ -29,7 +29,13 @@ def arguments_of(config: Config, checkpoint_root: str) -> dict[str, Any]:
         for name, section in config
         if isinstance(section, Section)
     }
-    return {**sections, "seed": config.seed, "code_version": code_version(), "checkpoint_root": checkpoint_root}
+    return {
+        **sections,
+        "train_baseline": config.train_baseline,
+        "seed": config.seed,
+        "code_version": code_version(),
+        "checkpoint_root": checkpoint_root,
+    }
 
 
 class LocalRun:

@@ -14,6 +14,7 @@ from components.deployment.register_model import register_model
 from components.evaluation.evaluate import evaluate
 from components.training.train_autoencoder import train_autoencoder
 from components.training.train_calm import train_calm
+from components.training.train_transformer import train_transformer
 
 
 class Outputs(NamedTuple):
@@ -32,6 +33,8 @@ def calm_train(
     tokenizer: dict[str, Any],
     autoencoder: dict[str, Any],
     calm: dict[str, Any],
+    train_baseline: bool,
+    transformer: dict[str, Any],
     evaluation: dict[str, Any],
     registry: dict[str, Any],
     seed: int,
@@ -47,6 +50,8 @@ def calm_train(
         tokenizer: Settings of the tokenizer.
         autoencoder: Settings of the autoencoder and its training.
         calm: Settings of the language model and its training.
+        train_baseline: Whether the token-level Transformer is trained and scored too.
+        transformer: Settings of that Transformer and its training.
         evaluation: Settings of the scores.
         registry: Settings of the registry.
         seed: Seed of everything random.
@@ -98,8 +103,8 @@ def calm_train(
         seed=seed,
         code_version=code_version,
         dataset=dataset,
+        model=calm_model,
         autoencoder_model=autoencoder_model,
-        calm_model=calm_model,
     ).outputs["evaluation_report"]
     registration = register_model(
         registry=registry,
@@ -109,4 +114,14 @@ def calm_train(
         evaluation_report=evaluation_report,
     )
     registration.set_caching_options(enable_caching=False)  # the registry can lose what the cache remembers
+
+    with dsl.If(train_baseline == True, name="baseline"):  # noqa: E712 # Kubeflow's own form of a condition
+        transformer_model = train_transformer(
+            transformer=transformer,
+            seed=seed,
+            checkpoint_root=checkpoint_root,
+            code_version=code_version,
+            dataset=dataset,
+        ).outputs["transformer_model"]
+        evaluate(evaluation=evaluation, seed=seed, code_version=code_version, dataset=dataset, model=transformer_model)
     return Outputs(dataset, autoencoder_model, calm_model, evaluation_report, registration.outputs["registration"])

@@ -41,12 +41,12 @@ def dataset_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def model_uris(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """URIs of an `autoencoder` artifact and a `calm` artifact, both trained for a few steps on `dataset_uri`."""
     from calm_core.config import AutoencoderConfig, CalmConfig
-    from calm_core.training.stages import train_autoencoder, train_calm
+    from calm_core.training.stages import train
 
     folder = tmp_path_factory.mktemp("models")
     shape = {"hidden_size": 32, "intermediate_size": 48}
     training = {"steps": 4, "warmup_steps": 1, "global_batch_size": 4, "micro_batch_size": 4, "validation_interval": 2}
-    autoencoder = train_autoencoder(
+    autoencoder = train(
         AutoencoderConfig.model_validate(training | {"model": {"chunk_size": 4, "latent_size": 8, **shape}}),
         dataset_uri,
         str(folder / "autoencoder"),
@@ -54,14 +54,27 @@ def model_uris(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tu
         checkpoint_root=str(folder / "checkpoints"),
     )
     layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_head_layers": 1}
-    calm = train_calm(
+    calm = train(
         CalmConfig.model_validate(
             training | {"model": {"model_samples": 2, "target_samples": 4, "noise_size": 4, **layers, **shape}}
         ),
         dataset_uri,
-        autoencoder.uri,
         str(folder / "calm"),
         seed=0,
         checkpoint_root=str(folder / "checkpoints"),
+        autoencoder_uri=autoencoder.uri,
     )
     return autoencoder.uri, calm.uri
+
+
+@pytest.fixture(scope="session")
+def transformer_uri(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of a `transformer` artifact, trained for a few steps on `dataset_uri`."""
+    from calm_core.config import TransformerConfig
+    from calm_core.training.stages import train
+
+    folder = tmp_path_factory.mktemp("transformer")
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    training = {"steps": 4, "warmup_steps": 1, "global_batch_size": 4, "micro_batch_size": 4, "validation_interval": 2}
+    config = TransformerConfig.model_validate(training | {"model": shape})
+    return train(config, dataset_uri, str(folder / "out"), seed=0, checkpoint_root=str(folder / "checkpoints")).uri

@@ -42,7 +42,8 @@ class TokenDataset:
         self._artifact = Artifact(uri, "dataset")
         results = self._artifact.manifest.results
         self.results = results
-        self.digest = self._artifact.digest
+        self.uri, self.digest = uri, self._artifact.digest
+        self.tokenizer_sha256 = self._artifact.entry("tokenizer.json").sha256
         self.tokenizer = Tokenizer.from_bytes(self._artifact.read("tokenizer.json"))
         self.pad_id, self.eos_id = self.tokenizer.pad_id, self.tokenizer.eos_id
         self.vocab_size: int = results["vocab_size"]

@@ -89,17 +89,17 @@ class BrierAccumulator:
         return estimates | {"brierlm": Estimate(float(brierlm(mean_T)), float(low), float(high))}
 
 
-def next_tokens(tokens_BT: Tensor, chunk_size: int, real_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """The true next `MAX_N` tokens after each chunk, and where all of them are real.
+def next_tokens(tokens_BT: Tensor, interval: int, chunk_size: int, real_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The true next `MAX_N` tokens after every `interval` tokens, and where all of them are real.
 
-    The last start position is the last one with `MAX_N` tokens' worth of whole chunks after it.
+    The last position is the last one with `MAX_N` tokens' worth of whole chunks after it.
 
     Returns:
         int64 [B, P, MAX_N] and bool [B, P].
     """
     whole = chunk_size * -(-MAX_N // chunk_size)
-    targets = tokens_BT[:, chunk_size:].unfold(1, whole, chunk_size)[..., :MAX_N]
-    real = real_BT[:, chunk_size:].unfold(1, whole, chunk_size)[..., :MAX_N].all(-1)
+    targets = tokens_BT[:, interval:].unfold(1, whole, interval)[..., :MAX_N]
+    real = real_BT[:, interval:].unfold(1, whole, interval)[..., :MAX_N].all(-1)
     return targets, real
 
 

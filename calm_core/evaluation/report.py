@@ -14,23 +14,20 @@ from matplotlib.figure import Figure
 
 _TEMPLATE = "report.html"
 
-Curves = Sequence[Mapping[str, float]]
+Curve = Sequence[Mapping[str, float]]
 
 
-def render_report(results: Mapping[str, Any], curves: Mapping[str, Curves]) -> str:
+def render_report(results: Mapping[str, Any], curves: Mapping[tuple[str, str], Curve]) -> str:
     """HTML with the scores, the learning curves and the texts; pictures are inside.
 
     Args:
         results: Results of the evaluation stage.
-        curves: Points of the training curves of "autoencoder" and "calm".
+        curves: Points of training curves, by the picture's title and the curve's name.
     """
     source = files("calm_core.evaluation").joinpath(_TEMPLATE).read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    pictures = {
-        "brier": _brier_picture(results),
-        "accuracy": _curve_picture(curves["autoencoder"], "accuracy", "Autoencoder: token accuracy"),
-        "energy": _curve_picture(curves["calm"], "energy_loss", "CALM: energy loss"),
-    }
+    pictures = {"Brier-1 to Brier-4 with intervals": _brier_picture(results)}
+    pictures |= {title: _curve_picture(points, name, title) for (title, name), points in curves.items()}
     return environment.from_string(source).render(results=results, pictures=pictures)
 
 
@@ -52,7 +49,7 @@ def _brier_picture(results: Mapping[str, Any]) -> str:
     return _as_png(figure)
 
 
-def _curve_picture(curve: Curves, name: str, title: str) -> str:
+def _curve_picture(curve: Curve, name: str, title: str) -> str:
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     for key, label in ((name, "training"), (f"validation_{name}", "validation")):

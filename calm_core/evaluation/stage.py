@@ -1,8 +1,10 @@
 """The evaluation stage: autoencoder accuracy, BrierLM with intervals and references, and texts; an artifact itself."""
 
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,62 +15,81 @@ from calm_core import tracking
 from calm_core.artifact import Artifact, ArtifactWriter
 from calm_core.config import EvaluationConfig
 from calm_core.data.loader import TokenDataset
-from calm_core.evaluation.brier import BrierAccumulator, brier_terms, frequencies, next_tokens
-from calm_core.evaluation.report import render_report
-from calm_core.evaluation.samplers import CalmSampler, Sampler, UnigramSampler
+from calm_core.data.tokenizer import Tokenizer
+from calm_core.errors import ArtifactError, CalmError
+from calm_core.evaluation.brier import MAX_N, BrierAccumulator, frequencies, next_tokens
+from calm_core.evaluation.report import Curve, render_report
+from calm_core.evaluation.samplers import BrierModel, CalmSampler, TransformerScorer, UnigramSampler
 from calm_core.generation import TextGenerator
 from calm_core.models.autoencoder import Autoencoder, freeze, reconstruct, to_chunks
-from calm_core.models.weights import load_autoencoder, load_calm, new_calm
+from calm_core.models.weights import load_autoencoder, load_calm, load_transformer, new_calm, new_transformer
 from calm_core.noise import SequenceNoise, derive_seed
 from calm_core.progress import report, reported
 
-STAGE = "evaluate"
 _FREQUENCY_SEQUENCES = 4096  # training sequences that the unigram reference counts
 
 
-def evaluate(
-    config: EvaluationConfig, dataset_uri: str, autoencoder_uri: str, calm_uri: str, output_uri: str, *, seed: int
-) -> Artifact:
-    """Score a CALM model on held-out text.
+def stage_name(kind: str) -> str:
+    """The stage that scores a kind of model."""
+    return "evaluate" if kind == "calm" else f"evaluate-{kind}"
 
-    Returns:
-        An `evaluation` artifact: evaluation.json, report.html; its results hold the numbers.
+
+def evaluate(
+    config: EvaluationConfig, dataset_uri: str, model_uri: str, output_uri: str, *, seed: int, autoencoder_uri: str = ""
+) -> Artifact:
+    """Score a language model on held-out text, and let it write.
+
+    Args:
+        config: The protocol.
+        dataset_uri: A `dataset` artifact.
+        model_uri: A `calm` or a `transformer` artifact.
+        output_uri: Where the `evaluation` artifact is written: evaluation.json, report.html; its results hold the
+            numbers.
+        seed: Of all noise.
+        autoencoder_uri: The autoencoder of a CALM model.
 
     Raises:
         CalmError: An input is unusable, or the artifacts do not belong together.
     """
     settings = config.model_dump(mode="json") | {"seed": seed}
-    with reported(STAGE), tracking.stage_run(STAGE, settings) as run:
-        artifacts = {"autoencoder": Artifact(autoencoder_uri, "autoencoder"), "calm": Artifact(calm_uri, "calm")}
+    artifact = Artifact(model_uri, "calm", "transformer")
+    stage = stage_name(artifact.manifest.kind)
+    with reported(stage), tracking.stage_run(stage, settings) as run:
         dataset = TokenDataset(dataset_uri, "validation")
+        _require_same_tokenizer(artifact, dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        autoencoder = load_autoencoder(artifacts["autoencoder"]).to(device)
-        calm = load_calm(artifacts["calm"], artifacts["autoencoder"]).to(device)
         torch.manual_seed(derive_seed(seed, "untrained"))
-        untrained = new_calm(artifacts["calm"]).to(device)
-        for model in (autoencoder, calm, untrained):
-            freeze(model)
-
-        evaluator = Evaluator(config, dataset, autoencoder.config.chunk_size, seed, device)
-        results: dict[str, Any] = {"autoencoder_accuracy": evaluator.autoencoder_accuracy(autoencoder)}
+        scored = (
+            _calm(artifact, Artifact(autoencoder_uri, "autoencoder"), device)
+            if artifact.manifest.kind == "calm"
+            else _transformer(artifact, device)
+        )
+        interval = config.position_interval or math.lcm(MAX_N, scored.chunk_size)
+        if interval % scored.chunk_size:
+            raise CalmError(f"position_interval ({interval}) must be a multiple of K ({scored.chunk_size})")
+        evaluator = Evaluator(config, dataset, interval, scored.chunk_size, seed, device, stage)
+        results: dict[str, Any] = {"model": scored.label}
+        if scored.autoencoder is not None:
+            results["autoencoder_accuracy"] = evaluator.autoencoder_accuracy(scored.autoencoder)
         started = time.monotonic()
-        results |= evaluator.score(CalmSampler(calm, autoencoder), "BrierLM")
+        results |= evaluator.score(scored.model(interval), "BrierLM")
         score_seconds = time.monotonic() - started
         results["protocol"] = evaluator.protocol()
-        unigram = UnigramSampler(_train_frequencies(dataset_uri).to(device), autoencoder.config.chunk_size)
+        frequency = _train_frequencies(dataset_uri).to(device)
         results["references"] = {
-            "untrained": evaluator.score(CalmSampler(untrained, autoencoder), "untrained reference"),
-            "unigram": evaluator.score(unigram, "unigram reference"),
+            "untrained": evaluator.score(scored.untrained(interval), "untrained reference"),
+            "unigram": evaluator.score(UnigramSampler(frequency), "unigram reference"),
         }
         started = time.monotonic()
-        results["samples"] = _write_samples(config, TextGenerator(calm, autoencoder, dataset.tokenizer), seed)
+        results["samples"] = []
+        if scored.generator is not None:
+            results["samples"] = _write_samples(config, scored.generator(dataset.tokenizer), seed, stage)
         tokens = config.prompt_tokens * len(config.prompts)
-        parents = {name: artifact.digest for name, artifact in artifacts.items()} | {"dataset": dataset.digest}
+        parents = scored.parents | {"dataset": dataset.digest}
         with ArtifactWriter(output_uri, "evaluation", settings, parents) as writer:
             writer.results |= results
             writer.write("evaluation.json", json.dumps(results, indent=1, sort_keys=True).encode())
-            curves = {name: _curves(artifact) for name, artifact in artifacts.items()}
-            html = render_report(results, curves)
+            html = render_report(results, scored.curves)
             writer.write("report.html", html.encode())
             writer.timings |= {
                 "score_seconds": score_seconds,
@@ -79,29 +100,94 @@ def evaluate(
         evaluation = Artifact(output_uri, "evaluation")
         run.set_tags({tracking.DIGEST_TAG: evaluation.digest})
     score = results["brierlm"]
-    report(STAGE, "finished", note=f"BrierLM {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]")
+    report(stage, "finished", note=f"BrierLM {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]")
     return evaluation
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """A trained model of either kind, as the evaluation needs it.
+
+    Attributes:
+        model, untrained: What is scored, given the interval of the positions.
+        curves: Points of training curves, by the picture's title and the curve's name.
+    """
+
+    label: str
+    chunk_size: int
+    parents: dict[str, str]
+    model: Callable[[int], BrierModel]
+    untrained: Callable[[int], BrierModel]
+    curves: dict[tuple[str, str], Curve]
+    generator: Callable[[Tokenizer], TextGenerator] | None = None
+    autoencoder: Autoencoder | None = None
+
+
+def _calm(artifact: Artifact, autoencoder_artifact: Artifact, device: torch.device) -> _Scored:
+    autoencoder = load_autoencoder(autoencoder_artifact).to(device)
+    calm = load_calm(artifact, autoencoder_artifact).to(device)
+    untrained = new_calm(artifact).to(device)
+    for model in (autoencoder, calm, untrained):
+        freeze(model)
+    return _Scored(
+        label=f"CALM, K = {calm.chunk_size}, {calm.config.head} head",
+        chunk_size=calm.chunk_size,
+        parents={"autoencoder": autoencoder_artifact.digest, "calm": artifact.digest},
+        model=lambda interval: CalmSampler(calm, autoencoder, interval),
+        untrained=lambda interval: CalmSampler(untrained, autoencoder, interval),
+        generator=lambda tokenizer: TextGenerator(calm, autoencoder, tokenizer),
+        curves={
+            ("Autoencoder: token accuracy", "accuracy"): _curve(autoencoder_artifact),
+            ("CALM: loss of the head", f"{calm.config.head}_loss"): _curve(artifact),
+        },
+        autoencoder=autoencoder,
+    )
+
+
+def _transformer(artifact: Artifact, device: torch.device) -> _Scored:
+    model, untrained = load_transformer(artifact).to(device), new_transformer(artifact).to(device)
+    freeze(model)
+    freeze(untrained)
+    return _Scored(
+        label="Transformer over tokens",
+        chunk_size=1,
+        parents={"transformer": artifact.digest},
+        model=lambda interval: TransformerScorer(model, interval),
+        untrained=lambda interval: TransformerScorer(untrained, interval),
+        curves={("Transformer: cross-entropy, nats a token", "cross_entropy"): _curve(artifact)},
+    )
+
+
 class Evaluator:
-    """Scores samplers on the same held-out positions with the same protocol.
+    """Scores models on the same held-out positions with the same protocol.
 
     Args:
-        config: Samples, number of sequences, intervals.
+        config: Samples, number of sequences, confidence.
         dataset: The held-out split.
-        chunk_size: K; scores start after every K-th token.
+        interval: Tokens between two scored positions.
+        chunk_size: K of the model; the positions are the same for every K up to 4 that divides the interval.
         seed: Of all noise.
-        device: Where the samplers compute.
+        device: Where the models compute.
+        stage: Name under which progress is reported.
     """
 
     def __init__(
-        self, config: EvaluationConfig, dataset: TokenDataset, chunk_size: int, seed: int, device: torch.device
+        self,
+        config: EvaluationConfig,
+        dataset: TokenDataset,
+        interval: int,
+        chunk_size: int,
+        seed: int,
+        device: torch.device,
+        stage: str,
     ) -> None:
         self.config = config
         self.dataset = dataset
+        self.interval = interval
         self.chunk_size = chunk_size
         self.seed = seed
         self.device = device
+        self.stage = stage
         self.sequences = min(config.max_sequences, dataset.num_sequences)
         self._positions = 0
 
@@ -110,7 +196,7 @@ class Evaluator:
             indices = np.arange(start, min(start + self.config.batch_size, self.sequences))
             seeds = [derive_seed(self.seed, purpose, i) for i in indices.tolist()]
             yield torch.from_numpy(self.dataset.rows(indices)).to(self.device), SequenceNoise(seeds, self.device)
-            report(STAGE, done=int(indices[-1]) + 1, total=self.sequences, note=purpose)
+            report(self.stage, done=int(indices[-1]) + 1, total=self.sequences, note=purpose)
 
     def autoencoder_accuracy(self, autoencoder: Autoencoder) -> float:
         """Share of real tokens that come back from sampled latents."""
@@ -122,14 +208,13 @@ class Evaluator:
             total += int(real_BPK.sum())
         return correct / max(total, 1)
 
-    def score(self, sampler: Sampler, purpose: str) -> dict[str, Any]:
+    def score(self, model: BrierModel, purpose: str) -> dict[str, Any]:
         """Brier-1..4, unclamped, as shares, and BrierLM in percent, each with its interval."""
         accumulator = BrierAccumulator()
         for tokens_BT, noise in self._batches(purpose):
-            targets_BPT, counted_BP = next_tokens(tokens_BT, self.chunk_size, tokens_BT != self.dataset.pad_id)
-            samples_BPST = sampler(tokens_BT, noise, self.config.samples)
-            terms = brier_terms(samples_BPST.flatten(0, 1), targets_BPT.flatten(0, 1))
-            accumulator.add(terms.unflatten(0, targets_BPT.shape[:2]), counted_BP)
+            real_BT = tokens_BT != self.dataset.pad_id
+            targets_BPT, counted_BP = next_tokens(tokens_BT, self.interval, self.chunk_size, real_BT)
+            accumulator.add(model.terms(tokens_BT, targets_BPT, noise, self.config.samples), counted_BP)
         self._positions = accumulator.positions
         estimates = accumulator.estimates(self.config.bootstrap_resamples, self.config.confidence, self.seed)
         score = estimates.pop("brierlm")
@@ -144,14 +229,13 @@ class Evaluator:
             "vocab_size": self.dataset.vocab_size,
             "sequence_length": self.dataset.sequence_length,
             "stride": self.dataset.sequence_length,
+            "position_interval": self.interval,
             "document_boundaries": "packed; attention crosses them; a position counts if its next 4 tokens are real",
-            "chunk_size": self.chunk_size,
             "samples": self.config.samples,
             "sequences": self.sequences,
             "positions": self._positions,
             "interval": f"{self.config.confidence:.0%} bootstrap over sequences",
             "resamples": self.config.bootstrap_resamples,
-            "seed": self.seed,
         }
 
 
@@ -161,7 +245,7 @@ def _train_frequencies(dataset_uri: str) -> Tensor:
     return frequencies(torch.from_numpy(rows), train.vocab_size, train.pad_id)
 
 
-def _write_samples(config: EvaluationConfig, generator: TextGenerator, seed: int) -> list[dict[str, str]]:
+def _write_samples(config: EvaluationConfig, generator: TextGenerator, seed: int, stage: str) -> list[dict[str, str]]:
     samples: list[dict[str, str]] = []
     for prompt in config.prompts:
         (text,) = generator.generate(
@@ -172,17 +256,22 @@ def _write_samples(config: EvaluationConfig, generator: TextGenerator, seed: int
             temperature_samples=config.temperature_samples,
         )
         samples.append({"prompt": prompt, "text": text})
-        report(STAGE, done=len(samples), total=len(config.prompts), note="writing text")
+        report(stage, done=len(samples), total=len(config.prompts), note="writing text")
     return samples
 
 
-def _curves(artifact: Artifact) -> list[dict[str, float]]:
+def _require_same_tokenizer(model: Artifact, dataset: TokenDataset) -> None:
+    if model.entry("tokenizer.json").sha256 != dataset.tokenizer_sha256:
+        raise ArtifactError(f"{model.uri}: was trained with another tokenizer than that of the dataset {dataset.uri}")
+
+
+def _curve(artifact: Artifact) -> Curve:
     return [json.loads(line) for line in artifact.read("curves.jsonl").splitlines()]
 
 
 def _metrics(results: dict[str, Any]) -> dict[str, float]:
-    metrics = {"autoencoder_accuracy": results["autoencoder_accuracy"]}
-    for name, estimate in {"brierlm": results["brierlm"]}.items():
-        metrics |= {name: estimate["value"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
+    metrics = {name: results[name] for name in ("autoencoder_accuracy",) if name in results}
+    score = results["brierlm"]
+    metrics |= {"brierlm": score["value"], "brierlm_low": score["low"], "brierlm_high": score["high"]}
     metrics |= {f"brier_{n}": estimate["value"] for n, estimate in results["brier"].items()}
     return metrics | {f"brierlm_{name}": ref["brierlm"]["value"] for name, ref in results["references"].items()}

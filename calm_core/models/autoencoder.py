@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calm_core.config import AutoencoderModelConfig
+from calm_core.models.cross_entropy import linear_cross_entropy
 from calm_core.models.layers import SwiGLU, initialize
 from calm_core.noise import SequenceNoise
 
@@ -110,15 +111,16 @@ class Decoder(nn.Module):
         self.expand_layer = nn.Linear(hidden, config.chunk_size * hidden)
         self.norm = nn.RMSNorm(hidden, eps=config.rms_norm_eps)
 
-    def forward(self, latents: Tensor, embedding: Tensor) -> Tensor:
-        """Logits [..., K, V] of latents [..., L]; `embedding` is the encoder's, tied, [V, D]."""
-        h = self.latent_to_hidden(latents.to(embedding.dtype))
+    def forward(self, latents: Tensor) -> Tensor:
+        """States [..., K, D] of latents [..., L]; their logits are inner products with the encoder's embedding."""
+        h = self.latent_to_hidden(latents.to(self.latent_to_hidden.weight.dtype))
         for layer in self.decoder_layers[: self.layers_before]:
             h = layer(h)
         h = self.expand_layer(h).unflatten(-1, (self.chunk_size, -1))
         for layer in self.decoder_layers[self.layers_before :]:
             h = layer(h)
-        return F.linear(self.norm(h), embedding)
+        out: Tensor = self.norm(h)
+        return out
 
 
 class Autoencoder(nn.Module):
@@ -139,8 +141,7 @@ class Autoencoder(nn.Module):
 
     def logits(self, latents: Tensor) -> Tensor:
         """Logits [..., K, V] of latents [..., L]."""
-        logits: Tensor = self.decoder(latents, self.encoder.embed_tokens.weight)
-        return logits
+        return F.linear(self.decoder(latents), self.encoder.embed_tokens.weight)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Most likely tokens, int64 [..., K], of latents [..., L]."""
@@ -162,14 +163,16 @@ class Autoencoder(nn.Module):
             kept_BPL = noise.uniform(*latents_BPL.shape[1:]) >= config.latent_dropout
             latents_BPL = latents_BPL * kept_BPL / (1 - config.latent_dropout)
 
-        logits_RV = self.logits(latents_BPL)[real_BPK]
-        target_R = chunks_BPK[real_BPK]
+        embedding_VD = self.encoder.embed_tokens.weight
+        cross_entropy, correct = linear_cross_entropy(
+            self.decoder(latents_BPL)[real_BPK], embedding_VD, chunks_BPK[real_BPK]
+        )
         counted_BP = real_BPK.any(-1)
         kl_RL = posterior.kl()[counted_BP]
         return AutoencoderLoss(
-            cross_entropy=F.cross_entropy(logits_RV.float(), target_R, reduction="sum"),
+            cross_entropy=cross_entropy,
             kl=kl_RL.clamp_min(config.kl_clip).sum(),
-            correct=(logits_RV.argmax(-1) == target_R).sum(),
+            correct=correct,
             clipped=(kl_RL < config.kl_clip).sum(),
             std=posterior.std[counted_BP].sum().detach(),
         )

@@ -1,4 +1,4 @@
-"""A Llama-style causal Transformer over chunks (RMSNorm, SwiGLU, rotary positions).
+"""A Llama-style causal Transformer (RMSNorm, SwiGLU, rotary positions), over chunks or over tokens.
 
 Parameter names are those of Hugging Face's LlamaModel.
 """
@@ -9,6 +9,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from calm_core.config import BackboneConfig
 from calm_core.models.layers import SwiGLU
@@ -29,7 +30,7 @@ class Branches:
     Branch q continues the prefix after its position `start[q]`; its own past is `own`, one entry a layer.
 
     Attributes:
-        start: int64 [Q], last prefix position that branch q sees.
+        start: int64 [B, Q], last prefix position that branch q sees.
         prefix: Keys and values of the prefix, one entry a layer, [B, H, P, E].
         own: Keys and values of the branches' own positions so far, one entry a layer, [B, H, Q, J, E].
     """
@@ -101,8 +102,8 @@ class Attention(nn.Module):
             keys, values = torch.cat([own.keys, keys], dim=3), torch.cat([own.values, values], dim=3)
         scale = self.head_size**-0.5
         to_prefix = (q @ prefix.keys.transpose(2, 3)).float() * scale
-        visible_QP = torch.arange(prefix.keys.shape[2], device=q.device) <= start.unsqueeze(1)
-        to_prefix = to_prefix.masked_fill(~visible_QP, -torch.inf)
+        visible_BQP = torch.arange(prefix.keys.shape[2], device=q.device) <= start.unsqueeze(-1)
+        to_prefix = to_prefix.masked_fill(~visible_BQP.unsqueeze(1), -torch.inf)
         to_own = (keys @ q.unsqueeze(-1)).squeeze(-1).float() * scale
         weights = torch.cat([to_prefix, to_own], dim=-1).softmax(-1).to(q.dtype)
         weights_prefix, weights_own = weights.split([to_prefix.shape[-1], to_own.shape[-1]], dim=-1)
@@ -136,11 +137,16 @@ class Layer(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Token embeddings, layers and the final norm; the input of the layers is made outside, from whole chunks."""
+    """Token embeddings, layers and the final norm; the input of the layers is made outside, from chunks or tokens.
+
+    Attributes:
+        activation_checkpointing: While gradients are computed, keep each layer's input only.
+    """
 
     def __init__(self, config: BackboneConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -149,9 +155,16 @@ class Backbone(nn.Module):
         return rotary(positions, self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta)
 
     def forward(self, x_BPD: Tensor, past: list[KeyValues] | None = None) -> tuple[Tensor, list[KeyValues]]:
-        """Hidden states [B, P, D] of chunk embeddings, and the keys and values of all positions, one entry a layer."""
+        """Hidden states [B, P, D] of embeddings, and the keys and values of all positions, one entry a layer.
+
+        Activation checkpointing gives no keys and values: holding them is what it avoids.
+        """
         offset = past[0].keys.shape[2] if past else 0
         cos, sin = self._rotary(torch.arange(offset, offset + x_BPD.shape[1], device=x_BPD.device))
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            for layer in self.layers:
+                x_BPD = checkpoint(_states, layer, x_BPD, cos, sin, use_reentrant=False)
+            return self.norm(x_BPD), []
         new: list[KeyValues] = []
         for i, layer in enumerate(self.layers):
             x_BPD, key_values = layer(x_BPD, cos, sin, past[i] if past else None)
@@ -161,10 +174,15 @@ class Backbone(nn.Module):
     def branch(self, x_BQD: Tensor, branches: Branches) -> tuple[Tensor, Branches]:
         """Hidden states [B, Q, D] of one more position of each branch, and the branches with it."""
         done = branches.own[0].keys.shape[3] if branches.own else 0
-        cos, sin = self._rotary(branches.start + 1 + done)
+        cos, sin = (table.unsqueeze(1) for table in self._rotary(branches.start + 1 + done))
         own: list[KeyValues] = []
         for i, layer in enumerate(self.layers):
             past = branches.own[i] if branches.own else None
             x_BQD, key_values = cast(Layer, layer).branch(x_BQD, cos, sin, branches.start, branches.prefix[i], past)
             own.append(key_values)
         return self.norm(x_BQD), Branches(branches.start, branches.prefix, own)
+
+
+def _states(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    states: Tensor = layer(x, cos, sin)[0]
+    return states

@@ -3,10 +3,11 @@
 import safetensors.torch
 
 from calm_core.artifact import Artifact
-from calm_core.config import AutoencoderConfig, CalmConfig
+from calm_core.config import AutoencoderConfig, CalmConfig, TransformerConfig
 from calm_core.errors import ArtifactError
 from calm_core.models.autoencoder import Autoencoder
 from calm_core.models.calm import Calm
+from calm_core.models.transformer import Transformer
 
 WEIGHTS_NAME = "weights.safetensors"
 
@@ -36,6 +37,19 @@ def load_calm(artifact: Artifact, autoencoder: Artifact) -> Calm:
     if artifact.manifest.parents["autoencoder"] != autoencoder.digest:
         raise ArtifactError(f"{artifact.uri}: was trained on another autoencoder than {autoencoder.uri}")
     model = new_calm(artifact)
+    model.load_state_dict(safetensors.torch.load(artifact.read(WEIGHTS_NAME)))
+    return model
+
+
+def new_transformer(artifact: Artifact) -> Transformer:
+    """A model of a `transformer` artifact's shape with new weights, from torch's seed."""
+    config = TransformerConfig.model_validate(_without_seed(artifact))
+    return Transformer(config.model, artifact.manifest.results["vocab_size"]).eval()
+
+
+def load_transformer(artifact: Artifact) -> Transformer:
+    """The model of a `transformer` artifact, on CPU, in evaluation mode."""
+    model = new_transformer(artifact)
     model.load_state_dict(safetensors.torch.load(artifact.read(WEIGHTS_NAME)))
     return model
 

@@ -8,29 +8,45 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationInfo, field_validator
 
-from calm_core.config import AutoencoderConfig, CalmConfig
+from calm_core.config import AutoencoderConfig, CalmConfig, TrainingConfig, TransformerConfig
 from calm_core.errors import CalmError
 
 ERROR_NAME = "error.txt"
+
+ModelKind = Literal["autoencoder", "calm", "transformer"]
+CONFIGS: dict[ModelKind, type[TrainingConfig]] = {
+    "autoencoder": AutoencoderConfig,
+    "calm": CalmConfig,
+    "transformer": TransformerConfig,
+}
 
 
 class WorkerSpec(BaseModel):
     """What the ranks train, written to a file that each of them reads."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["autoencoder", "calm"]
-    stage: str
-    config: AutoencoderConfig | CalmConfig
+    kind: ModelKind
+    config: SerializeAsAny[TrainingConfig]
     dataset_uri: str
     autoencoder_uri: str = ""
     output_uri: str
     checkpoint_root: str
     seed: int
-    run_id: str
+    run_id: str = ""
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> TrainingConfig:
+        return CONFIGS[info.data["kind"]].model_validate(value)
+
+    @property
+    def stage(self) -> str:
+        """Name under which progress is reported."""
+        return f"train-{self.kind}"
 
 
 def launch(spec: WorkerSpec) -> None:

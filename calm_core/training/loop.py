@@ -36,6 +36,12 @@ class Interrupted(CalmError):
     """The run was asked to stop; its checkpoint is saved and the next run continues from it."""
 
 
+def headline_text(name: str, value: float) -> str:
+    """A metric as it is shown beside a stage."""
+    number = f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4f}"
+    return f"{name.replace('_', ' ')} {number}"
+
+
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:
     """Share of the learning rate at a step: linear warm-up, constant, then linear decay over the last steps."""
     warmup = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
@@ -143,9 +149,10 @@ class Trainer:
                 elapsed = time.monotonic() - started
                 self.tokens_per_second = self._tokens(self.step - first_step) / elapsed
                 last = self.step == self.config.steps
-                if self.step % self.config.validation_interval == 0 or last:
+                validated = self.step % self.config.validation_interval == 0 or last
+                if validated:
                     metrics |= {f"validation_{name}": value for name, value in self.validate().items()}
-                if self.step % self.config.log_interval == 0 or "validation_loss" in metrics or last:
+                if self.step % self.config.log_interval == 0 or validated:
                     self._log(metrics, eta=elapsed / (self.step - first_step) * (self.config.steps - self.step))
                 if stop or (self.step % self.config.checkpoint_interval == 0 and not last):
                     self._save_checkpoint()
@@ -224,13 +231,12 @@ class Trainer:
 
     def _headline(self) -> str:
         """The latest validation number that matters, or the training loss before there is one."""
-        for record in reversed(self.curves):
-            if "validation_accuracy" in record:
-                return f"validation token accuracy {record['validation_accuracy']:.2%}"
-            if "validation_energy_loss" in record:
-                return f"validation energy loss {record['validation_energy_loss']:.4f}"
-        latest = self.curves[-1]
-        return ", ".join(f"{name} {latest[name]:.4f}" for name in ("loss", "energy_loss") if name in latest)
+        names = (f"validation_{self.task.headline}", self.task.headline)
+        for name in names:
+            for record in reversed(self.curves):
+                if name in record:
+                    return headline_text(name, record[name])
+        return ""
 
     def _save_checkpoint(self) -> None:
         state = {"step": self.step, "curves": self.curves, "loader": self.loader.state_dict()}

@@ -1,78 +1,55 @@
-"""The training stages, to be called from Python, the command line, or a Kubeflow component."""
+"""The training stage, to be called from Python, the command line, or a Kubeflow component."""
 
 from calm_core import tracking
 from calm_core.artifact import Artifact
-from calm_core.config import AutoencoderConfig, CalmConfig
+from calm_core.config import AutoencoderConfig, CalmConfig, TransformerConfig
+from calm_core.errors import CalmError
 from calm_core.progress import report, reported
-from calm_core.training.launch import WorkerSpec, launch
+from calm_core.training.launch import CONFIGS, WorkerSpec, launch
 
 
-def train_autoencoder(
-    config: AutoencoderConfig, dataset_uri: str, output_uri: str, *, seed: int, checkpoint_root: str
-) -> Artifact:
-    """Train the autoencoder on a data set.
-
-    Args:
-        config: Model and training settings.
-        dataset_uri: A `dataset` artifact.
-        output_uri: Where the `autoencoder` artifact is written.
-        seed: Of the initial weights, the order of the data and the noise.
-        checkpoint_root: Local or shared folder below which checkpoints are kept while training.
-
-    Raises:
-        CalmError: An input is unusable, or a rank failed.
-    """
-    spec = WorkerSpec(
-        kind="autoencoder",
-        stage="train-autoencoder",
-        config=config,
-        dataset_uri=dataset_uri,
-        output_uri=output_uri,
-        checkpoint_root=checkpoint_root,
-        seed=seed,
-        run_id="",
-    )
-    artifact = _train(spec)
-    accuracy = artifact.manifest.results["validation_accuracy"]
-    report(spec.stage, "finished", note=f"validation token accuracy {accuracy:.2%}")
-    return artifact
-
-
-def train_calm(
-    config: CalmConfig,
+def train(
+    config: AutoencoderConfig | CalmConfig | TransformerConfig,
     dataset_uri: str,
-    autoencoder_uri: str,
     output_uri: str,
     *,
     seed: int,
     checkpoint_root: str,
+    autoencoder_uri: str = "",
 ) -> Artifact:
-    """Train the CALM language model on a data set and a trained autoencoder; arguments as in `train_autoencoder`."""
+    """Train a model on a data set; the type of the config says which.
+
+    Args:
+        config: Settings of the model and its training.
+        dataset_uri: A `dataset` artifact.
+        output_uri: Where the artifact is written; its kind is `autoencoder`, `calm` or `transformer`.
+        seed: Of the initial weights, the order of the data and the noise.
+        checkpoint_root: Local or shared folder below which checkpoints are kept while training.
+        autoencoder_uri: The trained autoencoder that a CALM model predicts the vectors of.
+
+    Raises:
+        CalmError: An input is unusable, or a rank failed.
+    """
+    kind = next(kind for kind, config_type in CONFIGS.items() if isinstance(config, config_type))
     spec = WorkerSpec(
-        kind="calm",
-        stage="train-calm",
+        kind=kind,
         config=config,
         dataset_uri=dataset_uri,
         autoencoder_uri=autoencoder_uri,
         output_uri=output_uri,
         checkpoint_root=checkpoint_root,
         seed=seed,
-        run_id="",
     )
-    artifact = _train(spec)
-    loss = artifact.manifest.results["validation_energy_loss"]
-    report(spec.stage, "finished", note=f"validation energy loss {loss:.4f}")
-    return artifact
-
-
-def _train(spec: WorkerSpec) -> Artifact:
-    settings = spec.config.model_dump(mode="json") | {"seed": spec.seed}
+    settings = config.model_dump(mode="json") | {"seed": seed}
     with reported(spec.stage), tracking.stage_run(spec.stage, settings) as run:
         # Checked here, before ranks are started, so that a bad input is one clear line.
-        Artifact(spec.dataset_uri, "dataset")
-        if spec.autoencoder_uri:
-            Artifact(spec.autoencoder_uri, "autoencoder")
+        Artifact(dataset_uri, "dataset")
+        if (kind == "calm") != bool(autoencoder_uri):
+            raise CalmError(f"{spec.stage}: an autoencoder is needed for CALM, and for no other model")
+        if autoencoder_uri:
+            Artifact(autoencoder_uri, "autoencoder")
         launch(spec.model_copy(update={"run_id": run.run_id}))
-        artifact = Artifact(spec.output_uri, spec.kind)
+        artifact = Artifact(output_uri, kind)
         run.set_tags({tracking.DIGEST_TAG: artifact.digest, **artifact.manifest.parents})
-        return artifact
+    report(spec.stage, "finished", note=artifact.manifest.results["headline"])
+    return artifact

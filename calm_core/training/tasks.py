@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from calm_core.models.autoencoder import Autoencoder, AutoencoderLoss, to_chunks
 from calm_core.models.calm import Calm, make_targets, next_chunk_counts
+from calm_core.models.transformer import Transformer
 from calm_core.noise import SequenceNoise
 
 
@@ -30,6 +31,7 @@ class Task(ABC):
     """
 
     model: nn.Module
+    headline: str  # the metric whose value on held-out text is shown
 
     @abstractmethod
     def counts(self, tokens_BT: Tensor) -> Tensor:
@@ -42,6 +44,8 @@ class Task(ABC):
 
 class AutoencoderTask(Task):
     """Reconstruction and clipped KL (arXiv 2510.27688)."""
+
+    headline = "accuracy"
 
     def __init__(self, model: Autoencoder, pad_id: int) -> None:
         self.model = model
@@ -85,6 +89,7 @@ class CalmTask(Task):
         self.model = model
         self.autoencoder = autoencoder
         self.target_samples = model.mlp_generator.target_samples()
+        self.headline = model.mlp_generator.loss_name
         self.pad_id = pad_id
 
     def _chunks(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,8 +101,32 @@ class CalmTask(Task):
         _, real_BPK = self._chunks(tokens_BT)
         return next_chunk_counts(real_BPK).sum().double().unsqueeze(0)
 
+    def latents(self, tokens_BT: Tensor, noise: SequenceNoise) -> Tensor:
+        """One sample [R, L] of the posterior of each chunk that counts."""
+        targets = make_targets(self.autoencoder, *self._chunks(tokens_BT), noise, samples=1)
+        return targets.mean_RL + targets.deviations_RML.squeeze(1)
+
     def loss(self, forward: Callable[..., Any], tokens_BT: Tensor, noise: SequenceNoise, counts: Tensor) -> Loss:
         chunks_BPK, real_BPK = self._chunks(tokens_BT)
         targets = make_targets(self.autoencoder, chunks_BPK, real_BPK, noise, self.target_samples)
         loss = forward(chunks_BPK, targets, noise) / counts[0].float()
-        return Loss(loss, {self.model.mlp_generator.loss_name: loss})
+        return Loss(loss, {self.headline: loss})
+
+
+class TransformerTask(Task):
+    """Cross-entropy of the next token."""
+
+    headline = "cross_entropy"
+
+    def __init__(self, model: Transformer, pad_id: int) -> None:
+        self.model = model
+        self.pad_id = pad_id
+
+    def counts(self, tokens_BT: Tensor) -> Tensor:
+        """Real tokens after the first of each sequence."""
+        return (tokens_BT[:, 1:] != self.pad_id).sum().double().unsqueeze(0)
+
+    def loss(self, forward: Callable[..., Any], tokens_BT: Tensor, noise: SequenceNoise, counts: Tensor) -> Loss:
+        cross_entropy, correct = forward(tokens_BT, tokens_BT != self.pad_id)
+        loss = cross_entropy / counts[0].float()
+        return Loss(loss, {"cross_entropy": loss, "accuracy": correct / counts[0].float()})

@@ -7,21 +7,28 @@ import time
 from pathlib import Path
 
 import deepspeed
+import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
 
 from calm_core.artifact import Artifact, ArtifactWriter, digest_of
-from calm_core.config import AutoencoderConfig, CalmConfig
+from calm_core.config import AutoencoderConfig, CalmConfig, LanguageModelTrainingConfig, TransformerConfig
 from calm_core.data.loader import TokenDataset
 from calm_core.errors import CalmError
 from calm_core.models.autoencoder import Autoencoder, freeze
+from calm_core.models.backbone import Backbone
 from calm_core.models.calm import Calm
+from calm_core.models.heads import DenoisingHead
+from calm_core.models.transformer import Transformer
 from calm_core.models.weights import WEIGHTS_NAME, load_autoencoder
+from calm_core.noise import SequenceNoise, derive_seed
 from calm_core.tracking import Run
 from calm_core.training.launch import ERROR_NAME, WorkerSpec
-from calm_core.training.loop import Trainer
-from calm_core.training.tasks import AutoencoderTask, CalmTask, Task
+from calm_core.training.loop import Trainer, headline_text
+from calm_core.training.tasks import AutoencoderTask, CalmTask, Task, TransformerTask
+
+_SCALE_SEQUENCES = 64  # training sequences that the scale of the latents is measured on
 
 
 def main() -> None:
@@ -75,6 +82,7 @@ def _train(spec: WorkerSpec) -> None:
     started = time.monotonic()
     trainer.fit()
     weights = trainer.weights()
+    validated = f"validation_{task.headline}"
     if dist.get_rank() == 0:
         with ArtifactWriter(spec.output_uri, spec.kind, settings, parents) as writer:
             writer.write(WEIGHTS_NAME, safetensors.torch.save(weights))
@@ -87,6 +95,8 @@ def _train(spec: WorkerSpec) -> None:
                 "eos_id": dataset.eos_id,
                 "trained_tokens": config.steps * config.global_batch_size * dataset.sequence_length,
                 **{name: value for name, value in trainer.curves[-1].items() if name.startswith("validation_")},
+                "curve": task.headline,
+                "headline": headline_text(validated, trainer.curves[-1][validated]),
             }
             if isinstance(task, CalmTask):
                 writer.results |= {"chunk_size": task.model.chunk_size, "latent_size": task.model.latent_size}
@@ -99,13 +109,30 @@ def _make_task(spec: WorkerSpec, dataset: TokenDataset, dtype: torch.dtype) -> t
     parents = {"dataset": dataset.digest}
     if isinstance(spec.config, AutoencoderConfig):
         return AutoencoderTask(Autoencoder(spec.config.model, dataset.vocab_size), dataset.pad_id), parents
+    if isinstance(spec.config, TransformerConfig):
+        baseline = Transformer(spec.config.model, dataset.vocab_size)
+        _set_up(baseline.transformer, spec.config)
+        return TransformerTask(baseline, dataset.pad_id), parents
     assert isinstance(spec.config, CalmConfig)
     artifact = Artifact(spec.autoencoder_uri, "autoencoder")
     autoencoder = load_autoencoder(artifact).to(_device(), dtype)
     freeze(autoencoder)
     shape = autoencoder.config
     model = Calm(spec.config.model, dataset.vocab_size, shape.chunk_size, shape.latent_size)
-    return CalmTask(model, autoencoder, dataset.pad_id), parents | {"autoencoder": artifact.digest}
+    _set_up(model.transformer, spec.config)
+    task = CalmTask(model, autoencoder, dataset.pad_id)
+    if isinstance(model.mlp_generator, DenoisingHead):
+        rows = dataset.rows(np.arange(min(_SCALE_SEQUENCES, dataset.num_sequences)))
+        noise = SequenceNoise([derive_seed(spec.seed, "latent scale", i) for i in range(len(rows))], _device())
+        model.mlp_generator.fit_scale(task.latents(torch.from_numpy(rows).to(_device()), noise))
+    return task, parents | {"autoencoder": artifact.digest}
+
+
+def _set_up(backbone: Backbone, config: LanguageModelTrainingConfig) -> None:
+    backbone.activation_checkpointing = config.activation_checkpointing
+    if config.compile:
+        for layer in backbone.layers:
+            layer.compile()
 
 
 def _device() -> torch.device:

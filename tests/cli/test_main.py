@@ -14,7 +14,7 @@ from pipelines import profiles
 from pipelines.home import Home
 
 COMMANDS = [
-    "run", "config", "generate", "ui", "prepare", "train-autoencoder", "train-calm", "evaluate", "register",
+    "run", "config", "generate", "ui", "prepare", "train", "evaluate", "compare", "register",
 ]  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 def test_every_start_with_whole_chunks_of_four_tokens_after_it_counts(chunk_size: int, starts: list[int]) -> None:
     """Of 12 tokens; with K < 4 the last valid start counts too. K = 3 needs two whole chunks after a start."""
     tokens = torch.arange(12).unsqueeze(0)
-    targets, counted = next_tokens(tokens, chunk_size, torch.ones_like(tokens, dtype=torch.bool))
+    targets, counted = next_tokens(tokens, chunk_size, chunk_size, torch.ones_like(tokens, dtype=torch.bool))
     assert targets[0].tolist() == [[s, s + 1, s + 2, s + 3] for s in starts]
     assert counted.all()
 
@@ -97,8 +97,8 @@ def test_every_start_with_whole_chunks_of_four_tokens_after_it_counts(chunk_size
 def test_a_position_with_padding_in_its_next_tokens_does_not_count() -> None:
     tokens = torch.arange(1, 13).unsqueeze(0)
     real = tokens != 12
-    assert next_tokens(tokens, 4, real)[1].tolist() == [[True, False]]
-    assert next_tokens(tokens, 2, real)[1].tolist() == [[True, True, True, False]]
+    assert next_tokens(tokens, 4, 4, real)[1].tolist() == [[True, False]]
+    assert next_tokens(tokens, 2, 2, real)[1].tolist() == [[True, True, True, False]]
 
 
 def test_the_unigram_sampler_reaches_the_score_of_its_distribution() -> None:
@@ -108,10 +108,9 @@ def test_the_unigram_sampler_reaches_the_score_of_its_distribution() -> None:
     tokens = torch.multinomial(shares, 64 * 64, replacement=True, generator=generator).view(64, 64)
     counted = frequencies(tokens, 4, pad_id=0)
     assert torch.allclose(counted, shares.double(), atol=0.03)  # 4,096 draws: a deviation is below 0.008
-    sampler = UnigramSampler(counted, chunk_size=4)
-    targets, real = next_tokens(tokens, 4, tokens > 0)
-    samples = sampler(tokens, SequenceNoise(range(64)), 32)
-    terms = brier_terms(samples.flatten(0, 1), targets.flatten(0, 1))
+    sampler = UnigramSampler(counted)
+    targets, real = next_tokens(tokens, 4, 4, tokens > 0)
+    terms = sampler.terms(tokens, targets, SequenceNoise(range(64)), 32).flatten(0, 1)
     exact = sum(p**2 for p in (0.5, 0.3, 0.2))
     assert real.all()
     assert terms.mean(0)[0].item() == pytest.approx(exact, abs=0.03)

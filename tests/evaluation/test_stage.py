@@ -8,15 +8,23 @@ import pytest
 
 from calm_core.artifact import Artifact, ArtifactWriter
 from calm_core.config import EvaluationConfig
-from calm_core.errors import ArtifactError
+from calm_core.errors import ArtifactError, CalmError
+from calm_core.evaluation.protocol import require_same_protocol
 from calm_core.evaluation.stage import evaluate
 
 CONFIG = EvaluationConfig(samples=3, max_sequences=6, batch_size=4, prompts=("the river",), prompt_tokens=5)
 
 
+def evaluate_calm(
+    dataset_uri: str, model_uris: tuple[str, str], output: Path, config: EvaluationConfig = CONFIG
+) -> Artifact:
+    autoencoder, calm = model_uris
+    return evaluate(config, dataset_uri, calm, str(output), seed=0, autoencoder_uri=autoencoder)
+
+
 @pytest.fixture(scope="module")
 def evaluation(dataset_uri: str, model_uris: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return evaluate(CONFIG, dataset_uri, *model_uris, str(tmp_path_factory.mktemp("evaluation")), seed=0)
+    return evaluate_calm(dataset_uri, model_uris, tmp_path_factory.mktemp("evaluation"))
 
 
 def test_every_number_has_its_interval_and_its_protocol(evaluation: Artifact) -> None:
@@ -34,12 +42,10 @@ def test_every_number_has_its_interval_and_its_protocol(evaluation: Artifact) ->
 def test_scores_and_report_repeat_byte_for_byte_in_any_batch_size(
     evaluation: Artifact, dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path
 ) -> None:
-    again = evaluate(CONFIG, dataset_uri, *model_uris, str(tmp_path / "again"), seed=0)
+    again = evaluate_calm(dataset_uri, model_uris, tmp_path / "again")
     assert again.digest == evaluation.digest
     assert again.read("report.html") == evaluation.read("report.html")
-    smaller = evaluate(
-        CONFIG.model_copy(update={"batch_size": 1}), dataset_uri, *model_uris, str(tmp_path / "smaller"), seed=0
-    )
+    smaller = evaluate_calm(dataset_uri, model_uris, tmp_path / "smaller", CONFIG.model_copy(update={"batch_size": 1}))
     assert smaller.manifest.results == evaluation.manifest.results
 
 
@@ -62,4 +68,27 @@ def test_a_model_of_another_autoencoder_is_refused(
         for path, data in files.items():
             writer.write(path, data)
     with pytest.raises(ArtifactError, match="was trained on another autoencoder"):
-        evaluate(CONFIG, dataset_uri, str(other), model_uris[1], str(tmp_path / "out"), seed=0)
+        evaluate_calm(dataset_uri, (str(other), model_uris[1]), tmp_path / "out")
+
+
+def test_the_baseline_is_scored_at_the_same_positions_and_can_be_compared(
+    evaluation: Artifact, dataset_uri: str, transformer_uri: str, tmp_path: Path
+) -> None:
+    baseline = evaluate(CONFIG, dataset_uri, transformer_uri, str(tmp_path / "baseline"), seed=0)
+    require_same_protocol([evaluation, baseline])
+    assert baseline.manifest.results["references"]["unigram"] == evaluation.manifest.results["references"]["unigram"]
+
+
+def test_scores_of_different_protocols_are_not_compared(
+    evaluation: Artifact, dataset_uri: str, transformer_uri: str, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"position_interval": 1})
+    baseline = evaluate(config, dataset_uri, transformer_uri, str(tmp_path / "baseline"), seed=0)
+    with pytest.raises(CalmError, match="position_interval 4 against 1"):
+        require_same_protocol([evaluation, baseline])
+
+
+def test_positions_inside_a_chunk_are_refused(dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"position_interval": 6})
+    with pytest.raises(CalmError, match=r"position_interval \(6\) must be a multiple of K \(4\)"):
+        evaluate_calm(dataset_uri, model_uris, tmp_path / "out", config)

@@ -68,7 +68,7 @@ def test_branches_equal_recomputing_each_continuation(calm: Calm) -> None:
     x = calm.embed(chunks())
     new = calm.embed(torch.randint(1, V, (B, P, 2, K), generator=torch.Generator().manual_seed(3)))  # [B, Q, J, D]
     _, prefix = calm.transformer(x)
-    branches = Branches(torch.arange(P), prefix)
+    branches = Branches(torch.arange(P).expand(B, P), prefix)
     states = []
     for j in range(2):
         hidden, branches = calm.transformer.branch(new[:, :, j], branches)

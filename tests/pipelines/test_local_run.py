@@ -42,7 +42,8 @@ class Workplace:
 
 def last_states(output: str) -> dict[str, str]:
     """The last state that the plain display told of each stage."""
-    told = [line.split(": ", 1) for line in output.splitlines() if line.split(":")[0] in STAGES and ": " in line]
+    stages = [*STAGES, "train-transformer", "evaluate-transformer"]
+    told = [line.split(": ", 1) for line in output.splitlines() if line.split(":")[0] in stages and ": " in line]
     return {stage: rest.split()[0] for stage, rest in told}
 
 
@@ -104,6 +105,16 @@ def test_a_changed_setting_reruns_only_what_depends_on_it(
         "register": "done",
     }
     assert "registered: calm version 2" in changed.stdout
+
+
+def test_the_baseline_is_trained_and_scored_when_the_settings_say_so(
+    first_run: subprocess.CompletedProcess[str], workplace: Workplace
+) -> None:
+    run = workplace.run("--set", "train_baseline=true")
+    assert run.returncode == 0, run.stdout + run.stderr
+    states = last_states(run.stdout)
+    assert states["train-transformer"] == states["evaluate-transformer"] == "done"
+    assert states["train-calm"] == states["evaluate"] == "cached"
 
 
 def test_the_registered_model_writes_the_same_text_for_the_same_seed(

@@ -42,6 +42,6 @@ def test_arguments_hold_every_section_and_no_null() -> None:
     """Kubeflow refuses null as the value of a parameter."""
     arguments = arguments_of(Config(seed=3), "checkpoints")
     sections = {name for name, value in arguments.items() if isinstance(value, dict)}
-    assert sections == {"data", "tokenizer", "autoencoder", "calm", "evaluation", "registry"}
+    assert sections == {"data", "tokenizer", "autoencoder", "calm", "transformer", "evaluation", "registry"}
     assert arguments["seed"] == 3
     assert None not in list(leaves(arguments))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -19,7 +20,9 @@ from calm_core.registry.register import register_model
 @pytest.fixture(scope="module")
 def evaluation_uri(dataset_uri: str, model_uris: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
     config = EvaluationConfig(samples=2, max_sequences=2, prompts=("the river",), prompt_tokens=4)
-    return evaluate(config, dataset_uri, *model_uris, str(tmp_path_factory.mktemp("evaluation")), seed=0).uri
+    autoencoder, calm = model_uris
+    output = str(tmp_path_factory.mktemp("evaluation"))
+    return evaluate(config, dataset_uri, calm, output, seed=0, autoencoder_uri=autoencoder).uri
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +31,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_with_a_store(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_a_folder_with_a_store(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     mlflow.set_tracking_uri(store)
+    yield
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 from calm_core.artifact import Artifact
 from calm_core.config import AutoencoderConfig, AutoencoderModelConfig, CalmConfig, CalmModelConfig
 from calm_core.errors import CalmError
-from calm_core.training.stages import train_autoencoder, train_calm
+from calm_core.training.stages import train
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48}
 TRAINING = {
@@ -48,7 +48,7 @@ def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def autoencoder(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("autoencoder")
-    return train_autoencoder(
+    return train(
         autoencoder_config(), dataset_uri, str(folder / "out"), seed=0, checkpoint_root=str(folder / "checkpoints")
     )
 
@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(
     autoencoder: Artifact, dataset_uri: str, tmp_path: Path
 ) -> None:
     again, other = (
-        train_autoencoder(
+        train(
             autoencoder_config(), dataset_uri, str(tmp_path / f"seed-{seed}"), seed=seed, checkpoint_root=str(tmp_path)
         )
         for seed in (0, 1)
@@ -83,8 +83,13 @@ def test_the_language_model_has_the_same_bytes_too(
     """With two threads, so that no sum depends on which of them is first."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     first, again = (
-        train_calm(
-            calm_config(), dataset_uri, autoencoder.uri, str(tmp_path / name), seed=0, checkpoint_root=str(tmp_path)
+        train(
+            calm_config(),
+            dataset_uri,
+            str(tmp_path / name),
+            seed=0,
+            checkpoint_root=str(tmp_path),
+            autoencoder_uri=autoencoder.uri,
         )
         for name in ("first", "again")
     )
@@ -98,13 +103,13 @@ def test_two_ranks_train_what_one_rank_trains(
 ) -> None:
     """Two DeepSpeed processes at the same global batch: the same sequences, the same noise, sums in another order."""
     one, two = (
-        train_calm(
+        train(
             calm_config(processes=processes, zero_stage=zero_stage),
             dataset_uri,
-            autoencoder.uri,
             str(tmp_path / f"ranks-{processes}"),
             seed=0,
             checkpoint_root=str(tmp_path),
+            autoencoder_uri=autoencoder.uri,
         )
         for processes in (1, 2)
     )
@@ -118,13 +123,13 @@ def test_two_ranks_train_what_one_rank_trains(
 def test_a_stopped_run_continues_bit_for_bit(autoencoder: Artifact, dataset_uri: str, tmp_path: Path) -> None:
     """SIGTERM while training: the step is finished and saved; the next run ends with the weights of an unbroken one."""
     config = autoencoder_config(steps=600, validation_interval=300)
-    unbroken = train_autoencoder(config, dataset_uri, str(tmp_path / "a"), seed=0, checkpoint_root=str(tmp_path / "ca"))
+    unbroken = train(config, dataset_uri, str(tmp_path / "a"), seed=0, checkpoint_root=str(tmp_path / "ca"))
 
     progress = tmp_path / "progress.jsonl"
     script = (
         "import sys; from calm_core.config import AutoencoderConfig; "
-        "from calm_core.training.stages import train_autoencoder; "
-        "train_autoencoder(AutoencoderConfig.model_validate_json(sys.argv[1]), *sys.argv[2:4], seed=0, "
+        "from calm_core.training.stages import train; "
+        "train(AutoencoderConfig.model_validate_json(sys.argv[1]), *sys.argv[2:4], seed=0, "
         "checkpoint_root=sys.argv[4])"
     )
     arguments = [config.model_dump_json(), dataset_uri, str(tmp_path / "b"), str(tmp_path / "cb")]
@@ -142,7 +147,7 @@ def test_a_stopped_run_continues_bit_for_bit(autoencoder: Artifact, dataset_uri:
     assert not (tmp_path / "b" / "manifest.json").exists()
     assert list((tmp_path / "cb").glob("*/step-*/complete"))
 
-    resumed = train_autoencoder(config, dataset_uri, arguments[2], seed=0, checkpoint_root=arguments[3])
+    resumed = train(config, dataset_uri, arguments[2], seed=0, checkpoint_root=arguments[3])
     assert resumed.read("weights.safetensors") == unbroken.read("weights.safetensors")
     assert resumed.read("curves.jsonl") == unbroken.read("curves.jsonl")
     assert not list((tmp_path / "cb").glob("*"))  # a finished run leaves no checkpoints
@@ -150,9 +155,7 @@ def test_a_stopped_run_continues_bit_for_bit(autoencoder: Artifact, dataset_uri:
 
 def test_a_missing_data_set_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(CalmError, match=r"nowhere: the dataset artifact is missing"):
-        train_autoencoder(
-            autoencoder_config(), str(tmp_path / "nowhere"), str(tmp_path / "out"), seed=0, checkpoint_root="x"
-        )
+        train(autoencoder_config(), str(tmp_path / "nowhere"), str(tmp_path / "out"), seed=0, checkpoint_root="x")
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(dataset_uri: str, tmp_path: Path) -> None:
@@ -164,5 +167,5 @@ def test_a_rank_that_fails_gives_its_own_line(dataset_uri: str, tmp_path: Path) 
     config = autoencoder_config()
     config = config.model_copy(update={"model": config.model.model_copy(update={"chunk_size": 5})})
     with pytest.raises(CalmError, match="no multiple of the chunk size 5"):
-        train_autoencoder(config, dataset_uri, str(tmp_path / "out"), seed=0, checkpoint_root=str(tmp_path))
+        train(config, dataset_uri, str(tmp_path / "out"), seed=0, checkpoint_root=str(tmp_path))
     assert not (tmp_path / "out" / "manifest.json").exists()

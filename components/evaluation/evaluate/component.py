@@ -11,22 +11,22 @@ def evaluate(
     seed: int,
     code_version: str,
     dataset: dsl.Input[dsl.Dataset],
-    autoencoder_model: dsl.Input[dsl.Model],
-    calm_model: dsl.Input[dsl.Model],
+    model: dsl.Input[dsl.Model],
     evaluation_report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    autoencoder_model: dsl.Input[dsl.Model] = None,  # Kubeflow's form of an optional input
 ) -> None:
-    """Score the language model with BrierLM on held-out text, and let it write.
+    """Score a language model with BrierLM on held-out text, and let it write.
 
     Args:
         evaluation: Settings of the protocol (`EvaluationConfig`).
         seed: Seed of everything random.
         code_version: Version of the code, part of the cache key.
         dataset: The dataset of `merge_partitions`.
-        autoencoder_model: The model of `train_autoencoder`.
-        calm_model: The model of `train_calm`.
+        model: The model of `train_calm` or of `train_transformer`.
         evaluation_report: Protocol, scores with intervals, samples, and report.html.
         metrics: The headline scores.
+        autoencoder_model: The autoencoder of a CALM model.
     """
     from calm_core.config import EvaluationConfig, parse_section
     from calm_core.evaluation.stage import evaluate
@@ -36,12 +36,14 @@ def evaluate(
         artifact = evaluate(
             parse_section(EvaluationConfig, evaluation),
             dataset.uri,
-            autoencoder_model.uri,
-            calm_model.uri,
+            model.uri,
             evaluation_report.uri,
             seed=seed,
+            autoencoder_uri=autoencoder_model.uri if autoencoder_model else "",
         )
         results = artifact.manifest.results
-        scores = {"brierlm": results["brierlm"]["value"], "autoencoder_accuracy": results["autoencoder_accuracy"]}
+        scores = {"brierlm": results["brierlm"]["value"]}
+        if "autoencoder_accuracy" in results:
+            scores["autoencoder_accuracy"] = results["autoencoder_accuracy"]
         describe(evaluation_report, artifact, scores)
         log_metrics(metrics, scores)

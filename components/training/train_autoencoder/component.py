@@ -31,7 +31,7 @@ def train_autoencoder(
     from components.body import describe, log_metrics, stage
 
     with stage(code_version):
-        artifact = stages.train_autoencoder(
+        artifact = stages.train(
             parse_section(AutoencoderConfig, autoencoder),
             dataset.uri,
             autoencoder_model.uri,

@@ -33,13 +33,13 @@ def train_calm(
     from components.body import describe, log_metrics, stage
 
     with stage(code_version):
-        artifact = stages.train_calm(
+        artifact = stages.train(
             parse_section(CalmConfig, calm),
             dataset.uri,
-            autoencoder_model.uri,
             calm_model.uri,
             seed=seed,
             checkpoint_root=checkpoint_root,
+            autoencoder_uri=autoencoder_model.uri,
         )
         describe(calm_model, artifact)
         log_metrics(metrics, artifact.manifest.timings)

@@ -1,0 +1,31 @@
+"""Which scores may be compared: the protocol is part of the number."""
+
+from collections.abc import Sequence
+
+from calm_core.artifact import Artifact
+from calm_core.errors import CalmError
+
+
+def require_same_protocol(evaluations: Sequence[Artifact]) -> None:
+    """Refuse to compare scores that were not measured alike.
+
+    Args:
+        evaluations: `evaluation` artifacts.
+
+    Raises:
+        CalmError: Two protocols differ; the message names each difference.
+    """
+    first, *others = evaluations
+    expected = first.manifest.results["protocol"]
+    for other in others:
+        found = other.manifest.results["protocol"]
+        differences = [
+            f"{key} {expected.get(key)} against {found.get(key)}"
+            for key in sorted(expected.keys() | found.keys())
+            if expected.get(key) != found.get(key)
+        ]
+        if differences:
+            raise CalmError(
+                f"{first.uri} and {other.uri} cannot be compared, their protocols differ: {'; '.join(differences)}; "
+                "evaluate both alike"
+            )

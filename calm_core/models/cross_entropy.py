@@ -1,0 +1,67 @@
+"""Cross-entropy over a large vocabulary without its logits: [R, V] is made a block of rows at a time."""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_BLOCK_ELEMENTS = 2**24  # logits that exist at a time: 64 MB in fp32
+
+
+def row_blocks(rows: int, vocab_size: int) -> list[slice]:
+    """Blocks of rows whose logits fit into memory; of one size for a vocabulary, whatever the number of rows."""
+    size = max(1, _BLOCK_ELEMENTS // vocab_size)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def linear_cross_entropy(hidden_RD: Tensor, weight_VD: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of logits = hidden @ weight^T.
+
+    The gradients are computed along with the loss, block by block, so that the backward pass needs no logits either
+    (the idea of Hsu et al. 2024, Liger Kernel).
+
+    Args:
+        hidden_RD: States; their dtype is that of the products, all else is fp32.
+        weight_VD: Output projection, [V, D].
+        target_R: int64 token ids.
+
+    Returns:
+        The sum over rows in nats, fp32, and the number of rows whose most likely token is the target.
+    """
+    loss, correct = cast(
+        tuple[Tensor, Tensor],
+        _LinearCrossEntropy.apply(hidden_RD, weight_VD, target_R),  # type: ignore[no-untyped-call] # torch's own
+    )
+    return loss, correct
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:
+        loss = torch.zeros((), device=hidden_RD.device)
+        correct = torch.zeros((), dtype=torch.int64, device=hidden_RD.device)
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        grad_hidden_RD = torch.empty_like(hidden_RD) if wanted else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
+        for block in row_blocks(len(hidden_RD), len(weight_VD)):
+            h, target = hidden_RD[block], target_R[block].unsqueeze(1)
+            logits = F.linear(h, weight_VD).float()
+            normaliser = logits.logsumexp(1, keepdim=True)
+            loss += (normaliser - logits.gather(1, target)).sum()
+            correct += (logits.argmax(1, keepdim=True) == target).sum()
+            if grad_hidden_RD is not None and grad_weight_VD is not None:
+                grad = logits.sub_(normaliser).exp_()
+                grad.scatter_(1, target, grad.gather(1, target) - 1)
+                grad = grad.to(h.dtype)
+                grad_hidden_RD[block] = grad @ weight_VD
+                grad_weight_VD += grad.T @ h
+        ctx.grads = grad_hidden_RD, grad_weight_VD
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_hidden_RD, grad_weight_VD = ctx.grads
+        scale = grad_outputs[0]
+        return grad_hidden_RD * scale.to(grad_hidden_RD.dtype), (grad_weight_VD * scale).to(grad_hidden_RD.dtype), None

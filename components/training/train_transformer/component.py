@@ -1,0 +1,42 @@
+from typing import Any
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_transformer(
+    transformer: dict[str, Any],
+    seed: int,
+    checkpoint_root: str,
+    code_version: str,
+    dataset: dsl.Input[dsl.Dataset],
+    transformer_model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Train the token-level Transformer that CALM is compared with.
+
+    Args:
+        transformer: Settings of the model and its training (`TransformerConfig`).
+        seed: Seed of everything random.
+        checkpoint_root: URL of the folder where an interrupted training finds its own checkpoints.
+        code_version: Version of the code, part of the cache key.
+        dataset: The dataset of `merge_partitions`.
+        transformer_model: The trained weights and their settings.
+        metrics: Speed and duration of the training.
+    """
+    from calm_core.config import TransformerConfig, parse_section
+    from calm_core.training import stages
+    from components.body import describe, log_metrics, stage
+
+    with stage(code_version):
+        artifact = stages.train(
+            parse_section(TransformerConfig, transformer),
+            dataset.uri,
+            transformer_model.uri,
+            seed=seed,
+            checkpoint_root=checkpoint_root,
+        )
+        describe(transformer_model, artifact)
+        log_metrics(metrics, artifact.manifest.timings)
