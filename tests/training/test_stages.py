@@ -1,6 +1,7 @@
 """Training with real torchrun and DeepSpeed processes."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,8 +14,16 @@ import safetensors.torch
 import torch
 
 from calm_core.artifact import Artifact
-from calm_core.config import AutoencoderConfig, AutoencoderModelConfig, CalmConfig, CalmModelConfig
+from calm_core.config import (
+    AutoencoderConfig,
+    AutoencoderModelConfig,
+    CalmConfig,
+    CalmModelConfig,
+    EvaluationConfig,
+    TransformerConfig,
+)
 from calm_core.errors import CalmError
+from calm_core.evaluation.stage import evaluate
 from calm_core.training.stages import train
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48}
@@ -169,3 +178,54 @@ def test_a_rank_that_fails_gives_its_own_line(dataset_uri: str, tmp_path: Path) 
     with pytest.raises(CalmError, match="no multiple of the chunk size 5"):
         train(config, dataset_uri, str(tmp_path / "out"), seed=0, checkpoint_root=str(tmp_path))
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("head", ["energy", "diffusion", "flow"])
+def test_every_head_trains_and_is_scored(autoencoder: Artifact, dataset_uri: str, tmp_path: Path, head: str) -> None:
+    config = calm_config(steps=12)
+    model = config.model.model_copy(update={"head": head, "sampling_steps": 4})
+    calm = train(
+        config.model_copy(update={"model": model}),
+        dataset_uri,
+        str(tmp_path / "calm"),
+        seed=0,
+        checkpoint_root=str(tmp_path),
+        autoencoder_uri=autoencoder.uri,
+    )
+    curves = [json.loads(line) for line in calm.read("curves.jsonl").splitlines()]
+    losses = [record[f"validation_{head}_loss"] for record in curves if f"validation_{head}_loss" in record]
+    assert losses[-1] < losses[0]
+    protocol = EvaluationConfig(samples=2, max_sequences=2, prompts=("the river",), prompt_tokens=4)
+    score = evaluate(protocol, dataset_uri, calm.uri, str(tmp_path / "score"), seed=0, autoencoder_uri=autoencoder.uri)
+    assert score.manifest.results["model"] == f"CALM, K = 4, {head} head"
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_the_baseline_is_the_same_on_two_ranks_and_with_checkpointed_activations(
+    dataset_uri: str, tmp_path: Path, zero_stage: int
+) -> None:
+    model = {"num_hidden_layers": 2, "num_attention_heads": 2, **SHAPE}
+    plain, other = (
+        train(
+            TransformerConfig.model_validate({"steps": 6, **TRAINING, **settings, "model": model}),
+            dataset_uri,
+            str(tmp_path / name),
+            seed=0,
+            checkpoint_root=str(tmp_path),
+        )
+        for name, settings in {
+            "plain": {},
+            "other": {"processes": 2, "zero_stage": zero_stage, "activation_checkpointing": True},
+        }.items()
+    )
+    difference = max((weights(plain)[name] - weights(other)[name]).abs().max().item() for name in weights(plain))
+    assert difference < 0.01 * 6 * TRAINING["learning_rate"]
+    assert plain.manifest.results["validation_cross_entropy"] < math.log(300)  # the vocabulary has 300 tokens
+
+
+def test_only_calm_takes_an_autoencoder(autoencoder: Artifact, dataset_uri: str, tmp_path: Path) -> None:
+    output, root = str(tmp_path / "out"), str(tmp_path)
+    with pytest.raises(CalmError, match="train-calm: an autoencoder is needed"):
+        train(calm_config(), dataset_uri, output, seed=0, checkpoint_root=root)
+    with pytest.raises(CalmError, match="train-autoencoder: an autoencoder is needed for CALM, and for no other"):
+        train(autoencoder_config(), dataset_uri, output, seed=0, checkpoint_root=root, autoencoder_uri=autoencoder.uri)

@@ -1,0 +1,109 @@
+"""The diffusion and flow-matching heads against their formulas; the energy head's loss has tests of its own."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from calm_core.config import CalmModelConfig, parse_section
+from calm_core.errors import ConfigError
+from calm_core.models.heads import DenoisingHead, DiffusionHead, FlowHead, Targets, make_head
+from calm_core.noise import SequenceNoise
+
+D, L, N, P = 16, 5, 3, 4
+
+
+def make(head: str, **settings: int) -> DenoisingHead:
+    torch.manual_seed(0)
+    config = CalmModelConfig.model_validate(
+        {"head": head, "hidden_size": D, "num_attention_heads": 2, "num_head_layers": 2, "model_samples": N, **settings}
+    )
+    made = make_head(config, L)
+    assert isinstance(made, DenoisingHead)
+    return made
+
+
+def targets() -> Targets:
+    counted = torch.tensor([[True, False, True, True], [True, True, False, True]])
+    generator = torch.Generator().manual_seed(1)
+    mean = torch.randn(int(counted.sum()), L, generator=generator)
+    return Targets(counted, mean, 0.1 * torch.randn(len(mean), N, L, generator=generator))
+
+
+@pytest.mark.parametrize("head", ["diffusion", "flow"])
+def test_the_loss_equals_a_loop_over_positions_and_draws(head: str) -> None:
+    model, wanted = make(head), targets()
+    model.fit_scale(2 * torch.ones(3, L))
+    hidden = torch.randn(2, P, D, generator=torch.Generator().manual_seed(2))
+    loss = model.loss(hidden, wanted, SequenceNoise([0, 1]))
+
+    noise = SequenceNoise([0, 1])
+    uniform, normal = noise.uniform(P, N), noise.normal(P, N, L)
+    for r, (b, p) in enumerate(wanted.counted_BP.nonzero().tolist()):
+        errors = []
+        for n in range(N):
+            latent, e, u = (wanted.mean_RL[r] + wanted.deviations_RML[r, n]) / 2, normal[b, p, n], uniform[b, p, n]
+            if head == "flow":
+                time, x, goal = u, (1 - u) * e + u * latent, latent - e
+            else:
+                time = (u * 1000).floor() / 999
+                signal = torch.cos((time + 0.008) / 1.008 * torch.pi / 2).square().clamp(1e-4, 1 - 1e-4)
+                x, goal = signal.sqrt() * latent + (1 - signal).sqrt() * e, e
+            predicted = model.predict(x[None], time[None], model.condition(hidden[b, p]))
+            errors.append((predicted[0] - goal).square().mean())
+        torch.testing.assert_close(loss[r], torch.stack(errors).mean(), rtol=1e-5, atol=1e-6)
+
+
+def velocity(x: Tensor, time: Tensor, mean: float, variance: float) -> Tensor:
+    """E[latent - noise | x_t] for latents of N(mean, variance)."""
+    residual = (x - time * mean) / ((1 - time) ** 2 + time**2 * variance)
+    return mean + time * variance * residual - (1 - time) * residual
+
+
+def noise_at(head: DiffusionHead) -> Callable[[Tensor, Tensor, float, float], Tensor]:
+    """E[noise | x_t] for latents of N(mean, variance)."""
+
+    def expected(x: Tensor, time: Tensor, mean: float, variance: float) -> Tensor:
+        signal = head.signal(time)
+        return (1 - signal).sqrt() * (x - signal.sqrt() * mean) / (signal * variance + 1 - signal)
+
+    return expected
+
+
+@pytest.mark.parametrize(("head", "steps"), [("diffusion", 200), ("flow", 64), ("flow", 65)])
+def test_with_a_perfect_network_samples_have_the_distribution_of_the_data(
+    head: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both samplers are then an affine map of normal noise, so mean and spread say it all."""
+    model, mean, deviation, scale = make(head, sampling_steps=steps), 0.7, 0.4, 3.0
+    model.latent_scale.fill_(scale)
+    expected = noise_at(model) if isinstance(model, DiffusionHead) else velocity
+    monkeypatch.setattr(model, "predict", lambda x, time, condition: expected(x, time, mean, deviation**2))
+    quantiles = torch.tensor([-2.0, 0.0, 2.0]).view(1, 3, 1).expand(1, 3, L)
+    samples = model.sample(torch.zeros(1, D), quantiles)
+    wanted = scale * (mean + deviation * quantiles)
+    torch.testing.assert_close(samples, wanted, rtol=0, atol=0.05 * scale * deviation)
+
+
+@pytest.mark.parametrize(("head", "steps"), [("diffusion", 7), ("flow", 1), ("flow", 2), ("flow", 7), ("flow", 8)])
+def test_a_sample_takes_as_many_evaluations_as_asked(head: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = make(head, sampling_steps=steps), []
+    predict = model.predict
+    monkeypatch.setattr(model, "predict", lambda *arguments: calls.append(1) or predict(*arguments))
+    samples = model.sample(torch.zeros(2, 3, D), torch.zeros(2, 3, N, L))
+    assert samples.shape == (2, 3, N, L)
+    assert len(calls) == steps
+
+
+def test_more_sampling_steps_than_noise_levels_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sampling_steps \(11\) must not exceed diffusion_steps \(10\)"):
+        parse_section(CalmModelConfig, {"head": "diffusion", "diffusion_steps": 10, "sampling_steps": 11})
+    parse_section(CalmModelConfig, {"head": "flow", "diffusion_steps": 10, "sampling_steps": 11})
+
+
+def test_the_condition_reaches_every_sample() -> None:
+    model = FlowHead(make("flow").config, L)
+    hidden, noise = torch.randn(2, D, generator=torch.Generator().manual_seed(3)), torch.zeros(2, N, L)
+    samples = model.sample(hidden, noise)
+    assert not torch.equal(samples[0], samples[1])
