@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from calm_cli import models, stages
+from calm_cli.estimate import estimate
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration
 from calm_cli.run import run
 from calm_cli.settings import settings_lines
@@ -55,6 +56,7 @@ def config(profile: ProfileOption = DEFAULT_PROFILE, set_: SetOption = None) -> 
 
 app.command()(run)
 app.command()(config)
+app.command()(estimate)
 app.command()(models.generate)
 app.command()(models.ui)
 for command in (stages.prepare, stages.train, stages.evaluate, stages.compare, stages.register):

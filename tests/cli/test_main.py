@@ -14,7 +14,7 @@ from pipelines import profiles
 from pipelines.home import Home
 
 COMMANDS = [
-    "run", "config", "generate", "ui", "prepare", "train", "evaluate", "compare", "register",
+    "run", "config", "estimate", "generate", "ui", "prepare", "train", "evaluate", "compare", "register",
 ]  # fmt: skip
 
 
@@ -125,3 +125,11 @@ def test_a_stage_that_was_killed_is_named_with_its_log_and_how_to_go_on() -> Non
     assert "train-calm: it ended without a reason: killed" in text
     assert "logs/pipeline.log" in text
     assert "run the same command again" in text
+
+
+def test_an_estimate_shows_all_three_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("estimate", "--profile", "calm-m", "--gpus", "16") == 0
+    text = capsys.readouterr().out
+    assert "autoencoder" in text and "CALM" in text and "Transformer" in text
+    assert "371,731,584" in text
+    assert "ZeRO 3, 16 GPUs" in text

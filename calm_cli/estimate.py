@@ -1,0 +1,58 @@
+"""`calm estimate`: what a configuration costs, before anything is run."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration
+
+_FORMULA = """\
+forward = 2 x weights of matrix products + 4 x positions x hidden size x layers (attention); backward = 2 x forward.
+CALM trains with the head once for each model sample and the encoder forward; it writes with the head and the decoder.
+memory = parameters and gradients (bf16 unless fp32 is set), fp32 copy and Adam's moments, shared as the ZeRO stage says;
+and the activations of one micro-batch, a rough count."""
+
+
+def estimate(
+    profile: ProfileOption = DEFAULT_PROFILE,
+    set_: SetOption = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share a training run.")] = 8,
+) -> None:
+    """Parameters, training and inference FLOPs, and memory of the models that a profile describes. Nothing is trained.
+
+    Examples:
+
+      calm estimate --profile calm-m
+
+      calm estimate --profile calm-m --set calm.model.num_hidden_layers=24 --gpus 64
+    """
+    from calm_core import estimate as costs
+
+    estimates = costs.estimate(configuration(profile, set_), gpus)
+    table = Table("", *estimates, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part in dict.fromkeys(name for cost in estimates.values() for name in cost.parameters):
+        table.add_row(
+            f"  {part}",
+            *(f"{cost.parameters[part]:,}" if part in cost.parameters else "" for cost in estimates.values()),
+        )
+    rows = {
+        "parameters": [f"{sum(cost.parameters.values()):,}" for cost in estimates.values()],
+        "training tokens": [f"{cost.training_tokens:.3g}" for cost in estimates.values()],
+        "training FLOPs per token": [f"{cost.training_flops_per_token:.3g}" for cost in estimates.values()],
+        "training FLOPs": [f"{cost.training_flops:.3g}" for cost in estimates.values()],
+        "inference FLOPs per token": [f"{cost.inference_flops_per_token:.3g}" for cost in estimates.values()],
+    }
+    for stage in costs.ZERO_STAGES:
+        rows[f"state per GPU, ZeRO {stage}, {gpus} GPUs"] = [
+            f"{cost.state_bytes[stage] / 2**30:.2f} GiB" for cost in estimates.values()
+        ]
+    rows["activations per micro-batch"] = [f"{cost.activation_bytes / 2**30:.2f} GiB" for cost in estimates.values()]
+    for name, values in rows.items():
+        table.add_row(name, *values)
+    console = Console()
+    console.print(table)
+    console.print(f"\n{_FORMULA}", style="dim", highlight=False)
