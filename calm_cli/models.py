@@ -19,26 +19,44 @@ def generate(
     temperature: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="1 writes freely, less writes likelier text.")
     ] = 0.5,
+    samples: Annotated[int, typer.Option(min=1, help="Samples per chunk that a low temperature needs.")] = 200,
+    exact: Annotated[bool, typer.Option("--exact", help="Reach the temperature exactly, by rejection.")] = False,
+    budget: Annotated[int, typer.Option(min=1, help="Draws per chunk after which --exact gives up.")] = 100_000,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens written for each prompt.")] = 64,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
 ) -> None:
-    """Continue prompts with a registered model.
+    """Continue prompts with a registered model. A single prompt's text appears as it is written.
 
     Examples:
 
       calm generate "The climate of" --temperature 0.5 --seed 1
 
-      calm generate "The economy" "In 1990" --model models:/calm/3
+      calm generate "The economy" "In 1990" --model models:/calm/3 --stop "."
     """
     from pipelines.local_tracking import require_store, use_tracking
 
     home = Home.find()
     require_store(home)
     use_tracking(home, DEFAULT_EXPERIMENT)
+    from calm_core.generation import Sampling
     from calm_core.registry.load import load_generator
 
-    texts = load_generator(model).generate(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    sampling = Sampling(temperature, samples, budget if exact else 0)
+    generator = load_generator(model)
     console = Console(soft_wrap=True, highlight=False)
+    pieces = generator.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
+    if len(prompts) == 1:
+        console.print(Text(prompts[0], "bold"), end="")
+        for _, piece in pieces:
+            console.print(Text(piece), end="")
+        console.print()
+        return
+    texts = [""] * len(prompts)
+    for number, piece in pieces:
+        texts[number] += piece
     for prompt, text in zip(prompts, texts, strict=True):
         console.print(Text.assemble((prompt, "bold"), text))
 

@@ -24,6 +24,12 @@ class SequenceNoise:
         self.device = torch.device(device)
         self._generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
 
+    def of(self, rows: Sequence[int]) -> "SequenceNoise":
+        """The same generators for some of the sequences: what is drawn here is drawn there."""
+        part = SequenceNoise([], self.device)
+        part._generators = [self._generators[row] for row in rows]
+        return part
+
     def normal(self, *shape: int) -> Tensor:
         """N(0, 1) numbers, [B, *shape]."""
         draws = torch.empty(len(self._generators), *shape, device=self.device)

@@ -15,12 +15,11 @@ from calm_core import tracking
 from calm_core.artifact import Artifact, ArtifactWriter
 from calm_core.config import EvaluationConfig
 from calm_core.data.loader import TokenDataset
-from calm_core.data.tokenizer import Tokenizer
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.evaluation.brier import MAX_N, BrierAccumulator, frequencies, next_tokens
 from calm_core.evaluation.report import Curve, render_report
 from calm_core.evaluation.samplers import BrierModel, CalmSampler, TransformerScorer, UnigramSampler
-from calm_core.generation import TextGenerator
+from calm_core.generation import CalmChunks, NextChunk, Sampling, TextGenerator, TransformerTokens
 from calm_core.models.autoencoder import Autoencoder, freeze, reconstruct, to_chunks
 from calm_core.models.weights import load_autoencoder, load_calm, load_transformer, new_calm, new_transformer
 from calm_core.noise import SequenceNoise, derive_seed
@@ -81,9 +80,7 @@ def evaluate(
             "unigram": evaluator.score(UnigramSampler(frequency), "unigram reference"),
         }
         started = time.monotonic()
-        results["samples"] = []
-        if scored.generator is not None:
-            results["samples"] = _write_samples(config, scored.generator(dataset.tokenizer), seed, stage)
+        results["samples"] = _write_samples(config, TextGenerator(scored.writer, dataset.tokenizer), seed, stage)
         tokens = config.prompt_tokens * len(config.prompts)
         parents = scored.parents | {"dataset": dataset.digest}
         with ArtifactWriter(output_uri, "evaluation", settings, parents) as writer:
@@ -118,8 +115,8 @@ class _Scored:
     parents: dict[str, str]
     model: Callable[[int], BrierModel]
     untrained: Callable[[int], BrierModel]
+    writer: NextChunk
     curves: dict[tuple[str, str], Curve]
-    generator: Callable[[Tokenizer], TextGenerator] | None = None
     autoencoder: Autoencoder | None = None
 
 
@@ -135,7 +132,7 @@ def _calm(artifact: Artifact, autoencoder_artifact: Artifact, device: torch.devi
         parents={"autoencoder": autoencoder_artifact.digest, "calm": artifact.digest},
         model=lambda interval: CalmSampler(calm, autoencoder, interval),
         untrained=lambda interval: CalmSampler(untrained, autoencoder, interval),
-        generator=lambda tokenizer: TextGenerator(calm, autoencoder, tokenizer),
+        writer=CalmChunks(calm, autoencoder),
         curves={
             ("Autoencoder: token accuracy", "accuracy"): _curve(autoencoder_artifact),
             ("CALM: loss of the head", f"{calm.config.head}_loss"): _curve(artifact),
@@ -154,6 +151,7 @@ def _transformer(artifact: Artifact, device: torch.device) -> _Scored:
         parents={"transformer": artifact.digest},
         model=lambda interval: TransformerScorer(model, interval),
         untrained=lambda interval: TransformerScorer(untrained, interval),
+        writer=TransformerTokens(model),
         curves={("Transformer: cross-entropy, nats a token", "cross_entropy"): _curve(artifact)},
     )
 
@@ -246,18 +244,14 @@ def _train_frequencies(dataset_uri: str) -> Tensor:
 
 
 def _write_samples(config: EvaluationConfig, generator: TextGenerator, seed: int, stage: str) -> list[dict[str, str]]:
-    samples: list[dict[str, str]] = []
-    for prompt in config.prompts:
-        (text,) = generator.generate(
-            [prompt],
-            max_new_tokens=config.prompt_tokens,
-            temperature=config.temperature,
-            seed=seed,
-            temperature_samples=config.temperature_samples,
-        )
-        samples.append({"prompt": prompt, "text": text})
-        report(stage, done=len(samples), total=len(config.prompts), note="writing text")
-    return samples
+    report(stage, note="writing text")
+    texts = generator.generate(
+        config.prompts,
+        max_new_tokens=config.prompt_tokens,
+        sampling=Sampling(config.temperature, config.temperature_samples),
+        seed=seed,
+    )
+    return [{"prompt": prompt, "text": text} for prompt, text in zip(config.prompts, texts, strict=True)]
 
 
 def _require_same_tokenizer(model: Artifact, dataset: TokenDataset) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calm_core.config import AutoencoderModelConfig
-from calm_core.models.cross_entropy import linear_cross_entropy
+from calm_core.models.cross_entropy import linear_cross_entropy, row_blocks
 from calm_core.models.layers import SwiGLU, initialize
 from calm_core.noise import SequenceNoise
 
@@ -111,12 +111,24 @@ class Decoder(nn.Module):
         self.expand_layer = nn.Linear(hidden, config.chunk_size * hidden)
         self.norm = nn.RMSNorm(hidden, eps=config.rms_norm_eps)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """States [..., K, D] of latents [..., L]; their logits are inner products with the encoder's embedding."""
-        h = self.latent_to_hidden(latents.to(self.latent_to_hidden.weight.dtype))
+    def trunk(self, latents: Tensor) -> Tensor:
+        """What all tokens of a chunk are expanded from, [..., D], of latents [..., L]."""
+        h: Tensor = self.latent_to_hidden(latents.to(self.latent_to_hidden.weight.dtype))
         for layer in self.decoder_layers[: self.layers_before]:
             h = layer(h)
-        h = self.expand_layer(h).unflatten(-1, (self.chunk_size, -1))
+        return h
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """States [..., K, D] of latents [..., L]; their logits are inner products with the encoder's embedding."""
+        return self._finish(self.expand_layer(self.trunk(latents)).unflatten(-1, (self.chunk_size, -1)))
+
+    def token_state(self, trunk: Tensor, k: int) -> Tensor:
+        """The state [..., D] of the chunk's k-th token alone, of `trunk` [..., D]."""
+        hidden = trunk.shape[-1]
+        rows = slice(k * hidden, (k + 1) * hidden)
+        return self._finish(F.linear(trunk, self.expand_layer.weight[rows], self.expand_layer.bias[rows]))
+
+    def _finish(self, h: Tensor) -> Tensor:
         for layer in self.decoder_layers[self.layers_before :]:
             h = layer(h)
         out: Tensor = self.norm(h)
@@ -145,7 +157,19 @@ class Autoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Most likely tokens, int64 [..., K], of latents [..., L]."""
-        return self.logits(latents).argmax(-1)
+        states: Tensor = self.decoder(latents)
+        return self._likeliest(states.flatten(0, -2)).view(states.shape[:-1])
+
+    def token(self, trunk_RD: Tensor, k: int) -> Tensor:
+        """Most likely k-th tokens, int64 [R], of the decoder's `trunk`."""
+        return self._likeliest(self.decoder.token_state(trunk_RD, k))
+
+    def _likeliest(self, states_RD: Tensor) -> Tensor:
+        embedding = self.encoder.embed_tokens.weight
+        blocks = [
+            F.linear(states_RD[rows], embedding).argmax(-1) for rows in row_blocks(len(states_RD), len(embedding))
+        ]
+        return torch.cat(blocks) if blocks else states_RD.new_zeros(0, dtype=torch.int64)
 
     def forward(self, chunks_BPK: Tensor, real_BPK: Tensor, noise: SequenceNoise) -> AutoencoderLoss:
         """The loss of a batch from sampled latents; the regularisers act while the module is in training mode.

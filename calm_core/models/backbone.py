@@ -39,6 +39,14 @@ class Branches:
     prefix: list[KeyValues]
     own: list[KeyValues] | None = None
 
+    def rows(self, index: Tensor) -> "Branches":
+        """The branches of some sequences of the batch."""
+
+        def pick(layers: list[KeyValues]) -> list[KeyValues]:
+            return [KeyValues(layer.keys[index], layer.values[index]) for layer in layers]
+
+        return Branches(self.start[index], pick(self.prefix), pick(self.own) if self.own else None)
+
 
 def rotary(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary embedding, fp32 [*positions, E] (Su et al. 2021; halves rotated as in Llama)."""

@@ -59,11 +59,11 @@ class Transformer(nn.Module):
         return torch.cat(parts)
 
     @torch.no_grad()
-    def next_token(self, hidden_RD: Tensor, uniform_RS: Tensor) -> NextToken:
-        """Draw S tokens after each state, by numbers uniform in [0, 1)."""
+    def next_token(self, hidden_RD: Tensor, uniform_RS: Tensor, temperature: float = 1.0) -> NextToken:
+        """Draw S tokens after each state, by numbers uniform in [0, 1); logits are divided by the temperature."""
         parts = []
         for block in row_blocks(len(hidden_RD), self.vocab_size):
-            p_RV = self.lm_head(hidden_RD[block]).float().softmax(1).double()
+            p_RV = (self.lm_head(hidden_RD[block]).float() / temperature).softmax(1).double()
             cumulative_RV = p_RV.cumsum(1)
             reached_RS = uniform_RS[block].double() * cumulative_RV[:, -1:]
             token_RS = torch.searchsorted(cumulative_RV, reached_RS, right=True).clamp_max(self.vocab_size - 1)

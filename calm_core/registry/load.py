@@ -22,13 +22,13 @@ DEFAULT_PARAMETERS: dict[str, int | float] = {"max_new_tokens": 64, "temperature
 def text_generator(autoencoder: Artifact, calm: Artifact) -> "TextGenerator":
     """A text generator from the two trained artifacts."""
     from calm_core.data.tokenizer import Tokenizer
-    from calm_core.generation import TextGenerator
+    from calm_core.generation import CalmChunks, TextGenerator
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = load_calm(calm, autoencoder).to(device), load_autoencoder(autoencoder).to(device)
     for model in models:
         freeze(model)
-    return TextGenerator(*models, Tokenizer.from_bytes(autoencoder.read("tokenizer.json")))
+    return TextGenerator(CalmChunks(*models), Tokenizer.from_bytes(autoencoder.read("tokenizer.json")))
 
 
 class CalmTextModel:
@@ -43,11 +43,13 @@ class CalmTextModel:
 
     def predict(self, model_input: "pd.DataFrame", params: Mapping[str, Any] | None = None) -> list[str]:
         """Continue each prompt; `params` may hold max_new_tokens, temperature and seed."""
+        from calm_core.generation import Sampling
+
         settings = DEFAULT_PARAMETERS | dict(params or {})
         return self.generator.generate(
             [str(prompt) for prompt in model_input["prompt"]],
             max_new_tokens=int(settings["max_new_tokens"]),
-            temperature=float(settings["temperature"]),
+            sampling=Sampling(float(settings["temperature"])),
             seed=int(settings["seed"]),
         )
 

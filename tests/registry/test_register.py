@@ -13,6 +13,7 @@ from calm_core.artifact import Artifact
 from calm_core.config import EvaluationConfig, RegistryConfig
 from calm_core.errors import CalmError
 from calm_core.evaluation.stage import evaluate
+from calm_core.generation import Sampling
 from calm_core.registry.load import load_generator
 from calm_core.registry.register import register_model
 
@@ -67,7 +68,10 @@ def test_a_consumer_predicts_with_a_data_frame(registration: Artifact) -> None:
     parameters = {"max_new_tokens": 6, "temperature": 0.5, "seed": 1}
     first = model.predict(prompts, params=parameters)
     assert list(first) == list(model.predict(prompts, params=parameters))
-    assert list(first) == load_generator("models:/calm@champion").generate(list(prompts["prompt"]), **parameters)
+    generator = load_generator("models:/calm@champion")
+    assert list(first) == generator.generate(
+        list(prompts["prompt"]), max_new_tokens=6, sampling=Sampling(temperature=0.5), seed=1
+    )
     assert model.metadata.get_input_schema().input_names() == ["prompt"]
     assert model.input_example is not None
 
@@ -76,7 +80,8 @@ def test_the_model_holds_no_pickle_and_needs_the_library_alone(registration: Art
     folder = Path(mlflow.artifacts.download_artifacts("models:/calm@champion"))
     assert not [path for path in folder.rglob("*") if path.suffix in {".pkl", ".pt", ".bin", ".pickle"}]
     script = (
-        "import sys; from calm_core.registry.load import load_generator; "
+        "import sys; from calm_core.generation import Sampling
+from calm_core.registry.load import load_generator; "
         "print(load_generator('models:/calm@champion').generate(['the'], max_new_tokens=4)); "
         "bad = {'kfp', 'deepspeed', 'components', 'pipelines'} & set(sys.modules); assert not bad, bad"
     )
