@@ -80,8 +80,7 @@ def test_the_model_holds_no_pickle_and_needs_the_library_alone(registration: Art
     folder = Path(mlflow.artifacts.download_artifacts("models:/calm@champion"))
     assert not [path for path in folder.rglob("*") if path.suffix in {".pkl", ".pt", ".bin", ".pickle"}]
     script = (
-        "import sys; from calm_core.generation import Sampling
-from calm_core.registry.load import load_generator; "
+        "import sys; from calm_core.registry.load import load_generator; "
         "print(load_generator('models:/calm@champion').generate(['the'], max_new_tokens=4)); "
         "bad = {'kfp', 'deepspeed', 'components', 'pipelines'} & set(sys.modules); assert not bad, bad"
     )
