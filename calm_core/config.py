@@ -51,12 +51,17 @@ class DataConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """Byte-level BPE, trained on the training documents."""
+    """Byte-level BPE, trained on the training documents; or one that exists."""
 
     vocab_size: int = Field(2048, ge=258, le=2**32, description="tokens, the 256 bytes and 2 special tokens included")
     max_training_bytes: int = Field(
         100_000_000, ge=1, description="bytes of training text that the merges are learned from"
     )
+    folder: str = Field(
+        "", description="folder with a tokenizer.json that is taken instead of training one; vocab_size is then its own"
+    )
+    pad_token: str | None = Field(None, description="of that tokenizer; unset: as its folder says")
+    eos_token: str | None = Field(None, description="of that tokenizer, ends a document; unset: as its folder says")
 
 
 class TrainingConfig(Section):

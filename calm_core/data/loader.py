@@ -44,8 +44,8 @@ class TokenDataset:
         self.results = results
         self.uri, self.digest = uri, self._artifact.digest
         self.tokenizer_sha256 = self._artifact.entry("tokenizer.json").sha256
-        self.tokenizer = Tokenizer.from_bytes(self._artifact.read("tokenizer.json"))
-        self.pad_id, self.eos_id = self.tokenizer.pad_id, self.tokenizer.eos_id
+        self.pad_id, self.eos_id = results["pad_id"], results["eos_id"]
+        self.tokenizer = Tokenizer.from_bytes(self._artifact.read("tokenizer.json"), self.pad_id, self.eos_id)
         self.vocab_size: int = results["vocab_size"]
         self.sequence_length: int = results["sequence_length"]
         self._shard_paths: list[str] = [shard["path"] for shard in results["splits"][split]["shards"]]

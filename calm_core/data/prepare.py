@@ -119,19 +119,26 @@ def find_duplicates(scan_uris: Sequence[str], output_uri: str) -> Artifact:
 def train_tokenizer(
     partitions: Sequence[Mapping[str, Any]], config: TokenizerConfig, data: DataConfig, output_uri: str
 ) -> Artifact:
-    """Learn a byte-level BPE from the training documents.
+    """Learn a byte-level BPE from the training documents, or take the tokenizer that the settings name.
 
     Returns:
         A `tokenizer` artifact: tokenizer.json.
     """
     settings = config.model_dump(mode="json") | {"partitions": [_scan_config(p, data) for p in partitions]}
     with reported(STAGE), ArtifactWriter(output_uri, "tokenizer", settings, {}) as writer:
-        report(STAGE, note="training the tokenizer")
-        texts = _training_texts(partitions, data, config.max_training_bytes)
-        tokenizer = Tokenizer.train(texts, config.vocab_size)
+        if config.folder:
+            tokenizer = Tokenizer.from_folder(config.folder, pad_token=config.pad_token, eos_token=config.eos_token)
+        else:
+            report(STAGE, note="training the tokenizer")
+            texts = _training_texts(partitions, data, config.max_training_bytes)
+            tokenizer = Tokenizer.train(texts, config.vocab_size)
         writer.write("tokenizer.json", tokenizer.to_bytes())
-        writer.results["vocab_size"] = tokenizer.vocab_size
-        report(STAGE, note=f"tokenizer of {tokenizer.vocab_size:,} tokens trained")
+        writer.results |= {
+            "vocab_size": tokenizer.vocab_size,
+            "pad_id": tokenizer.pad_id,
+            "eos_id": tokenizer.eos_id,
+        }
+        report(STAGE, note=f"tokenizer of {tokenizer.vocab_size:,} tokens")
     return Artifact(output_uri, "tokenizer")
 
 
@@ -167,7 +174,10 @@ def tokenize_partition(
     parents = {"tokenizer": tokenizer_artifact.digest, "duplicates": duplicates.digest}
     settings = _scan_config(partition, config) | {name: getattr(config, name) for name in _SHAPE}
     with ArtifactWriter(output_uri, "shards", settings, parents) as writer:
-        tokenizer = Tokenizer.from_bytes(tokenizer_artifact.read("tokenizer.json"))
+        special = tokenizer_artifact.manifest.results
+        tokenizer = Tokenizer.from_bytes(
+            tokenizer_artifact.read("tokenizer.json"), special["pad_id"], special["eos_id"]
+        )
         index = Partition.model_validate(partition).index
         table = _read_table(duplicates, "dropped.parquet")
         dropped = set(table.filter(pc.equal(table["partition"], index)).column("document").to_pylist())
@@ -262,11 +272,8 @@ def merge_partitions(
         writer.results |= _document_counts(scans, duplicates)
         _refuse_too_many_rejects(writer.results, config)
         writer.copy(tokenizer, "tokenizer.json", "tokenizer.json")
-        special = Tokenizer.from_bytes(tokenizer.read("tokenizer.json"))
         writer.results |= {
-            "vocab_size": special.vocab_size,
-            "pad_id": special.pad_id,
-            "eos_id": special.eos_id,
+            **{name: tokenizer.manifest.results[name] for name in ("vocab_size", "pad_id", "eos_id")},
             "sequence_length": config.sequence_length,
             "document_alignment": config.document_alignment,
             "rows_per_group": config.rows_per_group,

@@ -1,23 +1,34 @@
 """A byte-level BPE tokenizer: any text becomes tokens and comes back unchanged."""
 
+import json
 from collections.abc import Iterable, Sequence
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from calm_core.errors import ArtifactError
+from calm_core import storage
+from calm_core.errors import ArtifactError, CalmError
 
 PAD_TOKEN, EOS_TOKEN = "<|pad|>", "<|endoftext|>"
 
 
 class Tokenizer:
-    """Text to token ids and back; special tokens spelled out in a text stay ordinary text."""
+    """Text to token ids and back; special tokens spelled out in a text stay ordinary text.
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    Args:
+        backend: What encodes and decodes.
+        pad_id: The token that fills chunks up; unset, the id of PAD_TOKEN.
+        eos_id: The token that ends a document; unset, the id of EOS_TOKEN.
+
+    Raises:
+        ArtifactError: A token is unset, and the backend has none of that name.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, pad_id: int | None = None, eos_id: int | None = None) -> None:
         self._backend = backend
         self._backend.encode_special_tokens = True
-        self.pad_id = _special_id(backend, PAD_TOKEN)
-        self.eos_id = _special_id(backend, EOS_TOKEN)
+        self.pad_id = _special_id(backend, PAD_TOKEN) if pad_id is None else pad_id
+        self.eos_id = _special_id(backend, EOS_TOKEN) if eos_id is None else eos_id
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -35,9 +46,47 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Tokenizer":
+    def from_bytes(cls, data: bytes, pad_id: int | None = None, eos_id: int | None = None) -> "Tokenizer":
         """Read the content of a tokenizer.json."""
-        return cls(tokenizers.Tokenizer.from_buffer(data))
+        return cls(tokenizers.Tokenizer.from_buffer(data), pad_id, eos_id)
+
+    @classmethod
+    def from_folder(
+        cls,
+        uri: str,
+        pad_id: int | None = None,
+        eos_id: int | None = None,
+        *,
+        pad_token: str | None = None,
+        eos_token: str | None = None,
+        end_fills_up: bool = False,
+    ) -> "Tokenizer":
+        """Read a folder in Hugging Face's format: tokenizer.json, and names of special tokens in two more files.
+
+        Args:
+            uri: The folder, local or on any fsspec URL.
+            pad_id, eos_id: Known ids; unset ones are looked up.
+            pad_token, eos_token: Their names; unset ones are those of tokenizer_config.json or special_tokens_map.json,
+                or our own.
+            end_fills_up: Without a padding token, take the end of text for it. A model that is trained like this never
+                learns to stop, so it is for trained ones.
+
+        Raises:
+            CalmError: There is no tokenizer, or it has no such token.
+        """
+        try:
+            with storage.open_uri(storage.join(uri, "tokenizer.json")) as file:
+                backend = tokenizers.Tokenizer.from_buffer(file.read())
+        except FileNotFoundError:
+            raise CalmError(f"{uri}: holds no tokenizer.json; name a folder in Hugging Face's format") from None
+        names = {"pad_token": PAD_TOKEN, "eos_token": EOS_TOKEN} | _special_names(uri)
+        if eos_id is None:
+            eos_id = _named_id(backend, uri, "eos_token", eos_token or names["eos_token"])
+        if pad_id is None and end_fills_up and backend.token_to_id(pad_token or names["pad_token"]) is None:
+            pad_id = eos_id
+        if pad_id is None:
+            pad_id = _named_id(backend, uri, "pad_token", pad_token or names["pad_token"])
+        return cls(backend, pad_id, eos_id)
 
     def to_bytes(self) -> bytes:
         """The content of a tokenizer.json."""
@@ -61,6 +110,27 @@ class Tokenizer:
         """The text of token ids; special tokens are left out."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
+
+
+def _named_id(backend: tokenizers.Tokenizer, uri: str, role: str, name: str) -> int:
+    number = backend.token_to_id(name)
+    if number is None:
+        raise CalmError(f"{uri}: the tokenizer has no token {name}; name one: --set tokenizer.{role}=...")
+    return int(number)
+
+
+def _special_names(uri: str) -> dict[str, str]:
+    """Special tokens by their role, as the files beside a tokenizer.json name them."""
+    names: dict[str, str] = {}
+    for file_name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if not storage.exists(storage.join(uri, file_name)):
+            continue
+        with storage.open_uri(storage.join(uri, file_name)) as file:
+            for role, token in json.load(file).items():
+                name = token.get("content") if isinstance(token, dict) else token
+                if role in ("pad_token", "eos_token") and isinstance(name, str):
+                    names[role] = name
+    return names
 
 
 def _special_id(backend: tokenizers.Tokenizer, token: str) -> int:

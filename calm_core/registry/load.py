@@ -28,7 +28,9 @@ def text_generator(autoencoder: Artifact, calm: Artifact) -> "TextGenerator":
     models = load_calm(calm, autoencoder).to(device), load_autoencoder(autoencoder).to(device)
     for model in models:
         freeze(model)
-    return TextGenerator(CalmChunks(*models), Tokenizer.from_bytes(autoencoder.read("tokenizer.json")))
+    special = autoencoder.manifest.results
+    tokenizer = Tokenizer.from_bytes(autoencoder.read("tokenizer.json"), special["pad_id"], special["eos_id"])
+    return TextGenerator(CalmChunks(*models), tokenizer)
 
 
 class CalmTextModel:

@@ -14,7 +14,8 @@ from pipelines import profiles
 from pipelines.home import Home
 
 COMMANDS = [
-    "run", "config", "estimate", "generate", "ui", "prepare", "train", "evaluate", "compare", "register",
+    "run", "config", "estimate", "generate", "ui", "import", "export",
+    "prepare", "train", "evaluate", "compare", "register",
 ]  # fmt: skip
 
 

@@ -1,0 +1,64 @@
+"""Public checkpoints: `calm import` and `calm export`."""
+
+import enum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+class Format(enum.StrEnum):
+    """Formats that a model can be written in."""
+
+    huggingface = enum.auto()
+
+
+def import_(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a public autoencoder or CALM model.")],
+    output: Annotated[str, typer.Option(metavar="URI", help="Folder of the artifacts that are written.")],
+    autoencoder: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder of a CALM model's autoencoder. [default: its ae_path]")
+    ] = "",
+    tokenizer: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder with tokenizer.json. [default: DIR, else the autoencoder's]")
+    ] = "",
+) -> None:
+    """Read a public checkpoint in Hugging Face's format; it then generates, is scored and registered like one of ours.
+
+    An autoencoder is written to --output; a CALM model to --output/calm, and its autoencoder to --output/autoencoder.
+
+    Examples:
+
+      calm import downloads/CALM-Autoencoder --tokenizer downloads/llama3_tokenizer --output out/autoencoder
+
+      calm import downloads/CALM-M --autoencoder downloads/CALM-Autoencoder --tokenizer downloads/llama3_tokenizer
+      --output out/calm-m
+    """
+    from calm_core.huggingface import import_checkpoint
+
+    artifacts = import_checkpoint(folder, output, autoencoder_folder=autoencoder, tokenizer_folder=tokenizer)
+    console = Console(soft_wrap=True, highlight=False)
+    for kind, artifact in artifacts.items():
+        parameters = artifact.manifest.results["parameters"]
+        console.print(f"{kind}: {artifact.uri}  ({parameters:,} parameters)", markup=False)
+
+
+def export(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="An autoencoder or a CALM model.")],
+    output: Annotated[str, typer.Option(metavar="DIR", help="The folder that is made.")],
+    autoencoder: Annotated[
+        str, typer.Option(metavar="URI", help="The autoencoder of a CALM model.", show_default=False)
+    ] = "",
+    format_: Annotated[Format, typer.Option("--format", help="What is written.")] = Format.huggingface,
+) -> None:
+    """Write a model as a folder in Hugging Face's format: config.json, model.safetensors, tokenizer.json.
+
+    Example:
+
+      calm export out/calm --autoencoder out/autoencoder --format huggingface --output my-calm
+    """
+    from calm_core.huggingface import export_checkpoint
+
+    writers = {Format.huggingface: export_checkpoint}
+    folder = writers[format_](uri, output, autoencoder_uri=autoencoder)
+    Console(soft_wrap=True, highlight=False).print(f"written: {folder}", markup=False)
