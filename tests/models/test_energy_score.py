@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from calm_core.models import energy_score
 from calm_core.models.energy_score import energy_loss
 
 R, N, M, L = 5, 4, 7, 6
@@ -50,6 +51,18 @@ def test_loss_and_gradient_equal_the_formula(scale: float, spread: float, model_
     # fp32 keeps 7 digits of coordinates up to 20, of which distances of 0.1 are differences.
     assert torch.allclose(fast.double(), plain, rtol=2e-5, atol=1e-6)
     assert torch.allclose(fast_samples.grad, plain_samples.grad, rtol=1e-3, atol=1e-4 * plain_samples.grad.abs().max())
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_blocks_of_positions_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, mean, deviations = make(1.0, 1.0)
+    weights = torch.linspace(0.5, 2, R)
+    whole = samples.clone().requires_grad_()
+    (weights * energy_loss(whole, mean, deviations, 1.0)).sum().backward()
+    monkeypatch.setitem(energy_score._BLOCK_POSITIONS, "cpu", block)
+    parts = samples.clone().requires_grad_()
+    (weights * energy_loss(parts, mean, deviations, 1.0)).sum().backward()
+    assert torch.allclose(parts.grad, whole.grad, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5])
