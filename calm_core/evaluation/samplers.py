@@ -66,8 +66,11 @@ class CalmSampler:
             true_A = (sampled_XT[alive, :done] == truth_XT[alive, :done]).all(-1)
             hidden_UD = tree.advance(sampled_XT[alive, done - size : done], calm.embed, true_A)
             alive = tree.alive_A
-            latents = calm.sample(hidden_UD[tree.node_A], drawn_XU[alive].unsqueeze(1)).squeeze(1)
-            sampled_XT[alive, done : done + size] = self.autoencoder.decode(latents)
+            rank_A, most = _rank_in_group(tree.node_A)
+            drawn_USN = drawn_XU.new_zeros(len(hidden_UD), most, drawn_XU.shape[-1])
+            drawn_USN[tree.node_A, rank_A] = drawn_XU[alive]
+            latents_AL = calm.sample(hidden_UD, drawn_USN)[tree.node_A, rank_A]
+            sampled_XT[alive, done : done + size] = self.autoencoder.decode(latents_AL)
         sampled = sampled_XT[:, :MAX_N].unflatten(0, (batch * positions, samples))
         return brier_terms(sampled, targets_BPT.flatten(0, 1)).view(batch, positions, MAX_N)
 
@@ -136,4 +139,4 @@ def _rank_in_group(group_A: Tensor) -> tuple[Tensor, int]:
     _, count = torch.unique_consecutive(group_A[order], return_counts=True)
     rank = torch.empty_like(group_A)
     rank[order] = torch.arange(len(group_A), device=group_A.device) - (count.cumsum(0) - count).repeat_interleave(count)
-    return rank, int(count.max())
+    return rank, int(count.max()) if len(count) else 0

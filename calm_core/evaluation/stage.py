@@ -224,6 +224,7 @@ class Evaluator:
             "metric": "BrierLM",
             "split": "validation",
             "dataset": self.dataset.digest,
+            "tokenizer": self.dataset.tokenizer_sha256,
             "vocab_size": self.dataset.vocab_size,
             "sequence_length": self.dataset.sequence_length,
             "stride": self.dataset.sequence_length,

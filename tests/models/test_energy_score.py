@@ -92,3 +92,19 @@ def test_the_true_distribution_has_the_lowest_expected_loss() -> None:
         }.items()
     }
     assert min(loss, key=loss.__getitem__) == "true"
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.9])
+def test_bf16_samples_are_measured_in_fp32(alpha: float) -> None:
+    """Equal to the formula on the rounded samples; only the gradient is rounded to their eight bits."""
+    samples, mean, deviations = make(20.0, 0.5)
+    rounded = samples.bfloat16()
+    plain_samples = rounded.double().requires_grad_()
+    plain = plain_energy_loss(plain_samples, mean.float().double().unsqueeze(1) + deviations, alpha)
+    plain.sum().backward()
+    fast_samples = rounded.clone().requires_grad_()
+    fast = energy_loss(fast_samples, mean, deviations, alpha)
+    fast.sum().backward()
+    assert fast.dtype == torch.float32 and fast_samples.grad.dtype == torch.bfloat16
+    assert torch.allclose(fast.double(), plain, rtol=2e-5, atol=1e-6)
+    assert torch.allclose(fast_samples.grad.double(), plain_samples.grad, rtol=2**-7, atol=1e-4)
