@@ -95,6 +95,9 @@ class CalmChunks(NextChunk):
             number = max(number, _PREFIX_SAMPLES) if begun else number
             own = noise.of(rows.tolist())
             latents_BSL = self.calm.sample(hidden_BD[rows], self.calm.sampling_noise(own, number))
+            if number == 1:
+                chunk_BK[rows] = self.autoencoder.decode(latents_BSL.squeeze(1))
+                continue
             uniform_B = own.uniform(1).squeeze(1)
             chunk_BK[rows] = choose_chunks(
                 self.autoencoder, latents_BSL, uniform_B, sampling.temperature, begun_BK[rows]

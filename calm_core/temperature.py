@@ -163,7 +163,8 @@ class _Search:
         self.size = begun_BK.shape[1]
         self.samples = samples
         self.begun_BK, self.begun_B = begun_BK, (begun_BK != FREE).sum(1)
-        self.trunk_XD = autoencoder.decoder.trunk(latents_BSL.flatten(0, 1))
+        self.latents_XL = latents_BSL.flatten(0, 1)
+        self.trunk_XD = autoencoder.decoder.trunk(self.latents_XL)
         self.row_X = torch.arange(rows, device=device).repeat_interleave(samples)
         self.tokens_XK = torch.zeros(rows * samples, self.size, dtype=torch.int64, device=device)
         self.level_X = torch.zeros_like(self.row_X)
@@ -208,9 +209,8 @@ class _Search:
     def whole_chunk(self, chosen_B: Tensor) -> Tensor:
         """The chosen sample of each row, decoded to its end, with the begun tokens in their places."""
         index_B = torch.arange(len(chosen_B), device=chosen_B.device) * self.samples + chosen_B
-        chunk_BK = self.tokens_XK[index_B].clone()
-        for k in range(self.size):
-            missing = (self.level_X[index_B] <= k).nonzero().squeeze(1)
-            if len(missing):
-                chunk_BK[missing, k] = self.autoencoder.token(self.trunk_XD[index_B[missing]], k)
+        chunk_BK = self.tokens_XK[index_B]
+        unfinished = (self.level_X[index_B] < self.size).nonzero().squeeze(1)
+        # All tokens at once: the vocabulary's projection is read once, which costs more than the tokens known already.
+        chunk_BK[unfinished] = self.autoencoder.decode(self.latents_XL[index_B[unfinished]])
         return torch.where(self.begun_BK == FREE, chunk_BK, self.begun_BK)
