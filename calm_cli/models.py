@@ -50,9 +50,11 @@ def generate(
     pieces = generator.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
     if len(prompts) == 1:
         console.print(Text(prompts[0], "bold"), end="")
-        for _, piece in pieces:
-            console.print(Text(piece), end="")
-        console.print()
+        try:
+            for _, piece in pieces:
+                console.print(Text(piece), end="")
+        finally:
+            console.print()
         return
     texts = [""] * len(prompts)
     for number, piece in pieces:
