@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from calm_cli import checkpoints, models, stages
+from calm_cli import checkpoints, data, models, stages
 from calm_cli.estimate import estimate
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration
 from calm_cli.run import run
@@ -59,6 +59,8 @@ app.command()(config)
 app.command()(estimate)
 app.command()(models.generate)
 app.command()(models.ui)
+app.command()(data.verify)
+app.add_typer(data.app, name="data")
 app.command("import")(checkpoints.import_)
 app.command()(checkpoints.export)
 for command in (stages.prepare, stages.train, stages.evaluate, stages.compare, stages.register):

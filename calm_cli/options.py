@@ -20,11 +20,13 @@ SetOption = Annotated[
 ]
 SourceOption = Annotated[
     list[str] | None,
-    typer.Option("--source", help="Path, glob or fsspec URL of .jsonl or .txt files; repeatable."),
+    typer.Option(
+        "--source",
+        help="Path, glob or fsspec URL of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files, or a folder that "
+        "datasets has saved; repeatable.",
+    ),
 ]
-TextFieldOption = Annotated[
-    str | None, typer.Option("--text-field", help="Field of a .jsonl line that holds the text.")
-]
+TextFieldOption = Annotated[str | None, typer.Option("--text-field", help="Field or column that holds the text.")]
 
 DEFAULT_PROFILE = "tiny"
 

@@ -1,6 +1,8 @@
 """The stages one by one, with the arguments and the meaning that they have in Python and in the pipeline."""
 
 import enum
+import json
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -64,22 +66,35 @@ def prepare(
     output: OutputOption,
     source: SourceOption = None,
     text_field: TextFieldOption = None,
+    extends: Annotated[
+        str, typer.Option(metavar="URI", help="A dataset to take over and add the new sources to.", show_default=False)
+    ] = "",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; the bytes do not depend on it. [default: one a core]")
+    ] = None,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
 ) -> None:
     """Read text, train the tokenizer, and write a tokenised dataset.
 
-    Example:
+    A run that was stopped goes on from its finished partitions.
 
-      calm prepare --source 'texts/*.jsonl' --output out/dataset
+    Examples:
+
+      calm prepare --source 'texts/*.jsonl.gz' --output out/dataset --set data.partitions=16
+
+      calm prepare --source 's3://bucket/web/*.parquet' --output s3://bucket/dataset
+
+      calm prepare --extends out/dataset --source 'texts/*.jsonl.gz' --output out/dataset-2
     """
-    config = configuration(profile, set_, source, text_field)
+    settings = [*(set_ or []), *([f"data.extends={json.dumps(extends)}"] if extends else [])]
+    config = configuration(profile, settings, source, text_field)
     if not config.data.sources:
         raise ConfigError("data.sources: name the text, e.g. --source 'texts/*.jsonl'")
     from calm_core.data.prepare import prepare_data
 
     _begin(config)
-    _end(prepare_data(config.data, config.tokenizer, output))
+    _end(prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1))
 
 
 def train(

@@ -27,10 +27,10 @@ class Finished:
     @classmethod
     def read(cls, uris: Mapping[str, str]) -> "Finished":
         """Read the manifests behind the URIs."""
-        manifests = {}
-        for name, uri in uris.items():
-            with storage.open_uri(storage.join(uri, MANIFEST_NAME)) as file:
-                manifests[name] = Manifest.model_validate_json(file.read())
+        manifests = {
+            name: Manifest.model_validate_json(storage.read(storage.join(uri, MANIFEST_NAME)))
+            for name, uri in uris.items()
+        }
         return cls(uris, manifests)
 
     def results(self, output: str) -> dict[str, Any]:

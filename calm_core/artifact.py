@@ -6,11 +6,13 @@ A reader checks what it reads: a missing, half-written or damaged artifact is an
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
-from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from calm_core import storage
@@ -19,6 +21,7 @@ from calm_core.errors import ArtifactError
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
+_COPIES = 16  # at a time
 
 
 class FileEntry(BaseModel):
@@ -33,8 +36,8 @@ class FileEntry(BaseModel):
 class Manifest(BaseModel):
     """What an artifact is and what it was made from.
 
-    `results` are the stage's numbers and repeat exactly; `timings` (seconds, rates) are of one run and take no part in
-    the digest.
+    `results` are the stage's numbers and repeat exactly. `timings` (seconds, rates) and `origins` (where the inputs
+    lay) are of one run and take no part in the digest.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,12 +48,13 @@ class Manifest(BaseModel):
     code_version: str
     results: dict[str, Any]
     timings: dict[str, float]
+    origins: dict[str, Any] = {}
     files: list[FileEntry]
 
     @property
     def digest(self) -> str:
         """SHA-256 of kind, config, parents, results and files: equal digests mean equal content."""
-        return digest_of(self.model_dump(exclude={"code_version", "timings"}))
+        return digest_of(self.model_dump(exclude={"code_version", "timings", "origins"}))
 
 
 class _SchemaVersion(BaseModel):
@@ -76,27 +80,54 @@ class ArtifactWriter:
         self.uri = uri
         self.results: dict[str, Any] = {}
         self.timings: dict[str, float] = {}
+        self.origins: dict[str, Any] = {}
         self._kind = kind
         self._config = dict(config)
         self._parents = dict(parents)
         self._files: list[FileEntry] = []
 
     def __enter__(self) -> Self:
-        filesystem, path = url_to_fs(storage.join(self.uri, MANIFEST_NAME))
-        if filesystem.exists(path):  # being replaced: from here on the folder is not complete
-            filesystem.rm_file(path)
+        manifest_uri = storage.join(self.uri, MANIFEST_NAME)
+        if storage.exists(manifest_uri):  # being replaced: from here on the folder is not complete
+            try:
+                replaced = Manifest.model_validate_json(storage.read(manifest_uri)).files
+            except ValidationError:
+                replaced = []
+            storage.remove([manifest_uri])
+            storage.remove([storage.join(self.uri, entry.path) for entry in replaced])
         return self
 
     def write(self, path: str, data: bytes) -> None:
         """Write one file from memory."""
-        with storage.open_uri(storage.join(self.uri, path), "wb") as file:
+        with self.create(path) as file:
             file.write(data)
-        self._files.append(FileEntry(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest()))
 
-    def copy(self, source: "Artifact", path: str, target_path: str) -> None:
-        """Copy a file of another artifact; its entry is taken over, so a damaged copy is found by whoever reads it."""
-        storage.copy(storage.join(source.uri, path), storage.join(self.uri, target_path))
-        self._files.append(source.entry(path).model_copy(update={"path": target_path}))
+    @contextmanager
+    def create(self, path: str) -> Iterator[storage.DigestingFile]:
+        """Write one file piece by piece."""
+        with storage.create(storage.join(self.uri, path)) as file:
+            yield file
+        self._files.append(FileEntry(path=path, size=file.size, sha256=file.sha256))
+
+    def copy(self, source: "Artifact", paths: Mapping[str, str]) -> None:
+        """Copy files of another artifact, side by side.
+
+        Their entries are taken over, so a damaged copy is found by whoever reads it.
+
+        Args:
+            source: Where they are.
+            paths: The new path of each path.
+        """
+
+        def copy_one(path: str, target_path: str) -> None:
+            try:
+                storage.copy(storage.join(source.uri, path), storage.join(self.uri, target_path))
+            except FileNotFoundError:
+                raise ArtifactError(source.missing(path)) from None
+
+        with ThreadPoolExecutor(_COPIES) as pool:
+            list(pool.map(copy_one, paths.keys(), paths.values()))
+        self._files += [source.entry(old).model_copy(update={"path": new}) for old, new in paths.items()]
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -111,10 +142,10 @@ class ArtifactWriter:
             code_version=code_version(),
             results=self.results,
             timings=self.timings,
+            origins=self.origins,
             files=sorted(self._files, key=lambda entry: entry.path),
         )
-        with storage.open_uri(storage.join(self.uri, MANIFEST_NAME), "wb") as file:
-            file.write(manifest.model_dump_json(indent=1).encode() + b"\n")
+        storage.write(storage.join(self.uri, MANIFEST_NAME), manifest.model_dump_json(indent=1).encode() + b"\n")
 
 
 class Artifact:
@@ -127,56 +158,69 @@ class Artifact:
 
     def __init__(self, uri: str, *kinds: str) -> None:
         self.uri = uri
-        kind = " or ".join(kinds)
+        self.manifest = self.manifest_of(uri, kinds[0])
+        if self.manifest.kind not in kinds:
+            raise ArtifactError(
+                f"{uri}: is a {self.manifest.kind} artifact, a {' or '.join(kinds)} artifact was expected"
+            )
+
+    @classmethod
+    def manifest_of(cls, uri: str, kind: str = "") -> Manifest:
+        """The manifest of a complete artifact of any kind.
+
+        Args:
+            uri: The artifact's folder.
+            kind: What is expected there, for the message of an error.
+        """
+        name = f"{kind} artifact".lstrip()
         manifest_uri = storage.join(uri, MANIFEST_NAME)
         try:
-            with storage.open_uri(manifest_uri) as file:
-                data = file.read()
-            self._refuse_other_schema(data)
-            self.manifest = Manifest.model_validate_json(data)
+            data = storage.read(manifest_uri)
+            cls._refuse_other_schema(manifest_uri, data)
+            return Manifest.model_validate_json(data)
         except (FileNotFoundError, NotADirectoryError):
             state = "half-written (its stage did not finish)" if storage.exists(uri) else "missing"
-            message = f"{uri}: the {kind} artifact is {state}: no {MANIFEST_NAME}; run its stage again"
+            message = f"{uri}: the {name} is {state}: no {MANIFEST_NAME}; run its stage again"
             raise ArtifactError(message) from None
         except ValidationError as error:
             raise ArtifactError(
                 f"{manifest_uri}: damaged manifest ({error.errors()[0]['msg']}); "
                 "delete the folder and run its stage again"
             ) from None
-        if self.manifest.kind not in kinds:
-            raise ArtifactError(f"{uri}: is a {self.manifest.kind} artifact, a {kind} artifact was expected")
 
-    def _refuse_other_schema(self, manifest: bytes) -> None:
+    @staticmethod
+    def _refuse_other_schema(manifest_uri: str, manifest: bytes) -> None:
         """Read the version alone: a manifest of another schema may have other fields, and is not damaged."""
         version = _SchemaVersion.model_validate_json(manifest).schema_version
         if version != SCHEMA_VERSION:
             raise ArtifactError(
-                f"{storage.join(self.uri, MANIFEST_NAME)}: schema version {version}, this code reads "
-                f"{SCHEMA_VERSION}; run its stage again"
+                f"{manifest_uri}: schema version {version}, this code reads {SCHEMA_VERSION}; run its stage again"
             )
 
     @property
     def digest(self) -> str:
         return self.manifest.digest
 
+    @cached_property
+    def _entries(self) -> dict[str, FileEntry]:
+        return {entry.path: entry for entry in self.manifest.files}
+
     def entry(self, path: str) -> FileEntry:
         """The manifest's entry of one file."""
-        for entry in self.manifest.files:
-            if entry.path == path:
-                return entry
-        raise ArtifactError(f"{self.uri}: its manifest lists no file {path}")
+        try:
+            return self._entries[path]
+        except KeyError:
+            raise ArtifactError(f"{self.uri}: its manifest lists no file {path}") from None
 
     def read(self, path: str) -> bytes:
         """The bytes of one file, checked against the manifest."""
         entry = self.entry(path)
-        uri = storage.join(self.uri, path)
         try:
-            with storage.open_uri(uri) as file:
-                data: bytes = file.read()
+            data = storage.read(storage.join(self.uri, path))
         except FileNotFoundError:
-            raise ArtifactError(f"{uri}: file is missing; delete {self.uri} and run its stage again") from None
+            raise ArtifactError(self.missing(path)) from None
         if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise ArtifactError(f"{uri}: file is damaged (SHA-256 differs); delete {self.uri} and run its stage again")
+            raise ArtifactError(self.damaged(path))
         return data
 
     def open(self, path: str) -> io.BytesIO:
@@ -187,7 +231,39 @@ class Artifact:
         """One checked JSON file."""
         return json.loads(self.read(path))
 
-    def verify(self) -> None:
-        """Check every file."""
-        for entry in self.manifest.files:
-            self.read(entry.path)
+    def missing(self, path: str) -> str:
+        """What to tell when a file is gone."""
+        return f"{storage.join(self.uri, path)}: file is missing; delete {self.uri} and run its stage again"
+
+    def damaged(self, path: str) -> str:
+        """What to tell when a file has other bytes than were written."""
+        uri = storage.join(self.uri, path)
+        return f"{uri}: file is damaged (SHA-256 differs); delete {self.uri} and run its stage again"
+
+    def check(self, path: str) -> None:
+        """Check one file, of any size, block by block.
+
+        Raises:
+            ArtifactError: It is missing or damaged.
+        """
+        try:
+            sha256 = storage.with_retries(
+                lambda: storage.sha256_of(storage.join(self.uri, path)), storage.join(self.uri, path)
+            )
+        except FileNotFoundError:
+            raise ArtifactError(self.missing(path)) from None
+        if sha256 != self.entry(path).sha256:
+            raise ArtifactError(self.damaged(path))
+
+
+def reusable(uri: str, kind: str, config: Mapping[str, Any], parents: Mapping[str, str]) -> Artifact | None:
+    """What lies at a URI already, if it was made from the same inputs by the same code."""
+    if not storage.exists(storage.join(uri, MANIFEST_NAME)):
+        return None
+    try:
+        artifact = Artifact(uri, kind)
+    except ArtifactError:
+        return None
+    manifest = artifact.manifest
+    same = manifest.config == json.loads(json.dumps(dict(config))) and manifest.parents == dict(parents)
+    return artifact if same and manifest.code_version == code_version() else None

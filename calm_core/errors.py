@@ -15,3 +15,7 @@ class SourceError(CalmError):
 
 class ArtifactError(CalmError):
     """An artifact is missing, half-written, damaged, or of another kind than expected."""
+
+
+class StorageError(CalmError):
+    """The storage failed again and again."""

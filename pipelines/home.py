@@ -39,6 +39,10 @@ class Home:
         return self.path / "cache"
 
     @property
+    def plans(self) -> Path:
+        return self.path / "plans"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -22,7 +22,7 @@ STOP_SECONDS = 30.0
 """How long stopped tasks may take to save what they are at."""
 
 
-def arguments_of(config: Config, checkpoint_root: str) -> dict[str, Any]:
+def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[str, Any]:
     """The arguments of `calm-train`: one struct for each section. Kubeflow has no null: unset is absent."""
     sections = {
         name: section.model_dump(mode="json", exclude_none=True)
@@ -34,6 +34,7 @@ def arguments_of(config: Config, checkpoint_root: str) -> dict[str, Any]:
         "train_baseline": config.train_baseline,
         "seed": config.seed,
         "code_version": code_version(),
+        "plan_root": plan_root,
         "checkpoint_root": checkpoint_root,
     }
 
@@ -64,7 +65,7 @@ class LocalRun:
         request.write_text(
             json.dumps(
                 {
-                    "arguments": arguments_of(config, str(home.checkpoints)),
+                    "arguments": arguments_of(config, str(home.plans), str(home.checkpoints)),
                     "pipeline_root": str(home.pipeline_root),
                     "cache_root": str(home.cache),
                     "outputs": str(self._outputs),

@@ -39,6 +39,7 @@ def calm_train(
     registry: dict[str, Any],
     seed: int,
     code_version: str,
+    plan_root: str,
     checkpoint_root: str,
 ) -> Outputs:
     """Train, score and register a CALM language model.
@@ -56,14 +57,15 @@ def calm_train(
         registry: Settings of the registry.
         seed: Seed of everything random.
         code_version: Version of the code, part of every cache key.
+        plan_root: URL of the folder of plans: which bytes of the sources each partition holds.
         checkpoint_root: URL of the folder of checkpoints.
     """
-    plan = plan_partitions(data=data, code_version=code_version)
+    plan = plan_partitions(data=data, plan_root=plan_root, code_version=code_version)
     plan.set_caching_options(enable_caching=False)  # the sources can change while their names stay
 
     with dsl.ParallelFor(plan.output) as partition:
         scan = scan_partition(partition=partition, data=data, code_version=code_version)
-    duplicates = find_duplicates(scans=dsl.Collected(scan.outputs["scan"]), code_version=code_version)
+    duplicates = find_duplicates(data=data, code_version=code_version, scans=dsl.Collected(scan.outputs["scan"]))
     bpe = train_tokenizer(partitions=plan.output, tokenizer=tokenizer, data=data, code_version=code_version)
 
     with dsl.ParallelFor(plan.output) as partition:
@@ -76,6 +78,7 @@ def calm_train(
         )
     dataset = merge_partitions(
         data=data,
+        partitions=plan.output,
         code_version=code_version,
         scans=dsl.Collected(scan.outputs["scan"]),
         shards=dsl.Collected(tokens.outputs["shards"]),

@@ -19,7 +19,9 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield f"{tmp_path}/deep/artifact"
         return
     yield "memory://calm-artifact/deep/artifact"
-    fsspec.filesystem("memory").rm("/calm-artifact", recursive=True)
+    filesystem = fsspec.filesystem("memory")
+    if filesystem.exists("/calm-artifact"):
+        filesystem.rm("/calm-artifact", recursive=True)
 
 
 @pytest.fixture
@@ -46,7 +48,8 @@ def test_what_was_written_is_read(uri: str) -> None:
     assert [(entry.path, entry.size) for entry in manifest.files] == [("a.json", 8), ("b/second.bin", 7)]
     assert (manifest.config, manifest.parents) == ({"steps": 1, "sizes": [1, 2]}, {"data": "abc"})
     assert (manifest.results, manifest.timings) == ({"count": 2}, {"seconds": 1.0})
-    artifact.verify()
+    for entry in manifest.files:
+        artifact.check(entry.path)
 
 
 def test_the_digest_is_of_the_content_and_not_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +73,7 @@ def test_a_replacement_that_fails_does_not_leave_the_old_manifest(uri: str) -> N
     write(uri)
     with pytest.raises(ZeroDivisionError), ArtifactWriter(uri, KIND, {}, {}):
         raise ZeroDivisionError
-    with pytest.raises(ArtifactError, match="half-written"):
+    with pytest.raises(ArtifactError, match=r"half-written|missing"):  # an object store has no empty folders
         Artifact(uri, KIND)
 
 
@@ -89,7 +92,7 @@ def test_a_copied_file_keeps_its_entry_also_across_file_systems(target: str, uri
     source = write(uri)
     target = f"{tmp_path}/copy" if target == "local" else target
     with ArtifactWriter(target, KIND, {}, {}) as writer:
-        writer.copy(source, "b/second.bin", "c/copied.bin")
+        writer.copy(source, {"b/second.bin": "c/copied.bin"})
     copied = Artifact(target, KIND)
     assert copied.read("c/copied.bin") == b"content"
     assert copied.entry("c/copied.bin").sha256 == source.entry("b/second.bin").sha256
@@ -119,7 +122,7 @@ def test_a_damaged_file_is_refused_by_name(damage: str, folder: Path) -> None:
             path.write_bytes(b"content ")
         case "remove":
             path.unlink()
-    for check in (lambda: artifact.read("b/second.bin"), artifact.verify):
+    for check in (lambda: artifact.read("b/second.bin"), lambda: artifact.check("b/second.bin")):
         with pytest.raises(ArtifactError, match=r"b/second\.bin: file is (damaged|missing)") as caught:
             check()
         assert "\n" not in str(caught.value)

@@ -210,7 +210,7 @@ def test_an_imported_model_is_prepared_for_scored_registered_and_writes(
     source = folders / "texts.jsonl"
     source.write_text("".join(json.dumps({"text": sentences(i, 12)}) + "\n" for i in range(60)))
     data = DataConfig(sources=(str(source),), sequence_length=32, validation_fraction=0.3)
-    tokenizer = TokenizerConfig(folder=str(folders / "tokenizer"), pad_token="<|eot_id|>")
+    tokenizer = TokenizerConfig(source=str(folders / "tokenizer"), pad_token="<|eot_id|>")
     dataset = prepare_data(data, tokenizer, str(folders / "dataset"))
     assert dataset.manifest.results["eos_id"] == 1
     config = EvaluationConfig(samples=2, max_sequences=2, prompts=("the river",), prompt_tokens=4)

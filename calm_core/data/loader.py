@@ -1,22 +1,32 @@
 """Batches of sequences in an order that depends on (seed, epoch) alone."""
 
 import bisect
+import threading
+import time
 from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from calm_core import storage
 from calm_core.artifact import Artifact
+from calm_core.data.order import BLOCK_SHARDS, EpochOrder, Group, MixOrder, Window
+from calm_core.data.shard_files import ShardFiles
 from calm_core.data.shards import ShardReader
 from calm_core.data.tokenizer import Tokenizer
-from calm_core.errors import ConfigError
+from calm_core.errors import ArtifactError, ConfigError
 
-_WINDOW_GROUPS = 8  # row groups that are shuffled together; two windows are kept decoded
-_OPEN_SHARDS = 16
+_KEPT_GROUPS = 16  # decoded, for readers that go by number
+_OPEN_SHARDS = 4 * BLOCK_SHARDS
+_WINDOWS_AHEAD = 3
+_FETCHES = 4  # shards that are fetched at a time
+
+Sequences = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True)
@@ -48,71 +58,203 @@ class TokenDataset:
         self.tokenizer = Tokenizer.from_bytes(self._artifact.read("tokenizer.json"), self.pad_id, self.eos_id)
         self.vocab_size: int = results["vocab_size"]
         self.sequence_length: int = results["sequence_length"]
-        self._shard_paths: list[str] = [shard["path"] for shard in results["splits"][split]["shards"]]
-        self._rows_per_group: int = results["rows_per_group"]
-        self.rows_of_group: list[int] = []
-        self._group_places: list[tuple[int, int]] = []
-        for number, shard in enumerate(results["splits"][split]["shards"]):
-            for start in range(0, shard["rows"], self._rows_per_group):
-                self._group_places.append((number, start // self._rows_per_group))
-                self.rows_of_group.append(min(self._rows_per_group, shard["rows"] - start))
-        self._group_starts = [0, *accumulate(self.rows_of_group)]
-        self.num_sequences = self._group_starts[-1]
-        self._verified: set[int] = set()
-        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
-        self._groups: OrderedDict[int, npt.NDArray[np.unsignedinteger]] = OrderedDict()
+        shards = results["splits"][split]["shards"]
+        self._shard_paths: list[str] = [shard["path"] for shard in shards]
+        self.groups_of_shard = _groups_of([shard["rows"] for shard in shards], results["rows_per_group"])
+        self._groups = [group for groups in self.groups_of_shard for group in groups]
+        self._group_starts = [group.start for group in self._groups]
+        self.num_sequences: int = sum(shard["rows"] for shard in shards)
+        self._files = ShardFiles(self._artifact)
+        self._readers: OrderedDict[int, tuple[ShardReader, threading.Lock]] = OrderedDict()
+        self._readers_lock = threading.Lock()
+        self._decoded: OrderedDict[int, Sequences] = OrderedDict()
 
     def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Sequences by their number, int64 [len(indices), T]."""
         out = np.empty((len(indices), self.sequence_length), dtype=np.int64)
         for i, index in enumerate(indices.tolist()):
-            group = bisect.bisect_right(self._group_starts, index) - 1
-            out[i] = self._group(group)[index - self._group_starts[group]]
+            number = bisect.bisect_right(self._group_starts, index) - 1
+            if number not in self._decoded:
+                self._decoded[number] = self.read_group(self._groups[number])
+                if len(self._decoded) > _KEPT_GROUPS:
+                    self._decoded.popitem(last=False)
+            self._decoded.move_to_end(number)
+            out[i] = self._decoded[number][index - self._group_starts[number]]
         return out
 
-    def _group(self, group: int) -> npt.NDArray[np.unsignedinteger]:
-        if group not in self._groups:
-            shard, index = self._group_places[group]
-            self._groups[group] = self._reader(shard).read_group(index)
-            if len(self._groups) > 2 * _WINDOW_GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(group)
-        return self._groups[group]
+    def read_group(self, group: Group) -> Sequences:
+        """The sequences of a row group, [rows, T]; several threads may ask at a time."""
+        reader, lock = self._reader(group.shard)
+        with lock:
+            return reader.read_group(group.number)
 
-    def _reader(self, shard: int) -> ShardReader:
-        """A shard is read whole once, to check it; from then on only the row groups that are asked for."""
-        path = self._shard_paths[shard]
-        if shard not in self._verified:
-            self._artifact.read(path)
-            self._verified.add(shard)
-        if shard not in self._readers:
-            self._readers[shard] = ShardReader(storage.open_uri(storage.join(self._artifact.uri, path)))
+    def read_window(self, window: Window) -> Sequences:
+        """The sequences of a window in their shuffled order, [rows, T]."""
+        return np.concatenate([self.read_group(group) for group in window.groups])[window.order]
+
+    def fetch(self, shard: int) -> None:
+        """Bring a shard to this machine, where it is not here yet."""
+        self._reader(shard)
+
+    def _reader(self, shard: int) -> tuple[ShardReader, threading.Lock]:
+        with self._readers_lock:
+            if shard in self._readers:
+                self._readers.move_to_end(shard)
+                return self._readers[shard]
+        opened = ShardReader(self._files.open(self._shard_paths[shard])), threading.Lock()
+        with self._readers_lock:
+            reader = self._readers.setdefault(shard, opened)
             if len(self._readers) > _OPEN_SHARDS:
                 self._readers.popitem(last=False)
-        self._readers.move_to_end(shard)
-        return self._readers[shard]
+            return reader
 
 
-def epoch_order(rows_of_group: list[int], seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """A permutation of all sequences: row groups shuffled, then sequences within windows of neighbouring groups.
-
-    Only a window's groups have to be decoded at a time, so a shuffled epoch still reads the shards nearly in order.
-    """
-    random = np.random.default_rng([seed, epoch])
-    starts = np.concatenate([[0], np.cumsum(rows_of_group)[:-1]]).astype(np.int64)
-    groups = random.permutation(len(rows_of_group))
-    windows = [groups[i : i + _WINDOW_GROUPS] for i in range(0, len(groups), _WINDOW_GROUPS)]
-    orders = [
-        random.permutation(np.concatenate([starts[g] + np.arange(rows_of_group[g]) for g in window]))
-        for window in windows
+def _groups_of(rows_of_shard: Sequence[int], rows_per_group: int) -> list[list[Group]]:
+    starts = [0, *accumulate(rows_of_shard)]
+    return [
+        [
+            Group(shard, first // rows_per_group, min(rows_per_group, rows - first), starts[shard] + first)
+            for first in range(0, rows, rows_per_group)
+        ]
+        for shard, rows in enumerate(rows_of_shard)
     ]
-    return np.concatenate(orders)
+
+
+class Mixture:
+    """The sequences of one split of a `mixture` artifact: several datasets, read by weight.
+
+    Raises:
+        ArtifactError: It, or one of its datasets, is missing, damaged, or not the one that was mixed.
+    """
+
+    def __init__(self, artifact: Artifact, split: str) -> None:
+        results = artifact.manifest.results
+        self.uri, self.digest = artifact.uri, artifact.digest
+        self.weights: list[float] = results["weights"]
+        self.parts = [TokenDataset(uri, split) for uri in artifact.manifest.origins["datasets"]]
+        for part, digest in zip(self.parts, results["digests"], strict=True):
+            if part.digest != digest:
+                raise ArtifactError(f"{part.uri}: is not the dataset that was mixed into {self.uri}; mix again")
+        first = self.parts[0]
+        self.tokenizer, self.tokenizer_sha256 = first.tokenizer, first.tokenizer_sha256
+        self.pad_id, self.eos_id = first.pad_id, first.eos_id
+        self.vocab_size, self.sequence_length = first.vocab_size, first.sequence_length
+        self._starts = [0, *accumulate(part.num_sequences for part in self.parts)]
+        self.num_sequences = self._starts[-1]
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Sequences by their number, int64 [len(indices), T]: those of the first dataset, then of the next."""
+        part_of = np.searchsorted(self._starts, indices, side="right") - 1
+        out = np.empty((len(indices), self.sequence_length), dtype=np.int64)
+        for number, part in enumerate(self.parts):
+            out[part_of == number] = part.rows(indices[part_of == number] - self._starts[number])
+        return out
+
+
+def open_dataset(uri: str, split: str) -> TokenDataset | Mixture:
+    """The sequences of one split of a `dataset` or a `mixture` artifact.
+
+    Raises:
+        ArtifactError: The artifact is missing, half-written or damaged.
+    """
+    artifact = Artifact(uri, "dataset", "mixture")
+    return Mixture(artifact, split) if artifact.manifest.kind == "mixture" else TokenDataset(uri, split)
+
+
+class _Place(NamedTuple):
+    epoch: int
+    window: int
+
+
+class _Shard(NamedTuple):
+    epoch: int
+    shard: int
+
+
+class Stream:
+    """The endless sequence of a dataset's epochs, read ahead by threads.
+
+    Args:
+        dataset: The sequences.
+        seed: Of the order.
+
+    Attributes:
+        wait_seconds: How long sequences have been waited for in all.
+    """
+
+    def __init__(self, dataset: TokenDataset, seed: int) -> None:
+        self.dataset = dataset
+        self.wait_seconds = 0.0
+        self._seed = seed
+        self._orders: dict[int, EpochOrder] = {}
+        self._windows: dict[_Place, Future[Sequences]] = {}
+        self._fetched: dict[_Shard, Future[None]] = {}
+        self._decoding = ThreadPoolExecutor(1, "decode")
+        self._fetching = ThreadPoolExecutor(_FETCHES, "fetch")
+
+    def read(self, position: int, number: int, stride: int) -> npt.NDArray[np.int64]:
+        """Sequences from a position of the stream on, int64 [number, T]; the next call will be `stride` further on."""
+        parts: list[npt.NDArray[np.int64]] = []
+        now = position // self.dataset.num_sequences
+        self._orders = {epoch: order for epoch, order in self._orders.items() if epoch >= now}
+        places = self._places(position, number)
+        self._read_ahead(places, position, number, stride)
+        for place in places:
+            window = self._order(place.epoch).window(place.window)
+            start = place.epoch * self.dataset.num_sequences + window.start
+            first = max(position - start, 0)
+            rows = self._wait_for(self._windows[place])[first : position + number - start]
+            parts.append(rows.astype(np.int64))
+        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+    def _read_ahead(self, places: list[_Place], position: int, number: int, stride: int) -> None:
+        """Decode the windows that are needed now and next, and fetch the shards behind them."""
+        wanted = dict.fromkeys(places)
+        for _ in range(_WINDOWS_AHEAD):
+            last = next(reversed(wanted))
+            window_end = last.epoch * self.dataset.num_sequences + self._order(last.epoch).end_of(last.window)
+            position += stride * max(1, -(-(window_end - position - number + 1) // stride))
+            wanted |= dict.fromkeys(self._places(position, number))
+        self._windows = {place: self._windows.get(place) or self._decode(place) for place in wanted}
+
+    def _places(self, position: int, number: int) -> list[_Place]:
+        """The windows that hold sequences of the stream."""
+        places = []
+        end = position + number
+        while position < end:
+            epoch, place = divmod(position, self.dataset.num_sequences)
+            order = self._order(epoch)
+            places.append(_Place(epoch, order.window_at(place)))
+            position = epoch * self.dataset.num_sequences + order.end_of(places[-1].window)
+        return places
+
+    def _order(self, epoch: int) -> EpochOrder:
+        if epoch not in self._orders:
+            self._orders[epoch] = EpochOrder(self.dataset.groups_of_shard, self._seed, epoch)
+        return self._orders[epoch]
+
+    def _decode(self, place: _Place) -> Future[Sequences]:
+        order = self._order(place.epoch)
+        window = order.window(place.window)
+        needed = [_Shard(place.epoch, shard) for shard in order.shards_about(place.window)]
+        self._fetched = {
+            key: self._fetched.get(key) or self._fetching.submit(self.dataset.fetch, key.shard) for key in needed
+        }
+        return self._decoding.submit(self.dataset.read_window, window)
+
+    def _wait_for(self, window: Future[Sequences]) -> Sequences:
+        if not window.done():
+            started = time.perf_counter()
+            window.exception()
+            self.wait_seconds += time.perf_counter() - started
+        return window.result()
 
 
 class Loader:
     """An endless stream of global batches; each rank takes its contiguous slice of every one.
 
     Epochs follow each other without dropping a sequence, so a batch may hold the end of one and the start of the next.
+    Of a mixture, each batch holds the parts' sequences in the order that `MixOrder` gives.
 
     Raises:
         ConfigError: The ranks cannot share a batch evenly.
@@ -120,7 +262,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: TokenDataset,
+        dataset: TokenDataset | Mixture,
         global_batch_size: int,
         *,
         seed: int,
@@ -131,26 +273,32 @@ class Loader:
         if global_batch_size % world_size:
             raise ConfigError(f"global_batch_size ({global_batch_size}) must be a multiple of the {world_size} ranks")
         self.dataset = dataset
+        parts = dataset.parts if isinstance(dataset, Mixture) else [dataset]
+        self._streams = [Stream(part, seed) for part in parts]
+        self._mix = MixOrder(dataset.weights if isinstance(dataset, Mixture) else [1.0], seed)
         self._global_batch_size = global_batch_size
-        self._seed = seed
         self._rank, self._world_size = rank, world_size
         self._position = start
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long batches have been waited for in all, because reading was slower than their use."""
+        return sum(stream.wait_seconds for stream in self._streams)
 
     def next_batch(self) -> Batch:
         """This rank's share of the next global batch."""
         size = self._global_batch_size // self._world_size
         first = self._position + self._rank * size
-        positions = range(first, first + size)
+        choice = self._mix.parts(first, size)
+        rows = np.empty((size, self.dataset.sequence_length), dtype=np.int64)
+        before = self._mix.counts(first)
+        after = self._mix.counts(first + self._global_batch_size)
+        for part, stream in enumerate(self._streams):
+            if number := int((choice == part).sum()):
+                stride = int(max(after[part] - before[part], 1))
+                rows[choice == part] = stream.read(int(before[part]), number, stride)
         self._position += self._global_batch_size
-        rows = self.dataset.rows(np.array([self._row_at(position) for position in positions], dtype=np.int64))
-        return Batch(torch.from_numpy(rows), list(positions))
-
-    def _row_at(self, position: int) -> int:
-        epoch, place = divmod(position, self.dataset.num_sequences)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self.dataset.rows_of_group, self._seed, epoch)
-        return int(self._order[place])
+        return Batch(torch.from_numpy(rows), list(range(first, first + size)))
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream is; the same for every rank and world size."""

@@ -1,34 +1,56 @@
-"""Packing: token documents to sequences of equal length."""
+"""Packing: token documents to sequences of equal length, as a stream."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
+Tokens = npt.NDArray[np.uint32]
 
-def pack(
-    documents: Iterable[Sequence[int] | npt.NDArray[np.uint32]],
-    *,
-    sequence_length: int,
-    document_alignment: int,
-    pad_id: int,
-    eos_id: int,
-) -> npt.NDArray[np.int64]:
-    """Concatenate documents and cut them into sequences.
+
+class Packer:
+    """Concatenates documents and cuts them into sequences.
 
     Each document is its tokens, EOS, and padding up to a multiple of `document_alignment`, so that no chunk of a size
     that divides it straddles two documents. A document may go on in the next sequence; the last one is padded.
 
-    Returns:
-        int64 [sequences, sequence_length].
+    Args:
+        sequence_length: T, tokens in a sequence.
+        block_rows: Sequences that are handed out at a time; no more is kept.
+        document_alignment: Documents begin on a multiple of this many tokens; T is one, too.
+        pad_id, eos_id: The special tokens.
     """
-    parts: list[npt.NDArray[np.int64]] = []
-    for document in documents:
+
+    def __init__(
+        self, *, sequence_length: int, block_rows: int, document_alignment: int, pad_id: int, eos_id: int
+    ) -> None:
+        self._length = sequence_length
+        self._alignment = document_alignment
+        self._pad_id, self._eos_id = pad_id, eos_id
+        self._block = np.full(block_rows * sequence_length, pad_id, dtype=np.uint32)
+        self._used = 0
+        self.padding = 0
+
+    def push(self, document: Tokens) -> Iterator[Tokens]:
+        """Append a document; yields each block that it fills, uint32 [block_rows, T]."""
         length = len(document) + 1
-        part = np.full(length + -length % document_alignment, pad_id, dtype=np.int64)
+        self.padding += -length % self._alignment
+        part = np.full(length + -length % self._alignment, self._pad_id, dtype=np.uint32)
         part[: length - 1] = document
-        part[length - 1] = eos_id
-        parts.append(part)
-    stream = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-    stream = np.pad(stream, (0, -len(stream) % sequence_length), constant_values=pad_id)
-    return stream.reshape(-1, sequence_length)
+        part[length - 1] = self._eos_id
+        while len(part):
+            room = len(self._block) - self._used
+            self._block[self._used : self._used + len(part)] = part[:room]
+            self._used += min(room, len(part))
+            part = part[room:]
+            if self._used == len(self._block):
+                yield self._block.reshape(-1, self._length).copy()
+                self._used = 0
+
+    def finish(self) -> Iterator[Tokens]:
+        """Yield the rest, uint32 [at most block_rows, T], if there is one."""
+        if rows := -(-self._used // self._length):
+            self.padding += rows * self._length - self._used
+            self._block[self._used : rows * self._length] = self._pad_id
+            yield self._block[: rows * self._length].reshape(rows, self._length).copy()
+            self._used = 0

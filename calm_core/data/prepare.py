@@ -1,45 +1,55 @@
 """Preparing data: plan -> scan each partition -> find duplicates, train the tokenizer -> tokenize each -> merge.
 
-Every step is a function of its inputs, so that Kubeflow can run, retry and cache it alone.
+Every step is a function of its inputs, so that Kubeflow can run, retry and cache it alone; the last one is in `merge`.
+A step that finds its output already made, from the same inputs by the same code, takes it.
 """
 
 import hashlib
-import io
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from functools import partial
+from itertools import repeat
+from multiprocessing import get_context
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from calm_core import storage, tracking
-from calm_core.artifact import Artifact, ArtifactWriter
+from calm_core import storage
+from calm_core.artifact import Artifact, ArtifactWriter, reusable
 from calm_core.config import DataConfig, TokenizerConfig
-from calm_core.data import sources
-from calm_core.data.packing import pack
-from calm_core.data.shards import encode_shards
-from calm_core.data.sources import Document, Partition, read_documents
+from calm_core.data import duplicates, sources
+from calm_core.data.encoder import choose_engine, encoder
+from calm_core.data.extension import Extension
+from calm_core.data.packing import Packer
+from calm_core.data.shards import ShardWriter
+from calm_core.data.sources import Partition, read_documents
 from calm_core.data.tokenizer import Tokenizer
-from calm_core.errors import ArtifactError, SourceError
+from calm_core.errors import ArtifactError, CalmError
 from calm_core.progress import report, reported
 
 STAGE = "prepare"
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
+SHAPE = ("sequence_length", "document_alignment", "rows_per_group", "rows_per_shard", "validation_fraction")
+"""Settings that a partition's shards depend on, beyond those of its documents."""
 
-_SHOWN_REJECTS = 20
-_ENCODE_BATCH = 256
-_SHAPE = ("sequence_length", "document_alignment", "rows_per_group", "rows_per_shard")
+SHOWN_REJECTS = 20
+_CHECKED_BYTES = 1_000_000  # of text, that engines are compared on
+_REPORT_SECONDS = 2.0
+_LENGTH_BINS = 33  # of the histogram: 2^32 tokens are more than a document may have
+
+Made = TypeVar("Made")
 
 
-def split_of(text: str, validation_fraction: float) -> Split:
-    """A document's split, from a hash of its text: it stays the same when data is added or reordered."""
-    share = int.from_bytes(text_hash(text)[:8], "big") / 2**64
+def split_of(text_hash: bytes, validation_fraction: float) -> Split:
+    """A document's split, from the hash of its text: it stays the same when data is added or reordered."""
+    share = int.from_bytes(text_hash[:8], "big") / 2**64
     return "validation" if share < validation_fraction else "train"
 
 
@@ -48,97 +58,148 @@ def text_hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8")).digest()
 
 
-def plan_partitions(config: DataConfig) -> list[dict[str, Any]]:
-    """Find the sources and cut them into partitions; see `sources.plan_partitions`."""
+def plan_partitions(config: DataConfig, place: str) -> list[dict[str, Any]]:
+    """Find the sources and cut them into `config.partitions` partitions of nearly equal bytes.
+
+    With `config.extends`, only the sources that this dataset lacks.
+
+    Args:
+        config: Settings of the sources.
+        place: URL of the folder in which the partitions' pieces are written, named by their content.
+
+    Returns:
+        Partitions as plain JSON values, one for each item of a Kubeflow loop.
+
+    Raises:
+        SourceError: A source is missing, of an unknown kind, or has changed since it was added to the dataset.
+    """
     with reported(STAGE):
-        partitions = sources.plan_partitions(config)
-        report(STAGE, note=f"{len(partitions)} partitions planned")
-        return partitions
+        files = sources.find_files(config)
+        extension = Extension.of(config)
+        if extension is None:
+            partitions = sources.partition_files(files, config.partitions, place)
+        else:
+            files, first = extension.files_to_read(files)
+            partitions = sources.partition_files(
+                files, config.partitions, place, first_index=first, extends=extension.parent.digest
+            )
+        report(STAGE, note=f"{len(files):,} files in {len(partitions)} partitions")
+        return [partition.model_dump() for partition in partitions]
 
 
 def scan_partition(partition: Mapping[str, Any], config: DataConfig, output_uri: str) -> Artifact:
     """Hash every usable document of a partition and count the others by reason.
 
     Returns:
-        A `scan` artifact: documents.parquet (hash, split, in order), counts, and examples of rejects.
+        A `scan` artifact: keys/*.parquet (see `duplicates`), counts, and examples of rejects.
     """
-    with reported(STAGE), ArtifactWriter(output_uri, "scan", _scan_config(partition, config), {}) as writer:
-        hashes: list[bytes] = []
-        splits: list[str] = []
-        text_bytes = 0
+    settings = document_settings(partition, config)
+    if made := reusable(output_uri, "scan", settings, {}):
+        return made
+    threshold = config.near_duplicate_threshold
+    with reported(STAGE), ArtifactWriter(output_uri, "scan", settings, {}) as writer:
+        text_keys = duplicates.KeyWriter(writer, duplicates.TEXT)
+        bands = [duplicates.KeyWriter(writer, name) for name in duplicates.band_names(threshold)]
+        documents = text_bytes = normalized = 0
         rejected: Counter[str] = Counter()
         examples: list[str] = []
+        note = _Note(lambda: f"scanned {documents:,} documents, {rejected.total():,} rejected")
         for document in read_documents(partition, config):
+            note.tell()
             if document.reason:
                 rejected[document.reason] += 1
-                if len(examples) < _SHOWN_REJECTS:
+                if len(examples) < SHOWN_REJECTS:
                     examples.append(f"{document.origin}: {document.reason}")
                 continue
-            hashes.append(text_hash(document.text))
-            splits.append(split_of(document.text, config.validation_fraction))
-            text_bytes += len(document.text.encode("utf-8"))
-        table = pa.table({"hash": pa.array(hashes, pa.binary(32)), "split": pa.array(splits, pa.string())})
-        writer.write("documents.parquet", _parquet(table))
+            data = document.text.encode("utf-8")
+            text_keys.add(duplicates.text_key(hashlib.sha256(data).digest()))
+            for band, key in zip(bands, duplicates.band_keys(document.text, threshold) if bands else (), strict=True):
+                band.add(key)
+            documents += 1
+            normalized += document.normalized
+            text_bytes += len(data)
+        for keys in (text_keys, *bands):
+            keys.close()
         writer.results |= {
             "partition": Partition.model_validate(partition).index,
-            "documents": len(hashes),
+            "documents": documents,
             "text_bytes": text_bytes,
+            "normalized": normalized,
             "rejected": dict(sorted(rejected.items())),
-            "reject_examples": examples,
         }
-        report(STAGE, note=f"scanned {len(hashes):,} documents, {rejected.total():,} rejected")
+        writer.origins = {"reject_examples": examples}
+        note.tell(last=True)
     return Artifact(output_uri, "scan")
 
 
 @reported(STAGE)
-def find_duplicates(scan_uris: Sequence[str], output_uri: str) -> Artifact:
-    """Find exact duplicates over all partitions; the first one in the order of the sources stays.
+def find_duplicates(scan_uris: Sequence[str], config: DataConfig, output_uri: str) -> Artifact:
+    """Find documents that repeat an earlier one, over all partitions; the first in the order of the sources stays.
 
     Returns:
-        A `duplicates` artifact: dropped.parquet (partition, document), in order.
+        A `duplicates` artifact: dropped/<partition>.parquet says of each document whether it stays.
     """
-    scans = _in_order(scan_uris, "scan")
-    parents = {f"scan-{i}": scan.digest for i, scan in enumerate(scans)}
+    extension = Extension.of(config)
+    scans = in_order(scan_uris, "scan", {0, extension.partitions} if extension else {0})
+    first = int(scans[0].manifest.results["partition"])
+    parents = {f"scan-{i}": scan.digest for i, scan in enumerate(scans, first)}
+    before: list[duplicates.Source] = []
+    if extension and first:
+        parents["extends"] = extension.parent.digest
+        before = [duplicates.Source(extension.parent, f"documents/part-{i:05d}-", None) for i in range(first)]
+    if made := reusable(output_uri, "duplicates", {}, parents):
+        return made
     with ArtifactWriter(output_uri, "duplicates", {}, parents) as writer:
-        seen: set[bytes] = set()
-        partitions: list[int] = []
-        documents: list[int] = []
-        for number, scan in enumerate(scans):
-            for ordinal, value in enumerate(_read_table(scan, "documents.parquet").column("hash").to_pylist()):
-                if value in seen:
-                    partitions.append(number)
-                    documents.append(ordinal)
-                seen.add(value)
-        table = pa.table({"partition": pa.array(partitions, pa.int64()), "document": pa.array(documents, pa.int64())})
-        writer.write("dropped.parquet", _parquet(table))
-        writer.results["duplicates"] = len(documents)
-        report(STAGE, note=f"{len(documents):,} duplicates found")
+        counts = [scan.manifest.results["documents"] for scan in scans]
+        dropped = [duplicates.new_bits(count) for count in counts]
+        found = [duplicates.Source(scan, "keys/", bits) for scan, bits in zip(scans, dropped, strict=True)]
+        for name in (duplicates.TEXT, *duplicates.band_names(config.near_duplicate_threshold)):
+            report(STAGE, note=f"comparing {sum(counts):,} documents by {name}")
+            duplicates.mark([*before, *found], name)
+        exact = near = 0
+        for i, (count, bits) in enumerate(zip(counts, dropped, strict=True), first):
+            part = duplicates.write_dropped(writer, f"dropped/{i:05d}.parquet", count, bits)
+            exact, near = exact + part[0], near + part[1]
+        writer.results |= {"duplicates": exact, "near_duplicates": near}
+        report(STAGE, note=f"{exact:,} duplicates, {near:,} near-duplicates found")
     return Artifact(output_uri, "duplicates")
 
 
 def train_tokenizer(
     partitions: Sequence[Mapping[str, Any]], config: TokenizerConfig, data: DataConfig, output_uri: str
 ) -> Artifact:
-    """Learn a byte-level BPE from the training documents, or take the tokenizer that the settings name.
+    """Learn a byte-level BPE from the training documents, or take the one that the settings name.
+
+    A dataset that is extended keeps its own.
 
     Returns:
-        A `tokenizer` artifact: tokenizer.json.
+        A `tokenizer` artifact: tokenizer.json, and the engine that encodes with it fastest.
     """
-    settings = config.model_dump(mode="json") | {"partitions": [_scan_config(p, data) for p in partitions]}
-    with reported(STAGE), ArtifactWriter(output_uri, "tokenizer", settings, {}) as writer:
-        if config.folder:
-            tokenizer = Tokenizer.from_folder(config.folder, pad_token=config.pad_token, eos_token=config.eos_token)
+    settings = config.model_dump(mode="json", exclude={"source"})
+    settings |= {"partitions": [document_settings(partition, data) for partition in partitions]}
+    extension = Extension.of(data)
+    parents = {"extends": extension.parent.digest} if extension else {}
+    if not config.source and (made := reusable(output_uri, "tokenizer", settings, parents)):
+        return made
+    with reported(STAGE), ArtifactWriter(output_uri, "tokenizer", settings, parents) as writer:
+        if extension:
+            tokenizer = extension.tokenizer()
+        elif config.source:
+            tokenizer = Tokenizer.load(config.source, config.pad_token, config.eos_token)
         else:
             report(STAGE, note="training the tokenizer")
             texts = _training_texts(partitions, data, config.max_training_bytes)
             tokenizer = Tokenizer.train(texts, config.vocab_size)
+        engine, why_slow = choose_engine(tokenizer, _training_texts(partitions, data, _CHECKED_BYTES))
         writer.write("tokenizer.json", tokenizer.to_bytes())
         writer.results |= {
             "vocab_size": tokenizer.vocab_size,
             "pad_id": tokenizer.pad_id,
             "eos_id": tokenizer.eos_id,
+            "engine": engine,
         }
-        report(STAGE, note=f"tokenizer of {tokenizer.vocab_size:,} tokens")
+        notice = f", encoded by the slower engine: {why_slow}" if why_slow else ""
+        report(STAGE, note=f"tokenizer of {tokenizer.vocab_size:,} tokens{notice}")
     return Artifact(output_uri, "tokenizer")
 
 
@@ -148,12 +209,11 @@ def _training_texts(partitions: Sequence[Mapping[str, Any]], data: DataConfig, m
     seen: set[bytes] = set()
     for partition, size in zip(partitions, sizes, strict=True):
         left = max_bytes * size // max(sum(sizes), 1)
-        for document in read_documents(partition, data):
+        for document in read_documents(partition, data) if left else ():
             if left <= 0:
                 break
-            if document.reason or split_of(document.text, data.validation_fraction) != "train":
-                continue
-            if (digest := text_hash(document.text)) in seen:
+            digest = b"" if document.reason else text_hash(document.text)
+            if document.reason or split_of(digest, data.validation_fraction) != "train" or digest in seen:
                 continue
             seen.add(digest)
             text = document.text.encode("utf-8")
@@ -170,249 +230,189 @@ def tokenize_partition(
     Returns:
         A `shards` artifact: train-*.parquet, validation-*.parquet, and counts by split.
     """
-    tokenizer_artifact, duplicates = Artifact(tokenizer_uri, "tokenizer"), Artifact(duplicates_uri, "duplicates")
-    parents = {"tokenizer": tokenizer_artifact.digest, "duplicates": duplicates.digest}
-    settings = _scan_config(partition, config) | {name: getattr(config, name) for name in _SHAPE}
-    with ArtifactWriter(output_uri, "shards", settings, parents) as writer:
-        special = tokenizer_artifact.manifest.results
-        tokenizer = Tokenizer.from_bytes(
-            tokenizer_artifact.read("tokenizer.json"), special["pad_id"], special["eos_id"]
-        )
-        index = Partition.model_validate(partition).index
-        table = _read_table(duplicates, "dropped.parquet")
-        dropped = set(table.filter(pc.equal(table["partition"], index)).column("document").to_pylist())
-        documents = (document for document in read_documents(partition, config) if not document.reason)
-        kept = (document for i, document in enumerate(documents) if i not in dropped)
-        tokens, text_bytes = _encode(kept, tokenizer, config.validation_fraction)
-        writer.results["partition"] = index
-        for split in SPLITS:
-            counts = _write_split(writer, split, tokens[split], config, tokenizer)
-            writer.results[split] = counts | {"text_bytes": text_bytes[split]}
+    tokenizer_artifact, found = Artifact(tokenizer_uri, "tokenizer"), Artifact(duplicates_uri, "duplicates")
+    parents = {"tokenizer": tokenizer_artifact.digest, "duplicates": found.digest}
+    settings = document_settings(partition, config) | {name: getattr(config, name) for name in SHAPE}
+    if made := reusable(output_uri, "shards", settings, parents):
+        return made
+    index = Partition.model_validate(partition).index
+    special = tokenizer_artifact.manifest.results
+    tokenizer = Tokenizer.from_bytes(tokenizer_artifact.read("tokenizer.json"), special["pad_id"], special["eos_id"])
+    encode = encoder(tokenizer, special["engine"])
+    documents = (document for document in read_documents(partition, config) if not document.reason)
+    dropped = duplicates.read_dropped(found, f"dropped/{index:05d}.parquet")
+    started, tokens = time.monotonic(), 0
+    note = _Note(lambda: f"{tokens:,} tokens encoded", lambda: tokens / (time.monotonic() - started))
+    with (
+        ArtifactWriter(output_uri, "shards", settings, parents) as writer,
+        SplitWriter(writer, "train", config, tokenizer) as train,
+        SplitWriter(writer, "validation", config, tokenizer) as validation,
+    ):
+        for document in duplicates.kept_only(documents, dropped):
+            data = document.text.encode("utf-8")
+            ids = encode(document.text)
+            split = split_of(hashlib.sha256(data).digest(), config.validation_fraction)
+            (train if split == "train" else validation).add(ids, len(data))
+            tokens += len(ids)
+            note.tell()
+        writer.results |= {"partition": index, "train": train.finish(), "validation": validation.finish()}
+        note.tell(last=True)
     return Artifact(output_uri, "shards")
 
 
-def _encode(
-    documents: Iterator[Document], tokenizer: Tokenizer, validation_fraction: float
-) -> tuple[dict[Split, list[npt.NDArray[np.uint32]]], Counter[Split]]:
-    """Token ids of each document, and bytes of text, by split; reports how fast it goes."""
-    tokens: dict[Split, list[npt.NDArray[np.uint32]]] = {"train": [], "validation": []}
-    text_bytes: Counter[Split] = Counter()
-    started, done = time.monotonic(), 0
-    while batch := list(islice(documents, _ENCODE_BATCH)):
-        texts = [document.text for document in batch]
-        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            split = split_of(text, validation_fraction)
-            tokens[split].append(np.array(ids, dtype=np.uint32))
-            text_bytes[split] += len(text.encode("utf-8"))
-            done += len(ids)
-        report(STAGE, rate=done / (time.monotonic() - started), note=f"{done:,} tokens encoded")
-    return tokens, text_bytes
+class SplitWriter:
+    """Packs the documents of one split and writes them as shards, <split>-<number>.parquet."""
+
+    def __init__(self, writer: ArtifactWriter, split: Split, config: DataConfig, tokenizer: Tokenizer) -> None:
+        self._writer, self._split, self._config = writer, split, config
+        self._vocab_size = tokenizer.vocab_size
+        self._packer = Packer(
+            sequence_length=config.sequence_length,
+            block_rows=config.rows_per_group,
+            document_alignment=config.document_alignment,
+            pad_id=tokenizer.pad_id,
+            eos_id=tokenizer.eos_id,
+        )
+        self._open = ExitStack()
+        self._shard: ShardWriter | None = None
+        self._shards: list[dict[str, Any]] = []
+        self._documents = self._text_bytes = 0
+        self._lengths = np.zeros(_LENGTH_BINS, dtype=np.int64)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(error_type, error, trace)  # a shard that an error cuts short is not kept
+
+    def add(self, ids: npt.NDArray[np.uint32], text_bytes: int) -> None:
+        """Append a document."""
+        self._documents += 1
+        self._text_bytes += text_bytes
+        self._lengths[(len(ids) + 1).bit_length() - 1] += 1
+        for block in self._packer.push(ids):
+            self._write(block)
+
+    def finish(self) -> dict[str, Any]:
+        """Write what is left; returns the split's counts."""
+        for block in self._packer.finish():
+            self._write(block)
+        self._close_shard()
+        sequences = sum(shard["rows"] for shard in self._shards)
+        return {
+            "documents": self._documents,
+            "sequences": sequences,
+            "tokens": sequences * self._config.sequence_length - self._packer.padding,
+            "padding": self._packer.padding,
+            "text_bytes": self._text_bytes,
+            "document_lengths": self._lengths.tolist(),
+            "shards": self._shards,
+        }
+
+    def _write(self, block: npt.NDArray[np.uint32]) -> None:
+        if self._shard is None:
+            path = f"{self._split}-{len(self._shards):05d}.parquet"
+            file = self._open.enter_context(self._writer.create(path))
+            self._shard = ShardWriter(file, self._vocab_size, self._config.sequence_length)
+            self._shards.append({"path": path, "rows": 0})
+        self._shard.write_group(block)
+        self._shards[-1]["rows"] = self._shard.rows
+        if self._shard.rows == self._config.rows_per_shard:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+            self._open.close()
 
 
-def _write_split(
-    writer: ArtifactWriter,
-    split: Split,
-    documents: list[npt.NDArray[np.uint32]],
-    config: DataConfig,
-    tokenizer: Tokenizer,
-) -> dict[str, Any]:
-    sequences = pack(
-        documents,
-        sequence_length=config.sequence_length,
-        document_alignment=config.document_alignment,
-        pad_id=tokenizer.pad_id,
-        eos_id=tokenizer.eos_id,
-    )
-    shards: list[dict[str, Any]] = []
-    encoded = encode_shards(sequences, tokenizer.vocab_size, config.rows_per_group, config.rows_per_shard)
-    for number, data in enumerate(encoded):
-        path = f"{split}-{number:05d}.parquet"
-        writer.write(path, data)
-        rows = min(config.rows_per_shard, len(sequences) - number * config.rows_per_shard)
-        shards.append({"path": path, "rows": rows})
-    tokens = int(np.count_nonzero(sequences != tokenizer.pad_id))
-    return {
-        "documents": len(documents),
-        "sequences": len(sequences),
-        "tokens": tokens,
-        "padding": sequences.size - tokens,
-        "shards": shards,
-    }
+def in_order(uris: Sequence[str], kind: str, firsts: Collection[int]) -> list[Artifact]:
+    """The partitions' artifacts in the order of the sources, in whatever order they are named.
 
-
-@reported(STAGE)
-def merge_partitions(
-    config: DataConfig,
-    scan_uris: Sequence[str],
-    shards_uris: Sequence[str],
-    duplicates_uri: str,
-    tokenizer_uri: str,
-    output_uri: str,
-) -> Artifact:
-    """Join the partitions' shards and counts into one data set.
-
-    Returns:
-        A `dataset` artifact: tokenizer.json, train/*.parquet, validation/*.parquet.
+    Args:
+        uris: The artifacts.
+        kind: Their kind.
+        firsts: What the first partition's index may be.
 
     Raises:
-        SourceError: Too many documents were rejected, or a split is empty.
-        ArtifactError: A partition is missing, or its scan and its shards do not hold the same documents.
+        ArtifactError: One is missing or named twice.
     """
-    scans, parts = _in_order(scan_uris, "scan"), _in_order(shards_uris, "shards")
-    duplicates, tokenizer = Artifact(duplicates_uri, "duplicates"), Artifact(tokenizer_uri, "tokenizer")
-    parents = {"tokenizer": tokenizer.digest, "duplicates": duplicates.digest}
-    parents |= {f"shards-{i}": part.digest for i, part in enumerate(parts)}
-    _refuse_other_origins(config, scans, parts, tokenizer, duplicates)
-    # Content counts, not where it lies or what would have been refused; partitions come with the parents.
-    settings = config.model_dump(mode="json", exclude={"sources", "partitions", "max_reject_fraction"})
-    with (
-        tracking.stage_run(STAGE, config.model_dump(mode="json")) as run,
-        ArtifactWriter(output_uri, "dataset", settings, parents) as writer,
-    ):
-        writer.results |= _document_counts(scans, duplicates)
-        _refuse_too_many_rejects(writer.results, config)
-        writer.copy(tokenizer, "tokenizer.json", "tokenizer.json")
-        writer.results |= {
-            **{name: tokenizer.manifest.results[name] for name in ("vocab_size", "pad_id", "eos_id")},
-            "sequence_length": config.sequence_length,
-            "document_alignment": config.document_alignment,
-            "rows_per_group": config.rows_per_group,
-            "splits": {split: _merge_split(writer, split, parts) for split in SPLITS},
-        }
-        _refuse_lost_documents(writer.results)
-        for split in SPLITS:
-            if not writer.results["splits"][split]["sequences"]:
-                raise SourceError(
-                    f"the {split} split is empty: {writer.results['documents_out']} documents, validation_fraction "
-                    f"{config.validation_fraction}; add documents or change data.validation_fraction"
-                )
-        run.log_metrics(_headline(writer.results))
-    dataset = Artifact(output_uri, "dataset")
-    run.set_tags({tracking.DIGEST_TAG: dataset.digest})
-    counts = _headline(dataset.manifest.results)
-    report(
-        STAGE,
-        "finished",
-        note=f"{counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['rejected']:,} rejected",
-    )
-    return dataset
-
-
-def _in_order(uris: Sequence[str], kind: str) -> list[Artifact]:
-    """The partitions' artifacts in the order of the sources, in whatever order they are named."""
     artifacts = sorted((Artifact(uri, kind) for uri in uris), key=lambda a: int(a.manifest.results["partition"]))
     found = [artifact.manifest.results["partition"] for artifact in artifacts]
-    if found != list(range(len(found))):
+    if found[0] not in firsts or found != list(range(found[0], found[0] + len(found))):
         raise ArtifactError(f"the {kind} artifacts are of partitions {found}: one is missing or named twice; run again")
     return artifacts
 
 
-def _refuse_other_origins(
-    config: DataConfig, scans: list[Artifact], parts: list[Artifact], tokenizer: Artifact, duplicates: Artifact
-) -> None:
-    """Raise an ArtifactError where artifacts of different runs are mixed: their tokens would mean other texts."""
-    shape = {name: getattr(config, name) for name in _SHAPE}
-    for scan, part in zip(scans, parts, strict=False):
-        if part.manifest.parents != {"tokenizer": tokenizer.digest, "duplicates": duplicates.digest}:
-            raise ArtifactError(f"{part.uri}: was made with another tokenizer or other duplicates; tokenise it again")
-        if part.manifest.config != scan.manifest.config | shape:
-            raise ArtifactError(f"{part.uri}: was made with other settings or from other sources; tokenise it again")
-
-
-def _document_counts(scans: list[Artifact], duplicates: Artifact) -> dict[str, Any]:
-    rejected: Counter[str] = Counter()
-    for scan in scans:
-        rejected.update(scan.manifest.results["rejected"])
-    usable = sum(scan.manifest.results["documents"] for scan in scans)
-    dropped = duplicates.manifest.results["duplicates"]
-    examples = [example for scan in scans for example in scan.manifest.results["reject_examples"]]
-    return {
-        "documents_in": usable + rejected.total(),
-        "documents_out": usable - dropped,
-        "duplicates": dropped,
-        "rejected": dict(sorted(rejected.items())),
-        "reject_examples": examples[:_SHOWN_REJECTS],
-        "text_bytes": sum(scan.manifest.results["text_bytes"] for scan in scans),
-    }
-
-
-def _refuse_too_many_rejects(results: Mapping[str, Any], config: DataConfig) -> None:
-    rejects, documents = sum(results["rejected"].values()), results["documents_in"]
-    if not results["documents_out"] or rejects > config.max_reject_fraction * documents:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in results["rejected"].items()) or "no documents"
-        first = f"; first: {results['reject_examples'][0]}" if results["reject_examples"] else ""
-        raise SourceError(
-            f"{rejects} of {documents} documents are unusable ({reasons}){first}; mend the sources, check "
-            "data.text_field, or raise data.max_reject_fraction"
-        )
-
-
-def _refuse_lost_documents(results: Mapping[str, Any]) -> None:
-    written = sum(split["documents"] for split in results["splits"].values())
-    if written != results["documents_out"]:
-        raise ArtifactError(
-            f"{results['documents_out']} documents were scanned but {written} are in the shards: a source changed or "
-            "a partition is missing; run again"
-        )
-
-
-def _merge_split(writer: ArtifactWriter, split: Split, parts: list[Artifact]) -> dict[str, Any]:
-    names = ("documents", "sequences", "tokens", "padding", "text_bytes")
-    merged: dict[str, Any] = {**dict.fromkeys(names, 0), "shards": []}
-    for number, part in enumerate(parts):
-        counts = part.manifest.results[split]
-        for name in names:
-            merged[name] += counts[name]
-        for shard in counts["shards"]:
-            path = f"{split}/part-{number:05d}-{shard['path'].removeprefix(split + '-')}"
-            writer.copy(part, shard["path"], path)
-            merged["shards"].append({"path": path, "rows": shard["rows"]})
-    return merged
-
-
-def _headline(results: Mapping[str, Any]) -> dict[str, int]:
-    return {
-        "documents": results["documents_out"],
-        "rejected": sum(results["rejected"].values()),
-        "duplicates": results["duplicates"],
-        "tokens": sum(split["tokens"] for split in results["splits"].values()),
-        "padding": sum(split["padding"] for split in results["splits"].values()),
-        "vocab_size": results["vocab_size"],
-    }
-
-
-def prepare_data(data: DataConfig, tokenizer: TokenizerConfig, output_uri: str) -> Artifact:
-    """All steps in one process; the intermediate artifacts lie beside the data set, in `<output_uri>.parts`."""
-    partitions = plan_partitions(data)
-    place = output_uri.rstrip("/") + ".parts"
-
-    def uri(name: str) -> str:
-        return storage.join(place, name)
-
-    scans = [scan_partition(p, data, uri(f"scan-{i}")).uri for i, p in enumerate(partitions)]
-    duplicates = find_duplicates(scans, uri("duplicates")).uri
-    trained = train_tokenizer(partitions, tokenizer, data, uri("tokenizer")).uri
-    shards = [
-        tokenize_partition(p, data, trained, duplicates, uri(f"shards-{i}")).uri for i, p in enumerate(partitions)
-    ]
-    return merge_partitions(data, scans, shards, duplicates, trained, output_uri)
-
-
-def _scan_config(partition: Mapping[str, Any], config: DataConfig) -> dict[str, Any]:
+def document_settings(partition: Mapping[str, Any], config: DataConfig) -> dict[str, Any]:
     """What decides which documents a partition holds: content digests, not names, so that a moved file is the same."""
-    pieces = Partition.model_validate(partition).pieces
-    names = ("text_field", "validation_fraction", "max_document_bytes", "txt_document_bytes")
+    names = (
+        "text_field",
+        "unicode_normalization",
+        "min_document_bytes",
+        "max_document_bytes",
+        "txt_document_bytes",
+        "near_duplicate_threshold",
+        "damaged_files",
+    )
     return {
-        "pieces": [piece.model_dump(exclude={"uri", "size"}) for piece in pieces],
+        "pieces": [
+            {"digest": piece.file.digest, "start": piece.start, "end": piece.end}
+            for piece in Partition.model_validate(partition).pieces()
+        ],
         **{name: getattr(config, name) for name in names},
     }
 
 
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+class _Note:
+    """Reports progress now and then."""
+
+    def __init__(self, text: Callable[[], str], rate: Callable[[], float] = lambda: 0.0) -> None:
+        self._text, self._rate = text, rate
+        self._next = time.monotonic() + _REPORT_SECONDS
+
+    def tell(self, last: bool = False) -> None:
+        if last or time.monotonic() >= self._next:
+            report(STAGE, rate=self._rate(), note=self._text())
+            self._next = time.monotonic() + _REPORT_SECONDS
 
 
-def _read_table(artifact: Artifact, path: str) -> pa.Table:
-    return pq.read_table(artifact.open(path))
+def prepare_data(data: DataConfig, tokenizer: TokenizerConfig, output_uri: str, workers: int = 1) -> Artifact:
+    """All steps on one machine, with as many processes as `workers`; the bytes do not depend on how many.
+
+    The intermediate artifacts lie beside the data set, in `<output_uri>.parts`. What a stopped run has finished of them
+    is taken by the next one.
+
+    Raises:
+        CalmError: A step failed, or its process was killed.
+    """
+    from calm_core.data.merge import merge_partitions
+
+    place = output_uri.rstrip("/") + ".parts"
+    partitions = plan_partitions(data, storage.join(place, "plan"))
+    names = [f"{partition['index']:05d}" for partition in partitions]
+
+    def uris(step: str) -> list[str]:
+        return [storage.join(place, f"{step}-{name}") for name in names]
+
+    # A fork would inherit the threads of Arrow and of the object store's library in an unknown state.
+    with ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else ExitStack() as pool:
+        each = partial(_each, pool if isinstance(pool, ProcessPoolExecutor) else None)
+        each(scan_partition, partitions, repeat(data), uris("scan"))
+        found = find_duplicates(uris("scan"), data, storage.join(place, "duplicates")).uri
+        trained = train_tokenizer(partitions, tokenizer, data, storage.join(place, "tokenizer")).uri
+        each(tokenize_partition, partitions, repeat(data), repeat(trained), repeat(found), uris("shards"))
+    return merge_partitions(data, partitions, uris("scan"), uris("shards"), found, trained, output_uri)
+
+
+def _each(pool: ProcessPoolExecutor | None, step: Callable[..., Artifact], *arguments: Any) -> None:
+    try:
+        list(map(step, *arguments) if pool is None else pool.map(step, *arguments))
+    except BrokenProcessPool:
+        raise CalmError(
+            "a preparing process was killed, perhaps for lack of memory; run the same command again (with fewer "
+            "--workers): finished partitions are kept"
+        ) from None

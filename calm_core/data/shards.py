@@ -1,7 +1,6 @@
 """Parquet shards: one row is one sequence of tokens."""
 
-from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _COLUMN = "tokens"
-_COMPRESSION, _COMPRESSION_LEVEL = "zstd", 3
 
 
 def token_type(vocab_size: int) -> pa.DataType:
@@ -17,30 +15,33 @@ def token_type(vocab_size: int) -> pa.DataType:
     return pa.uint16() if vocab_size <= 2**16 else pa.uint32()
 
 
-def encode_shard(sequences: npt.NDArray[np.int64], vocab_size: int, rows_per_group: int) -> bytes:
-    """Sequences [rows, T] as the bytes of a Parquet file; equal sequences give equal bytes."""
-    values = pa.array(sequences.reshape(-1), type=token_type(vocab_size))
-    column = pa.FixedSizeListArray.from_arrays(values, sequences.shape[1])
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        pa.table({_COLUMN: column}),
-        sink,
-        row_group_size=rows_per_group,
-        compression=_COMPRESSION,
-        compression_level=_COMPRESSION_LEVEL,
-        use_dictionary=False,
-        column_encoding="BYTE_STREAM_SPLIT",  # smaller than a dictionary, and decoded more than twice as fast
-        write_statistics=False,
-    )
-    return bytes(sink.getvalue())
+class ShardWriter:
+    """Writes sequences to one Parquet file; equal sequences in equal groups give equal bytes."""
 
+    def __init__(self, file: Any, vocab_size: int, sequence_length: int) -> None:
+        self._type = token_type(vocab_size)
+        self._schema = pa.schema({_COLUMN: pa.list_(self._type, sequence_length)})
+        self._writer = pq.ParquetWriter(
+            pa.PythonFile(file, "w"),
+            self._schema,
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=False,
+            column_encoding="BYTE_STREAM_SPLIT",  # smaller than a dictionary, and decoded more than twice as fast
+            write_statistics=False,
+        )
+        self.rows = 0
 
-def encode_shards(
-    sequences: npt.NDArray[np.int64], vocab_size: int, rows_per_group: int, rows_per_shard: int
-) -> Iterator[bytes]:
-    """Sequences as the bytes of as many Parquet files as they need."""
-    for start in range(0, len(sequences), rows_per_shard):
-        yield encode_shard(sequences[start : start + rows_per_shard], vocab_size, rows_per_group)
+    def write_group(self, sequences: npt.NDArray[np.unsignedinteger]) -> None:
+        """Append sequences [rows, T] as one row group."""
+        values = pa.array(sequences.reshape(-1), type=self._type)
+        column = pa.FixedSizeListArray.from_arrays(values, sequences.shape[1])
+        self._writer.write_table(pa.table([column], self._schema), row_group_size=len(sequences))
+        self.rows += len(sequences)
+
+    def close(self) -> None:
+        """Write the file's end."""
+        self._writer.close()
 
 
 class ShardReader:

@@ -1,228 +1,206 @@
-"""Sources of text: which files there are, and the documents inside them.
+"""Sources of text: which files there are, how they are shared out, and the documents inside them.
 
 A bad document is counted by reason and kept out: documents in = documents out + rejects + duplicates.
 """
 
-import codecs
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import PurePosixPath
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from calm_core import storage
+from calm_core.artifact import digest_of
 from calm_core.config import DataConfig
-from calm_core.errors import SourceError
+from calm_core.data.formats import FORMATS, Document, Range, format_of, is_damage
+from calm_core.errors import ArtifactError, ConfigError, SourceError
 
-SUFFIXES = (".jsonl", ".txt")
-
-_JSON_BYTES = 6  # JSON may spend this many bytes on one byte of text, as in \u0001
-_OTHER_FIELDS = 1024  # room in a line for more than its text
 _BUFFER_BYTES = 1 << 20
-
-Reason = Literal[
-    "broken_json", "not_utf8", "missing_field", "not_text", "empty", "too_large", "invalid_unicode", "empty_file"
-]
+_HASHED_AT_A_TIME = 8
 
 
-class Piece(BaseModel):
-    """A byte range of one source file; a .jsonl range owns the lines that start in it, a .txt file is never cut.
+class SourceFile(BaseModel):
+    """One file of the sources.
 
-    `size` and `sha256` are the whole file's: a file that changes under the same name makes another piece.
+    Attributes:
+        digest: What tells its content from other content (see `storage.digest`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     uri: str
+    size: int
+    digest: str
+
+
+class Piece(BaseModel):
+    """A byte range of a source file, whose documents are those that begin in it; compressed files are never cut."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    file: SourceFile
     start: int
     end: int
-    size: int
-    sha256: str
 
 
 class Partition(BaseModel):
-    """A share of the sources that is prepared on its own."""
+    """A share of the sources that is prepared on its own.
+
+    Its pieces lie in a file named by their digest, so that a partition is small enough for a pipeline's parameter, and
+    equal pieces are equal parameters: a cache key.
+
+    Attributes:
+        index: Place in the order of the sources.
+        pieces_uri: The file of its pieces.
+        num_bytes: Bytes of all its pieces.
+        extends: Digest of the dataset that is extended, empty where there is none.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     index: int
-    pieces: tuple[Piece, ...]
+    pieces_uri: str
+    num_bytes: int
+    extends: str = ""
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(piece.end - piece.start for piece in self.pieces)
+    def pieces(self) -> list[Piece]:
+        """The pieces, read and checked.
 
-
-@dataclass(frozen=True)
-class Document:
-    """A usable text, or the reason why there is none.
-
-    Attributes:
-        origin: "file:byte offset", for people.
-        text: The document; empty when it was rejected.
-        reason: Why it was rejected, None when it was not.
-    """
-
-    origin: str
-    text: str = ""
-    reason: Reason | None = None
+        Raises:
+            ArtifactError: Their file is gone or damaged.
+        """
+        try:
+            data = json.loads(storage.read(self.pieces_uri))
+        except (FileNotFoundError, ValueError):
+            raise ArtifactError(f"{self.pieces_uri}: the plan is missing or damaged; plan again") from None
+        if f"{digest_of(data)}.json" != self.pieces_uri.rpartition("/")[2]:
+            raise ArtifactError(f"{self.pieces_uri}: the plan is damaged; delete the file and plan again")
+        return _PIECES.validate_python(data)
 
 
-def plan_partitions(config: DataConfig) -> list[dict[str, Any]]:
-    """Cut the sources into `config.partitions` parts of nearly equal bytes, in the order of the sources.
+_PIECES = TypeAdapter(list[Piece])
 
-    Returns:
-        Partitions as plain JSON values, one for each item of a Kubeflow loop.
+
+def find_files(config: DataConfig) -> list[SourceFile]:
+    """All files of the sources, each once, in the order of the sources.
 
     Raises:
         SourceError: A source is missing, matches nothing, or has an unknown suffix.
     """
     if not config.sources:
         raise SourceError("data.sources is empty; name .jsonl or .txt files, e.g. --source 'texts/*.jsonl'")
-    files = [
-        (uri, storage.size(uri), storage.sha256_of(uri))
-        for uri in dict.fromkeys(uri for source in config.sources for uri in _files_of(source))
-    ]
-    bounds = [sum(size for _, size, _ in files) * i / config.partitions for i in range(1, config.partitions)]
-    pieces: list[list[Piece]] = [[] for _ in range(config.partitions)]
+    uris = list(dict.fromkeys(uri for source in config.sources for uri in _files_of(source)))
+    with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
+        digests = list(pool.map(storage.digest, uris))
+    return [SourceFile(uri=uri, size=storage.size(uri), digest=d) for uri, d in zip(uris, digests, strict=True)]
+
+
+def partition_files(
+    files: list[SourceFile], number: int, place: str, *, first_index: int = 0, extends: str = ""
+) -> list[Partition]:
+    """Cut files into parts of nearly equal bytes, in their order, and write each part's pieces.
+
+    Args:
+        files: The files.
+        number: Partitions; some may be empty.
+        place: URL of the folder for the pieces.
+        first_index: Index of the first partition.
+        extends: Digest of the dataset that is extended.
+    """
+    bounds = [sum(file.size for file in files) * i / number for i in range(1, number)]
+    shares: list[list[Piece]] = [[] for _ in range(number)]
     offset = 0
-    for uri, size, sha256 in files:
-        cuts = [0, *sorted({round(b - offset) for b in bounds if offset < b < offset + size} - {0, size}), size]
-        if PurePosixPath(uri).suffix == ".txt":
-            cuts = [0, size]
+    for file in files:
+        cuts = [0, file.size]
+        if (format_ := format_of(file.uri)) and format_.splits:
+            inside = {round(b - offset) for b in bounds if offset < b < offset + file.size} - {0, file.size}
+            cuts = [0, *sorted(inside), file.size]
         for start, end in pairwise(cuts):
             middle = offset + (start + end) / 2
-            pieces[sum(b <= middle for b in bounds)].append(
-                Piece(uri=uri, start=start, end=end, size=size, sha256=sha256)
-            )
-        offset += size
-    return [Partition(index=i, pieces=tuple(p)).model_dump() for i, p in enumerate(pieces)]
+            shares[sum(b <= middle for b in bounds)].append(Piece(file=file, start=start, end=end))
+        offset += file.size
+    return [_written(pieces, first_index + i, place, extends) for i, pieces in enumerate(shares)]
 
 
-def _files_of(source: str) -> list[str]:
+def _written(pieces: list[Piece], index: int, place: str, extends: str) -> Partition:
+    data = _PIECES.dump_python(pieces, mode="json")
+    uri = storage.join(place, f"{digest_of(data)}.json")
+    storage.write(uri, json.dumps(data).encode())
+    size = sum(piece.end - piece.start for piece in pieces)
+    return Partition(index=index, pieces_uri=uri, num_bytes=size, extends=extends)
+
+
+def _files_of(source: str) -> Iterator[str]:
     try:
-        files = storage.glob(source)
+        found = storage.glob(source)
     except (OSError, ValueError, ImportError) as error:  # fsspec's, e.g. for an unknown protocol
         raise SourceError(f"{source}: cannot be read ({error}); check data.sources (--source)") from None
-    if not files and storage.exists(source):
-        raise SourceError(f"{source}: is a folder; name its files, e.g. {storage.join(source, '*.jsonl')}")
-    if not files:
+    if not found:
         raise SourceError(f"{source}: no such file, and nothing matches; check data.sources (--source)")
-    for uri in files:
-        if PurePosixPath(uri).suffix not in SUFFIXES:
-            raise SourceError(f"{uri}: unknown kind of source; {' and '.join(SUFFIXES)} files are read")
-    return files
+    files = 0
+    for uri in found:
+        inside = _files_of_folder(uri) if storage.is_folder(uri) else [uri]
+        for file in inside:
+            if format_of(file) is None or (file.endswith(".arrow") and file == uri):
+                raise SourceError(
+                    f"{file}: unknown kind of source; {', '.join(FORMATS)} files are read, and folders that "
+                    "datasets has saved"
+                )
+            files += 1
+            yield file
+    if not files:
+        raise SourceError(f"{source}: is a folder; name its files, e.g. {storage.join(source, '*.jsonl')}")
+
+
+def _files_of_folder(uri: str) -> list[str]:
+    """The data files of a folder that Hugging Face's datasets has saved; none of any other folder."""
+    if storage.exists(storage.join(uri, "dataset_dict.json")):
+        splits = json.loads(storage.read(storage.join(uri, "dataset_dict.json")))["splits"]
+        names = ", ".join(storage.join(uri, split) for split in splits)
+        raise SourceError(f"{uri}: holds several splits; name those to read: {names}")
+    if not storage.exists(storage.join(uri, "state.json")):
+        return []
+    state = json.loads(storage.read(storage.join(uri, "state.json")))
+    if state.get("_indices_data_files"):
+        raise SourceError(f"{uri}: holds a selection of rows; call its flatten_indices() and save it again")
+    return [storage.join(uri, file["filename"]) for file in state["_data_files"]]
 
 
 def read_documents(partition: Mapping[str, Any], config: DataConfig) -> Iterator[Document]:
     """All documents of a partition, rejected ones included, in the order of the sources.
 
     A changed file is noticed by its size: a hash would read the whole file again for each range of it. New content of
-    the same size is therefore not noticed here; a fresh plan sees it, because a piece holds the file's hash.
+    the same size is therefore not noticed here; a fresh plan sees it, because a piece holds the file's digest.
 
     Raises:
-        SourceError: A file has changed since it was planned, or is gone.
+        SourceError: A file has changed since it was planned, is gone, or is damaged.
     """
-    for piece in Partition.model_validate(partition).pieces:
-        if not storage.exists(piece.uri) or storage.size(piece.uri) != piece.size:
-            raise SourceError(f"{piece.uri}: changed or removed since the run was planned; run again")
-        if piece.size == 0:
-            yield Document(f"{piece.uri}:0", reason="empty_file")
+    for piece in Partition.model_validate(partition).pieces():
+        uri, format_ = piece.file.uri, format_of(piece.file.uri)
+        if format_ is None:
+            raise ConfigError(f"{uri}: was planned by another version of the code; plan again")
+        if not storage.exists(uri) or storage.size(uri) != piece.file.size:
+            raise SourceError(f"{uri}: changed or removed since the run was planned; run again")
+        if piece.file.size == 0:
+            yield Document(f"{uri}:0", reason="empty_file")
             continue
-        is_jsonl = PurePosixPath(piece.uri).suffix == ".jsonl"
         # A remote file of fsspec has no readline(limit), and finds line ends slowly.
-        with storage.open_uri(piece.uri) as raw, io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER_BYTES) as file:
-            parts = _lines(file, piece, config) if is_jsonl else _text_parts(file, config)
-            for offset, data in parts:
-                data = data if offset else data.removeprefix(codecs.BOM_UTF8)
-                yield _document(f"{piece.uri}:{offset}", data, config, is_jsonl)
+        with storage.open_uri(uri) as raw, io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER_BYTES) as file:
+            span = Range(piece.start, piece.end)
+            content: IO[bytes] = file
+            try:
+                if format_.unpack:
+                    content, span = format_.unpack(file), Range(0, _ENDLESS)
+                yield from format_.read(content, span, uri, config)
+            except Exception as error:
+                if not is_damage(error):
+                    raise
+                if config.damaged_files == "fail":
+                    raise SourceError(
+                        f"{uri}: is truncated or damaged ({error}); mend it, leave it out, or set "
+                        "data.damaged_files=reject to keep what comes before the damage"
+                    ) from None
+                yield Document(f"{uri}:damage", reason="damaged_file")
 
 
-def _lines(file: IO[bytes], piece: Piece, config: DataConfig) -> Iterator[tuple[int, bytes]]:
-    """The lines that start in the piece; of a line that is too long only the first bytes are kept in memory."""
-    limit = _most_bytes(config, is_jsonl=True) + 1
-    file.seek(max(piece.start - 1, 0))
-    if piece.start > 0:
-        _skip_line(file)
-    while (offset := file.tell()) < piece.end and (line := file.readline(limit)):
-        if len(line) == limit and not line.endswith(b"\n"):
-            _skip_line(file)
-        if line.strip() or len(line) == limit:
-            yield offset, line
-
-
-def _skip_line(file: IO[bytes]) -> None:
-    while (part := file.readline(1 << 20)) and not part.endswith(b"\n"):
-        pass
-
-
-def _text_parts(file: IO[bytes], config: DataConfig) -> Iterator[tuple[int, bytes]]:
-    """A text file whole, or cut at blank lines (else at a line's end) into parts of about the configured size.
-
-    A line longer than a document may be is one part, of which only the first bytes are kept in memory.
-    """
-    size = min(config.txt_document_bytes, config.max_document_bytes)
-    offset, rest = 0, b""
-    while block := file.read(size):
-        rest += block
-        while len(rest) > size and (cut := _cut(rest, size)):
-            yield offset, rest[:cut]
-            offset, rest = offset + cut, rest[cut:]
-        if len(rest) > _most_bytes(config, is_jsonl=False):
-            yield offset, rest
-            if b"\n" not in rest.lstrip():
-                _skip_line(file)
-            offset, rest = file.tell(), b""
-    if rest:
-        yield offset, rest
-
-
-def _cut(data: bytes, size: int) -> int:
-    """Where to cut: after the last blank line within `size` bytes, else after a line; 0 where there is no such place.
-
-    Text is left on both sides, so that no part is blank.
-    """
-    first, last = len(data) - len(data.lstrip()), len(data.rstrip())
-
-    def after(mark: bytes) -> int:
-        place = data.rfind(mark, first, min(size, last))
-        return place + len(mark) if place >= 0 else 0
-
-    return max(after(b"\n\n"), after(b"\n\r\n")) or after(b"\n") or data.find(b"\n", max(size, first), last) + 1
-
-
-def _most_bytes(config: DataConfig, is_jsonl: bool) -> int:
-    """Bytes beyond which a line, or a part of a .txt file, is too large without being decoded."""
-    return config.max_document_bytes * _JSON_BYTES + _OTHER_FIELDS if is_jsonl else config.max_document_bytes
-
-
-def _document(origin: str, data: bytes, config: DataConfig, is_jsonl: bool) -> Document:
-    if len(data) > _most_bytes(config, is_jsonl):
-        return Document(origin, reason="too_large")
-    try:
-        text: Any = data.decode("utf-8")
-    except UnicodeDecodeError:
-        return Document(origin, reason="not_utf8")
-    if is_jsonl:
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            return Document(origin, reason="broken_json")
-        if not isinstance(line, dict) or config.text_field not in line:
-            return Document(origin, reason="missing_field")
-        text = line[config.text_field]
-    return Document(origin, reason=reason) if (reason := _why_unusable(text, config)) else Document(origin, text)
-
-
-def _why_unusable(text: Any, config: DataConfig) -> Reason | None:
-    if not isinstance(text, str):
-        return "not_text"
-    if not text.strip():
-        return "empty"
-    try:
-        size = len(text.encode("utf-8"))
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
-        return "invalid_unicode"
-    return "too_large" if size > config.max_document_bytes else None
+_ENDLESS = 1 << 62

@@ -14,7 +14,7 @@ from torch import Tensor
 from calm_core import tracking
 from calm_core.artifact import Artifact, ArtifactWriter
 from calm_core.config import EvaluationConfig
-from calm_core.data.loader import TokenDataset
+from calm_core.data.loader import Mixture, TokenDataset, open_dataset
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.evaluation.brier import MAX_N, BrierAccumulator, frequencies, next_tokens
 from calm_core.evaluation.report import Curve, render_report
@@ -54,7 +54,7 @@ def evaluate(
     artifact = Artifact(model_uri, "calm", "transformer")
     stage = stage_name(artifact.manifest.kind)
     with reported(stage), tracking.stage_run(stage, settings) as run:
-        dataset = TokenDataset(dataset_uri, "validation")
+        dataset = open_dataset(dataset_uri, "validation")
         _require_same_tokenizer(artifact, dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(derive_seed(seed, "untrained"))
@@ -172,7 +172,7 @@ class Evaluator:
     def __init__(
         self,
         config: EvaluationConfig,
-        dataset: TokenDataset,
+        dataset: TokenDataset | Mixture,
         interval: int,
         chunk_size: int,
         seed: int,
@@ -239,7 +239,7 @@ class Evaluator:
 
 
 def _train_frequencies(dataset_uri: str) -> Tensor:
-    train = TokenDataset(dataset_uri, "train")
+    train = open_dataset(dataset_uri, "train")
     rows = train.rows(np.arange(min(train.num_sequences, _FREQUENCY_SEQUENCES)))
     return frequencies(torch.from_numpy(rows), train.vocab_size, train.pad_id)
 
@@ -255,7 +255,7 @@ def _write_samples(config: EvaluationConfig, generator: TextGenerator, seed: int
     return [{"prompt": prompt, "text": text} for prompt, text in zip(config.prompts, texts, strict=True)]
 
 
-def _require_same_tokenizer(model: Artifact, dataset: TokenDataset) -> None:
+def _require_same_tokenizer(model: Artifact, dataset: TokenDataset | Mixture) -> None:
     if model.entry("tokenizer.json").sha256 != dataset.tokenizer_sha256:
         raise ArtifactError(f"{model.uri}: was trained with another tokenizer than that of the dataset {dataset.uri}")
 

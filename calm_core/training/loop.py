@@ -21,7 +21,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from calm_core.config import TrainingConfig
-from calm_core.data.loader import Batch, Loader, TokenDataset
+from calm_core.data.loader import Batch, Loader, Mixture, TokenDataset
 from calm_core.errors import CalmError
 from calm_core.noise import SequenceNoise, derive_seed
 from calm_core.progress import report
@@ -105,8 +105,8 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        dataset: TokenDataset,
-        validation: TokenDataset,
+        dataset: TokenDataset | Mixture,
+        validation: TokenDataset | Mixture,
         config: TrainingConfig,
         *,
         seed: int,
@@ -219,7 +219,8 @@ class Trainer:
             return
         metrics = metrics | {"learning_rate": self.engine.get_lr()[0]}
         self.curves.append({"step": self.step, **metrics})
-        self.run.log_metrics(metrics | {"tokens_per_second": self.tokens_per_second}, step=self.step)
+        speed = {"tokens_per_second": self.tokens_per_second, "loader_wait_seconds": self.loader.wait_seconds}
+        self.run.log_metrics(metrics | speed, step=self.step)
         report(
             self.stage,
             done=self.step,

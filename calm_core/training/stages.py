@@ -43,7 +43,7 @@ def train(
     settings = config.model_dump(mode="json") | {"seed": seed}
     with reported(spec.stage), tracking.stage_run(spec.stage, settings) as run:
         # Checked here, before ranks are started, so that a bad input is one clear line.
-        Artifact(dataset_uri, "dataset")
+        Artifact(dataset_uri, "dataset", "mixture")
         if (kind == "calm") != bool(autoencoder_uri):
             raise CalmError(f"{spec.stage}: an autoencoder is needed for CALM, and for no other model")
         if autoencoder_uri:

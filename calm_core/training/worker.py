@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from calm_core.artifact import Artifact, ArtifactWriter, digest_of
 from calm_core.config import AutoencoderConfig, CalmConfig, LanguageModelTrainingConfig, TransformerConfig
-from calm_core.data.loader import TokenDataset
+from calm_core.data.loader import Mixture, TokenDataset, open_dataset
 from calm_core.errors import CalmError
 from calm_core.models.autoencoder import Autoencoder, freeze
 from calm_core.models.backbone import Backbone
@@ -62,7 +62,7 @@ def _start_distributed() -> None:
 
 def _train(spec: WorkerSpec) -> None:
     config = spec.config
-    dataset, validation = TokenDataset(spec.dataset_uri, "train"), TokenDataset(spec.dataset_uri, "validation")
+    dataset, validation = open_dataset(spec.dataset_uri, "train"), open_dataset(spec.dataset_uri, "validation")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and torch.cuda.is_available())
     torch.manual_seed(spec.seed)  # initial weights
     task, parents = _make_task(spec, dataset, torch.bfloat16 if bf16 else torch.float32)
@@ -104,7 +104,7 @@ def _train(spec: WorkerSpec) -> None:
     trainer.checkpointer.discard()
 
 
-def _make_task(spec: WorkerSpec, dataset: TokenDataset, dtype: torch.dtype) -> tuple[Task, dict[str, str]]:
+def _make_task(spec: WorkerSpec, dataset: TokenDataset | Mixture, dtype: torch.dtype) -> tuple[Task, dict[str, str]]:
     """The model to train, from the run's seed, and the digests of what it is trained on."""
     parents = {"dataset": dataset.digest}
     if isinstance(spec.config, AutoencoderConfig):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from calm_core.artifact import Artifact
 from calm_core.data import loader as loader_module
-from calm_core.data.loader import Loader, TokenDataset, epoch_order
+from calm_core.data import shard_files
+from calm_core.data.loader import Loader, TokenDataset
+from calm_core.data.order import BLOCK_SHARDS, EpochOrder, Group
 from calm_core.errors import ConfigError
 
 BATCH = 8
@@ -34,19 +35,60 @@ def test_an_epoch_holds_every_sequence_once(train: TokenDataset) -> None:
     assert seen[0] != seen[1] != seen[2] != seen[0]
 
 
+def groups_of(shards: list[list[int]]) -> list[list[Group]]:
+    """Row groups of shards, by their rows."""
+    found: list[list[Group]] = []
+    start = 0
+    for shard, groups in enumerate(shards):
+        found.append([])
+        for number, rows in enumerate(groups):
+            found[-1].append(Group(shard, number, rows, start))
+            start += rows
+    return found
+
+
+def order_of(shards: list[list[int]], seed: int, epoch: int) -> list[int]:
+    """All sequences of an epoch, by their number, window after window."""
+    order = EpochOrder(groups_of(shards), seed, epoch)
+    found: list[int] = []
+    while len(found) < sum(map(sum, shards)):
+        number = order.window_at(len(found))
+        window = order.window(number)
+        assert window.start == len(found)
+        rows = np.concatenate([np.arange(group.start, group.start + group.rows) for group in window.groups])
+        found += rows[window.order].tolist()
+        assert order.end_of(number) == len(found)
+        assert {group.shard for group in window.groups} <= set(order.shards_about(number))
+    return found
+
+
+SHARDS = [[16] * 5 + [3], [16, 2], [7], [16] * 9, [1], [16, 16, 16, 5], [4], [16] * 20, [16, 9]]
+
+
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
-    groups = [16, 16, 5, 16, 3]
-    order = epoch_order(groups, seed=1, epoch=2).tolist()
-    assert sorted(order) == list(range(sum(groups)))
+    order = order_of(SHARDS, seed=1, epoch=2)
+    assert sorted(order) == list(range(sum(map(sum, SHARDS))))
     np.random.seed(7)  # the global generator takes no part
-    assert epoch_order(groups, seed=1, epoch=2).tolist() == order
-    others = [epoch_order(groups, seed=seed, epoch=epoch).tolist() for seed, epoch in ((1, 3), (2, 2), (2, 1))]
+    assert order_of(SHARDS, seed=1, epoch=2) == order
+    others = [order_of(SHARDS, seed=seed, epoch=epoch) for seed, epoch in ((1, 3), (2, 2), (2, 1))]
     assert order not in others
 
 
+def test_an_epoch_needs_few_shards_at_a_time() -> None:
+    """So that a node's cache holds what is read, however many shards there are."""
+    shards = [[8] * 10 for _ in range(50)]
+    order = order_of(shards, seed=0, epoch=0)
+    shard_of = np.array(order) // 80
+    last = {shard: int(np.flatnonzero(shard_of == shard)[-1]) for shard in range(50)}
+    first = {shard: int(np.flatnonzero(shard_of == shard)[0]) for shard in range(50)}
+    for place in range(0, len(order), 80):
+        assert sum(first[shard] <= place <= last[shard] for shard in range(50)) <= 2 * BLOCK_SHARDS
+    assert len(set(shard_of[:80].tolist())) > 1  # and still mixes several
+
+
 def test_more_row_groups_than_are_kept_decoded(train: TokenDataset) -> None:
-    """The data set has more groups than the cache of 16; what was thrown out is read again, unchanged."""
-    assert len(train.rows_of_group) > 16
+    """The data set has more groups than the 16 that are kept; what was thrown out is read again, unchanged."""
+    assert sum(map(len, train.groups_of_shard)) > 16
     indices = np.random.default_rng(0).integers(train.num_sequences, size=300)
     all_rows = train.rows(np.arange(train.num_sequences))
     assert np.array_equal(train.rows(indices), all_rows[indices])
@@ -94,19 +136,17 @@ def test_ranks_that_cannot_share_a_batch_evenly_are_refused(train: TokenDataset)
         Loader(train, BATCH, seed=0, world_size=3)
 
 
-def test_a_shard_is_read_whole_only_once(
-    train: TokenDataset, dataset_uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To check it; more would read the data set many times over in a shuffled epoch of many shards."""
+def test_a_shard_is_hashed_only_once(train: TokenDataset, dataset_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More would read the data set many times over in a shuffled epoch of many shards."""
     expected = stream(Loader(train, BATCH, seed=0), 2 * train.num_sequences // BATCH)
     fresh = TokenDataset(dataset_uri, "train")
-    whole: list[str] = []
-    read = Artifact.read
-    monkeypatch.setattr(Artifact, "read", lambda self, path: whole.append(path) or read(self, path))
+    hashed: list[str] = []
+    check = shard_files._is_whole
+    monkeypatch.setattr(shard_files, "_is_whole", lambda file, entry: hashed.append(entry.path) or check(file, entry))
     monkeypatch.setattr(loader_module, "_OPEN_SHARDS", 1)  # every other shard is closed and opened again
     assert stream(Loader(fresh, BATCH, seed=0), 2 * train.num_sequences // BATCH) == expected
-    assert len(whole) > 1
-    assert len(whole) == len(set(whole)) == len(fresh.results["splits"]["train"]["shards"])
+    assert len(hashed) > 1
+    assert len(hashed) == len(set(hashed)) == len(fresh.results["splits"]["train"]["shards"])
 
 
 def test_a_loader_starts_where_it_is_told(train: TokenDataset) -> None:

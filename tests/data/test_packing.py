@@ -2,11 +2,29 @@
 
 import random
 
+import numpy as np
 import pytest
 
-from calm_core.data.packing import pack
+from calm_core.data.packing import Packer
 
 PAD, EOS = 0, 1
+
+
+def pack(
+    documents: list[list[int]], sequence_length: int, document_alignment: int, block_rows: int = 2
+) -> list[list[int]]:
+    packer = Packer(
+        sequence_length=sequence_length,
+        block_rows=block_rows,
+        document_alignment=document_alignment,
+        pad_id=PAD,
+        eos_id=EOS,
+    )
+    blocks = [block for document in documents for block in packer.push(np.array(document, dtype=np.uint32))]
+    assert all(len(block) == block_rows for block in blocks)
+    rows = [row for block in [*blocks, *packer.finish()] for row in block.tolist()]
+    assert packer.padding == sum(row.count(PAD) for row in rows)
+    return rows
 
 
 def plain_pack(documents: list[list[int]], length: int, alignment: int) -> list[list[int]]:
@@ -27,22 +45,22 @@ def random_documents(seed: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("block_rows", [1, 3, 100])
 @pytest.mark.parametrize(("length", "alignment"), [(16, 8), (16, 16), (12, 1)])
-def test_equals_the_plain_version(length: int, alignment: int, seed: int) -> None:
+def test_equals_the_plain_version(length: int, alignment: int, seed: int, block_rows: int) -> None:
     documents = random_documents(seed)
-    packed = pack(documents, sequence_length=length, document_alignment=alignment, pad_id=PAD, eos_id=EOS)
-    assert packed.tolist() == plain_pack(documents, length, alignment)
+    assert pack(documents, length, alignment, block_rows) == plain_pack(documents, length, alignment)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 4, 8])
 def test_no_chunk_holds_two_documents(chunk_size: int) -> None:
     """One data set serves every K that divides the alignment."""
-    packed = pack(random_documents(9), sequence_length=24, document_alignment=8, pad_id=PAD, eos_id=EOS)
-    for chunk in packed.reshape(-1, chunk_size).tolist():
+    packed = pack(random_documents(9), sequence_length=24, document_alignment=8)
+    for chunk in np.array(packed).reshape(-1, chunk_size).tolist():
         assert len(set(chunk) - {PAD, EOS}) <= 1
         after_eos = chunk[chunk.index(EOS) + 1 :] if EOS in chunk else []
         assert set(after_eos) <= {PAD}
 
 
 def test_no_documents_are_no_sequences() -> None:
-    assert pack([], sequence_length=16, document_alignment=8, pad_id=PAD, eos_id=EOS).shape == (0, 16)
+    assert pack([], sequence_length=16, document_alignment=8) == []

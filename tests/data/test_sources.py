@@ -3,6 +3,7 @@
 import gc
 import json
 import random
+import tempfile
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -11,12 +12,20 @@ from typing import Any
 import pytest
 
 from calm_core.config import DataConfig
-from calm_core.data.sources import Document, plan_partitions, read_documents
+from calm_core.data.formats import Document
+from calm_core.data.sources import Partition, find_files, partition_files, read_documents
 from calm_core.errors import SourceError
+
+PLANS = tempfile.TemporaryDirectory()
 
 
 def config_of(*sources: Path | str, partitions: int = 1, **settings: Any) -> DataConfig:
     return DataConfig(sources=tuple(str(source) for source in sources), partitions=partitions, **settings)
+
+
+def plan_partitions(config: DataConfig) -> list[dict[str, Any]]:
+    place = tempfile.mkdtemp(dir=PLANS.name)
+    return [part.model_dump() for part in partition_files(find_files(config), config.partitions, place)]
 
 
 def read_all(config: DataConfig) -> list[Document]:
@@ -148,7 +157,7 @@ def test_partitions_are_shares_of_nearly_equal_bytes(tmp_path: Path) -> None:
     for name, lines in (("a", 5), ("b", 50), ("c", 1)):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "a line"}\n' * lines)
     partitions = plan_partitions(config_of(tmp_path / "*.jsonl", partitions=4))
-    shares = [sum(piece["end"] - piece["start"] for piece in partition["pieces"]) for partition in partitions]
+    shares = [sum(p.end - p.start for p in Partition.model_validate(part).pieces()) for part in partitions]
     assert sum(shares) == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert max(shares) - min(shares) <= 2
 
@@ -171,12 +180,15 @@ TXT_SIZE = 64  # txt_document_bytes of the large files
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_a_large_txt_file_is_cut_at_blank_lines(line_end: str, tmp_path: Path) -> None:
-    """Each paragraph fits into a part alone, and no two do."""
+    """At the end of the first one in each block of the asked size."""
     paragraphs = [line_end.join(["word " * 4, f"paragraph {i}", "", ""]) for i in range(40)]
     assert all(TXT_SIZE / 2 < len(paragraph) <= TXT_SIZE for paragraph in paragraphs)
     path = tmp_path / "large.txt"
     path.write_bytes("".join(paragraphs).encode())
-    assert texts_of(config_of(path, txt_document_bytes=TXT_SIZE)) == paragraphs
+    parts = texts_of(config_of(path, txt_document_bytes=TXT_SIZE))
+    assert "".join(parts) == "".join(paragraphs)
+    assert all(part.endswith(2 * line_end) and len(part) < 2 * TXT_SIZE for part in parts)
+    assert len(parts) > 20
 
 
 @pytest.mark.parametrize("separators", [["\n"], ["\n", "\n\n", "\r\n"], ["\n\n", " "]])
@@ -188,7 +200,10 @@ def test_the_parts_of_a_txt_file_join_to_its_text(alphabet: str, separators: lis
     path = tmp_path / "large.txt"
     path.write_bytes(text.encode())
     parts = texts_of(config_of(path, txt_document_bytes=TXT_SIZE))
-    assert "".join(parts) == text
+    for part in parts:  # only space between them is left out
+        before, text = text.split(part, 1)
+        assert not before.strip()
+    assert not text.strip()
     assert len(parts) > 5  # 200 words of 20 characters are far more than 64 bytes
 
 
@@ -198,6 +213,16 @@ def test_a_txt_line_longer_than_a_document_is_one_reject_and_the_next_line_is_re
     path.write_bytes(("日" * 1000).encode() + b"\nafter\n")
     documents = read_all(config_of(path, max_document_bytes=100))
     assert [(document.text, document.reason) for document in documents] == [("", "too_large"), ("after\n", None)]
+
+
+@pytest.mark.parametrize("partitions", [2, 3, 7, 40])
+def test_the_parts_of_a_txt_file_do_not_depend_on_the_partitions(partitions: int, tmp_path: Path) -> None:
+    numbers = random.Random(partitions)
+    lines = ["word " * numbers.randrange(30) + numbers.choice(["", "\n", "\r\n\r", "\n\n\n"]) for _ in range(200)]
+    path = tmp_path / "large.txt"
+    path.write_bytes("\n".join(lines).encode())
+    whole = texts_of(config_of(path, txt_document_bytes=TXT_SIZE))
+    assert texts_of(config_of(path, txt_document_bytes=TXT_SIZE, partitions=partitions)) == whole
 
 
 @pytest.mark.parametrize("content", ["x" * 79 + "\n", "x"], ids=["lines", "one endless line"])
@@ -231,7 +256,7 @@ def test_an_unreadable_txt_file_is_counted(name: str, content: bytes, reason: st
     [
         ("missing.jsonl", "missing.jsonl: no such file"),
         ("*.txt", r"\*.txt: no such file, and nothing matches"),
-        ("table.csv", r"table.csv: unknown kind of source; .jsonl and .txt"),
+        ("table.csv", r"table.csv: unknown kind of source; \.jsonl, .*\.parquet, \.txt files"),
         ("folder", r"folder: is a folder; name its files, e.g. .*folder/\*.jsonl"),
     ],
 )

@@ -14,7 +14,7 @@ SECTIONS = {"data", "tokenizer", "autoencoder", "calm", "transformer", "evaluati
 SECTIONS_OF_TASK = {
     "plan-partitions": {"data"},
     "scan-partition": {"data"},
-    "find-duplicates": set(),
+    "find-duplicates": {"data"},
     "train-tokenizer": {"tokenizer", "data"},
     "tokenize-partition": {"data"},
     "merge-partitions": {"data"},

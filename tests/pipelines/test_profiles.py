@@ -40,7 +40,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 def test_arguments_hold_every_section_and_no_null() -> None:
     """Kubeflow refuses null as the value of a parameter."""
-    arguments = arguments_of(Config(seed=3), "checkpoints")
+    arguments = arguments_of(Config(seed=3), "plans", "checkpoints")
     sections = {name for name, value in arguments.items() if isinstance(value, dict)}
     assert sections == {"data", "tokenizer", "autoencoder", "calm", "transformer", "evaluation", "registry"}
     assert arguments["seed"] == 3

@@ -1,3 +1,5 @@
+from typing import Any
+
 from kfp import dsl
 
 from components.image import IMAGE
@@ -5,17 +7,23 @@ from components.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def find_duplicates(
-    scans: dsl.Input[list[dsl.Dataset]], code_version: str, duplicates: dsl.Output[dsl.Dataset]
+    data: dict[str, Any],
+    code_version: str,
+    scans: dsl.Input[list[dsl.Dataset]],
+    duplicates: dsl.Output[dsl.Dataset],
 ) -> None:
-    """Find exact duplicates among the documents of all partitions.
+    """Find documents that repeat an earlier one, among all partitions and the dataset that is extended.
 
     Args:
-        scans: The scans of all partitions.
+        data: Settings of the sources and the shards (`DataConfig`).
         code_version: Version of the code, part of the cache key.
+        scans: The scans of all partitions.
         duplicates: For each partition, the documents to leave out.
     """
+    from calm_core.config import DataConfig, parse_section
     from calm_core.data import prepare
     from components.body import describe, stage
 
     with stage(code_version):
-        describe(duplicates, prepare.find_duplicates([scan.uri for scan in scans], duplicates.uri))
+        uris = [scan.uri for scan in scans]
+        describe(duplicates, prepare.find_duplicates(uris, parse_section(DataConfig, data), duplicates.uri))

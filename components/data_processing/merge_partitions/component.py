@@ -8,6 +8,7 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def merge_partitions(
     data: dict[str, Any],
+    partitions: list[dict[str, Any]],
     code_version: str,
     scans: dsl.Input[list[dsl.Dataset]],
     shards: dsl.Input[list[dsl.Dataset]],
@@ -19,6 +20,7 @@ def merge_partitions(
 
     Args:
         data: Settings of the sources and the shards (`DataConfig`).
+        partitions: All items of `plan_partitions`.
         code_version: Version of the code, part of the cache key.
         scans: The scans of all partitions.
         shards: The sequences of all partitions.
@@ -27,12 +29,13 @@ def merge_partitions(
         dataset: Shards for training and validation, the tokenizer, and the counts of documents.
     """
     from calm_core.config import DataConfig, parse_section
-    from calm_core.data import prepare
+    from calm_core.data import merge
     from components.body import describe, stage
 
     with stage(code_version):
-        artifact = prepare.merge_partitions(
+        artifact = merge.merge_partitions(
             parse_section(DataConfig, data),
+            partitions,
             [scan.uri for scan in scans],
             [part.uri for part in shards],
             duplicates.uri,

@@ -6,7 +6,7 @@ from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def plan_partitions(data: dict[str, Any], code_version: str) -> list[dict[str, Any]]:
+def plan_partitions(data: dict[str, Any], plan_root: str, code_version: str) -> list[dict[str, Any]]:
     """Cut the sources of text into partitions that are prepared side by side.
 
     It looks at the sources, so a pipeline must not cache it. A partition names its files by content, so that
@@ -14,6 +14,7 @@ def plan_partitions(data: dict[str, Any], code_version: str) -> list[dict[str, A
 
     Args:
         data: Settings of the sources and the shards (`DataConfig`).
+        plan_root: URL of the folder in which the partitions' pieces are written, named by their content.
         code_version: Version of the code, part of the cache key.
 
     Returns:
@@ -24,4 +25,4 @@ def plan_partitions(data: dict[str, Any], code_version: str) -> list[dict[str, A
     from components.body import stage
 
     with stage(code_version):
-        return prepare.plan_partitions(parse_section(DataConfig, data))
+        return prepare.plan_partitions(parse_section(DataConfig, data), plan_root)

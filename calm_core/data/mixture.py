@@ -1,0 +1,42 @@
+"""Mixing datasets by weight."""
+
+from collections.abc import Mapping
+
+from calm_core import storage
+from calm_core.artifact import Artifact, ArtifactWriter
+from calm_core.data.order import SMALLEST_WEIGHT
+from calm_core.errors import ConfigError
+
+_EQUAL = ("vocab_size", "pad_id", "eos_id", "sequence_length", "document_alignment")
+
+
+def mix_datasets(weights: Mapping[str, float], output_uri: str) -> Artifact:
+    """Name several datasets that are trained on as one; nothing is copied.
+
+    Args:
+        weights: Share of each dataset's sequences in every batch, by its URI; they need not add up to 1.
+        output_uri: Where the `mixture` artifact is written. Every stage takes it for a dataset.
+
+    Raises:
+        ConfigError: A weight is too small, or the datasets have other tokenizers or lengths.
+    """
+    total = sum(weights.values())
+    for uri, weight in weights.items():
+        if not weight >= SMALLEST_WEIGHT * total:
+            raise ConfigError(f"{uri}: weight {weight:g} is less than {SMALLEST_WEIGHT:.1%} of the mixture; raise it")
+    datasets = [Artifact(uri, "dataset") for uri in weights]
+    first = datasets[0]
+    for other in datasets[1:]:
+        if other.entry("tokenizer.json").sha256 != first.entry("tokenizer.json").sha256:
+            raise ConfigError(f"{other.uri}: has another tokenizer than {first.uri}; prepare it with tokenizer.source")
+        for name in _EQUAL:
+            if other.manifest.results[name] != first.manifest.results[name]:
+                raise ConfigError(f"{other.uri}: has another {name} than {first.uri}; prepare it anew")
+    parents = {f"dataset-{i}": dataset.digest for i, dataset in enumerate(datasets)}
+    with ArtifactWriter(output_uri, "mixture", {}, parents) as writer:
+        writer.results |= {
+            "weights": [weight / total for weight in weights.values()],
+            "digests": [dataset.digest for dataset in datasets],
+        }
+        writer.origins = {"datasets": [storage.absolute(uri) for uri in weights]}
+    return Artifact(output_uri, "mixture")
