@@ -1,6 +1,6 @@
 """What a finished run has made, as one table."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def interval(score: Mapping[str, float], digits: int = 4) -> str:
     return f"{score['value']:.{digits}f}  [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
 
 
-def data_lines(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def data_lines(results: Mapping[str, Any], reject_examples: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What became of the documents."""
     rejected = results["rejected"]
     splits = results["splits"]
@@ -68,9 +68,10 @@ def data_lines(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.items() if count)
     yield "documents", f"{results['documents_in']:,} read: {kept}"
     yield "rejected", f"{sum(rejected.values()):,}" + (f" ({reasons})" if reasons else "")
-    for example in results["reject_examples"][:_SHOWN_REJECTS]:
+    for example in reject_examples[:_SHOWN_REJECTS]:
         yield "", str(example)
-    yield "duplicates dropped", f"{results['duplicates']:,}"
+    near = f" and {results['near_duplicates']:,} near-duplicates" if results["near_duplicates"] else ""
+    yield "duplicates dropped", f"{results['duplicates']:,}{near}"
     yield "tokens", ", ".join(f"{split['tokens']:,} {name}" for name, split in splits.items())
 
 
@@ -97,7 +98,7 @@ def show(finished: Finished, board: Board, console: Console) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for lines in (
-        data_lines(finished.results("dataset")),
+        data_lines(finished.results("dataset"), finished.manifests["dataset"].origins["reject_examples"]),
         score_lines(finished.results("evaluation_report")),
         speed_lines(finished),
         (

@@ -247,9 +247,7 @@ class Artifact:
             ArtifactError: It is missing or damaged.
         """
         try:
-            sha256 = storage.with_retries(
-                lambda: storage.sha256_of(storage.join(self.uri, path)), storage.join(self.uri, path)
-            )
+            sha256 = storage.sha256_of(storage.join(self.uri, path))
         except FileNotFoundError:
             raise ArtifactError(self.missing(path)) from None
         if sha256 != self.entry(path).sha256:

@@ -1,33 +1,76 @@
 """Files on any fsspec URL: a local path and ``s3://bucket/key`` behave alike.
 
 An object store's endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY), never from a setting.
+AWS_SECRET_ACCESS_KEY), never from a setting. What it fails to answer is asked again with growing pauses,
+AWS_MAX_ATTEMPTS times in all (7 where unset: about half a minute); then there is a `StorageError`.
 """
 
 import errno
 import hashlib
 import io
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
-import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from calm_core.errors import StorageError
+from calm_core.errors import CalmError, StorageError
 
 _BLOCK_BYTES = 1 << 20
 _PARTIAL = ".partial"
-_ATTEMPTS, _FIRST_WAIT_SECONDS = 6, 0.5
-_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-
+_ATTEMPTS = 7
+_REMOTE_BLOCK_BYTES = 8 << 20  # what a request moves, and what an open file keeps in memory
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FOR_THE_CALLER = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
-Result = TypeVar("Result")
+
+def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a URI, and the path there."""
+    options: dict[str, Any] = {}
+    if uri.startswith(("s3://", "s3a://")):
+        # Without a cache of listings, what another process writes or deletes is seen.
+        options = {"use_listings_cache": False, "default_block_size": _REMOTE_BLOCK_BYTES}
+        if not os.environ.get("AWS_MAX_ATTEMPTS"):
+            options["config_kwargs"] = {"retries": {"total_max_attempts": _ATTEMPTS}}
+    filesystem, path = url_to_fs(uri, **options)
+    return filesystem, path
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turn what a storage raises into one line that says what to do.
+
+    Raises:
+        FileNotFoundError: There is no such file; as other errors that say what is at the URI, it is let through.
+        StorageError: The storage does not answer, refuses, or is full.
+    """
+    try:
+        yield
+    except (*_FOR_THE_CALLER, CalmError):
+        raise
+    except PermissionError as error:
+        reason = f"access is denied ({_line(error)}); check its permissions, and AWS_ACCESS_KEY_ID and"
+        raise StorageError(f"{uri}: {reason} AWS_SECRET_ACCESS_KEY for an object store") from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(f"{uri}: cannot be written, the disk is full; free space, then run again") from error
+        raise _failed(uri, error) from error
+    except Exception as error:  # object stores raise what their libraries make of it, not only OSError
+        raise _failed(uri, error) from error
+
+
+def _failed(uri: str, error: Exception) -> StorageError:
+    return StorageError(
+        f"{uri}: the storage failed ({_line(error)}); check that it can be reached, then run the same command again"
+    )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def join(uri: str, *parts: str) -> str:
@@ -35,25 +78,53 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-def open_uri(uri: str) -> IO[bytes]:
-    """Open a file on any fsspec URL for reading."""
-    file: IO[bytes] = fsspec.open(uri, "rb").open()
-    return file
-
-
-def read(uri: str) -> bytes:
-    """The bytes of a file.
+def open_uri(uri: str) -> io.BufferedReader:
+    """Open a file for reading.
 
     Raises:
         FileNotFoundError: There is none.
-        StorageError: The storage did not answer, several times.
+        StorageError: The storage failed, now or in a later call.
     """
+    with answering(uri):
+        filesystem, path = filesystem_of(uri)
+        return io.BufferedReader(_Reading(filesystem.open(path, "rb"), uri), _BLOCK_BYTES)
 
-    def whole() -> bytes:
-        filesystem, path = url_to_fs(uri)
-        return bytes(filesystem.cat_file(path))
 
-    return with_retries(whole, uri)
+class _Reading(io.RawIOBase):
+    """A readable file whose failures are those of the storage."""
+
+    def __init__(self, file: IO[bytes], uri: str) -> None:
+        super().__init__()
+        self._file, self._uri = file, uri
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with answering(self._uri):
+            return int(self._file.readinto(buffer))  # type: ignore[attr-defined]  # of every binary file
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def read(uri: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The bytes of a file, or of a range of it.
+
+    Raises:
+        FileNotFoundError: There is none.
+        StorageError: The storage failed.
+    """
+    with answering(uri):
+        filesystem, path = filesystem_of(uri)
+        return bytes(filesystem.cat_file(path, start=start, end=end))
 
 
 def write(uri: str, data: bytes) -> None:
@@ -64,40 +135,50 @@ def write(uri: str, data: bytes) -> None:
 
 @contextmanager
 def create(uri: str) -> Iterator["DigestingFile"]:
-    """Write a file piece by piece; it appears whole when the block ends without an error, and else not at all."""
-    filesystem, path = url_to_fs(uri)
-    if isinstance(filesystem, LocalFileSystem):
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}{_PARTIAL}")
-        try:
-            with open(partial, "wb") as file:
-                yield DigestingFile(file)
-            partial.replace(target)
-        except OSError as error:
-            if error.errno in _FULL:
-                raise StorageError(f"{uri}: cannot be written ({error.strerror}); free space, then run again") from None
-            raise
-        finally:
-            partial.unlink(missing_ok=True)
-        return
-    file = filesystem.open(path, "wb", autocommit=False)
+    """Write a file piece by piece; it appears whole when the block ends without an error, and else not at all.
+
+    Raises:
+        StorageError: The storage failed, or is full.
+    """
+    filesystem, path = filesystem_of(uri)
+    with answering(uri):
+        local = isinstance(filesystem, LocalFileSystem)
+        file = _LocalFile(Path(path)) if local else filesystem.open(path, "wb", autocommit=False)
     try:
-        yield DigestingFile(file)
-        file.close()
-        file.commit()
+        yield DigestingFile(file, uri)
+        with answering(uri):
+            file.close()
+            file.commit()
     except BaseException:
-        with suppress(Exception):  # what is left of an upload must not hide the error
+        with suppress(Exception):  # what is left of the file must not hide the error
             file.discard()
         raise
+
+
+class _LocalFile(io.BufferedWriter):
+    """A file that gets its name when it is committed, as fsspec's remote files do."""
+
+    def __init__(self, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._target = target
+        self._partial = target.with_name(f".{target.name}.{os.getpid()}{_PARTIAL}")
+        super().__init__(io.FileIO(self._partial, "w"))
+
+    def commit(self) -> None:
+        self._partial.replace(self._target)
+
+    def discard(self) -> None:
+        with suppress(OSError):  # the disk is full
+            self.close()
+        self._partial.unlink(missing_ok=True)
 
 
 class DigestingFile(io.RawIOBase):
     """A writable binary file that counts and hashes what passes through it."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], uri: str) -> None:
         super().__init__()
-        self._file = file
+        self._file, self._uri = file, uri
         self._digest = hashlib.sha256()
         self.size = 0
 
@@ -110,106 +191,100 @@ class DigestingFile(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        self._file.write(data)
+        with answering(self._uri):
+            self._file.write(data)
         self._digest.update(data)
         self.size += len(data)
         return len(data)
 
 
-def with_retries(action: Callable[[], Result], what: str) -> Result:
-    """The result of an action on the storage, tried again with growing pauses while the storage fails.
-
-    Raises:
-        OSError: A file is missing or forbidden, which no waiting mends.
-        StorageError: It failed each time.
-    """
-    for attempt in range(_ATTEMPTS):
-        try:
-            return action()
-        except _PERMANENT:
-            raise
-        except Exception as error:  # object stores raise what their libraries make of it, not only OSError
-            if isinstance(error, OSError) and error.errno in _FULL:
-                raise
-            last = error
-            if attempt + 1 < _ATTEMPTS:
-                time.sleep(_FIRST_WAIT_SECONDS * 2**attempt)
-    reason = f"{type(last).__name__}: {last}".splitlines()[0]
-    raise StorageError(
-        f"{what}: the storage failed {_ATTEMPTS} times ({reason}); check that it can be reached, then run the same "
-        "command again"
-    ) from last
-
-
 def absolute(uri: str) -> str:
     """The same place, wherever the process stands."""
-    filesystem, path = url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     return str(filesystem.unstrip_protocol(path))
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI is a path on this machine."""
+    return isinstance(filesystem_of(uri)[0], LocalFileSystem)
 
 
 def exists(uri: str) -> bool:
     """Whether a file or folder is at `uri`."""
-    filesystem, path = url_to_fs(uri)
-    return bool(filesystem.exists(path))
+    with answering(uri):
+        filesystem, path = filesystem_of(uri)
+        return bool(filesystem.exists(path))
 
 
 def size(uri: str) -> int:
     """Size of a file in bytes."""
-    filesystem, path = url_to_fs(uri)
-    return int(filesystem.size(path))
+    with answering(uri):
+        filesystem, path = filesystem_of(uri)
+        return int(filesystem.size(path))
 
 
 def digest(uri: str) -> str:
     """What tells a file's content from other content: SHA-256, or an object store's ETag, which costs no reading."""
-    filesystem, path = url_to_fs(uri)
-    info = filesystem.info(path)
+    with answering(uri):
+        filesystem, path = filesystem_of(uri)
+        info = filesystem.info(path)
     tag = info.get("ETag")
     return f"etag-{tag.strip(chr(34))}-{info['size']}" if tag else sha256_of(uri)
 
 
 def is_folder(uri: str) -> bool:
     """Whether `uri` names a folder (on an object store: whether files lie below it)."""
-    filesystem, path = url_to_fs(uri)
-    return bool(filesystem.isdir(path))
+    with answering(uri):
+        filesystem, path = filesystem_of(uri)
+        return bool(filesystem.isdir(path))
 
 
 def glob(pattern: str) -> list[str]:
     """Sorted URIs of the files and folders that match a pattern (or of the one that has this name)."""
-    filesystem, path = url_to_fs(pattern)
-    paths = [path] if filesystem.exists(path) else filesystem.glob(path)
-    return [filesystem.unstrip_protocol(p) for p in sorted(paths)]
+    with answering(pattern):
+        filesystem, path = filesystem_of(pattern)
+        paths = [path] if filesystem.exists(path) else filesystem.glob(path)
+        return [filesystem.unstrip_protocol(p) for p in sorted(paths)]
 
 
 def remove(uris: list[str]) -> None:
     """Delete files that are there."""
     for uri in uris:
-        filesystem, path = url_to_fs(uri)
-        with suppress(FileNotFoundError):
+        with answering(uri), suppress(FileNotFoundError):
+            filesystem, path = filesystem_of(uri)
             filesystem.rm_file(path)
 
 
 def copy(source_uri: str, target_uri: str) -> None:
     """Copy one file between any two URLs, on the server where both lie on one object store."""
-    source_fs, source_path = url_to_fs(source_uri)
-    target_fs, target_path = url_to_fs(target_uri)
+    source_fs, source_path = filesystem_of(source_uri)
+    target_fs, target_path = filesystem_of(target_uri)
     if source_fs == target_fs and not isinstance(source_fs, LocalFileSystem):
-        with_retries(lambda: source_fs.cp_file(source_path, target_path), source_uri)
+        with answering(source_uri):
+            source_fs.cp_file(source_path, target_path)
         return
-    with source_fs.open(source_path, "rb") as source, create(target_uri) as target:
-        for block in blocks(source):
+    with create(target_uri) as target:
+        for block in blocks(source_uri):
             target.write(block)
 
 
-def blocks(file: IO[bytes]) -> Iterator[bytes]:
-    """The rest of an open binary file in blocks of one MiB."""
-    while block := file.read(_BLOCK_BYTES):
-        yield block
+def fetch(uri: str, target: Path) -> None:
+    """Bring a file to this machine."""
+    with answering(uri):
+        filesystem, path = filesystem_of(uri)
+        filesystem.get_file(path, str(target))
+
+
+def blocks(uri: str) -> Iterator[bytes]:
+    """A file's bytes in blocks of one MiB."""
+    with open_uri(uri) as file:
+        while block := file.read(_BLOCK_BYTES):
+            yield block
 
 
 def sha256_of(uri: str) -> str:
     """SHA-256 of a file's bytes, as hex."""
     digest = hashlib.sha256()
-    with open_uri(uri) as file:
-        for block in blocks(file):
-            digest.update(block)
+    for block in blocks(uri):
+        digest.update(block)
     return digest.hexdigest()

@@ -3,12 +3,15 @@
 Each partition writes a key for every document, sorted: the hash of its text, and one for each band of its MinHash
 signature where near-duplicates are looked for. Documents that share a key are found by reading one range of keys after
 the other from all partitions; the first one in the order of the sources stays.
+
+A file of keys is an index, the number of its first record in each of BUCKETS equal ranges of keys, and the records.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,19 +26,25 @@ from calm_core.artifact import Artifact, ArtifactWriter
 TEXT = "text"
 KEPT, DUPLICATE, NEAR_DUPLICATE = range(3)
 
+BUCKETS = 1024
+_RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<u4")])
+_INDEX = np.dtype("<u8")
+_INDEX_BYTES = (BUCKETS + 1) * _INDEX.itemsize
+_BUCKET_SHIFT = np.uint64(64 - (BUCKETS - 1).bit_length())
 _KEY_BYTES = 16
-_RUN_DOCUMENTS = 1 << 20  # keys that are sorted at a time
+_RUN_DOCUMENTS = 1 << 19  # keys that are sorted at a time
 _RANGE_DOCUMENTS = 1 << 22  # keys of all partitions that are compared at a time
-_GROUP_ROWS = 1 << 16
+_FILES_AT_A_TIME = 16
 _SLICE_DOCUMENTS = 1 << 20
 _PERMUTATIONS, _SHINGLE_WORDS = 128, 5
 
+Records = npt.NDArray[np.void]
 Numbers = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 
 
 class KeyWriter:
-    """Writes the keys of a partition's documents as sorted runs, keys/<name>-<run>.parquet."""
+    """Writes the keys of a partition's documents as sorted runs, keys/<name>-<run>.bin."""
 
     def __init__(self, writer: ArtifactWriter, name: str) -> None:
         self._writer, self._name = writer, name
@@ -53,11 +62,14 @@ class KeyWriter:
         """Write what is still in memory."""
         if not self._keys:
             return
-        high, low = np.frombuffer(bytes(self._keys), dtype=">u8").astype(np.uint64).reshape(-1, 2).T
+        high, low = np.frombuffer(bytes(self._keys), dtype=">u8").reshape(-1, 2).T
         order = np.lexsort((low, high))
-        table = pa.table({"high": high[order], "low": low[order], "document": order + self._first})
-        with self._writer.create(f"keys/{self._name}-{self._run:05d}.parquet") as file:
-            pq.write_table(table, pa.PythonFile(file, "w"), compression="zstd", row_group_size=_GROUP_ROWS)
+        records = np.empty(len(order), dtype=_RECORD)
+        records["high"], records["low"], records["document"] = high[order], low[order], order + self._first
+        index = np.searchsorted(records["high"] >> _BUCKET_SHIFT, np.arange(BUCKETS + 1, dtype=np.uint64))
+        with self._writer.create(f"keys/{self._name}-{self._run:05d}.bin") as file:
+            file.write(index.astype(_INDEX).tobytes())
+            file.write(records.tobytes())
         self._first += len(order)
         self._run += 1
         self._keys.clear()
@@ -117,54 +129,82 @@ def new_bits(documents: int) -> tuple[Bits, Bits]:
 
 
 def mark(sources: list[Source], name: str) -> None:
-    """Set the bits of all documents that share a key of this name with an earlier one."""
-    tables = [(number, table) for number, source in enumerate(sources) for table in _tables(source, name)]
-    total = sum(table.metadata.num_rows for _, table in tables)
-    if not total:
-        return
-    ranges = total // _RANGE_DOCUMENTS + 1
-    bounds = [2**64 * i // ranges for i in range(ranges + 1)]
-    for low, high in pairwise(bounds):
-        parts = [(number, *_rows_between(table, low, high)) for number, table in tables]
-        unique = [(number, *_first_of_each(sources[number], keys, docs, name)) for number, keys, docs in parts]
-        keys = np.concatenate([keys for _, keys, _ in unique])
-        documents = np.concatenate([documents for _, _, documents in unique])
-        numbers = np.repeat([number for number, _, _ in unique], [len(part) for _, _, part in unique])
-        order = np.lexsort((documents, numbers, keys[:, 1], keys[:, 0]))
-        repeated = order[1:][(keys[order[1:]] == keys[order[:-1]]).all(1)]
-        for number in np.unique(numbers[repeated]).tolist():
-            _set(sources[number], documents[repeated[numbers[repeated] == number]], name)
+    """Set the bits of all documents that share a key of this name with an earlier one.
+
+    Raises:
+        ArtifactError: A file of keys is missing or damaged.
+    """
+    files = [
+        _KeyFile(number, source.artifact, path)
+        for number, source in enumerate(sources)
+        for path in key_files(source.artifact, f"{source.folder}{name}-")
+    ]
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        offsets = list(pool.map(_KeyFile.offsets, files))
+        for first, end in _ranges(offsets):
+            parts = pool.map(_KeyFile.records, files, offsets, repeat(first), repeat(end))
+            unique: list[Records] = []
+            for file, records in zip(files, parts, strict=True):
+                repeats = _equals_previous(records)  # dropped at once: one text repeated must not fill the memory
+                _set(sources[file.source], records["document"][repeats], name)
+                unique.append(records[~repeats])
+            _mark_repeats(sources, [file.source for file in files], unique, name)
 
 
-def _tables(source: Source, name: str) -> list[pq.ParquetFile]:
-    prefix = f"{source.folder}{name}-"
-    paths = [entry.path for entry in source.artifact.manifest.files if entry.path.startswith(prefix)]
-    for path in paths:
-        source.artifact.check(path)
-    return [pq.ParquetFile(storage.open_uri(storage.join(source.artifact.uri, path))) for path in paths]
+class _KeyFile(NamedTuple):
+    """One run of keys, and the number of its source."""
+
+    source: int
+    artifact: Artifact
+    path: str
+
+    def offsets(self) -> Numbers:
+        """The number of the first record of each bucket, and of all, int64 [BUCKETS + 1]; the file is checked."""
+        self.artifact.check(self.path)
+        return np.frombuffer(self._read(0, _INDEX_BYTES), dtype=_INDEX).astype(np.int64)
+
+    def records(self, offsets: Numbers, first: int, end: int) -> Records:
+        """The records of buckets [first, end)."""
+        start, stop = (_INDEX_BYTES + int(offsets[bucket]) * _RECORD.itemsize for bucket in (first, end))
+        return np.frombuffer(self._read(start, stop) if start < stop else b"", dtype=_RECORD)
+
+    def _read(self, start: int, stop: int) -> bytes:
+        return storage.read(storage.join(self.artifact.uri, self.path), start, stop)
 
 
-def _rows_between(table: pq.ParquetFile, low: int, high: int) -> tuple[npt.NDArray[np.uint64], Numbers]:
-    """Keys [rows, 2] whose first half is in [low, high), in order, and their documents."""
-    statistics = [table.metadata.row_group(i).column(0).statistics for i in range(table.metadata.num_row_groups)]
-    groups = [i for i, s in enumerate(statistics) if s.max >= low and s.min < high]
-    rows = table.read_row_groups(groups)
-    keys = np.stack([rows["high"].to_numpy(), rows["low"].to_numpy()], axis=1)
-    inside = (keys[:, 0] >= np.uint64(low)) & (keys[:, 0] <= np.uint64(high - 1))
-    return keys[inside], rows["document"].to_numpy()[inside]
+def _ranges(offsets: list[Numbers]) -> Iterator[tuple[int, int]]:
+    """Runs of buckets that together hold about as many keys as are compared at a time."""
+    if offsets:
+        before = np.sum(offsets, axis=0)[:BUCKETS]
+        firsts = np.flatnonzero(np.diff(before // _RANGE_DOCUMENTS, prepend=-1)).tolist()
+        yield from pairwise([*firsts, BUCKETS])
 
 
-def _first_of_each(
-    source: Source, keys: npt.NDArray[np.uint64], documents: Numbers, name: str
-) -> tuple[npt.NDArray[np.uint64], Numbers]:
-    """Each key once: a text that one partition repeats without end must not fill the memory."""
-    repeats = np.zeros(len(keys), bool)
-    repeats[1:] = (keys[1:] == keys[:-1]).all(1)
-    _set(source, documents[repeats], name)
-    return keys[~repeats], documents[~repeats]
+def _equals_previous(records: Records) -> npt.NDArray[np.bool_]:
+    """Of records in the order of their keys: which have the key of the one before."""
+    equal = np.zeros(len(records), bool)
+    equal[1:] = (records["high"][1:] == records["high"][:-1]) & (records["low"][1:] == records["low"][:-1])
+    return equal
 
 
-def _set(source: Source, documents: Numbers, name: str) -> None:
+def _mark_repeats(sources: list[Source], numbers: list[int], parts: list[Records], name: str) -> None:
+    """Set the bits of records whose key is also in an earlier part.
+
+    Args:
+        sources: All sources.
+        numbers: The source of each part.
+        parts: Records in the order of the sources, each key once in a part.
+        name: Of the keys.
+    """
+    records = np.concatenate(parts)
+    source_of = np.repeat(numbers, [len(part) for part in parts])
+    order = np.lexsort((records["low"], records["high"]))  # stable: equal keys stay in the order of the sources
+    repeated = order[_equals_previous(records[order])]
+    for number in np.unique(source_of[repeated]).tolist():
+        _set(sources[number], records["document"][repeated[source_of[repeated] == number]], name)
+
+
+def _set(source: Source, documents: npt.NDArray[np.uint32], name: str) -> None:
     if source.dropped is not None:
         bits = source.dropped[0 if name == TEXT else 1]
         np.bitwise_or.at(bits, documents >> 3, (128 >> (documents & 7)).astype(np.uint8))

@@ -30,7 +30,7 @@ def merge_partitions(
     """Join the partitions' shards and counts into one dataset, after those of the dataset that is extended.
 
     Returns:
-        A `dataset` artifact: tokenizer.json, train/*.parquet, validation/*.parquet, and documents/*.parquet (the keys
+        A `dataset` artifact: tokenizer.json, train/*.parquet, validation/*.parquet, and documents/*.bin (the keys
         that later additions are compared with).
 
     Raises:

@@ -91,7 +91,7 @@ def scan_partition(partition: Mapping[str, Any], config: DataConfig, output_uri:
     """Hash every usable document of a partition and count the others by reason.
 
     Returns:
-        A `scan` artifact: keys/*.parquet (see `duplicates`), counts, and examples of rejects.
+        A `scan` artifact: keys/*.bin (see `duplicates`), counts, and examples of rejects.
     """
     settings = document_settings(partition, config)
     if made := reusable(output_uri, "scan", settings, {}):

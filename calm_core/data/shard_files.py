@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-
 from calm_core import storage
 from calm_core.artifact import Artifact, FileEntry
 from calm_core.errors import ArtifactError, CalmError
@@ -33,7 +30,7 @@ class ShardFiles:
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
-        self._local = isinstance(url_to_fs(artifact.uri)[0], LocalFileSystem)
+        self._local = storage.is_local(artifact.uri)
         self._checked: set[str] = set()
         self._guards: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
@@ -58,9 +55,9 @@ class ShardFiles:
             return self._open_local(path) if self._local else self._open_cached(path)
 
     def _open_local(self, path: str) -> IO[bytes]:
-        uri = storage.join(self._artifact.uri, path)
+        _, local_path = storage.filesystem_of(storage.join(self._artifact.uri, path))
         try:
-            file = _opened(Path(url_to_fs(uri)[1]))
+            file = _opened(Path(local_path))
         except FileNotFoundError:
             raise ArtifactError(self._artifact.missing(path)) from None
         if path not in self._checked:
@@ -102,11 +99,9 @@ class ShardFiles:
             yield
 
     def _fetch(self, path: str, entry: FileEntry, cached: Path) -> None:
-        uri = storage.join(self._artifact.uri, path)
-        filesystem, remote = url_to_fs(uri)
         partial = cached.with_name(f".{cached.name}.partial")
         try:
-            storage.with_retries(lambda: filesystem.get_file(remote, str(partial)), uri)
+            storage.fetch(storage.join(self._artifact.uri, path), partial)
             with open(partial, "rb") as file:
                 if not _is_whole(file, entry):
                     raise ArtifactError(self._artifact.damaged(path))

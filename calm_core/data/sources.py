@@ -3,12 +3,11 @@
 A bad document is counted by reason and kept out: documents in = documents out + rejects + duplicates.
 """
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -18,8 +17,8 @@ from calm_core.config import DataConfig
 from calm_core.data.formats import FORMATS, Document, Range, format_of, is_damage
 from calm_core.errors import ArtifactError, ConfigError, SourceError
 
-_BUFFER_BYTES = 1 << 20
 _HASHED_AT_A_TIME = 8
+_ENDLESS = 1 << 62
 
 
 class SourceFile(BaseModel):
@@ -184,8 +183,7 @@ def read_documents(partition: Mapping[str, Any], config: DataConfig) -> Iterator
         if piece.file.size == 0:
             yield Document(f"{uri}:0", reason="empty_file")
             continue
-        # A remote file of fsspec has no readline(limit), and finds line ends slowly.
-        with storage.open_uri(uri) as raw, io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER_BYTES) as file:
+        with storage.open_uri(uri) as file:
             span = Range(piece.start, piece.end)
             content: IO[bytes] = file
             try:
@@ -201,6 +199,3 @@ def read_documents(partition: Mapping[str, Any], config: DataConfig) -> Iterator
                         "data.damaged_files=reject to keep what comes before the damage"
                     ) from None
                 yield Document(f"{uri}:damage", reason="damaged_file")
-
-
-_ENDLESS = 1 << 62

@@ -7,11 +7,11 @@ def test_rejected_documents_are_shown_by_reason_with_examples() -> None:
     results = {
         "documents_in": 10,
         "rejected": {"broken JSON": 2, "empty": 1, "missing field": 0},
-        "reject_examples": ["a.jsonl:3: broken JSON", "a.jsonl:9: empty"],
         "duplicates": 1,
+        "near_duplicates": 0,
         "splits": {"train": {"documents": 5, "tokens": 1200}, "validation": {"documents": 1, "tokens": 90}},
     }
-    assert list(data_lines(results)) == [
+    assert list(data_lines(results, ["a.jsonl:3: broken JSON", "a.jsonl:9: empty"])) == [
         ("documents", "10 read: 5 train, 1 validation"),
         ("rejected", "3 (2 broken JSON, 1 empty)"),
         ("", "a.jsonl:3: broken JSON"),
@@ -19,6 +19,7 @@ def test_rejected_documents_are_shown_by_reason_with_examples() -> None:
         ("duplicates dropped", "1"),
         ("tokens", "1,200 train, 90 validation"),
     ]
+    assert ("duplicates dropped", "1 and 2 near-duplicates") in data_lines(results | {"near_duplicates": 2}, [])
 
 
 def test_scores_stand_beside_their_intervals_and_references() -> None:
