@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
@@ -89,10 +89,12 @@ class ArtifactWriter:
     def __enter__(self) -> Self:
         manifest_uri = storage.join(self.uri, MANIFEST_NAME)
         if storage.exists(manifest_uri):  # being replaced: from here on the folder is not complete
-            try:
-                replaced = Manifest.model_validate_json(storage.read(manifest_uri)).files
-            except ValidationError:
-                replaced = []
+            replaced: list[FileEntry] = []
+            with suppress(ValidationError):
+                manifest = Manifest.model_validate_json(storage.read(manifest_uri))
+                if manifest.digest in self._parents.values():
+                    raise ArtifactError(f"{self.uri}: is an input of what is to be written there; name another output")
+                replaced = manifest.files
             storage.remove([manifest_uri])
             storage.remove([storage.join(self.uri, entry.path) for entry in replaced])
         return self

@@ -29,14 +29,23 @@ _FOR_THE_CALLER = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADi
 
 
 def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a URI, and the path there."""
+    """The file system of a URI, and the path there.
+
+    Raises:
+        StorageError: No file system has this protocol.
+    """
     options: dict[str, Any] = {}
     if uri.startswith(("s3://", "s3a://")):
         # Without a cache of listings, what another process writes or deletes is seen.
         options = {"use_listings_cache": False, "default_block_size": _REMOTE_BLOCK_BYTES}
         if not os.environ.get("AWS_MAX_ATTEMPTS"):
             options["config_kwargs"] = {"retries": {"total_max_attempts": _ATTEMPTS}}
-    filesystem, path = url_to_fs(uri, **options)
+    try:
+        filesystem, path = url_to_fs(uri, **options)
+    except (ValueError, ImportError) as error:
+        raise StorageError(
+            f"{uri}: cannot be used ({_line(error)}); check the URL, or install its file system"
+        ) from None
     return filesystem, path
 
 
@@ -269,10 +278,20 @@ def copy(source_uri: str, target_uri: str) -> None:
 
 
 def fetch(uri: str, target: Path) -> None:
-    """Bring a file to this machine."""
-    with answering(uri):
-        filesystem, path = filesystem_of(uri)
-        filesystem.get_file(path, str(target))
+    """Bring a file to this machine.
+
+    Raises:
+        OSError: There is none, or the target cannot be written.
+        StorageError: The storage failed.
+    """
+    filesystem, path = filesystem_of(uri)
+    try:
+        with answering(uri):
+            filesystem.get_file(path, str(target))
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
+            raise error.__cause__ from None
+        raise
 
 
 def blocks(uri: str) -> Iterator[bytes]:

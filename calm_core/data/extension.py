@@ -61,19 +61,19 @@ class Extension:
         Raises:
             SourceError: A file has changed under its name, and no replacement was asked for.
         """
-        known = {file.digest for file in self.files}
-        by_name = {file.uri: file for file in self.files}
-        new = [file for file in found if file.digest not in known]
-        changed = [file.uri for file in new if file.uri in by_name]
+        digest_of_name = {file.uri: file.digest for file in self.files}
+        changed = [file.uri for file in found if digest_of_name.get(file.uri, file.digest) != file.digest]
         if not changed:
-            return new, self.partitions
+            known = set(digest_of_name.values())
+            return [file for file in found if file.digest not in known], self.partitions
         if not self._replace:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise SourceError(
                 f"{changed[0]}{more}: changed since it was added to {self.parent.uri}; give the new text another name, "
                 "or set data.replace_changed=true to prepare all sources anew without the old content"
             )
-        return [file for file in self.files if file.uri not in changed] + new, 0
+        digests = {file.digest for file in found}  # of these, also those that were moved
+        return [f for f in self.files if f.uri not in changed and f.digest not in digests] + list(found), 0
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer."""

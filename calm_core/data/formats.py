@@ -35,6 +35,7 @@ _OTHER_FIELDS = 1024  # room in a line for more than its text
 _BATCH_BYTES = 8 << 20  # of a column, decoded at a time
 _BLANK_LINE, _LINE_END = re.compile(rb"\n\r?\n"), re.compile(rb"\n")
 _LONGEST_MARK = 3
+_UNPACKED_BYTES = 4096  # asked for at a time; before damage, Arrow gives no part of what was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,12 @@ def _of_part(origin: str, data: bytes | bytearray, config: DataConfig) -> Iterat
 
 def read_parquet(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> Iterator[Document]:
     """A column of strings; a range owns the row groups that begin in it."""
-    parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+    try:
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+    except pa.ArrowInvalid:
+        if span.start:  # the first range says for all of them that the file cannot be opened
+            return
+        raise
     first_row = 0
     for number in range(parquet.metadata.num_row_groups):
         group = parquet.metadata.row_group(number)
@@ -168,7 +174,10 @@ def _of_batches(batches: Any, uri: str, first_row: int, config: DataConfig) -> I
         if column is not None and pa.types.is_string_view(column.type):
             column, is_text = column.cast(pa.large_string()), True
         # As bytes: a string column of a careless writer may hold something else than UTF-8.
-        values = column.cast(pa.large_binary()) if column is not None and is_text else [None] * len(batch)
+        values: Any = [None] * len(batch)
+        if column is not None and is_text:
+            values = column.cast(pa.large_binary())
+            values.validate(full=True)  # a wrong offset in a damaged file would be followed anywhere
         for row, value in enumerate(values, first_row):
             origin = f"{uri}:row {row}"
             data = value.as_py() if value is not None else None
@@ -225,7 +234,7 @@ def _why_unusable(text: str, config: DataConfig) -> Reason | None:
 
 def unpacked(compression: str) -> Callable[[IO[bytes]], IO[bytes]]:
     """What opens the content of a compressed file as a stream; several compressed streams may follow each other."""
-    return lambda file: io.BufferedReader(pa.CompressedInputStream(file, compression), 1 << 20)
+    return lambda file: io.BufferedReader(pa.CompressedInputStream(file, compression), _UNPACKED_BYTES)
 
 
 class Format(NamedTuple):

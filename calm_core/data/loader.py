@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
 from calm_core.artifact import Artifact
@@ -83,10 +84,17 @@ class TokenDataset:
         return out
 
     def read_group(self, group: Group) -> Sequences:
-        """The sequences of a row group, [rows, T]; several threads may ask at a time."""
+        """The sequences of a row group, [rows, T]; several threads may ask at a time.
+
+        Raises:
+            ArtifactError: Its shard is missing, or damaged, also after it was checked.
+        """
         reader, lock = self._reader(group.shard)
-        with lock:
-            return reader.read_group(group.number)
+        try:
+            with lock:
+                return reader.read_group(group.number)
+        except (OSError, pa.ArrowInvalid):
+            raise ArtifactError(self._artifact.damaged(self._shard_paths[group.shard])) from None
 
     def read_window(self, window: Window) -> Sequences:
         """The sequences of a window in their shuffled order, [rows, T]."""

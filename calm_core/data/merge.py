@@ -92,8 +92,8 @@ def merge_partitions(
             "splits": splits,
         }
         pieces = [piece for partition in partitions for piece in Partition.model_validate(partition).pieces()]
-        files = {piece.file.digest: piece.file.model_dump() for piece in pieces}
-        before = {file["digest"]: file for file in base.manifest.origins["sources"]} if base else {}
+        files = {piece.file.uri: piece.file.model_dump() for piece in pieces}
+        before = {file["uri"]: file for file in base.manifest.origins["sources"]} if base else {}
         writer.origins = {"sources": list((before | files).values()), "reject_examples": examples}
         run.log_metrics(_headline(writer.results))
     dataset = Artifact(output_uri, "dataset")

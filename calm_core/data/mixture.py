@@ -1,5 +1,6 @@
 """Mixing datasets by weight."""
 
+import math
 from collections.abc import Mapping
 
 from calm_core import storage
@@ -18,12 +19,16 @@ def mix_datasets(weights: Mapping[str, float], output_uri: str) -> Artifact:
         output_uri: Where the `mixture` artifact is written. Every stage takes it for a dataset.
 
     Raises:
-        ConfigError: A weight is too small, or the datasets have other tokenizers or lengths.
+        ConfigError: There is no dataset, a weight is too small, or the datasets have other tokenizers or lengths.
     """
+    if not weights:
+        raise ConfigError("no datasets to mix; name some with their weights")
     total = sum(weights.values())
     for uri, weight in weights.items():
-        if not weight >= SMALLEST_WEIGHT * total:
-            raise ConfigError(f"{uri}: weight {weight:g} is less than {SMALLEST_WEIGHT:.1%} of the mixture; raise it")
+        if not (0 < weight < math.inf and weight >= SMALLEST_WEIGHT * total):
+            raise ConfigError(
+                f"{uri}: weight {weight:g} is not {SMALLEST_WEIGHT:.1%} of the mixture or more; change it"
+            )
     datasets = [Artifact(uri, "dataset") for uri in weights]
     first = datasets[0]
     for other in datasets[1:]:

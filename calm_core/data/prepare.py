@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import repeat
 from multiprocessing import get_context
@@ -30,7 +30,7 @@ from calm_core.data.packing import Packer
 from calm_core.data.shards import ShardWriter
 from calm_core.data.sources import Partition, read_documents
 from calm_core.data.tokenizer import Tokenizer
-from calm_core.errors import ArtifactError, CalmError
+from calm_core.errors import ArtifactError, CalmError, ConfigError
 from calm_core.progress import report, reported
 
 STAGE = "prepare"
@@ -285,6 +285,9 @@ class SplitWriter:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._shard is not None:
+            with suppress(Exception):  # else pyarrow tries it later, when the file is gone
+                self._shard.close()
         self._open.__exit__(error_type, error, trace)  # a shard that an error cuts short is not kept
 
     def add(self, ids: npt.NDArray[np.uint32], text_bytes: int) -> None:
@@ -391,6 +394,8 @@ def prepare_data(data: DataConfig, tokenizer: TokenizerConfig, output_uri: str, 
     """
     from calm_core.data.merge import merge_partitions
 
+    if data.extends and storage.absolute(data.extends) == storage.absolute(output_uri):
+        raise ConfigError(f"{output_uri}: is the dataset that is extended; give the larger one another --output")
     place = output_uri.rstrip("/") + ".parts"
     partitions = plan_partitions(data, storage.join(place, "plan"))
     names = [f"{partition['index']:05d}" for partition in partitions]

@@ -29,6 +29,7 @@ class ShardWriter:
             use_dictionary=False,
             column_encoding="BYTE_STREAM_SPLIT",  # smaller than a dictionary, and decoded more than twice as fast
             write_statistics=False,
+            write_page_checksum=True,
         )
         self.rows = 0
 
@@ -45,10 +46,14 @@ class ShardWriter:
 
 
 class ShardReader:
-    """Row groups of one shard, read and decoded one at a time from a seekable binary file."""
+    """Row groups of one shard, read and decoded one at a time from a seekable binary file.
+
+    Raises:
+        OSError: The file is damaged.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = pq.ParquetFile(file)
+        self._file = pq.ParquetFile(file, page_checksum_verification=True)
 
     def read_group(self, index: int) -> npt.NDArray[np.unsignedinteger]:
         """Sequences of one row group, uint16 or uint32 [rows, T]."""

@@ -130,10 +130,7 @@ def _written(pieces: list[Piece], index: int, place: str, extends: str) -> Parti
 
 
 def _files_of(source: str) -> Iterator[str]:
-    try:
-        found = storage.glob(source)
-    except (OSError, ValueError, ImportError) as error:  # fsspec's, e.g. for an unknown protocol
-        raise SourceError(f"{source}: cannot be read ({error}); check data.sources (--source)") from None
+    found = storage.glob(source)
     if not found:
         raise SourceError(f"{source}: no such file, and nothing matches; check data.sources (--source)")
     files = 0
@@ -195,7 +192,7 @@ def read_documents(partition: Mapping[str, Any], config: DataConfig) -> Iterator
                     raise
                 if config.damaged_files == "fail":
                     raise SourceError(
-                        f"{uri}: is truncated or damaged ({error}); mend it, leave it out, or set "
+                        f"{uri}: is truncated or damaged ({str(error).splitlines()[0]}); mend it, leave it out, or set "
                         "data.damaged_files=reject to keep what comes before the damage"
                     ) from None
                 yield Document(f"{uri}:damage", reason="damaged_file")

@@ -58,6 +58,8 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, pad_id: int | None = None, eos_id: int | None = None) -> None:
         self._backend = backend
         self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
         self.pad_id = _special_id(backend, PAD_TOKEN) if pad_id is None else pad_id
         self.eos_id = _special_id(backend, EOS_TOKEN) if eos_id is None else eos_id
 
@@ -108,10 +110,16 @@ class Tokenizer:
         try:
             lines = [line.split() for line in storage.read(uri).splitlines() if line]
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+            if sorted(ranks.values()) != list(range(len(lines))) or not ranks.keys() >= {
+                bytes([b]) for b in range(256)
+            }:
+                raise ValueError("tokens or ranks are missing")
         except FileNotFoundError:
             raise CalmError(f"{uri}: no such file; check tokenizer.source") from None
         except (ValueError, binascii.Error):
-            raise CalmError(f"{uri}: is no Llama-3 tokenizer.model (lines of base64 and rank)") from None
+            raise CalmError(
+                f"{uri}: is no Llama-3 tokenizer.model (a line of base64 and rank for each token)"
+            ) from None
         symbols = {byte: symbol for symbol, byte in byte_of_symbol().items()}
         names = {token: "".join(symbols[byte] for byte in token) for token in ranks}
         splits = [
@@ -231,7 +239,11 @@ def _special_names(uri: str) -> dict[str, str]:
     for file_name in ("special_tokens_map.json", "tokenizer_config.json"):
         if not storage.exists(storage.join(uri, file_name)):
             continue
-        for role, token in json.loads(storage.read(storage.join(uri, file_name))).items():
+        try:
+            tokens = dict(json.loads(storage.read(storage.join(uri, file_name))))
+        except (ValueError, TypeError):
+            raise CalmError(f"{storage.join(uri, file_name)}: is no JSON object; mend or delete it") from None
+        for role, token in tokens.items():
             name = token.get("content") if isinstance(token, dict) else token
             if role in ("pad_token", "eos_token") and isinstance(name, str):
                 names[role] = name

@@ -14,7 +14,7 @@ import pytest
 from calm_core.config import DataConfig
 from calm_core.data.formats import Document
 from calm_core.data.sources import Partition, find_files, partition_files, read_documents
-from calm_core.errors import SourceError
+from calm_core.errors import SourceError, StorageError
 
 PLANS = tempfile.TemporaryDirectory()
 
@@ -268,8 +268,8 @@ def test_a_source_that_cannot_be_read_is_named_on_one_line(source: str, message:
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_protocol_is_a_source_error() -> None:
-    with pytest.raises(SourceError, match=r"nonsense://texts\.jsonl: cannot be read"):
+def test_an_unknown_protocol_is_named() -> None:
+    with pytest.raises(StorageError, match=r"nonsense://texts\.jsonl: cannot be used \(Protocol not known"):
         plan_partitions(config_of("nonsense://texts.jsonl"))
 
 
