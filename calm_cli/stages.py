@@ -124,12 +124,13 @@ def train(
     if head and model != Model.calm:
         raise ConfigError(f"--head: is CALM's, a model {model.value} has none")
     config = configuration(profile, [*(set_ or []), *([f"calm.model.head={head.value}"] if head else [])])
+    home = _begin(config)
     sections: dict[Model, AutoencoderConfig | CalmConfig | TransformerConfig] = {
         Model.autoencoder: config.autoencoder,
         Model.calm: config.calm,
         Model.transformer: config.transformer,
     }
-    root = checkpoints or str(_begin(config).checkpoints)
+    root = checkpoints or str(home.checkpoints)
     _end(
         stages.train(
             sections[model], dataset, output, seed=config.seed, checkpoint_root=root, autoencoder_uri=autoencoder

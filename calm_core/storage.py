@@ -264,6 +264,20 @@ def remove(uris: list[str]) -> None:
             filesystem.rm_file(path)
 
 
+def remove_folder(uri: str) -> None:
+    """Delete a folder that is there, with all that lies below it."""
+    with answering(uri), suppress(FileNotFoundError):
+        filesystem, path = filesystem_of(uri)
+        filesystem.rm(path, recursive=True)
+
+
+def files_below(uri: str) -> list[str]:
+    """URIs of all files below a folder."""
+    with answering(uri):
+        filesystem, path = filesystem_of(uri)
+        return [filesystem.unstrip_protocol(found) for found in filesystem.find(path)]
+
+
 def copy(source_uri: str, target_uri: str) -> None:
     """Copy one file between any two URLs, on the server where both lie on one object store."""
     source_fs, source_path = filesystem_of(source_uri)

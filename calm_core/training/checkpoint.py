@@ -4,12 +4,16 @@ A retried or resubmitted task finds its own work. A checkpoint counts once its c
 """
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from calm_core import storage
 
 _MARKER = "complete"
 
@@ -17,43 +21,74 @@ _MARKER = "complete"
 class Checkpointer:
     """Saves and finds checkpoints of a DeepSpeed engine. Every rank calls every method.
 
+    DeepSpeed reads and writes local folders only, so those of an object store go through a temporary one on each node.
+
     Args:
-        folder: Local or shared folder of this training run.
+        uri: Folder of this training run, on any fsspec URL that all nodes see.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._is_local = storage.is_local(uri)
+        self._folder = Path(storage.filesystem_of(uri)[1]) if self._is_local else _temporary_folder()
 
     def save(self, engine: Any, step: int, state: dict[str, Any]) -> None:
         """Save model, optimiser and schedule, and the loop's own JSON state; older checkpoints are removed after."""
         tag = f"step-{step:08d}"
-        engine.save_checkpoint(str(self.folder), tag=tag, save_latest=False)
+        engine.save_checkpoint(str(self._folder), tag=tag, save_latest=False)
+        dist.barrier()
+        if not self._is_local and _is_first_on_node():
+            for file in _files_in(self._folder / tag):
+                storage.copy(str(file), storage.join(self._uri, file.relative_to(self._folder).as_posix()))
+            shutil.rmtree(self._folder / tag)
         dist.barrier()
         if dist.get_rank() == 0:
-            unfinished = self.folder / tag / f"{_MARKER}.part"
-            unfinished.write_text(json.dumps(state))
-            unfinished.replace(self.folder / tag / _MARKER)  # a marker is whole, or it is not there
-            for older in self.folder.glob("step-*"):
-                if older.name != tag:
-                    shutil.rmtree(older)
+            storage.write(storage.join(self._uri, tag, _MARKER), json.dumps(state).encode())
+            for older in storage.glob(storage.join(self._uri, "step-*")):
+                if older.rpartition("/")[2] != tag:
+                    storage.remove_folder(older)
         dist.barrier()
 
     def load_latest(self, engine: Any) -> dict[str, Any] | None:
         """Restore the latest complete checkpoint and return the loop's state; None when there is none."""
         latest: list[Any] = [None, None]
-        if dist.get_rank() == 0 and (markers := sorted(self.folder.glob(f"step-*/{_MARKER}"))):
-            latest = [markers[-1].parent.name, json.loads(markers[-1].read_text())]
+        if dist.get_rank() == 0 and (markers := storage.glob(storage.join(self._uri, "step-*", _MARKER))):
+            latest = [markers[-1].split("/")[-2], json.loads(storage.read(markers[-1]))]
         dist.broadcast_object_list(latest)
-        if latest[0] is None:
+        tag, state = latest
+        if tag is None:
             return None
-        engine.load_checkpoint(str(self.folder), tag=latest[0])
-        state: dict[str, Any] = latest[1]
-        return state
+        if not self._is_local and _is_first_on_node():
+            for uri in storage.files_below(storage.join(self._uri, tag)):
+                storage.copy(uri, str(self._folder / tag / uri.rpartition(f"/{tag}/")[2]))
+        dist.barrier()
+        engine.load_checkpoint(str(self._folder), tag=tag)
+        dist.barrier()
+        if not self._is_local and _is_first_on_node():
+            shutil.rmtree(self._folder / tag)
+        return dict(state)
 
     def discard(self) -> None:
         """Remove all checkpoints, once the trained artifact is complete."""
         if dist.get_rank() == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            storage.remove_folder(self._uri)
+        if not self._is_local and _is_first_on_node():
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _temporary_folder() -> Path:
+    """A new folder, under the same name on every node."""
+    name: list[Any] = [tempfile.mkdtemp(prefix="calm-checkpoints-") if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(name)
+    return Path(name[0])
+
+
+def _is_first_on_node() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def all_reduce_sum(values: torch.Tensor, device: torch.device) -> torch.Tensor:

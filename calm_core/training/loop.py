@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -98,7 +97,7 @@ class Trainer:
         seed: Of the order of the data and of all noise.
         stage: Name under which progress is reported.
         run: Where rank 0 logs the curves.
-        checkpoints: Folder of this training run's checkpoints.
+        checkpoints: URL of the folder of this training run's checkpoints.
         bf16: Whether DeepSpeed trains in bfloat16.
     """
 
@@ -112,7 +111,7 @@ class Trainer:
         seed: int,
         stage: str,
         run: Run,
-        checkpoints: Path,
+        checkpoints: str,
         bf16: bool,
     ) -> None:
         self.task = task
@@ -129,6 +128,7 @@ class Trainer:
         self.step = 0
         self.curves: list[dict[str, float]] = []
         self.tokens_per_second = 0.0
+        self.loader_wait_seconds = 0.0
         self._stop_asked = False
 
     def fit(self) -> None:
@@ -141,12 +141,15 @@ class Trainer:
         if state := self.checkpointer.load_latest(self.engine):
             self.step, self.curves = state["step"], state["curves"]
             self.loader.load_state_dict(state["loader"])
-        first_step, started = self.step, time.monotonic()
+        first_step, started, filling = self.step, time.monotonic(), 0.0
         with self._stopping_on_sigterm():
             while self.step < self.config.steps:
                 metrics, stop = self._train_step()
                 self.step += 1
                 elapsed = time.monotonic() - started
+                if self.step == first_step + 1:
+                    filling = self.loader.wait_seconds  # the first batch has to be waited for
+                self.loader_wait_seconds = self.loader.wait_seconds - filling
                 self.tokens_per_second = self._tokens(self.step - first_step) / elapsed
                 last = self.step == self.config.steps
                 validated = self.step % self.config.validation_interval == 0 or last
@@ -219,7 +222,7 @@ class Trainer:
             return
         metrics = metrics | {"learning_rate": self.engine.get_lr()[0]}
         self.curves.append({"step": self.step, **metrics})
-        speed = {"tokens_per_second": self.tokens_per_second, "loader_wait_seconds": self.loader.wait_seconds}
+        speed = {"tokens_per_second": self.tokens_per_second, "loader_wait_seconds": self.loader_wait_seconds}
         self.run.log_metrics(metrics | speed, step=self.step)
         report(
             self.stage,

@@ -24,7 +24,7 @@ def train(
         dataset_uri: A `dataset` artifact.
         output_uri: Where the artifact is written; its kind is `autoencoder`, `calm` or `transformer`.
         seed: Of the initial weights, the order of the data and the noise.
-        checkpoint_root: Local or shared folder below which checkpoints are kept while training.
+        checkpoint_root: URL of the folder below which checkpoints are kept while training.
         autoencoder_uri: The trained autoencoder that a CALM model predicts the vectors of.
 
     Raises:

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
+from calm_core import storage
 from calm_core.artifact import Artifact, ArtifactWriter, digest_of
 from calm_core.config import AutoencoderConfig, CalmConfig, LanguageModelTrainingConfig, TransformerConfig
 from calm_core.data.loader import Mixture, TokenDataset, open_dataset
@@ -76,7 +77,7 @@ def _train(spec: WorkerSpec) -> None:
         seed=spec.seed,
         stage=spec.stage,
         run=Run.of_id(spec.run_id) if dist.get_rank() == 0 else Run(),
-        checkpoints=Path(spec.checkpoint_root) / f"{spec.kind}-{key}",
+        checkpoints=storage.join(spec.checkpoint_root, f"{spec.kind}-{key}"),
         bf16=bf16,
     )
     started = time.monotonic()
@@ -100,7 +101,11 @@ def _train(spec: WorkerSpec) -> None:
             }
             if isinstance(task, CalmTask):
                 writer.results |= {"chunk_size": task.model.chunk_size, "latent_size": task.model.latent_size}
-            writer.timings |= {"seconds": time.monotonic() - started, "tokens_per_second": trainer.tokens_per_second}
+            writer.timings |= {
+                "seconds": time.monotonic() - started,
+                "tokens_per_second": trainer.tokens_per_second,
+                "loader_wait_seconds": trainer.loader_wait_seconds,
+            }
     trainer.checkpointer.discard()
 
 
