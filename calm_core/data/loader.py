@@ -16,15 +16,16 @@ import pyarrow as pa
 import torch
 
 from calm_core.artifact import Artifact
-from calm_core.data.order import BLOCK_SHARDS, EpochOrder, Group, MixOrder, Window
+from calm_core.data.order import BLOCK_SHARDS, EpochOrder, Group, MixOrder, Numbers
 from calm_core.data.shard_files import ShardFiles
 from calm_core.data.shards import ShardReader
 from calm_core.data.tokenizer import Tokenizer
 from calm_core.errors import ArtifactError, ConfigError
 
 _KEPT_GROUPS = 16  # decoded, for readers that go by number
-_OPEN_SHARDS = 4 * BLOCK_SHARDS
 _WINDOWS_AHEAD = 3
+_DECODERS = 2  # threads
+_OPEN_SHARDS = 4 * BLOCK_SHARDS * _DECODERS
 _FETCHES = 4  # shards that are fetched at a time
 
 Sequences = npt.NDArray[np.unsignedinteger]
@@ -66,7 +67,7 @@ class TokenDataset:
         self._group_starts = [group.start for group in self._groups]
         self.num_sequences: int = sum(shard["rows"] for shard in shards)
         self._files = ShardFiles(self._artifact)
-        self._readers: OrderedDict[int, tuple[ShardReader, threading.Lock]] = OrderedDict()
+        self._readers: OrderedDict[tuple[int, int], ShardReader] = OrderedDict()
         self._readers_lock = threading.Lock()
         self._decoded: OrderedDict[int, Sequences] = OrderedDict()
 
@@ -84,37 +85,32 @@ class TokenDataset:
         return out
 
     def read_group(self, group: Group) -> Sequences:
-        """The sequences of a row group, [rows, T]; several threads may ask at a time.
+        """The sequences of a row group, [rows, T]; each thread that asks has a reader of its own.
 
         Raises:
             ArtifactError: Its shard is missing, or damaged, also after it was checked.
         """
-        reader, lock = self._reader(group.shard)
         try:
-            with lock:
-                return reader.read_group(group.number)
+            return self._reader(group.shard).read_group(group.number)
         except (OSError, pa.ArrowInvalid):
             raise ArtifactError(self._artifact.damaged(self._shard_paths[group.shard])) from None
 
-    def read_window(self, window: Window) -> Sequences:
-        """The sequences of a window in their shuffled order, [rows, T]."""
-        return np.concatenate([self.read_group(group) for group in window.groups])[window.order]
-
     def fetch(self, shard: int) -> None:
-        """Bring a shard to this machine, where it is not here yet."""
-        self._reader(shard)
+        """Bring a shard to this machine, where it is not here yet, and check it."""
+        self._files.open(self._shard_paths[shard]).close()
 
-    def _reader(self, shard: int) -> tuple[ShardReader, threading.Lock]:
+    def _reader(self, shard: int) -> ShardReader:
+        key = (shard, threading.get_ident())
         with self._readers_lock:
-            if shard in self._readers:
-                self._readers.move_to_end(shard)
-                return self._readers[shard]
-        opened = ShardReader(self._files.open(self._shard_paths[shard])), threading.Lock()
+            if key in self._readers:
+                self._readers.move_to_end(key)
+                return self._readers[key]
+        reader = ShardReader(self._files.open(self._shard_paths[shard]))
         with self._readers_lock:
-            reader = self._readers.setdefault(shard, opened)
+            self._readers[key] = reader
             if len(self._readers) > _OPEN_SHARDS:
                 self._readers.popitem(last=False)
-            return reader
+        return reader
 
 
 def _groups_of(rows_of_shard: Sequence[int], rows_per_group: int) -> list[list[Group]]:
@@ -179,6 +175,23 @@ class _Shard(NamedTuple):
     shard: int
 
 
+class _Decoding(NamedTuple):
+    """A window that begins at a place of the stream, and its row groups, which threads decode."""
+
+    start: int
+    order: Numbers
+    groups: list[Future[Sequences]]
+
+
+class _Decoded(NamedTuple):
+    """A window's sequences, its places in the stream [start, end), and the row that each place holds."""
+
+    start: int
+    end: int
+    order: Numbers
+    rows: Sequences
+
+
 class Stream:
     """The endless sequence of a dataset's epochs, read ahead by threads.
 
@@ -195,25 +208,35 @@ class Stream:
         self.wait_seconds = 0.0
         self._seed = seed
         self._orders: dict[int, EpochOrder] = {}
-        self._windows: dict[_Place, Future[Sequences]] = {}
+        self._windows: dict[_Place, _Decoding] = {}
+        self._current: _Decoded | None = None
         self._fetched: dict[_Shard, Future[None]] = {}
-        self._decoding = ThreadPoolExecutor(1, "decode")
+        self._decoding = ThreadPoolExecutor(_DECODERS, "decode")
         self._fetching = ThreadPoolExecutor(_FETCHES, "fetch")
 
-    def read(self, position: int, number: int, stride: int) -> npt.NDArray[np.int64]:
-        """Sequences from a position of the stream on, int64 [number, T]; the next call will be `stride` further on."""
-        parts: list[npt.NDArray[np.int64]] = []
+    def read(self, position: int, out: npt.NDArray[np.int64], stride: int) -> None:
+        """Fill `out`, [n, T], with the sequences from a position of the stream on.
+
+        Args:
+            position: The first one's.
+            out: Where they are written.
+            stride: How much further on the next call will be.
+        """
+        end = position + len(out)
+        current = self._current
+        if current and current.start <= position and end <= current.end:  # nearly always
+            out[:] = current.rows[current.order[position - current.start : end - current.start]]
+            return
         now = position // self.dataset.num_sequences
         self._orders = {epoch: order for epoch, order in self._orders.items() if epoch >= now}
-        places = self._places(position, number)
-        self._read_ahead(places, position, number, stride)
+        places = self._places(position, len(out))
+        self._read_ahead(places, position, len(out), stride)
         for place in places:
-            window = self._order(place.epoch).window(place.window)
-            start = place.epoch * self.dataset.num_sequences + window.start
-            first = max(position - start, 0)
-            rows = self._wait_for(self._windows[place])[first : position + number - start]
-            parts.append(rows.astype(np.int64))
-        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+            self._current = window = self._wait_for(self._windows[place])
+            first, last = max(position, window.start), min(end, window.end)
+            out[first - position : last - position] = window.rows[
+                window.order[first - window.start : last - window.start]
+            ]
 
     def _read_ahead(self, places: list[_Place], position: int, number: int, stride: int) -> None:
         """Decode the windows that are needed now and next, and fetch the shards behind them."""
@@ -241,21 +264,23 @@ class Stream:
             self._orders[epoch] = EpochOrder(self.dataset.groups_of_shard, self._seed, epoch)
         return self._orders[epoch]
 
-    def _decode(self, place: _Place) -> Future[Sequences]:
+    def _decode(self, place: _Place) -> _Decoding:
         order = self._order(place.epoch)
         window = order.window(place.window)
         needed = [_Shard(place.epoch, shard) for shard in order.shards_about(place.window)]
         self._fetched = {
             key: self._fetched.get(key) or self._fetching.submit(self.dataset.fetch, key.shard) for key in needed
         }
-        return self._decoding.submit(self.dataset.read_window, window)
+        groups = [self._decoding.submit(self.dataset.read_group, group) for group in window.groups]
+        return _Decoding(place.epoch * self.dataset.num_sequences + window.start, window.order, groups)
 
-    def _wait_for(self, window: Future[Sequences]) -> Sequences:
-        if not window.done():
-            started = time.perf_counter()
-            window.exception()
+    def _wait_for(self, window: _Decoding) -> _Decoded:
+        started = time.perf_counter()
+        late = not all(group.done() for group in window.groups)
+        rows = [group.result() for group in window.groups]
+        if late:
             self.wait_seconds += time.perf_counter() - started
-        return window.result()
+        return _Decoded(window.start, window.start + len(window.order), window.order, np.concatenate(rows))
 
 
 class Loader:
@@ -297,16 +322,23 @@ class Loader:
         """This rank's share of the next global batch."""
         size = self._global_batch_size // self._world_size
         first = self._position + self._rank * size
-        choice = self._mix.parts(first, size)
         rows = np.empty((size, self.dataset.sequence_length), dtype=np.int64)
+        if len(self._streams) == 1:
+            self._streams[0].read(first, rows, self._global_batch_size)
+        else:
+            self._read_mixed(first, rows)
+        self._position += self._global_batch_size
+        return Batch(torch.from_numpy(rows), list(range(first, first + size)))
+
+    def _read_mixed(self, first: int, out: npt.NDArray[np.int64]) -> None:
+        choice = self._mix.parts(first, len(out))
         before = self._mix.counts(first)
         after = self._mix.counts(first + self._global_batch_size)
         for part, stream in enumerate(self._streams):
             if number := int((choice == part).sum()):
-                stride = int(max(after[part] - before[part], 1))
-                rows[choice == part] = stream.read(int(before[part]), number, stride)
-        self._position += self._global_batch_size
-        return Batch(torch.from_numpy(rows), list(range(first, first + size)))
+                rows = np.empty((number, out.shape[1]), dtype=np.int64)
+                stream.read(int(before[part]), rows, int(max(after[part] - before[part], 1)))
+                out[choice == part] = rows
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream is; the same for every rank and world size."""

@@ -26,26 +26,26 @@ class Packer:
     ) -> None:
         self._length = sequence_length
         self._alignment = document_alignment
-        self._pad_id, self._eos_id = pad_id, eos_id
+        self._pad_id = pad_id
+        self._end = np.full(document_alignment, pad_id, dtype=np.uint32)
+        self._end[0] = eos_id
         self._block = np.full(block_rows * sequence_length, pad_id, dtype=np.uint32)
         self._used = 0
         self.padding = 0
 
     def push(self, document: Tokens) -> Iterator[Tokens]:
         """Append a document; yields each block that it fills, uint32 [block_rows, T]."""
-        length = len(document) + 1
-        self.padding += -length % self._alignment
-        part = np.full(length + -length % self._alignment, self._pad_id, dtype=np.uint32)
-        part[: length - 1] = document
-        part[length - 1] = self._eos_id
-        while len(part):
-            room = len(self._block) - self._used
-            self._block[self._used : self._used + len(part)] = part[:room]
-            self._used += min(room, len(part))
-            part = part[room:]
-            if self._used == len(self._block):
-                yield self._block.reshape(-1, self._length).copy()
-                self._used = 0
+        padding = -(len(document) + 1) % self._alignment
+        self.padding += padding
+        for part in (document, self._end[: 1 + padding]):
+            while len(part):
+                room = len(self._block) - self._used
+                self._block[self._used : self._used + len(part)] = part[:room]
+                self._used += min(room, len(part))
+                part = part[room:]
+                if self._used == len(self._block):
+                    yield self._block.reshape(-1, self._length).copy()
+                    self._used = 0
 
     def finish(self) -> Iterator[Tokens]:
         """Yield the rest, uint32 [at most block_rows, T], if there is one."""

@@ -19,8 +19,9 @@ class ShardWriter:
     """Writes sequences to one Parquet file; equal sequences in equal groups give equal bytes."""
 
     def __init__(self, file: Any, vocab_size: int, sequence_length: int) -> None:
-        self._type = token_type(vocab_size)
-        self._schema = pa.schema({_COLUMN: pa.list_(self._type, sequence_length)})
+        # Nothing is null: said in the schema, it need not be said of each token.
+        self._list = pa.list_(pa.field("element", token_type(vocab_size), nullable=False), sequence_length)
+        self._schema = pa.schema([pa.field(_COLUMN, self._list, nullable=False)])
         self._writer = pq.ParquetWriter(
             pa.PythonFile(file, "w"),
             self._schema,
@@ -35,8 +36,8 @@ class ShardWriter:
 
     def write_group(self, sequences: npt.NDArray[np.unsignedinteger]) -> None:
         """Append sequences [rows, T] as one row group."""
-        values = pa.array(sequences.reshape(-1), type=self._type)
-        column = pa.FixedSizeListArray.from_arrays(values, sequences.shape[1])
+        values = pa.array(sequences.reshape(-1), type=self._list.value_type)
+        column = pa.FixedSizeListArray.from_arrays(values, type=self._list)
         self._writer.write_table(pa.table([column], self._schema), row_group_size=len(sequences))
         self.rows += len(sequences)
 
@@ -57,6 +58,6 @@ class ShardReader:
 
     def read_group(self, index: int) -> npt.NDArray[np.unsignedinteger]:
         """Sequences of one row group, uint16 or uint32 [rows, T]."""
-        column = self._file.read_row_group(index).column(_COLUMN).combine_chunks()
+        column = self._file.read_row_group(index, use_threads=False).column(_COLUMN).combine_chunks()
         values: npt.NDArray[np.unsignedinteger] = column.flatten().to_numpy()
         return values.reshape(len(column), -1)

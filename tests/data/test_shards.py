@@ -26,7 +26,8 @@ def test_sequences_come_back_in_the_smallest_type(vocab_size: int, item: pa.Data
     sequences = np.random.default_rng(0).integers(vocab_size, size=(23, 8))
     sequences[0, 0] = vocab_size - 1
     table = pq.read_table(io.BytesIO(shard(sequences, vocab_size, rows_per_group=4)))
-    assert table.schema == pa.schema({"tokens": pa.list_(item, 8)})
+    tokens = pa.list_(pa.field("element", item, nullable=False), 8)
+    assert table.schema == pa.schema([pa.field("tokens", tokens, nullable=False)])
     assert table["tokens"].to_pylist() == sequences.tolist()
 
 
