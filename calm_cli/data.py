@@ -120,9 +120,11 @@ def mix(
     """
     from calm_core.data.mixture import mix_datasets
 
-    weights = {}
+    weights: dict[str, float] = {}
     for item in datasets:
         uri, _, weight = item.rpartition("=")
+        if uri in weights:
+            raise ConfigError(f"{uri}: is named twice; give each dataset one weight")
         try:
             weights[uri] = float(weight)
         except ValueError:
@@ -130,10 +132,10 @@ def mix(
         if not uri:
             raise ConfigError(f"{item}: give each dataset its weight, e.g. out/web=0.8")
     mixture = mix_datasets(weights, output)
-    table = Table("dataset", "share", box=None, pad_edge=False)
+    console = Console(highlight=False, soft_wrap=True)
     for uri, share in zip(weights, mixture.manifest.results["weights"], strict=True):
-        table.add_row(uri, f"{share:.1%}")
-    Console(highlight=False).print(table, f"mixture: {mixture.uri}", sep="\n")
+        console.print(f"{share:6.1%}  {uri}", markup=False)
+    console.print(f"mixture: {mixture.uri}", markup=False)
 
 
 def verify(uri: UriArgument) -> None:
@@ -153,7 +155,9 @@ def verify(uri: UriArgument) -> None:
     damage: list[str] = []
     started = time.monotonic()
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with ThreadPoolExecutor(_CHECKED_AT_A_TIME) as pool, Progress(*columns, transient=True) as progress:
+    screen = Console(stderr=True)
+    bars = Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
+    with ThreadPoolExecutor(_CHECKED_AT_A_TIME) as pool, bars as progress:
         task = progress.add_task("", total=sum(sizes.values()))
         checks = {pool.submit(artifact.check, path): path for path in sizes}
         for check in as_completed(checks):

@@ -43,7 +43,7 @@ class DataConfig(Section):
         0.05, gt=0, lt=1, description="share of documents held out, by a hash of the text"
     )
     near_duplicate_threshold: float = Field(
-        0.0, ge=0, lt=1, description="drop documents about this similar to an earlier one (Jaccard, MinHash); 0: off"
+        0.0, ge=0, le=0.95, description="drop documents about this similar to an earlier one (Jaccard, MinHash); 0: off"
     )
     sequence_length: int = Field(512, ge=2, description="tokens in a sequence")
     document_alignment: int = Field(8, ge=1, description="documents begin on a multiple of this many tokens")

@@ -82,7 +82,7 @@ def _tiktoken(tokenizer: Tokenizer) -> Encode | None:
         return None
     special = {token["content"] for token in settings["added_tokens"]}
     vocabulary = {token: number for token, number in model["vocab"].items() if token not in special}
-    ranks = _ranks(vocabulary, model["merges"])
+    ranks = _ranks(vocabulary, model["merges"], model.get("ignore_merges", False))
     if ranks is None:
         return None
     encoding = tiktoken.Encoding("tokenizer", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
@@ -107,12 +107,14 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
     return None
 
 
-def _ranks(vocabulary: dict[str, int], merges: list[Any]) -> dict[bytes, int] | None:
-    """Each token's place in the order of merging, single bytes first; None where a token is made by no merge, or a byte
-    is none."""
+def _ranks(vocabulary: dict[str, int], merges: list[Any], ignore_merges: bool) -> dict[bytes, int] | None:
+    """Each token's place in the order of merging, single bytes first; None where a byte is no token, or where a token is
+    made by no merge, unless it is still found as a whole word."""
     symbols = byte_of_symbol()
     order = dict.fromkeys(token for token in vocabulary if len(token) == 1)
     order |= dict.fromkeys("".join(merge if isinstance(merge, list) else merge.split(" ")) for merge in merges)
+    if ignore_merges:
+        order |= dict.fromkeys(vocabulary)
     if order.keys() != vocabulary.keys() or not symbols.keys() <= vocabulary.keys():
         return None
     if any(symbol not in symbols for token in order for symbol in token):

@@ -40,7 +40,7 @@ def mix_datasets(weights: Mapping[str, float], output_uri: str) -> Artifact:
     parents = {f"dataset-{i}": dataset.digest for i, dataset in enumerate(datasets)}
     with ArtifactWriter(output_uri, "mixture", {}, parents) as writer:
         writer.results |= {
-            "weights": [weight / total for weight in weights.values()],
+            "weights": [round(weight / total, 12) for weight in weights.values()],
             "digests": [dataset.digest for dataset in datasets],
         }
         writer.origins = {"datasets": [storage.absolute(uri) for uri in weights]}
