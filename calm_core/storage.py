@@ -275,7 +275,8 @@ def files_below(uri: str) -> list[str]:
     """URIs of all files below a folder."""
     with answering(uri):
         filesystem, path = filesystem_of(uri)
-        return [filesystem.unstrip_protocol(found) for found in filesystem.find(path)]
+        found = filesystem.find(path, detail=True)
+        return [filesystem.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file"]
 
 
 def copy(source_uri: str, target_uri: str) -> None:

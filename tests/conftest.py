@@ -3,11 +3,13 @@
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from calm_core.config import DataConfig, TokenizerConfig
+from tests.object_store import BUCKET, environment, s3_server
 
 # The models of these tests are so small that a second thread only waits for the first one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +37,20 @@ def dataset_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
         sources=(str(source),), sequence_length=32, rows_per_group=16, rows_per_shard=64, validation_fraction=0.2
     )
     return prepare_data(data, TokenizerConfig(vocab_size=300), str(folder / "dataset")).uri
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3_place(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty s3:// folder."""
+    with environment(monkeypatch, s3_endpoint, tmp_path / "cache"):
+        yield f"s3://{BUCKET}/{tmp_path.name}"
 
 
 @pytest.fixture(scope="session")
