@@ -10,12 +10,14 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from rich.table import Table
 from rich.text import Text
 
+from calm_core.artifact import MANIFEST_NAME, Artifact, Manifest
 from calm_core.errors import ArtifactError, ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Look at datasets, and mix them.", rich_markup_mode="markdown")
 UriArgument = Annotated[str, typer.Argument(metavar="URI", help="Folder of the artifact.", show_default=False)]
 
 _BAR_WIDTH = 40
+_SHOWN = 5
 _CHECKED_AT_A_TIME = 8
 
 
@@ -31,23 +33,28 @@ def inspect(
 
       calm data inspect out/dataset --sequences 5
     """
-    from calm_core.artifact import Artifact
-
     manifest = Artifact(uri, "dataset").manifest
     results = manifest.results
     if split not in results["splits"]:
         raise ConfigError(f"--split: there is no split {split!r}; there are {', '.join(results['splits'])}")
     console = Console(highlight=False, soft_wrap=True)
+    show_counts(manifest, console)
+    _show_sequences(console, uri, split, sequences)
+
+
+def show_counts(manifest: Manifest, console: Console) -> None:
+    """Print what a dataset holds, and where it came from, as tables."""
+    results = manifest.results
     size = sum(entry.size for entry in manifest.files if entry.path.startswith(tuple(results["splits"])))
     for table in (_counts(results, size), _splits(results), _lengths(results)):
         console.print(table)
         console.print()
-    console.print(f"{len(manifest.origins['sources']):,} source files")
-    for file in manifest.origins["sources"][:5]:
+    sources, examples = manifest.origins["sources"], manifest.origins["reject_examples"]
+    console.print(f"{len(sources):,} source files" + (f", the first {_SHOWN}:" if len(sources) > _SHOWN else ""))
+    for file in sources[:_SHOWN]:
         console.print(f"  {file['uri']}  {file['size']:,} bytes  {file['digest'][:16]}", markup=False)
-    for example in manifest.origins["reject_examples"][:5]:
+    for example in examples[:_SHOWN]:
         console.print(f"  rejected: {example}", markup=False)
-    _show_sequences(console, uri, split, sequences)
 
 
 def _counts(results: dict[str, Any], size: int) -> Table:
@@ -147,8 +154,6 @@ def verify(uri: UriArgument) -> None:
 
       calm verify s3://bucket/calm/dataset
     """
-    from calm_core.artifact import MANIFEST_NAME, Artifact
-
     manifest = Artifact.manifest_of(uri)
     artifact = Artifact(uri, manifest.kind)
     sizes = {entry.path: entry.size for entry in manifest.files}

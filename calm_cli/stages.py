@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from calm_cli.data import show_counts
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, SourceOption, TextFieldOption, configuration
 from calm_core.config import AutoencoderConfig, CalmConfig, Config, TransformerConfig
 from calm_core.errors import ConfigError
@@ -94,7 +95,10 @@ def prepare(
     from calm_core.data.prepare import prepare_data
 
     _begin(config)
-    _end(prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1))
+    dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"\ndataset: {dataset.uri}", f"digest: {dataset.digest}", "", sep="\n", markup=False)
+    show_counts(dataset.manifest, console)
 
 
 def train(

@@ -64,13 +64,15 @@ def report(
     else:
         counts = f" {done}/{total}" if total else ""
         speed = f" {rate:,.0f}/s" if rate else ""
-        print(f"[{stage}] {state}{counts}{speed} {note}".rstrip(), flush=True)
+        left = f" {eta:,.0f} s left" if eta else ""
+        line = f"[{stage}] {state}{counts}{speed}{left} {note}".rstrip()
+        print(f"{line}\n", end="", flush=True)  # in one write, so that lines of several processes never mix
 
 
 @contextmanager
-def reported(stage: str) -> Iterator[None]:
-    """Report a failure of the block as one line, and let it pass on."""
-    report(stage, note="starting")
+def reported(stage: str, note: str = "starting") -> Iterator[None]:
+    """Report the start of the block, and its failure as one line, which passes on."""
+    report(stage, note=note)
     try:
         yield
     except CalmError as error:

@@ -8,11 +8,11 @@ A file of keys is an index, the number of its first record in each of BUCKETS eq
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise, repeat
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -225,17 +225,12 @@ def write_dropped(writer: ArtifactWriter, path: str, documents: int, dropped: tu
     return exact_count, near_count
 
 
-def read_dropped(artifact: Artifact, path: str) -> Iterator[int]:
-    """KEPT, DUPLICATE or NEAR_DUPLICATE for each document of a partition, in order."""
-    for batch in pq.ParquetFile(artifact.open(path)).iter_batches():
-        yield from batch.column(0).to_pylist()
+def read_dropped(artifact: Artifact, path: str) -> tuple[int, Iterator[int]]:
+    """How many documents a partition has, and KEPT, DUPLICATE or NEAR_DUPLICATE for each of them, in order."""
+    file = pq.ParquetFile(artifact.open(path))
+    return file.metadata.num_rows, (kind for batch in file.iter_batches() for kind in batch.column(0).to_pylist())
 
 
 def key_files(artifact: Artifact, folder: str) -> list[str]:
     """Paths of an artifact's keys."""
     return [entry.path for entry in artifact.manifest.files if entry.path.startswith(folder)]
-
-
-def kept_only(documents: Iterable[Any], kinds: Iterable[int]) -> Iterator[Any]:
-    """The documents that are not dropped."""
-    return (document for document, kind in zip(documents, kinds, strict=True) if kind == KEPT)

@@ -110,7 +110,7 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
 def _ranks(vocabulary: dict[str, int], merges: list[Any], ignore_merges: bool) -> dict[bytes, int] | None:
     """Each token's place in the order of merging, single bytes first.
 
-    None where a byte is no token, or where a token is made by no merge, unless it is found as a whole word all the same.
+    None where a byte is no token, or where a token is made by no merge, unless it is still found as a whole word.
     """
     symbols = byte_of_symbol()
     order = dict.fromkeys(token for token in vocabulary if len(token) == 1)

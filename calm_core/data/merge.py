@@ -17,7 +17,7 @@ from calm_core.progress import report, reported
 _COUNTS = ("documents", "sequences", "tokens", "padding", "text_bytes")
 
 
-@reported(STAGE)
+@reported(STAGE, "joining the partitions")
 def merge_partitions(
     config: DataConfig,
     partitions: Sequence[Mapping[str, Any]],
@@ -77,7 +77,6 @@ def merge_partitions(
             report(STAGE, note=f"copying {len(base.manifest.files):,} files of {base.uri}")
             kept = [entry.path for entry in base.manifest.files if entry.path != "tokenizer.json"]
             writer.copy(base, dict(zip(kept, kept, strict=True)))
-        report(STAGE, note="joining the partitions")
         writer.copy(tokenizer, {"tokenizer.json": "tokenizer.json"})
         for number, (scan, part) in enumerate(zip(scans, parts, strict=True), first):
             writer.copy(scan, {p: _document_path(number, p) for p in key_files(scan, "keys/")})

@@ -73,7 +73,7 @@ def plan_partitions(config: DataConfig, place: str) -> list[dict[str, Any]]:
     Raises:
         SourceError: A source is missing, of an unknown kind, or has changed since it was added to the dataset.
     """
-    with reported(STAGE):
+    with reported(STAGE, "finding the sources"):
         files = sources.find_files(config)
         extension = Extension.of(config)
         if extension is None:
@@ -96,14 +96,17 @@ def scan_partition(partition: Mapping[str, Any], config: DataConfig, output_uri:
     settings = document_settings(partition, config)
     if made := reusable(output_uri, "scan", settings, {}):
         return made
-    threshold = config.near_duplicate_threshold
-    with reported(STAGE), ArtifactWriter(output_uri, "scan", settings, {}) as writer:
+    threshold, index = config.near_duplicate_threshold, Partition.model_validate(partition).index
+    with (
+        reported(STAGE, f"partition {index}: scanning"),
+        ArtifactWriter(output_uri, "scan", settings, {}) as writer,
+    ):
         text_keys = duplicates.KeyWriter(writer, duplicates.TEXT)
         bands = [duplicates.KeyWriter(writer, name) for name in duplicates.band_names(threshold)]
         documents = text_bytes = normalized = 0
         rejected: Counter[str] = Counter()
         examples: list[str] = []
-        note = _Note(lambda: f"scanned {documents:,} documents, {rejected.total():,} rejected")
+        note = _Note(lambda: f"partition {index}: {documents:,} documents scanned, {rejected.total():,} rejected")
         for document in read_documents(partition, config):
             note.tell()
             if document.reason:
@@ -121,7 +124,7 @@ def scan_partition(partition: Mapping[str, Any], config: DataConfig, output_uri:
         for keys in (text_keys, *bands):
             keys.close()
         writer.results |= {
-            "partition": Partition.model_validate(partition).index,
+            "partition": index,
             "documents": documents,
             "text_bytes": text_bytes,
             "normalized": normalized,
@@ -132,7 +135,7 @@ def scan_partition(partition: Mapping[str, Any], config: DataConfig, output_uri:
     return Artifact(output_uri, "scan")
 
 
-@reported(STAGE)
+@reported(STAGE, "looking for duplicates")
 def find_duplicates(scan_uris: Sequence[str], config: DataConfig, output_uri: str) -> Artifact:
     """Find documents that repeat an earlier one, over all partitions; the first in the order of the sources stays.
 
@@ -181,7 +184,10 @@ def train_tokenizer(
     parents = {"extends": extension.parent.digest} if extension else {}
     if not config.source and (made := reusable(output_uri, "tokenizer", settings, parents)):
         return made
-    with reported(STAGE), ArtifactWriter(output_uri, "tokenizer", settings, parents) as writer:
+    with (
+        reported(STAGE, "looking for the tokenizer"),
+        ArtifactWriter(output_uri, "tokenizer", settings, parents) as writer,
+    ):
         if extension:
             tokenizer = extension.tokenizer()
         elif config.source:
@@ -221,7 +227,7 @@ def _training_texts(partitions: Sequence[Mapping[str, Any]], data: DataConfig, m
             left -= len(text)
 
 
-@reported(STAGE)
+@reported(STAGE, "tokenising")
 def tokenize_partition(
     partition: Mapping[str, Any], config: DataConfig, tokenizer_uri: str, duplicates_uri: str, output_uri: str
 ) -> Artifact:
@@ -239,24 +245,26 @@ def tokenize_partition(
     special = tokenizer_artifact.manifest.results
     tokenizer = Tokenizer.from_bytes(tokenizer_artifact.read("tokenizer.json"), special["pad_id"], special["eos_id"])
     encode = encoder(tokenizer, special["engine"])
-    documents = (document for document in read_documents(partition, config) if not document.reason)
-    dropped = duplicates.read_dropped(found, f"dropped/{index:05d}.parquet")
-    started, tokens = time.monotonic(), 0
-    note = _Note(lambda: f"{tokens:,} tokens encoded", lambda: tokens / (time.monotonic() - started))
+    usable = (document for document in read_documents(partition, config) if not document.reason)
+    total, kinds = duplicates.read_dropped(found, f"dropped/{index:05d}.parquet")
+    note = _Note(lambda: f"partition {index}: {tokens:,} tokens", total)
     with (
         ArtifactWriter(output_uri, "shards", settings, parents) as writer,
         SplitWriter(writer, "train", config, tokenizer) as train,
         SplitWriter(writer, "validation", config, tokenizer) as validation,
     ):
-        for document in duplicates.kept_only(documents, dropped):
+        tokens = 0
+        for done, (document, kind) in enumerate(zip(usable, kinds, strict=True)):
+            note.tell(done, tokens)
+            if kind != duplicates.KEPT:
+                continue
             data = document.text.encode("utf-8")
             ids = encode(document.text)
             split = split_of(hashlib.sha256(data).digest(), config.validation_fraction)
             (train if split == "train" else validation).add(ids, len(data))
             tokens += len(ids)
-            note.tell()
         writer.results |= {"partition": index, "train": train.finish(), "validation": validation.finish()}
-        note.tell(last=True)
+        note.tell(total, tokens, last=True)
     return Artifact(output_uri, "shards")
 
 
@@ -371,16 +379,26 @@ def document_settings(partition: Mapping[str, Any], config: DataConfig) -> dict[
 
 
 class _Note:
-    """Reports progress now and then."""
+    """Reports progress now and then.
 
-    def __init__(self, text: Callable[[], str], rate: Callable[[], float] = lambda: 0.0) -> None:
-        self._text, self._rate = text, rate
-        self._next = time.monotonic() + _REPORT_SECONDS
+    Args:
+        text: What to say.
+        total: Documents in all, 0 where that is not known.
+    """
 
-    def tell(self, last: bool = False) -> None:
-        if last or time.monotonic() >= self._next:
-            report(STAGE, rate=self._rate(), note=self._text())
-            self._next = time.monotonic() + _REPORT_SECONDS
+    def __init__(self, text: Callable[[], str], total: int = 0) -> None:
+        self._text, self._total = text, total
+        self._started = time.monotonic()
+        self._next = self._started + _REPORT_SECONDS
+
+    def tell(self, done: int = 0, tokens: int = 0, last: bool = False) -> None:
+        """Say how many documents are done, and how many tokens have come of them."""
+        now = time.monotonic()
+        if last or now >= self._next:
+            self._next = now + _REPORT_SECONDS
+            spent = max(now - self._started, 1e-9)
+            left = spent * (self._total - done) / done if done else 0.0
+            report(STAGE, done=done, total=self._total, rate=tokens / spent, eta=left, note=self._text())
 
 
 def prepare_data(data: DataConfig, tokenizer: TokenizerConfig, output_uri: str, workers: int = 1) -> Artifact:

@@ -137,9 +137,7 @@ CHANGES = {"to new text": NEW, "to the text of another file": OLD[20:]}
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_a_file_that_changed_under_its_name_is_refused(
-    change: list[str], parent: Artifact, tmp_path: Path
-) -> None:
+def test_a_file_that_changed_under_its_name_is_refused(change: list[str], parent: Artifact, tmp_path: Path) -> None:
     """Its old documents would stay in the dataset unnoticed."""
     write_lines(tmp_path / "a.jsonl", change)
     with pytest.raises(SourceError, match=r"a\.jsonl: changed since .*data\.replace_changed=true") as caught:

@@ -1,14 +1,20 @@
 """Sources: each document is read once, each bad one is counted under its reason."""
 
 import gc
+import gzip
 import json
 import random
 import tempfile
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from calm_core.config import DataConfig
@@ -296,3 +302,186 @@ def test_a_plan_sees_new_content_of_the_same_size(tmp_path: Path) -> None:
     before = plan_partitions(config_of(path))
     path.write_text('{"text": "two"}\n')
     assert plan_partitions(config_of(path)) != before
+
+
+def zstd(data: bytes) -> bytes:
+    file = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(file, "zstd") as stream:
+        stream.write(data)
+    return bytes(file.getvalue())
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("zst", zstd)])
+def test_a_compressed_file_may_be_several_streams_and_is_never_cut(
+    suffix: str, compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    """As `cat` or a parallel compressor joins them; a line may go over the end of one."""
+    lines = "".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(3000)).encode()
+    cuts = [0, 0, 7, 20_000, len(lines)]
+    path = tmp_path / f"texts.jsonl.{suffix}"
+    path.write_bytes(b"".join(compress(lines[start:end]) for start, end in pairwise(cuts)))
+    config = config_of(path, partitions=3)
+    documents = read_all(config)
+    assert [document.text for document in documents] == [f"text {i}" for i in range(3000)]
+    assert int(documents[-1].origin.rpartition(":")[2]) == lines.rindex(b"{")  # counts unpacked bytes
+    shares = [Partition.model_validate(part).pieces() for part in plan_partitions(config)]
+    assert sorted(map(len, shares)) == [0, 0, 1]
+
+
+def write_parquet(path: Path, column: pa.Array, rows_per_group: int = 1000, **others: pa.Array) -> Path:
+    pq.write_table(pa.table({**others, "text": column}), path, row_group_size=rows_per_group)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())],
+    ids=str,
+)
+def test_a_parquet_column_of_text_is_read_whatever_its_type(kind: pa.DataType, tmp_path: Path) -> None:
+    column = pa.array(["one", "two", None, "one", "", "dr\u00e9i"])
+    column = column.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else column.cast(kind)
+    documents = read_all(config_of(write_parquet(tmp_path / "texts.parquet", column, rows_per_group=4)))
+    assert [document.text or document.reason for document in documents] == [
+        "one", "two", "not_text", "one", "empty", "dr\u00e9i"
+    ]  # fmt: skip
+    assert [document.origin.rpartition(":")[2] for document in documents] == [f"row {i}" for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("column", "field", "reason"),
+    [
+        (pa.array([1, 2, 3]), "text", "not_text"),
+        (pa.array([["a"], ["b"], ["c"]]), "text", "not_text"),
+        (pa.array([b"a", b"b", b"c"]), "text", "not_text"),
+        (pa.array([None] * 3), "text", "not_text"),
+        (pa.array(["a", "b", "c"]), "body", "missing_field"),
+        (pa.StringArray.from_buffers(3, pa.py_buffer(np.arange(4, dtype=np.int32)), pa.py_buffer(b"\xff" * 3)), "text",
+         "not_utf8"),
+    ],
+    ids=["numbers", "lists", "bytes", "nulls", "no such column", "another encoding"],
+)  # fmt: skip
+def test_every_row_of_an_unusable_parquet_column_is_counted(
+    column: pa.Array, field: str, reason: str, tmp_path: Path
+) -> None:
+    path = write_parquet(tmp_path / "texts.parquet", column, rows_per_group=2)
+    assert [document.reason for document in read_all(config_of(path, text_field=field))] == [reason] * 3
+
+
+def test_row_groups_are_shared_out_over_partitions(tmp_path: Path) -> None:
+    """10 of them, whole, by their first byte; random texts are far more bytes than the file's index."""
+    numbers = random.Random(0)
+    texts = [f"text {i} {numbers.randbytes(300).hex()}" for i in range(100)]
+    other = pa.array([numbers.randbytes(300).hex() for _ in range(100)])
+    config = config_of(write_parquet(tmp_path / "a.parquet", pa.array(texts), 10, other=other), partitions=4)
+    shares = [[document.text for document in read_documents(part, config)] for part in plan_partitions(config)]
+    assert [text for share in shares for text in share] == texts
+    assert sorted(map(len, shares)) == [10, 30, 30, 30]
+
+
+def save_like_datasets(folder: Path, files: list[list[str]], **state: Any) -> Path:
+    """A folder as Dataset.save_to_disk of Hugging Face's datasets writes it."""
+    folder.mkdir(parents=True)
+    names = [f"data-{i:05d}-of-{len(files):05d}.arrow" for i in range(len(files))]
+    for name, texts in zip(names, files, strict=True):
+        table = pa.table({"id": list(range(len(texts))), "text": pa.array(texts, pa.string())})
+        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table, max_chunksize=2)
+    (folder / "dataset_info.json").write_text(json.dumps({"features": {"text": {"dtype": "string", "_type": "Value"}}}))
+    listed = [{"filename": name} for name in names]
+    (folder / "state.json").write_text(
+        json.dumps({"_data_files": listed, "_fingerprint": "f", "_split": "train", **state})
+    )
+    return folder
+
+
+def test_a_folder_that_datasets_has_saved_is_read_like_any_source(tmp_path: Path) -> None:
+    """Of its files those that it lists; others are caches."""
+    save_like_datasets(tmp_path / "a" / "train", [["one", "two", "three"], [], ["four"]])
+    save_like_datasets(tmp_path / "b" / "train", [["five"]])
+    (tmp_path / "a" / "train" / "cache-0123.arrow").write_bytes(b"")
+    expected = ["one", "two", "three", "four", "five"]
+    assert texts_of(config_of(tmp_path / "a" / "train", f"{tmp_path}/b/train/")) == expected
+    assert texts_of(config_of(tmp_path / "*" / "train", partitions=3)) == expected
+
+
+def test_formats_are_mixed_in_the_order_of_the_sources(tmp_path: Path) -> None:
+    """A list's order, and within a glob that of the names; a file that two of them name is read once."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "b"}\n'))
+    (tmp_path / "c.jsonl.zst").write_bytes(zstd(b'{"text": "c"}\n'))
+    write_parquet(tmp_path / "d.parquet", pa.array(["d"]))
+    (tmp_path / "e.txt").write_text("e")
+    save_like_datasets(tmp_path / "f", [["f"]])
+    assert texts_of(config_of(tmp_path / "*")) == [*"abcdef"]
+    sources = [tmp_path / name for name in ("f", "d.parquet", "*.jsonl*", "[ad].*", "e.txt")]
+    assert texts_of(config_of(*sources, partitions=2)) == [*"fdabce"]
+
+
+@pytest.mark.parametrize("name", ["TEXTS.JSONL", "texts.json", "texts.txt.gz", "texts.parquet.zst", "texts", "a.arrow"])
+def test_a_file_of_another_kind_is_refused_by_name_also_beside_others(name: str, tmp_path: Path) -> None:
+    """A glob that takes in too much must not leave it out silently."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(SourceError, match=f"{name}: unknown kind of source") as caught:
+        find_files(config_of(tmp_path / "*"))
+    assert "\n" not in str(caught.value)
+
+
+def test_several_splits_or_a_selection_that_datasets_has_saved_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    save_like_datasets(tmp_path / "all" / "train", [["one"]])
+    (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(SourceError, match=r"all: holds several splits; name those to read: .*all/train, .*all/test$"):
+        find_files(config_of(tmp_path / "all"))
+    save_like_datasets(tmp_path / "some", [["one"]], _indices_data_files=[{"filename": "indices.arrow"}])
+    with pytest.raises(SourceError, match=r"some: holds a selection of rows; call its flatten_indices\(\)"):
+        find_files(config_of(tmp_path / "some"))
+
+
+@pytest.mark.parametrize(
+    ("form", "texts", "changed"),
+    [
+        ("none", ["e\u0301", "\u00e9", "\ufb01x", "\ufb01x"], 0),
+        ("NFC", ["\u00e9", "\u00e9", "\ufb01x", "\ufb01x"], 1),
+        ("NFKC", ["\u00e9", "\u00e9", "fix", "fix"], 3),
+    ],
+)
+def test_texts_that_normalisation_changes_are_counted(
+    form: str, texts: list[str], changed: int, tmp_path: Path
+) -> None:
+    """In every format."""
+    (tmp_path / "a.jsonl").write_text('{"text": "e\\u0301"}\n{"text": "\u00e9"}\n')
+    write_parquet(tmp_path / "b.parquet", pa.array(["\ufb01x"]))
+    (tmp_path / "c.txt").write_text("\ufb01x")
+    documents = read_all(config_of(tmp_path / "*", unicode_normalization=form))
+    assert [document.text for document in documents] == texts
+    assert sum(document.normalized for document in documents) == changed
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "txt"])
+def test_sizes_are_bytes_of_the_text_and_both_limits_are_allowed(suffix: str, tmp_path: Path) -> None:
+    """From 4 to 8 bytes; \u00e9 has two."""
+    reasons = []
+    for text in ("abc", "\u00e9a", "\u00e9\u00e9", "abcd", "abcdefgh", "\u00e9" * 4, "\u00e9" * 4 + "a", "abcdefghi"):
+        path = tmp_path / f"text.{suffix}"
+        match suffix:
+            case "jsonl":
+                path.write_text(json.dumps({"text": text}))
+            case "parquet":
+                write_parquet(path, pa.array([text]))
+            case "txt":
+                path.write_text(text)
+        reasons += [d.reason for d in read_all(config_of(path, min_document_bytes=4, max_document_bytes=8))]
+    assert reasons == ["too_small"] * 2 + [None] * 4 + ["too_large"] * 2
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_sizes_are_those_of_the_normalised_text(suffix: str, tmp_path: Path) -> None:
+    """One character that becomes 18, and letters that become one with their accents."""
+    texts, path = ["\ufdfa", "e\u0301" * 3], tmp_path / f"a.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    else:
+        write_parquet(path, pa.array(texts))
+    documents = read_all(config_of(path, unicode_normalization="NFKC", max_document_bytes=6))
+    assert [document.text or document.reason for document in documents] == ["too_large", "\u00e9" * 3]
