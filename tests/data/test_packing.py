@@ -1,18 +1,15 @@
 """Packing against a version with plain lists, one token at a time."""
 
-import random
-
 import numpy as np
-import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from calm_core.data.packing import Packer
 
 PAD, EOS = 0, 1
 
 
-def pack(
-    documents: list[list[int]], sequence_length: int, document_alignment: int, block_rows: int = 2
-) -> list[list[int]]:
+def pack(documents: list[list[int]], sequence_length: int, document_alignment: int, block_rows: int) -> list[list[int]]:
     packer = Packer(
         sequence_length=sequence_length,
         block_rows=block_rows,
@@ -38,29 +35,21 @@ def plain_pack(documents: list[list[int]], length: int, alignment: int) -> list[
     return [stream[i : i + length] for i in range(0, len(stream), length)]
 
 
-def random_documents(seed: int) -> list[list[int]]:
-    """Up to 30 documents of 0 to 40 tokens; every token is its document's number, plus 2 for PAD and EOS."""
-    numbers = random.Random(seed)
-    return [[number + 2] * numbers.randrange(40) for number in range(numbers.randrange(1, 30))]
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("block_rows", [1, 3, 100])
-@pytest.mark.parametrize(("length", "alignment"), [(16, 8), (16, 16), (12, 1)])
-def test_equals_the_plain_version(length: int, alignment: int, seed: int, block_rows: int) -> None:
-    documents = random_documents(seed)
-    assert pack(documents, length, alignment, block_rows) == plain_pack(documents, length, alignment)
-
-
-@pytest.mark.parametrize("chunk_size", [1, 2, 4, 8])
-def test_no_chunk_holds_two_documents(chunk_size: int) -> None:
-    """One data set serves every K that divides the alignment."""
-    packed = pack(random_documents(9), sequence_length=24, document_alignment=8)
-    for chunk in np.array(packed).reshape(-1, chunk_size).tolist():
-        assert len(set(chunk) - {PAD, EOS}) <= 1
-        after_eos = chunk[chunk.index(EOS) + 1 :] if EOS in chunk else []
-        assert set(after_eos) <= {PAD}
-
-
-def test_no_documents_are_no_sequences() -> None:
-    assert pack([], sequence_length=16, document_alignment=8) == []
+@given(
+    lengths=st.lists(st.integers(0, 40), max_size=30),
+    alignment=st.integers(1, 12),
+    units=st.integers(1, 4),
+    block_rows=st.integers(1, 5),
+)
+@settings(derandomize=True, deadline=None, max_examples=200)
+def test_packing_equals_the_plain_version_and_no_chunk_holds_two_documents(
+    lengths: list[int], alignment: int, units: int, block_rows: int
+) -> None:
+    """One data set serves every K that divides the alignment; every token is its document's number."""
+    documents = [[number + 2] * length for number, length in enumerate(lengths)]  # 0 and 1 are PAD and EOS
+    packed = pack(documents, units * alignment, alignment, block_rows)
+    assert packed == plain_pack(documents, units * alignment, alignment)
+    for chunk_size in (k for k in range(1, alignment + 1) if alignment % k == 0):
+        for chunk in np.array(packed, dtype=np.int64).reshape(-1, chunk_size).tolist():
+            assert len(set(chunk) - {PAD, EOS}) <= 1
+            assert set(chunk[chunk.index(EOS) + 1 :] if EOS in chunk else []) <= {PAD}
