@@ -16,7 +16,8 @@ Encode = Callable[[str], npt.NDArray[np.uint32]]
 
 # The split of GPT-2 that tokenizers' ByteLevel does by itself.
 _BYTE_LEVEL_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LONG_SPACE = re.compile(r"\s{10000}")  # tiktoken's pattern engine runs out of stack on a million of them
+# tiktoken's pattern engine runs out of stack on a million spaces. Only the first one of a run is tried: linear time.
+_LONG_SPACE = re.compile(r"\s(?<!\s\s)\s{9999}")
 _AWKWARD_TEXTS = (
     "",
     " ",
