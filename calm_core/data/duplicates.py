@@ -22,6 +22,7 @@ from datasketch import MinHash, MinHashLSH
 
 from calm_core import storage
 from calm_core.artifact import Artifact, ArtifactWriter
+from calm_core.data.shards import column_of
 
 TEXT = "text"
 KEPT, DUPLICATE, NEAR_DUPLICATE = range(3)
@@ -221,7 +222,8 @@ def write_dropped(writer: ArtifactWriter, path: str, documents: int, dropped: tu
             near &= 1 - exact
             exact_count += int(exact.sum())
             near_count += int(near.sum())
-            table.write_table(pa.table({"kind": exact * DUPLICATE + near * NEAR_DUPLICATE}, schema))
+            kinds = column_of(exact * DUPLICATE + near * NEAR_DUPLICATE, pa.uint8())
+            table.write_table(pa.Table.from_arrays([kinds], schema=schema))
     return exact_count, near_count
 
 

@@ -18,6 +18,7 @@ Encode = Callable[[str], npt.NDArray[np.uint32]]
 _BYTE_LEVEL_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # tiktoken's pattern engine runs out of stack on a million spaces. Only the first one of a run is tried: linear time.
 _LONG_SPACE = re.compile(r"\s(?<!\s\s)\s{9999}")
+_CHECKED_TOKENS = 4096
 _AWKWARD_TEXTS = (
     "",
     " ",
@@ -50,7 +51,7 @@ def choose_engine(tokenizer: Tokenizer, sample: Iterable[str]) -> tuple[Engine, 
     """The engine to encode with, and why it is not tiktoken (else empty).
 
     tiktoken is taken where the tokenizer is a byte-level BPE that it can express, and gives the same ids for a sample
-    of texts, for awkward ones, and for every token of the vocabulary.
+    of texts, for awkward ones, and for tokens from all over the vocabulary.
     """
     fast = _tiktoken(tokenizer)
     if fast is None:
@@ -63,7 +64,7 @@ def choose_engine(tokenizer: Tokenizer, sample: Iterable[str]) -> tuple[Engine, 
 
 def _checked(tokenizer: Tokenizer, sample: Iterable[str]) -> Iterator[str]:
     yield from _AWKWARD_TEXTS
-    for number in range(tokenizer.vocab_size):
+    for number in range(0, tokenizer.vocab_size, max(1, tokenizer.vocab_size // _CHECKED_TOKENS)):
         yield tokenizer.decode([number])
     yield from (text for text in sample if not _LONG_SPACE.search(text))
 

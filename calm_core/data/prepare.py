@@ -40,7 +40,7 @@ SHAPE = ("sequence_length", "document_alignment", "rows_per_group", "rows_per_sh
 """Settings that a partition's shards depend on, beyond those of its documents."""
 
 SHOWN_REJECTS = 20
-_CHECKED_BYTES = 200_000  # of text, that engines are compared on
+_CHECKED_BYTES = 100_000  # of text, that engines are compared on
 _REPORT_SECONDS = 2.0
 _LENGTH_BINS = 33  # of the histogram: 2^32 tokens are more than a document may have
 

@@ -15,6 +15,12 @@ def token_type(vocab_size: int) -> pa.DataType:
     return pa.uint16() if vocab_size <= 2**16 else pa.uint32()
 
 
+def column_of(values: npt.NDArray[np.unsignedinteger], type_: pa.DataType) -> pa.Array:
+    """A column of a NumPy array's values; `pa.array` would import pandas for it, which takes a while."""
+    flat = np.ascontiguousarray(values, dtype=np.dtype(str(type_))).reshape(-1)
+    return pa.Array.from_buffers(type_, len(flat), [None, pa.py_buffer(flat)])
+
+
 class ShardWriter:
     """Writes sequences to one Parquet file; equal sequences in equal groups give equal bytes."""
 
@@ -36,9 +42,8 @@ class ShardWriter:
 
     def write_group(self, sequences: npt.NDArray[np.unsignedinteger]) -> None:
         """Append sequences [rows, T] as one row group."""
-        values = pa.array(sequences.reshape(-1), type=self._list.value_type)
-        column = pa.FixedSizeListArray.from_arrays(values, type=self._list)
-        self._writer.write_table(pa.table([column], self._schema), row_group_size=len(sequences))
+        column = pa.FixedSizeListArray.from_arrays(column_of(sequences, self._list.value_type), type=self._list)
+        self._writer.write_table(pa.Table.from_arrays([column], schema=self._schema), row_group_size=len(sequences))
         self.rows += len(sequences)
 
     def close(self) -> None:
