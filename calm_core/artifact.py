@@ -87,6 +87,7 @@ class ArtifactWriter:
         self._files: list[FileEntry] = []
 
     def __enter__(self) -> Self:
+        storage.remove_partial(self.uri)
         manifest_uri = storage.join(self.uri, MANIFEST_NAME)
         if storage.exists(manifest_uri):  # being replaced: from here on the folder is not complete
             replaced: list[FileEntry] = []

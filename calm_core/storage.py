@@ -232,13 +232,17 @@ def size(uri: str) -> int:
         return int(filesystem.size(path))
 
 
-def digest(uri: str) -> str:
-    """What tells a file's content from other content: SHA-256, or an object store's ETag, which costs no reading."""
+def tag(uri: str) -> str:
+    """What an object store says to tell a file's content from other content; empty on other file systems."""
     with answering(uri):
         filesystem, path = filesystem_of(uri)
         info = filesystem.info(path)
-    tag = info.get("ETag")
-    return f"etag-{tag.strip(chr(34))}-{info['size']}" if tag else sha256_of(uri)
+    return f"etag-{info['ETag'].strip(chr(34))}-{info['size']}" if "ETag" in info else ""
+
+
+def digest(uri: str) -> str:
+    """What tells a file's content from other content: an object store's tag, which costs no reading, else SHA-256."""
+    return tag(uri) or sha256_of(uri)
 
 
 def is_folder(uri: str) -> bool:
@@ -269,6 +273,13 @@ def remove_folder(uri: str) -> None:
     with answering(uri), suppress(FileNotFoundError):
         filesystem, path = filesystem_of(uri)
         filesystem.rm(path, recursive=True)
+
+
+def remove_partial(uri: str) -> None:
+    """Delete what killed writers have left below a folder; on an object store nothing of it shows."""
+    if is_local(uri):
+        for file in Path(filesystem_of(uri)[1]).rglob(f".*{_PARTIAL}"):
+            file.unlink(missing_ok=True)
 
 
 def files_below(uri: str) -> list[str]:

@@ -74,6 +74,7 @@ def plan_partitions(config: DataConfig, place: str) -> list[dict[str, Any]]:
         SourceError: A source is missing, of an unknown kind, or has changed since it was added to the dataset.
     """
     with reported(STAGE, "finding the sources"):
+        storage.remove_partial(place)
         files = sources.find_files(config)
         extension = Extension.of(config)
         if extension is None:

@@ -127,8 +127,7 @@ class ShardFiles:
             if total <= self._limit:
                 break
             if file != newest:
-                file.unlink(missing_ok=True)
-                (self._folder / f".{file.name}.lock").unlink(missing_ok=True)
+                file.unlink(missing_ok=True)  # its lock stays: others may wait for it
                 total -= size
 
 

@@ -17,7 +17,7 @@ from calm_core.config import DataConfig
 from calm_core.data.formats import FORMATS, Document, Range, format_of, is_damage
 from calm_core.errors import ArtifactError, ConfigError, SourceError
 
-_HASHED_AT_A_TIME = 8
+_FILES_AT_A_TIME = 16
 _ENDLESS = 1 << 62
 
 
@@ -89,9 +89,12 @@ def find_files(config: DataConfig) -> list[SourceFile]:
     if not config.sources:
         raise SourceError("data.sources is empty; name .jsonl or .txt files, e.g. --source 'texts/*.jsonl'")
     uris = list(dict.fromkeys(uri for source in config.sources for uri in _files_of(source)))
-    with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
-        digests = list(pool.map(storage.digest, uris))
-    return [SourceFile(uri=uri, size=storage.size(uri), digest=d) for uri, d in zip(uris, digests, strict=True)]
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        return list(pool.map(_source_file, uris))
+
+
+def _source_file(uri: str) -> SourceFile:
+    return SourceFile(uri=uri, size=storage.size(uri), digest=storage.digest(uri))
 
 
 def partition_files(
@@ -134,9 +137,10 @@ def _files_of(source: str) -> Iterator[str]:
     if not found:
         raise SourceError(f"{source}: no such file, and nothing matches; check data.sources (--source)")
     files = 0
-    for uri in found:
-        inside = _files_of_folder(uri) if storage.is_folder(uri) else [uri]
-        for file in inside:
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        are_folders = list(pool.map(storage.is_folder, found))
+    for uri, is_folder in zip(found, are_folders, strict=True):
+        for file in _files_of_folder(uri) if is_folder else [uri]:
             if format_of(file) is None or (file.endswith(".arrow") and file == uri):
                 raise SourceError(
                     f"{file}: unknown kind of source; {', '.join(FORMATS)} files are read, and folders that "
@@ -165,8 +169,8 @@ def _files_of_folder(uri: str) -> list[str]:
 def read_documents(partition: Mapping[str, Any], config: DataConfig) -> Iterator[Document]:
     """All documents of a partition, rejected ones included, in the order of the sources.
 
-    A changed file is noticed by its size: a hash would read the whole file again for each range of it. New content of
-    the same size is therefore not noticed here; a fresh plan sees it, because a piece holds the file's digest.
+    A changed file is noticed by its tag in an object store, elsewhere by its size: a hash would read the whole file
+    again for each range of it. A fresh plan sees new content of the same size: a piece holds the file's digest.
 
     Raises:
         SourceError: A file has changed since it was planned, is gone, or is damaged.
@@ -175,7 +179,8 @@ def read_documents(partition: Mapping[str, Any], config: DataConfig) -> Iterator
         uri, format_ = piece.file.uri, format_of(piece.file.uri)
         if format_ is None:
             raise ConfigError(f"{uri}: was planned by another version of the code; plan again")
-        if not storage.exists(uri) or storage.size(uri) != piece.file.size:
+        same = storage.exists(uri) and storage.size(uri) == piece.file.size
+        if not same or storage.tag(uri) not in ("", piece.file.digest):
             raise SourceError(f"{uri}: changed or removed since the run was planned; run again")
         if piece.file.size == 0:
             yield Document(f"{uri}:0", reason="empty_file")

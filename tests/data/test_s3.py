@@ -16,8 +16,8 @@ from calm_core import storage
 from calm_core.artifact import Artifact
 from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.data.loader import Loader, TokenDataset
-from calm_core.data.prepare import prepare_data
-from calm_core.errors import ArtifactError, CalmError, StorageError
+from calm_core.data.prepare import plan_partitions, prepare_data, scan_partition
+from calm_core.errors import ArtifactError, CalmError, SourceError, StorageError
 from tests.object_store import BUCKET, Trouble, environment, troubled
 
 LINES = "".join(json.dumps({"text": f"text {i}: " + "a river flows " * (i % 19)}) + "\n" for i in range(400))
@@ -168,6 +168,17 @@ def test_killed_preparing_processes_leave_no_trace_in_the_bytes(
     again = subprocess.run([sys.executable, "-c", program, *arguments], stdout=subprocess.DEVNULL, check=True)
     assert again.returncode == 0
     assert files_of(Artifact(output, "dataset")) == files_of(local)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_source_that_changes_after_planning_is_named(s3_place: str) -> None:
+    """Also when its size stays: the store's tag tells."""
+    storage.write(f"{s3_place}/texts.jsonl", LINES.encode())
+    config = data_of(f"{s3_place}/texts.jsonl", partitions=1)
+    [partition] = plan_partitions(config, f"{s3_place}/plan")
+    storage.write(f"{s3_place}/texts.jsonl", LINES.replace("river", "RIVER").encode())
+    with pytest.raises(SourceError, match=r"texts\.jsonl: changed or removed since the run was planned; run again"):
+        scan_partition(partition, config, f"{s3_place}/scan")
 
 
 def test_no_secret_is_written(s3_place: str) -> None:
