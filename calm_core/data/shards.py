@@ -64,5 +64,7 @@ class ShardReader:
     def read_group(self, index: int) -> npt.NDArray[np.unsignedinteger]:
         """Sequences of one row group, uint16 or uint32 [rows, T]."""
         column = self._file.read_row_group(index, use_threads=False).column(_COLUMN).combine_chunks()
-        values: npt.NDArray[np.unsignedinteger] = column.flatten().to_numpy()
-        return values.reshape(len(column), -1)
+        values = column.flatten()
+        # `to_numpy` would import pandas, which the first batch of a process would have to wait for.
+        tokens: npt.NDArray[np.unsignedinteger] = np.frombuffer(values.buffers()[1], np.dtype(str(values.type)))
+        return tokens[values.offset :][: len(values)].reshape(len(column), -1)

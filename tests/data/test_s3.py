@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,13 +155,13 @@ def test_killed_preparing_processes_leave_no_trace_in_the_bytes(
     moments = random.Random(int(on_s3))
     kills = 0
     for _ in range(4):
-        worker = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.DEVNULL)
-        try:
-            worker.wait(timeout=moments.uniform(0.5, 2.5 if on_s3 else 1.5))
-        except subprocess.TimeoutExpired:
+        with subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE) as worker:
+            assert worker.stdout
+            for _ in range(moments.randrange(1, 8)):  # lines of progress, of about sixteen
+                worker.stdout.readline()
+            time.sleep(moments.uniform(0, 0.05))
+            kills += worker.poll() is None
             worker.kill()
-            worker.wait()
-            kills += 1
         for uri in storage.glob(f"{folder}/**/*.parquet"):
             data = storage.read(uri)
             assert data[:4] == data[-4:] == b"PAR1", uri
