@@ -1,10 +1,18 @@
-"""Timing of alternatives side by side, and the peak memory of one."""
+"""Timing of alternatives side by side, in this process or each in one of its own, and the peak memory of one."""
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+Numbers = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,34 @@ def side_by_side(alternatives: Mapping[str, Callable[[], object]], repeats: int)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+def metered(function: Callable[[], object]) -> Numbers:
+    """Seconds of a call, and CPU-seconds of its process and of the children that it has waited for."""
+    used, started = sum(os.times()[:4]), time.perf_counter()
+    function()
+    return {"seconds": time.perf_counter() - started, "cpu_seconds": sum(os.times()[:4]) - used}
+
+
+def in_process(
+    module: str, *arguments: object, python: Path | str = sys.executable, environment: Mapping[str, str] | None = None
+) -> Numbers:
+    """Run a module in a process of its own; returns the numbers that its last line holds as JSON."""
+    command = [str(python), "-m", module, *map(str, arguments)]
+    variables = os.environ | (environment or {})
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=variables)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    numbers: Numbers = json.loads(done.stdout.splitlines()[-1])
+    return numbers
+
+
+def in_turns(alternatives: Mapping[str, Callable[[], Numbers]], repeats: int) -> dict[str, Numbers]:
+    """Median of each number of each alternative; they take turns."""
+    runs = [{name: function() for name, function in alternatives.items()} for _ in range(repeats)]
+    return {
+        name: {key: statistics.median(run[name][key] for run in runs) for key in runs[0][name]} for name in alternatives
+    }
+
+
 def compared(what: str, seconds: Mapping[str, float], target: float = 0.0) -> Row:
     """A row of two alternatives, the reference first."""
     reference, ours = seconds.values()
@@ -52,11 +88,12 @@ def peak_bytes(function: Callable[[], object]) -> int:
     """How much more memory than before a call needs at its worst moment; Linux only."""
     function()  # what is loaded or allocated once is not the call's
     Path("/proc/self/clear_refs").write_text("5")  # forget the largest memory so far
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     function()
-    return _memory("VmHWM") - before
+    return memory("VmHWM") - before
 
 
-def _memory(field: str) -> int:
+def memory(field: str) -> int:
+    """A field of this process's memory in bytes, VmRSS now or VmHWM at most; Linux only."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])

@@ -18,7 +18,7 @@ Encode = Callable[[str], npt.NDArray[np.uint32]]
 _BYTE_LEVEL_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # tiktoken's pattern engine runs out of stack on a million spaces. Only the first one of a run is tried: linear time.
 _LONG_SPACE = re.compile(r"\s(?<!\s\s)\s{9999}")
-_CHECKED_TOKENS = 4096
+_CHECKED_TOKENS = 1024
 _AWKWARD_TEXTS = (
     "",
     " ",

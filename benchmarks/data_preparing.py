@@ -1,0 +1,69 @@
+"""Our side of preparing data, a process for each task: `python -m benchmarks.data_preparing TASK ARGUMENT...`."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from benchmarks.corpus import texts_of
+from benchmarks.measure import Numbers, memory, metered
+from calm_core.artifact import Artifact
+from calm_core.config import DataConfig, TokenizerConfig
+from calm_core.data import merge  # noqa: F401 # loaded here, so that it is not timed
+from calm_core.data.encoder import choose_engine, encoder
+from calm_core.data.prepare import (
+    find_duplicates,
+    plan_partitions,
+    prepare_data,
+    scan_partition,
+    tokenize_partition,
+    train_tokenizer,
+)
+from calm_core.data.tokenizer import Tokenizer
+
+
+def prepare(source: str, tokenizer_file: str, output: str, workers: str, settings: str) -> Numbers:
+    """The whole stage, from nothing; tokens are those of the texts, without the ends of documents and the padding."""
+    for folder in (output, f"{output}.parts"):
+        shutil.rmtree(folder, ignore_errors=True)
+    config = DataConfig(sources=(source,), **json.loads(settings))
+    numbers = metered(lambda: prepare_data(config, TokenizerConfig(source=tokenizer_file), output, int(workers)))
+    artifact = Artifact(output, "dataset")
+    splits = artifact.manifest.results["splits"].values()
+    paths = {shard["path"] for split in splits for shard in split["shards"]}
+    return numbers | {
+        "tokens": sum(split["tokens"] - split["documents"] for split in splits),
+        "bytes": sum(entry.size for entry in artifact.manifest.files if entry.path in paths),
+        "digest": int(artifact.digest, 16),
+    }
+
+
+def encode(source: str, tokenizer_file: str) -> Numbers:
+    """Nothing but encoding texts in memory, with the engine that the stage chooses."""
+    texts = texts_of(Path(source))
+    tokenizer = Tokenizer.load(tokenizer_file)
+    encode_text = encoder(tokenizer, choose_engine(tokenizer, texts[:100])[0])
+    tokens = 0
+
+    def run() -> None:
+        nonlocal tokens
+        for text in texts:
+            tokens += len(encode_text(text))
+
+    return metered(run) | {"tokens": tokens}
+
+
+def worker(source: str, tokenizer_file: str, folder: str) -> Numbers:
+    """The largest memory of a process that does every step on one partition."""
+    config = DataConfig(sources=(source,), partitions=1)
+    (partition,) = plan_partitions(config, f"{folder}/plan")
+    scan = scan_partition(partition, config, f"{folder}/scan").uri
+    found = find_duplicates([scan], config, f"{folder}/duplicates").uri
+    tokenizer = train_tokenizer([partition], TokenizerConfig(source=tokenizer_file), config, f"{folder}/tokenizer").uri
+    tokenize_partition(partition, config, tokenizer, found, f"{folder}/shards")
+    return {"bytes": memory("VmHWM")}
+
+
+if __name__ == "__main__":
+    TASKS = (prepare, encode, worker)
+    print(json.dumps({task.__name__: task for task in TASKS}[sys.argv[1]](*sys.argv[2:])))
