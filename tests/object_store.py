@@ -46,7 +46,7 @@ def s3_server(folder: Path) -> Iterator[str]:
     command = [program, "server", f"-dir={folder}/data", "-ip=127.0.0.1", "-s3", f"-s3.config={folder}/identities.json"]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
     command += [f"-{name}.port.grpc={free_port()}" for name in ports]
-    command += ["-master.volumeSizeLimitMB=64", "-volume.max=100"]
+    command += ["-master.volumeSizeLimitMB=64", "-volume.max=100", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     with open(folder / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
             endpoint = f"http://127.0.0.1:{ports['s3']}"
