@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from benchmarks.sizes import V
 from calm_core.data.tokenizer import Tokenizer
 from tests.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, s3_server
 
-T, REPEATS = 2048, 3
+T, REPEATS = 2048, 5
+KEYED = (4, 40)  # partitions
 COPIES = 4  # of the corpus, in the large source
 _preparing = partial(in_process, "benchmarks.data_preparing")
 _reading = partial(in_process, "benchmarks.data_reading")
@@ -36,6 +38,7 @@ def rows() -> Iterator[Row]:
         yield from _preparing_rows(corpus, tokenizer, folder)
         yield from _scaling_rows(large["jsonl"], tokenizer, folder)
         yield from _memory_rows(small, large, tokenizer, folder)
+        yield from _duplicate_rows(folder)
         yield from _reading_rows(folder / "dataset", folder)
         yield from _streaming_rows(large["jsonl"], small["jsonl"], tokenizer, folder)
 
@@ -71,7 +74,7 @@ def _scaling_rows(source: Path, tokenizer: Path, folder: Path) -> Iterator[Row]:
             workers: partial(_prepare, source, tokenizer, folder / "scaled", workers=int(workers), partitions=8)
             for workers in ("1", "2")
         },
-        REPEATS - 1,
+        2,
     )
     one, two = numbers["1"], numbers["2"]
     assert one["digest"] == two["digest"], "the bytes must not depend on the workers"
@@ -111,6 +114,19 @@ def _memory_rows(small: dict[str, Path], large: dict[str, Path], tokenizer: Path
         what = f"memory of a preparing process, .{suffix}"
         yield Row(f"{what}, of {sizes} MB of text", f"{low:.0f} MiB", f"{high:.0f} MiB", low / high)
         yield Row(f"{what}, of at most 1 GiB", "1,024 MiB", f"{high:.0f} MiB", 1024 / high, target=1)
+
+
+def _duplicate_rows(folder: Path) -> Iterator[Row]:
+    memory, seconds = [], []
+    for partitions in KEYED:
+        _preparing("write_keys", folder / "keys", partitions)
+        numbers = _preparing("compare_keys", folder / "keys", partitions)
+        memory.append(numbers["bytes"] / 2**20)
+        seconds.append(numbers["seconds"])
+        shutil.rmtree(folder / "keys")
+    what = f"finding duplicates among {KEYED[0]} and {KEYED[1]} x 2^20 documents"
+    yield Row(f"{what}: memory", f"{memory[0]:.0f} MiB", f"{memory[1]:.0f} MiB", memory[0] / memory[1])
+    yield Row(f"{what}: time", f"{seconds[0]:.1f} s", f"{seconds[1]:.1f} s", seconds[0] / seconds[1])
 
 
 def _reading_rows(dataset: Path, folder: Path) -> Iterator[Row]:

@@ -5,11 +5,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.corpus import texts_of
 from benchmarks.measure import Numbers, memory, metered
-from calm_core.artifact import Artifact
+from calm_core.artifact import Artifact, ArtifactWriter
 from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.data import merge  # noqa: F401 # loaded here, so that it is not timed
+from calm_core.data.duplicates import TEXT, KeyWriter
 from calm_core.data.encoder import choose_engine, encoder
 from calm_core.data.prepare import (
     find_duplicates,
@@ -64,6 +67,25 @@ def worker(source: str, tokenizer_file: str, folder: str) -> Numbers:
     return {"bytes": memory("VmHWM")}
 
 
+def write_keys(folder: str, partitions: str) -> Numbers:
+    """Scans of partitions of 2^20 documents each, with random keys."""
+    for number in range(int(partitions)):
+        keys = np.random.default_rng(number).bytes(16 << 20)
+        with ArtifactWriter(f"{folder}/scan-{number}", "scan", {"seed": number}, {}) as writer:
+            text_keys = KeyWriter(writer, TEXT)
+            for start in range(0, len(keys), 16):
+                text_keys.add(keys[start : start + 16])
+            text_keys.close()
+            writer.results |= {"partition": number, "documents": len(keys) // 16}
+    return {}
+
+
+def compare_keys(folder: str, partitions: str) -> Numbers:
+    """Seconds and largest memory of finding the duplicates among them."""
+    scans = [f"{folder}/scan-{number}" for number in range(int(partitions))]
+    return metered(lambda: find_duplicates(scans, DataConfig(), f"{folder}/found")) | {"bytes": memory("VmHWM")}
+
+
 if __name__ == "__main__":
-    TASKS = (prepare, encode, worker)
+    TASKS = (prepare, encode, worker, write_keys, compare_keys)
     print(json.dumps({task.__name__: task for task in TASKS}[sys.argv[1]](*sys.argv[2:])))

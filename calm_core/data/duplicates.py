@@ -33,7 +33,7 @@ _INDEX = np.dtype("<u8")
 _INDEX_BYTES = (BUCKETS + 1) * _INDEX.itemsize
 _BUCKET_SHIFT = np.uint64(64 - (BUCKETS - 1).bit_length())
 _KEY_BYTES = 16
-_RUN_DOCUMENTS = 1 << 19  # keys that are sorted at a time
+_RUN_DOCUMENTS = 1 << 20  # keys that are sorted at a time
 _RANGE_DOCUMENTS = 1 << 22  # keys of all partitions that are compared at a time
 _FILES_AT_A_TIME = 16
 _SLICE_DOCUMENTS = 1 << 20
@@ -194,11 +194,12 @@ def _mark_repeats(sources: list[Source], numbers: list[int], parts: list[Records
     Args:
         sources: All sources.
         numbers: The source of each part.
-        parts: Records in the order of the sources, each key once in a part.
+        parts: Records in the order of the sources, each key once in a part; they are used up.
         name: Of the keys.
     """
+    source_of = np.repeat(np.array(numbers, dtype=np.int32), [len(part) for part in parts])
     records = np.concatenate(parts)
-    source_of = np.repeat(numbers, [len(part) for part in parts])
+    parts.clear()
     order = np.lexsort((records["low"], records["high"]))  # stable: equal keys stay in the order of the sources
     repeated = order[_equals_previous(records[order])]
     for number in np.unique(source_of[repeated]).tolist():
