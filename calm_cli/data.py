@@ -169,6 +169,7 @@ def verify(uri: UriArgument) -> None:
             if isinstance(error := check.exception(), ArtifactError):
                 damage.append(str(error))
             elif error:
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise error
             progress.advance(task, sizes[checks[check]])
     if damage:
@@ -181,3 +182,5 @@ def verify(uri: UriArgument) -> None:
         f"{sum(sizes.values()):,} bytes in {seconds:.1f} s",
         markup=False,
     )
+    for dataset in manifest.origins.get("datasets", []):  # of a mixture
+        verify(dataset)

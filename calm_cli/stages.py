@@ -71,7 +71,8 @@ def prepare(
         str, typer.Option(metavar="URI", help="A dataset to take over and add the new sources to.", show_default=False)
     ] = "",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; the bytes do not depend on it. [default: one a core]")
+        int | None,
+        typer.Option(min=1, help="Processes, at most one a partition; the bytes stay the same. [default: a core each]"),
     ] = None,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,

@@ -95,6 +95,10 @@ class ArtifactWriter:
                 manifest = Manifest.model_validate_json(storage.read(manifest_uri))
                 if manifest.digest in self._parents.values():
                     raise ArtifactError(f"{self.uri}: is an input of what is to be written there; name another output")
+                if manifest.kind != self._kind:
+                    raise ArtifactError(
+                        f"{self.uri}: holds a {manifest.kind} artifact, no {self._kind}; name another output"
+                    )
                 replaced = manifest.files
             storage.remove([manifest_uri])
             storage.remove([storage.join(self.uri, entry.path) for entry in replaced])

@@ -43,7 +43,10 @@ class DataConfig(Section):
         0.05, gt=0, lt=1, description="share of documents held out, by a hash of the text"
     )
     near_duplicate_threshold: float = Field(
-        0.0, ge=0, le=0.95, description="drop documents about this similar to an earlier one (Jaccard, MinHash); 0: off"
+        0.0,
+        ge=0,
+        le=0.95,
+        description="drop documents about this similar to an earlier one (Jaccard, MinHash), 0.5 to 0.95; 0: off",
     )
     sequence_length: int = Field(512, ge=2, description="tokens in a sequence")
     document_alignment: int = Field(8, ge=1, description="documents begin on a multiple of this many tokens")
@@ -63,6 +66,11 @@ class DataConfig(Section):
                 raise ValueError(
                     f"{whole} ({getattr(self, whole)}) must be a multiple of {unit} ({getattr(self, unit)})"
                 )
+        if 0 < self.near_duplicate_threshold < 0.5:
+            raise ValueError(
+                f"near_duplicate_threshold ({self.near_duplicate_threshold}) must be 0 (off) or 0.5 and more; "
+                "below it, most of what is found is no near-duplicate"
+            )
         if self.min_document_bytes > self.max_document_bytes:
             raise ValueError(
                 f"min_document_bytes ({self.min_document_bytes}) must not exceed max_document_bytes "

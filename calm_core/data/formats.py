@@ -32,7 +32,7 @@ Reason = Literal[
 ]
 
 _JSON_BYTES = 6  # JSON may spend this many bytes on one byte of text, as in \\u0001
-_OTHER_FIELDS = 1024  # room in a line for more than its text
+_OTHER_FIELDS = 16 << 20  # room in a line for more than its text
 _BATCH_BYTES = 8 << 20  # of a column, decoded at a time
 _BLANK_LINE, _LINE_END = re.compile(rb"\n\r?\n"), re.compile(rb"\n")
 _LONGEST_MARK = 3
@@ -131,7 +131,9 @@ def _first_cut(before: bytes, block: bytes) -> int | None:
 def _of_part(origin: str, data: bytes | bytearray, config: DataConfig) -> Iterator[Document]:
     if origin.endswith(":0"):
         data = data.removeprefix(codecs.BOM_UTF8)
-    if data.strip():
+    if len(data) > config.max_document_bytes:  # the rest of it was not kept
+        yield Document(origin, reason="too_large")
+    elif data.strip():
         yield _of_utf8(origin, data, config)
 
 
@@ -280,4 +282,4 @@ def format_of(uri: str) -> Format | None:
 
 def is_damage(error: Exception) -> bool:
     """Whether an error says that a file's content is broken, and not that it could not be fetched."""
-    return isinstance(error, pa.ArrowInvalid) or (type(error) is OSError and error.errno is None)
+    return isinstance(error, (pa.ArrowInvalid, UnicodeDecodeError)) or (type(error) is OSError and error.errno is None)

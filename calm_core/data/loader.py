@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 
 from calm_core.artifact import Artifact
+from calm_core.data.formats import is_damage
 from calm_core.data.order import BLOCK_SHARDS, EpochOrder, Group, MixOrder, Numbers
 from calm_core.data.shard_files import ShardFiles
 from calm_core.data.shards import ShardReader
@@ -92,7 +92,9 @@ class TokenDataset:
         """
         try:
             return self._reader(group.shard).read_group(group.number)
-        except (OSError, pa.ArrowInvalid):
+        except Exception as error:
+            if not is_damage(error):
+                raise
             raise ArtifactError(self._artifact.damaged(self._shard_paths[group.shard])) from None
 
     def fetch(self, shard: int) -> None:

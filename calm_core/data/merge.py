@@ -59,20 +59,20 @@ def merge_partitions(
     _refuse_too_many_rejects(counts, examples, config)
     if made := reusable(output_uri, "dataset", settings, parents):
         return _finished(made)
+    splits = {split: _split_counts(split, parts, first) for split in SPLITS}
+    _refuse_lost_documents(counts, splits)
+    if base:
+        counts, splits = _added(base.manifest.results, counts, splits)
+    for split in SPLITS:
+        if not splits[split]["sequences"]:
+            raise SourceError(
+                f"the {split} split is empty: {counts['documents_out']} documents, validation_fraction "
+                f"{config.validation_fraction}; add documents or change data.validation_fraction"
+            )
     with (
         tracking.stage_run(STAGE, config.model_dump(mode="json")) as run,
         ArtifactWriter(output_uri, "dataset", settings, parents) as writer,
     ):
-        splits = {split: _split_counts(split, parts, first) for split in SPLITS}
-        _refuse_lost_documents(counts, splits)
-        if base:
-            counts, splits = _added(base.manifest.results, counts, splits)
-        for split in SPLITS:
-            if not splits[split]["sequences"]:
-                raise SourceError(
-                    f"the {split} split is empty: {counts['documents_out']} documents, validation_fraction "
-                    f"{config.validation_fraction}; add documents or change data.validation_fraction"
-                )
         if base:
             report(STAGE, note=f"copying {len(base.manifest.files):,} files of {base.uri}")
             kept = [entry.path for entry in base.manifest.files if entry.path != "tokenizer.json"]

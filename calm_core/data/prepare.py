@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from functools import partial
-from itertools import repeat
+from itertools import repeat, zip_longest
 from multiprocessing import get_context
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -30,7 +30,7 @@ from calm_core.data.packing import Packer
 from calm_core.data.shards import ShardWriter
 from calm_core.data.sources import Partition, read_documents
 from calm_core.data.tokenizer import Tokenizer
-from calm_core.errors import ArtifactError, CalmError, ConfigError
+from calm_core.errors import ArtifactError, CalmError, ConfigError, SourceError
 from calm_core.progress import report, reported
 
 STAGE = "prepare"
@@ -180,7 +180,10 @@ def train_tokenizer(
         A `tokenizer` artifact: tokenizer.json, and the engine that encodes with it fastest.
     """
     settings = config.model_dump(mode="json", exclude={"source"})
-    settings |= {"partitions": [document_settings(partition, data) for partition in partitions]}
+    settings |= {
+        "validation_fraction": data.validation_fraction,
+        "partitions": [document_settings(partition, data) for partition in partitions],
+    }
     extension = Extension.of(data)
     parents = {"extends": extension.parent.digest} if extension else {}
     if not config.source and (made := reusable(output_uri, "tokenizer", settings, parents)):
@@ -255,7 +258,9 @@ def tokenize_partition(
         SplitWriter(writer, "validation", config, tokenizer) as validation,
     ):
         tokens = 0
-        for done, (document, kind) in enumerate(zip(usable, kinds, strict=True)):
+        for done, (document, kind) in enumerate(zip_longest(usable, kinds)):
+            if document is None or kind is None:
+                raise SourceError(f"partition {index}: its sources have changed since they were scanned; run again")
             note.tell(done, tokens)
             if kind != duplicates.KEPT:
                 continue

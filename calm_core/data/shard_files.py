@@ -57,7 +57,8 @@ class ShardFiles:
     def _open_local(self, path: str) -> IO[bytes]:
         _, local_path = storage.filesystem_of(storage.join(self._artifact.uri, path))
         try:
-            file = _opened(Path(local_path))
+            with storage.answering(local_path):
+                file = _opened(Path(local_path))
         except FileNotFoundError:
             raise ArtifactError(self._artifact.missing(path)) from None
         if path not in self._checked:

@@ -4,6 +4,7 @@ A bad document is counted by reason and kept out: documents in = documents out +
 """
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -94,7 +95,10 @@ def find_files(config: DataConfig) -> list[SourceFile]:
 
 
 def _source_file(uri: str) -> SourceFile:
-    return SourceFile(uri=uri, size=storage.size(uri), digest=storage.digest(uri))
+    try:
+        return SourceFile(uri=uri, size=storage.size(uri), digest=storage.digest(uri))
+    except FileNotFoundError:
+        raise SourceError(f"{uri}: is missing; restore it, or leave it out of data.sources") from None
 
 
 def partition_files(
@@ -115,11 +119,11 @@ def partition_files(
     for file in files:
         cuts = [0, file.size]
         if (format_ := format_of(file.uri)) and format_.splits:
-            inside = {round(b - offset) for b in bounds if offset < b < offset + file.size} - {0, file.size}
-            cuts = [0, *sorted(inside), file.size]
+            between = bounds[bisect_right(bounds, offset) : bisect_left(bounds, offset + file.size)]
+            cuts = [0, *sorted({round(bound - offset) for bound in between} - {0, file.size}), file.size]
         for start, end in pairwise(cuts):
             middle = offset + (start + end) / 2
-            shares[sum(b <= middle for b in bounds)].append(Piece(file=file, start=start, end=end))
+            shares[bisect_right(bounds, middle)].append(Piece(file=file, start=start, end=end))
         offset += file.size
     return [_written(pieces, first_index + i, place, extends) for i, pieces in enumerate(shares)]
 
@@ -160,7 +164,12 @@ def _files_of_folder(uri: str) -> list[str]:
         raise SourceError(f"{uri}: holds several splits; name those to read: {names}")
     if not storage.exists(storage.join(uri, "state.json")):
         return []
-    state = json.loads(storage.read(storage.join(uri, "state.json")))
+    try:
+        state = json.loads(storage.read(storage.join(uri, "state.json")))
+    except ValueError:
+        raise SourceError(f"{storage.join(uri, 'state.json')}: is no JSON; save the dataset again") from None
+    if not isinstance(state, dict) or "_data_files" not in state:
+        return []
     if state.get("_indices_data_files"):
         raise SourceError(f"{uri}: holds a selection of rows; call its flatten_indices() and save it again")
     return [storage.join(uri, file["filename"]) for file in state["_data_files"]]

@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -210,10 +211,10 @@ class Tokenizer:
         """The content of a tokenizer.json."""
         return bytes(self._backend.to_str(pretty=True).encode("utf-8"))
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Number of tokens; below the asked size when the texts held too few different words."""
-        return int(self._backend.get_vocab_size())
+        """One more than the highest token id; below the asked size when the texts held too few different words."""
+        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""

@@ -88,13 +88,13 @@ def test_the_tokenizer_is_the_parents_whatever_the_settings_say(parent: Artifact
 
 
 def test_a_text_like_an_old_one_is_a_near_duplicate(tmp_path: Path) -> None:
-    """40 words of which one differs share 32 of 40 shingles: 0.8 is well above 0.4."""
+    """40 words of which one differs share 32 of 40 shingles: 0.8 is well above 0.5."""
     words = [f"word{i}" for i in range(40)]
     old = write_lines(tmp_path / "old.jsonl", [" ".join(words), *OLD])
     similar = " ".join([*words[:20], "other", *words[21:]])
-    parent = prepare_data(data_of(old, near_duplicate_threshold=0.4), TOKENIZER, f"{tmp_path}/parent")
+    parent = prepare_data(data_of(old, near_duplicate_threshold=0.5), TOKENIZER, f"{tmp_path}/parent")
     new = write_lines(tmp_path / "new.jsonl", [similar, " ".join(words), "nothing like it at all"])
-    child = extended(parent, new, near_duplicate_threshold=0.4)
+    child = extended(parent, new, near_duplicate_threshold=0.5)
     added = set(all_documents(child)) - set(all_documents(parent))
     assert added == {"nothing like it at all"}
     before, after = parent.manifest.results, child.manifest.results

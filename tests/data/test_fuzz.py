@@ -155,5 +155,6 @@ def test_a_line_of_100_mb_is_one_reject_in_bounded_memory(suffix: str, tmp_path:
     run = subprocess.run([sys.executable, "-c", PROGRAM, *configs], stderr=subprocess.PIPE, text=True, check=True)
     (*small, small_peak), (*large, large_peak) = (map(int, line.split()) for line in run.stderr.splitlines())
     assert small == large == [len(GOOD), 1]
-    # JSON may spend 6 bytes on one of a text's 10 MB: so much of a line is kept, for a moment twice.
-    assert large_peak - small_peak < 150_000  # KiB
+    # JSON may spend 6 bytes on one of a text's 10 MB, other fields 16 MiB: so much of a line is kept, for a moment
+    # twice, and a buffer that grows may be copied once more.
+    assert large_peak - small_peak < 240_000  # KiB

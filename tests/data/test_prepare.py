@@ -325,3 +325,40 @@ def test_preparing_does_not_wait_for_torch() -> None:
     """Its import takes seconds in each of the pipeline's data tasks."""
     program = "import sys, calm_core.data.prepare, calm_core.data.factbook; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_changed_split_trains_the_tokenizer_anew(tmp_path: Path) -> None:
+    """Else it has learned from what is held out now."""
+    source = write_lines(tmp_path / "texts.jsonl", texts(60))
+    prepare_data(data_of(source, validation_fraction=0.1), TOKENIZER, f"{tmp_path}/dataset")
+    changed = prepare_data(data_of(source, validation_fraction=0.5), TOKENIZER, f"{tmp_path}/dataset")
+    assert changed.digest == prepare_data(data_of(source, validation_fraction=0.5), TOKENIZER, f"{tmp_path}/b").digest
+
+
+def test_a_refused_run_leaves_the_dataset_that_is_there(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "texts.jsonl", texts(20))
+    before = files_of(prepare_data(data_of(source), TOKENIZER, f"{tmp_path}/dataset"))
+    with pytest.raises(SourceError, match="the validation split is empty"):
+        prepare_data(data_of(source, validation_fraction=1e-9), TOKENIZER, f"{tmp_path}/dataset")
+    assert files_of(Artifact(f"{tmp_path}/dataset", "dataset")) == before
+
+
+def test_a_source_that_changes_after_the_scan_is_one_line(steps: dict[str, Any], tmp_path: Path) -> None:
+    """Its size stays, but a line more is in it: the marks of duplicates would go to other documents."""
+    [source] = {file["uri"] for file in Artifact(f"{tmp_path}/dataset", "dataset").manifest.origins["sources"]}
+    content = Path(source.removeprefix("file://")).read_bytes()
+    Path(source.removeprefix("file://")).write_bytes(content.replace(b"a river a river", b'a"}\n{"text": "1', 1))
+    arguments = steps["config"], steps["tokenizer_uri"], steps["duplicates_uri"]
+    with pytest.raises(SourceError, match=r"partition \d: its sources have changed since they were scanned; run again"):
+        for i, partition in enumerate(steps["partitions"]):
+            prepare.tokenize_partition(partition, *arguments, f"{tmp_path}/again-{i}")
+
+
+@pytest.mark.parametrize("in_the_way", ["a file", "a folder that is one"])
+def test_an_output_that_cannot_be_written_is_one_line(in_the_way: str, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "texts.jsonl", texts(20))
+    output = tmp_path / "dataset"
+    (output if in_the_way == "a file" else tmp_path / "dataset.parts").write_text("")
+    with pytest.raises(CalmError, match=r"cannot be written \(.*that no file is in its way") as caught:
+        prepare_data(data_of(source), TOKENIZER, str(output))
+    assert "\n" not in str(caught.value)

@@ -45,7 +45,6 @@ def texts_of(config: DataConfig) -> list[str]:
 
 
 LIMIT = 200  # max_document_bytes of the bad lines
-LONGEST_LINE = 6 * LIMIT + 1024  # JSON may spend 6 bytes on one byte of text; the rest is room for other fields
 
 BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"text": "caf\xe9"}', "not_utf8"),
@@ -71,8 +70,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"text": "\\ud800 alone"}', "invalid_unicode"),
     (json.dumps({"text": "a" * (LIMIT + 1)}).encode(), "too_large"),
     (json.dumps({"text": "\u00e9" * (LIMIT // 2 + 1)}).encode(), "too_large"),
-    (json.dumps({"text": "a" * (3 * LONGEST_LINE)}).encode(), "too_large"),
-    (b" " * (2 * LONGEST_LINE) + b'{"text": "far right"}', "too_large"),
+    (json.dumps({"text": "a" * (300 * LIMIT)}).encode(), "too_large"),
 ]
 
 
@@ -115,6 +113,13 @@ def test_line_ends_blank_lines_and_a_byte_order_mark_are_no_documents(tmp_path: 
     path = tmp_path / "windows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n \t\n{"text": "two\\r\\n"}\r\n\n{"text": "no line end"}')
     assert texts_of(config_of(path)) == ["one", "two\r\n", "no line end"]
+
+
+def test_a_small_text_beside_large_fields_is_kept(tmp_path: Path) -> None:
+    """What else is in a line, a page's HTML or an embedding, is not the document."""
+    path = tmp_path / "wide.jsonl"
+    path.write_text(json.dumps({"html": "<p>" * 50_000, "text": "a text", "embedding": [0.25] * 4096}) + "\n")
+    assert texts_of(config_of(path, max_document_bytes=LIMIT)) == ["a text"]
 
 
 def test_the_field_of_the_text_has_a_name(tmp_path: Path) -> None:
@@ -485,3 +490,19 @@ def test_sizes_are_those_of_the_normalised_text(suffix: str, tmp_path: Path) -> 
         write_parquet(path, pa.array(texts))
     documents = read_all(config_of(path, unicode_normalization="NFKC", max_document_bytes=6))
     assert [document.text or document.reason for document in documents] == ["too_large", "\u00e9" * 3]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ('{"_data_files": [{"filename": "gone.arrow"}]}', r"gone\.arrow: is missing; restore it"),
+        ("{", r"state\.json: is no JSON"),
+        ('{"of": "something else"}', "is a folder; name its files"),
+    ],
+)
+def test_a_folder_that_is_no_whole_dataset_is_named_on_one_line(state: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text(state)
+    with pytest.raises(SourceError, match=message) as caught:
+        plan_partitions(config_of(tmp_path / "saved"))
+    assert "\n" not in str(caught.value)

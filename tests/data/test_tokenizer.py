@@ -1,5 +1,6 @@
 """The tokenizer: any text comes back unchanged, and the same texts give the same tokenizer."""
 
+import json
 import os
 import random
 import subprocess
@@ -76,3 +77,10 @@ def test_a_tiny_text_gives_a_smaller_vocabulary_than_asked() -> None:
     """256 bytes, 2 special tokens, and the only merge there is."""
     assert Tokenizer.train(["ab ab"], 1000).vocab_size <= 256 + 2 + 2
     assert Tokenizer.train([], 1000).vocab_size == 256 + 2
+
+
+def test_ids_with_gaps_count_up_to_the_highest(tokenizer: Tokenizer) -> None:
+    """The type of the shards, and the size of the embedding, must hold each id."""
+    settings = json.loads(tokenizer.to_bytes())
+    settings["added_tokens"][1]["id"] = settings["model"]["vocab"][EOS_TOKEN] = 70_000
+    assert Tokenizer.from_bytes(json.dumps(settings).encode()).vocab_size == 70_001
