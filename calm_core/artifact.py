@@ -97,7 +97,7 @@ class ArtifactWriter:
                     raise ArtifactError(f"{self.uri}: is an input of what is to be written there; name another output")
                 if manifest.kind != self._kind:
                     raise ArtifactError(
-                        f"{self.uri}: holds a {manifest.kind} artifact, no {self._kind}; name another output"
+                        f"{self.uri}: holds an artifact of kind {manifest.kind}, not {self._kind}; name another output"
                     )
                 replaced = manifest.files
             storage.remove([manifest_uri])

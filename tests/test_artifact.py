@@ -160,7 +160,7 @@ def test_an_artifact_of_another_kind_is_not_written_over(tmp_path: Path) -> None
     with ArtifactWriter(str(tmp_path), "calm", {}, {}) as writer:
         writer.write("weights", b"weeks of training")
     with (
-        pytest.raises(ArtifactError, match="holds a calm artifact, no dataset; name another output"),
+        pytest.raises(ArtifactError, match="holds an artifact of kind calm, not dataset; name another output"),
         ArtifactWriter(str(tmp_path), "dataset", {}, {}),
     ):
         pass
