@@ -19,3 +19,8 @@ class ArtifactError(CalmError):
 
 class StorageError(CalmError):
     """The storage failed again and again."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line: the libraries' messages may have several, or none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from calm_core.errors import CalmError, StorageError
+from calm_core.errors import CalmError, StorageError, first_line
 
 _BLOCK_BYTES = 1 << 20
 _PARTIAL = ".partial"
@@ -44,7 +44,7 @@ def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
         filesystem, path = url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise StorageError(
-            f"{uri}: cannot be used ({_line(error)}); check the URL, or install its file system"
+            f"{uri}: cannot be used ({first_line(error)}); check the URL, or install its file system"
         ) from None
     return filesystem, path
 
@@ -62,7 +62,7 @@ def answering(uri: str) -> Iterator[None]:
     except (*_FOR_THE_CALLER, CalmError):
         raise
     except PermissionError as error:
-        reason = f"access is denied ({_line(error)}); check its permissions, and AWS_ACCESS_KEY_ID and"
+        reason = f"access is denied ({first_line(error)}); check its permissions, and AWS_ACCESS_KEY_ID and"
         raise StorageError(f"{uri}: {reason} AWS_SECRET_ACCESS_KEY for an object store") from error
     except OSError as error:
         if error.errno in _FULL:
@@ -74,12 +74,9 @@ def answering(uri: str) -> Iterator[None]:
 
 def _failed(uri: str, error: Exception) -> StorageError:
     return StorageError(
-        f"{uri}: the storage failed ({_line(error)}); check that it can be reached, then run the same command again"
+        f"{uri}: the storage failed ({first_line(error)}); check that it can be reached, "
+        "then run the same command again"
     )
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def join(uri: str, *parts: str) -> str:
@@ -150,8 +147,8 @@ def _writing(uri: str) -> Iterator[None]:
             yield
         except _FOR_THE_CALLER as error:
             raise StorageError(
-                f"{uri}: cannot be written ({_line(error)}); check that its bucket or folder exists, that no file is "
-                "in its way, and that no other run writes there"
+                f"{uri}: cannot be written ({first_line(error)}); check that its bucket or folder exists, "
+                "that no file is in its way, and that no other run writes there"
             ) from error
 
 

@@ -92,7 +92,7 @@ class TokenDataset:
         """
         try:
             return self._reader(group.shard).read_group(group.number)
-        except Exception as error:
+        except Exception as error:  # Arrow has several kinds for damage
             if not is_damage(error):
                 raise
             raise ArtifactError(self._artifact.damaged(self._shard_paths[group.shard])) from None

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import repeat, zip_longest
 from multiprocessing import get_context
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +43,6 @@ SHOWN_REJECTS = 20
 _CHECKED_BYTES = 100_000  # of text, that engines are compared on
 _REPORT_SECONDS = 2.0
 _LENGTH_BINS = 33  # of the histogram: 2^32 tokens are more than a document may have
-
-Made = TypeVar("Made")
 
 
 def split_of(text_hash: bytes, validation_fraction: float) -> Split:

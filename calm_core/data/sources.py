@@ -16,7 +16,7 @@ from calm_core import storage
 from calm_core.artifact import digest_of
 from calm_core.config import DataConfig
 from calm_core.data.formats import FORMATS, Document, Range, format_of, is_damage
-from calm_core.errors import ArtifactError, ConfigError, SourceError
+from calm_core.errors import ArtifactError, ConfigError, SourceError, first_line
 
 _FILES_AT_A_TIME = 16
 _ENDLESS = 1 << 62
@@ -201,12 +201,12 @@ def read_documents(partition: Mapping[str, Any], config: DataConfig) -> Iterator
                 if format_.unpack:
                     content, span = format_.unpack(file), Range(0, _ENDLESS)
                 yield from format_.read(content, span, uri, config)
-            except Exception as error:
+            except Exception as error:  # each format has its own kinds of damage
                 if not is_damage(error):
                     raise
                 if config.damaged_files == "fail":
                     raise SourceError(
-                        f"{uri}: is truncated or damaged ({str(error).splitlines()[0]}); mend it, leave it out, or set "
+                        f"{uri}: is truncated or damaged ({first_line(error)}); mend it, leave it out, or set "
                         "data.damaged_files=reject to keep what comes before the damage"
                     ) from None
                 yield Document(f"{uri}:damage", reason="damaged_file")

@@ -136,7 +136,7 @@ class Mixed(Mixture):
     """A mixture of numbered data sets."""
 
     def __init__(self, parts: list[Numbered], weights: list[int]) -> None:
-        self.parts, self.weights = parts, weights  # type: ignore[assignment]
+        self.parts, self.weights = parts, weights  # type: ignore[assignment]  # stand-ins without files
         self.sequence_length = 2
 
 
