@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from calm_core.data.factbook import write_factbook
+from calm_core.data.sources.factbook import write_factbook
 
 SOURCE_CODE_OF = ("matplotlib", "networkx")
 _TAG = re.compile(r"<[^>]+>")

@@ -17,8 +17,8 @@ from benchmarks.corpus import texts_of, write_corpus, write_texts
 from benchmarks.measure import Numbers, Row, in_process, in_turns
 from benchmarks.peers import peer
 from benchmarks.sizes import V
-from calm_core.data.tokenizer import Tokenizer
-from tests.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, s3_server
+from calm_core.data.tokenizers.tokenizer import Tokenizer
+from pipelines.local.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, s3_server
 
 T, REPEATS = 2048, 5
 KEYED = (4, 40)  # partitions

@@ -9,12 +9,10 @@ import numpy as np
 
 from benchmarks.corpus import texts_of
 from benchmarks.measure import Numbers, memory, metered
-from calm_core.artifact import Artifact, ArtifactWriter
 from calm_core.config import DataConfig, TokenizerConfig
-from calm_core.data import merge  # noqa: F401 # loaded here, so that it is not timed
-from calm_core.data.duplicates import TEXT, KeyWriter
-from calm_core.data.encoder import choose_engine, encoder
-from calm_core.data.prepare import (
+from calm_core.data.preparing import merge  # noqa: F401 # loaded here, so that it is not timed
+from calm_core.data.preparing.duplicates import TEXT, KeyWriter
+from calm_core.data.preparing.steps import (
     find_duplicates,
     plan_partitions,
     prepare_data,
@@ -22,7 +20,9 @@ from calm_core.data.prepare import (
     tokenize_partition,
     train_tokenizer,
 )
-from calm_core.data.tokenizer import Tokenizer
+from calm_core.data.tokenizers.encoder import choose_engine, encoder
+from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.store.artifact import Artifact, ArtifactWriter
 
 
 def prepare(source: str, tokenizer_file: str, output: str, workers: str, settings: str) -> Numbers:

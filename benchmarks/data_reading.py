@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Numbers, metered
-from calm_core import storage
-from calm_core.artifact import Artifact
 from calm_core.config import AutoencoderConfig, AutoencoderModelConfig
-from calm_core.data.loader import Loader, TokenDataset
-from calm_core.training.stages import train
+from calm_core.data.reading.loader import Loader, TokenDataset
+from calm_core.store import storage
+from calm_core.store.artifact import Artifact
+from calm_core.training.stage import train
 
 BATCH, EPOCHS = 8, 4
 _RESUMES = 7

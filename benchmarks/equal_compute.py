@@ -13,15 +13,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from calm_core.artifact import Artifact
 from calm_core.config import Config, resolve_config
-from calm_core.data.factbook import write_factbook
-from calm_core.data.prepare import prepare_data
+from calm_core.data.sources.factbook import write_factbook
+from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError
-from calm_core.estimate import Estimate, estimate
 from calm_core.evaluation.protocol import require_same_protocol
 from calm_core.evaluation.stage import evaluate
-from calm_core.training.stages import train
+from calm_core.scaling.cost import Estimate, estimate
+from calm_core.store.artifact import Artifact
+from calm_core.training.stage import train
 from pipelines import profiles
 
 CHUNK_SIZES = (1, 2, 4)

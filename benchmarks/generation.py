@@ -7,11 +7,12 @@ from torch import Tensor
 
 from benchmarks.measure import Row, compared, side_by_side
 from benchmarks.sizes import SMALL, K, V, baseline, models, spread_samples
-from calm_core.generation import CalmChunks, NextChunk, Sampling, TransformerTokens
-from calm_core.models.autoencoder import Autoencoder, freeze
+from calm_core.generation.temperature import FREE, choose_chunks, temperature_weights
+from calm_core.generation.text import CalmChunks, NextChunk, Sampling, TransformerTokens
+from calm_core.models.autoencoders.mlp import Autoencoder
 from calm_core.models.backbone import Branches
-from calm_core.noise import SequenceNoise
-from calm_core.temperature import FREE, choose_chunks, temperature_weights
+from calm_core.models.layers import freeze
+from calm_core.models.noise import SequenceNoise
 
 BATCH, SAMPLES, TEMPERATURE, TOKENS = 8, 200, 0.5, 64
 

@@ -10,9 +10,9 @@ from benchmarks.measure import Row, compared, side_by_side
 from benchmarks.sizes import SMALL, models, spread_samples
 from calm_core.evaluation.brier import MAX_N, brier_terms, next_tokens
 from calm_core.evaluation.samplers import CalmSampler
-from calm_core.models.autoencoder import to_chunks
+from calm_core.models.autoencoders.mlp import to_chunks
 from calm_core.models.backbone import KeyValues
-from calm_core.noise import SequenceNoise
+from calm_core.models.noise import SequenceNoise
 
 TOKENS = 512
 

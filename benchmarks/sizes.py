@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from calm_core.config import AutoencoderModelConfig, CalmModelConfig, TransformerModelConfig
-from calm_core.models.autoencoder import Autoencoder, freeze
+from calm_core.models.autoencoders.mlp import Autoencoder
 from calm_core.models.calm import Calm
-from calm_core.models.heads import Head, HeadBlock
+from calm_core.models.heads.base import Head, HeadBlock
+from calm_core.models.layers import freeze
 from calm_core.models.transformer import Transformer
 
 SMALL = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -74,7 +75,7 @@ def _plain_network(head: Head, x: Tensor, y: Tensor) -> Tensor:
 def written_plainly() -> Iterator[None]:
     """CALM with the plain energy loss and a head that treats its input as one vector."""
     with (
-        patch("calm_core.models.heads.energy_loss", plain_energy_loss),
+        patch("calm_core.models.heads.energy.energy_loss", plain_energy_loss),
         patch.object(HeadBlock, "forward", _plain_block),
         patch.object(Head, "network", _plain_network),
     ):

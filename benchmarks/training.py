@@ -9,7 +9,7 @@ import torch
 from benchmarks.measure import Row, compared, peak_bytes, side_by_side
 from benchmarks.sizes import LARGE, SMALL, K, L, M, N, V, baseline, models, plain_energy_loss, written_plainly
 from calm_core.models.energy_score import energy_loss
-from calm_core.noise import SequenceNoise
+from calm_core.models.noise import SequenceNoise
 from calm_core.training.tasks import CalmTask, Task, TransformerTask
 
 POSITIONS = 4 * 1024 // K

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from calm_core.progress import ProgressEvent
+from calm_core.telemetry.progress import ProgressEvent
 
 STAGES = ("prepare", "train-autoencoder", "train-calm", "evaluate", "register")
 BASELINE_STAGES = ("train-transformer", "evaluate-transformer")

@@ -34,7 +34,7 @@ def import_(
       calm import downloads/CALM-M --autoencoder downloads/CALM-Autoencoder --tokenizer downloads/llama3_tokenizer
       --output out/calm-m
     """
-    from calm_core.huggingface import import_checkpoint
+    from calm_core.weights.huggingface import import_checkpoint
 
     artifacts = import_checkpoint(folder, output, autoencoder_folder=autoencoder, tokenizer_folder=tokenizer)
     console = Console(soft_wrap=True, highlight=False)
@@ -57,7 +57,7 @@ def export(
 
       calm export out/calm --autoencoder out/autoencoder --format huggingface --output my-calm
     """
-    from calm_core.huggingface import export_checkpoint
+    from calm_core.weights.huggingface import export_checkpoint
 
     writers = {Format.huggingface: export_checkpoint}
     folder = writers[format_](uri, output, autoencoder_uri=autoencoder)

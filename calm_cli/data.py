@@ -10,8 +10,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from rich.table import Table
 from rich.text import Text
 
-from calm_core.artifact import MANIFEST_NAME, Artifact, Manifest
 from calm_core.errors import ArtifactError, ConfigError
+from calm_core.store.artifact import MANIFEST_NAME, Artifact, Manifest
 
 app = typer.Typer(no_args_is_help=True, help="Look at datasets, and mix them.", rich_markup_mode="markdown")
 UriArgument = Annotated[str, typer.Argument(metavar="URI", help="Folder of the artifact.", show_default=False)]
@@ -94,7 +94,7 @@ def _lengths(results: dict[str, Any]) -> Table:
 def _show_sequences(console: Console, uri: str, split: str, number: int) -> None:
     import numpy as np
 
-    from calm_core.data.loader import TokenDataset
+    from calm_core.data.reading.loader import TokenDataset
 
     dataset = TokenDataset(uri, split)
     places = np.linspace(0, dataset.num_sequences - 1, min(number, dataset.num_sequences)).astype(np.int64)

@@ -28,7 +28,7 @@ def estimate(
 
       calm estimate --profile calm-m --set calm.model.num_hidden_layers=24 --gpus 64
     """
-    from calm_core import estimate as costs
+    from calm_core.scaling import cost as costs
 
     estimates = costs.estimate(configuration(profile, set_), gpus)
     table = Table("", *estimates, box=None, pad_edge=False)

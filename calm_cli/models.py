@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from calm_core.errors import CalmError
-from calm_core.tracking import DEFAULT_EXPERIMENT
-from pipelines.home import Home
+from calm_core.telemetry.mlflow_run import DEFAULT_EXPERIMENT
+from pipelines.local.home import Home
 
 
 def generate(
@@ -36,12 +36,12 @@ def generate(
 
       calm generate "The economy" "In 1990" --model models:/calm/3 --stop "."
     """
-    from pipelines.local_tracking import require_store, use_tracking
+    from pipelines.local.tracking import require_store, use_tracking
 
     home = Home.find()
     require_store(home)
     use_tracking(home, DEFAULT_EXPERIMENT)
-    from calm_core.generation import Sampling
+    from calm_core.generation.text import Sampling
     from calm_core.registry.load import load_generator
 
     sampling = Sampling(temperature, samples, budget if exact else 0)
@@ -70,7 +70,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this ma
 
       calm ui --port 5001
     """
-    from pipelines.local_tracking import require_store, tracking_uri
+    from pipelines.local.tracking import require_store, tracking_uri
 
     home = Home.find()
     uri = tracking_uri(home)

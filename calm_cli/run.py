@@ -15,9 +15,9 @@ from calm_cli.board import BASELINE_STAGES, STAGES, Board
 from calm_cli.display import display_for
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, SourceOption, TextFieldOption, configuration
 from calm_core.config import Config
-from calm_core.tracking import PARENT_RUN_VARIABLE, Run, start_run
-from pipelines.home import Home
-from pipelines.local import STOP_SECONDS, LocalRun
+from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE, Run, start_run
+from pipelines.local.home import Home
+from pipelines.local.run import STOP_SECONDS, LocalRun
 
 _POLL_SECONDS = 0.25
 _GO_ON = "run the same command again: finished stages come from the cache"
@@ -66,7 +66,7 @@ def _with_text(config: Config, home: Home) -> Config:
     """The same settings, with the text that comes with the installation where no source is named."""
     if config.data.sources:
         return config
-    from calm_core.data.factbook import write_factbook
+    from calm_core.data.sources.factbook import write_factbook
 
     home.corpus.parent.mkdir(exist_ok=True)
     write_factbook(str(home.corpus))
@@ -86,7 +86,7 @@ def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors
     Returns:
         The exit code: 0, 1 after a failure, 128 + the signal that stopped it.
     """
-    from pipelines.local_tracking import use_tracking
+    from pipelines.local.tracking import use_tracking
 
     try:
         with _signals_as_exception():
@@ -156,7 +156,7 @@ def failure_text(board: Board, pipeline: LocalRun) -> str:
 @contextmanager
 def _parent_run(config: Config) -> Iterator[Run]:
     """The pipeline's run in MLflow: all settings, and how it ended."""
-    from pipelines.local_tracking import end_open_stages
+    from pipelines.local.tracking import end_open_stages
 
     parent = start_run("calm-train", {})
     status = "FAILED"

@@ -12,10 +12,10 @@ from calm_cli.data import show_counts
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, SourceOption, TextFieldOption, configuration
 from calm_core.config import AutoencoderConfig, CalmConfig, Config, TransformerConfig
 from calm_core.errors import ConfigError
-from pipelines.home import Home
+from pipelines.local.home import Home
 
 if TYPE_CHECKING:
-    from calm_core.artifact import Artifact
+    from calm_core.store.artifact import Artifact
 
 
 class Model(enum.StrEnum):
@@ -49,7 +49,7 @@ CheckpointsOption = Annotated[
 
 def _begin(config: Config) -> Home:
     """Make MLflow ready for the stage's record."""
-    from pipelines.local_tracking import use_tracking
+    from pipelines.local.tracking import use_tracking
 
     home = Home.find()
     use_tracking(home, config.experiment)
@@ -93,7 +93,7 @@ def prepare(
     config = configuration(profile, settings, source, text_field)
     if not config.data.sources:
         raise ConfigError("data.sources: name the text, e.g. --source 'texts/*.jsonl'")
-    from calm_core.data.prepare import prepare_data
+    from calm_core.data.stage import prepare_data
 
     _begin(config)
     dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1)
@@ -124,7 +124,7 @@ def train(
 
       calm train --model transformer --dataset out/dataset --output out/transformer
     """
-    from calm_core.training import stages
+    from calm_core.training.stage import train
 
     if head and model != Model.calm:
         raise ConfigError(f"--head: is CALM's, a model {model.value} has none")
@@ -136,11 +136,7 @@ def train(
         Model.transformer: config.transformer,
     }
     root = checkpoints or str(home.checkpoints)
-    _end(
-        stages.train(
-            sections[model], dataset, output, seed=config.seed, checkpoint_root=root, autoencoder_uri=autoencoder
-        )
-    )
+    _end(train(sections[model], dataset, output, seed=config.seed, checkpoint_root=root, autoencoder_uri=autoencoder))
 
 
 def evaluate(
@@ -182,8 +178,8 @@ def compare(
     from rich.table import Table
 
     from calm_cli.summary import interval
-    from calm_core.artifact import Artifact
     from calm_core.evaluation.protocol import require_same_protocol
+    from calm_core.store.artifact import Artifact
 
     artifacts = [Artifact(uri, "evaluation") for uri in evaluations]
     require_same_protocol(artifacts)

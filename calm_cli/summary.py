@@ -10,8 +10,8 @@ from rich.text import Text
 
 from calm_cli.board import Board
 from calm_cli.display import clock
-from calm_core import storage
-from calm_core.artifact import MANIFEST_NAME, Manifest
+from calm_core.store import storage
+from calm_core.store.artifact import MANIFEST_NAME, Manifest
 
 REPORT_NAME = "report.html"
 _SHOWN_REJECTS = 5

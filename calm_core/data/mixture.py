@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping
 
-from calm_core import storage
-from calm_core.artifact import Artifact, ArtifactWriter
-from calm_core.data.order import SMALLEST_WEIGHT
+from calm_core.data.reading.order import SMALLEST_WEIGHT
 from calm_core.errors import ConfigError
+from calm_core.store import storage
+from calm_core.store.artifact import Artifact, ArtifactWriter
 
 _EQUAL = ("vocab_size", "pad_id", "eos_id", "sequence_length", "document_alignment")
 

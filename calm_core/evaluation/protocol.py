@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from calm_core.artifact import Artifact
 from calm_core.errors import CalmError
+from calm_core.store.artifact import Artifact
 
 
 def require_same_protocol(evaluations: Sequence[Artifact]) -> None:

@@ -11,19 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calm_core import tracking
-from calm_core.artifact import Artifact, ArtifactWriter
 from calm_core.config import EvaluationConfig
-from calm_core.data.loader import Mixture, TokenDataset, open_dataset
+from calm_core.data.reading.loader import Mixture, TokenDataset, open_dataset
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.evaluation.brier import MAX_N, BrierAccumulator, frequencies, next_tokens
 from calm_core.evaluation.report import Curve, render_report
 from calm_core.evaluation.samplers import BrierModel, CalmSampler, TransformerScorer, UnigramSampler
-from calm_core.generation import CalmChunks, NextChunk, Sampling, TextGenerator, TransformerTokens
-from calm_core.models.autoencoder import Autoencoder, freeze, reconstruct, to_chunks
-from calm_core.models.weights import load_autoencoder, load_calm, load_transformer, new_calm, new_transformer
-from calm_core.noise import SequenceNoise, derive_seed
-from calm_core.progress import report, reported
+from calm_core.generation.text import CalmChunks, NextChunk, Sampling, TextGenerator, TransformerTokens
+from calm_core.models.autoencoders.mlp import Autoencoder, reconstruct, to_chunks
+from calm_core.models.layers import freeze
+from calm_core.models.noise import SequenceNoise, derive_seed
+from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.telemetry import mlflow_run
+from calm_core.telemetry.progress import report, reported
+from calm_core.weights.load import load_autoencoder, load_calm, load_transformer, new_calm, new_transformer
 
 _FREQUENCY_SEQUENCES = 4096  # training sequences that the unigram reference counts
 
@@ -53,7 +54,7 @@ def evaluate(
     settings = config.model_dump(mode="json") | {"seed": seed}
     artifact = Artifact(model_uri, "calm", "transformer")
     stage = stage_name(artifact.manifest.kind)
-    with reported(stage), tracking.stage_run(stage, settings) as run:
+    with reported(stage), mlflow_run.stage_run(stage, settings) as run:
         dataset = open_dataset(dataset_uri, "validation")
         _require_same_tokenizer(artifact, dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -95,7 +96,7 @@ def evaluate(
         run.log_metrics(_metrics(results))
         run.log_text(html, "report.html")
         evaluation = Artifact(output_uri, "evaluation")
-        run.set_tags({tracking.DIGEST_TAG: evaluation.digest})
+        run.set_tags({mlflow_run.DIGEST_TAG: evaluation.digest})
     score = results["brierlm"]
     report(stage, "finished", note=f"BrierLM {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]")
     return evaluation

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from calm_core.config import CalmModelConfig
-from calm_core.models.autoencoder import Autoencoder
+from calm_core.models.autoencoders.mlp import Autoencoder
 from calm_core.models.backbone import Backbone
-from calm_core.models.heads import Head, Targets, make_head
+from calm_core.models.heads.base import Head, Targets
+from calm_core.models.heads.make import make_head
 from calm_core.models.layers import initialize
-from calm_core.noise import SequenceNoise
+from calm_core.models.noise import SequenceNoise
 
 _LAYER_NORM_EPS = 1e-6
 

@@ -30,3 +30,8 @@ def initialize(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Evaluation mode, no gradients; for a model that another one is trained on."""
+    return model.eval().requires_grad_(False)

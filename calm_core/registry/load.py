@@ -5,24 +5,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from calm_core import storage
-from calm_core.artifact import Artifact
 from calm_core.errors import CalmError
-from calm_core.models.autoencoder import freeze
-from calm_core.models.weights import load_autoencoder, load_calm
+from calm_core.models.layers import freeze
+from calm_core.store import storage
+from calm_core.store.artifact import Artifact
+from calm_core.weights.load import load_autoencoder, load_calm
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from calm_core.generation import TextGenerator
+    from calm_core.generation.text import TextGenerator
 
 DEFAULT_PARAMETERS: dict[str, int | float] = {"max_new_tokens": 64, "temperature": 1.0, "seed": 0}
 
 
 def text_generator(autoencoder: Artifact, calm: Artifact) -> "TextGenerator":
     """A text generator from the two trained artifacts."""
-    from calm_core.data.tokenizer import Tokenizer
-    from calm_core.generation import CalmChunks, TextGenerator
+    from calm_core.data.tokenizers.tokenizer import Tokenizer
+    from calm_core.generation.text import CalmChunks, TextGenerator
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = load_calm(calm, autoencoder).to(device), load_autoencoder(autoencoder).to(device)
@@ -45,7 +45,7 @@ class CalmTextModel:
 
     def predict(self, model_input: "pd.DataFrame", params: Mapping[str, Any] | None = None) -> list[str]:
         """Continue each prompt; `params` may hold max_new_tokens, temperature and seed."""
-        from calm_core.generation import Sampling
+        from calm_core.generation.text import Sampling
 
         settings = DEFAULT_PARAMETERS | dict(params or {})
         return self.generator.generate(

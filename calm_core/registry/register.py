@@ -6,13 +6,14 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from calm_core import storage, tracking
-from calm_core.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
-from calm_core.code_version import code_version
 from calm_core.config import RegistryConfig
 from calm_core.errors import ArtifactError, CalmError
-from calm_core.progress import report, reported
 from calm_core.registry.load import DEFAULT_PARAMETERS
+from calm_core.store import storage
+from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
+from calm_core.store.code_version import code_version
+from calm_core.telemetry import mlflow_run
+from calm_core.telemetry.progress import report, reported
 
 STAGE = "register"
 _EVALUATION_TAG = "calm.evaluation_digest"
@@ -36,9 +37,9 @@ def register_model(
     """
     settings = config.model_dump(mode="json")
     with reported(STAGE):
-        if not os.environ.get(tracking.TRACKING_URI_VARIABLE):
+        if not os.environ.get(mlflow_run.TRACKING_URI_VARIABLE):
             raise CalmError(
-                f"{STAGE}: set {tracking.TRACKING_URI_VARIABLE} to the MLflow server that holds the registry"
+                f"{STAGE}: set {mlflow_run.TRACKING_URI_VARIABLE} to the MLflow server that holds the registry"
             )
         artifacts = {
             "autoencoder": Artifact(autoencoder_uri, "autoencoder"),
@@ -51,9 +52,9 @@ def register_model(
         lineage["calm.code_version"] = code_version()
         score = artifacts["evaluation"].manifest.results["brierlm"]
         lineage["calm.brierlm"] = f"{score['value']:.4f} [{score['low']:.4f}, {score['high']:.4f}]"
-        with tracking.stage_run(STAGE, settings) as run:
+        with mlflow_run.stage_run(STAGE, settings) as run:
             report(STAGE, note="logging the model")
-            if parent := os.environ.get(tracking.PARENT_RUN_VARIABLE):
+            if parent := os.environ.get(mlflow_run.PARENT_RUN_VARIABLE):
                 lineage["calm.pipeline_run"] = parent
             number = _find_version(config, artifacts["evaluation"].digest)
             if number is None:

@@ -10,10 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from calm_core import storage
+from calm_core.store import storage
 
 _MARKER = "complete"
 
@@ -89,10 +88,3 @@ def _is_first_on_node() -> bool:
 
 def _files_in(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
-
-
-def all_reduce_sum(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Sum of a small tensor over all ranks, on this device."""
-    total = values.to(device)
-    dist.all_reduce(total)
-    return total

@@ -20,12 +20,13 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from calm_core.config import TrainingConfig
-from calm_core.data.loader import Batch, Loader, Mixture, TokenDataset
+from calm_core.data.reading.loader import Batch, Loader, Mixture, TokenDataset
 from calm_core.errors import CalmError
-from calm_core.noise import SequenceNoise, derive_seed
-from calm_core.progress import report
-from calm_core.tracking import Run
-from calm_core.training.checkpoint import Checkpointer, all_reduce_sum
+from calm_core.models.noise import SequenceNoise, derive_seed
+from calm_core.telemetry.mlflow_run import Run
+from calm_core.telemetry.progress import report
+from calm_core.training.checkpoint import Checkpointer
+from calm_core.training.distributed import all_reduce_sum
 from calm_core.training.tasks import Task
 
 DEFAULT_BUCKET = 500_000_000  # elements, DeepSpeed's default reduce_bucket_size

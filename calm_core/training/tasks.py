@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calm_core.models.autoencoder import Autoencoder, AutoencoderLoss, to_chunks
+from calm_core.models.autoencoders.mlp import Autoencoder, AutoencoderLoss, to_chunks
 from calm_core.models.calm import Calm, make_targets, next_chunk_counts
+from calm_core.models.noise import SequenceNoise
 from calm_core.models.transformer import Transformer
-from calm_core.noise import SequenceNoise
 
 
 @dataclass(frozen=True)

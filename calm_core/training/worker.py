@@ -12,22 +12,23 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
-from calm_core import storage
-from calm_core.artifact import Artifact, ArtifactWriter, digest_of
 from calm_core.config import AutoencoderConfig, CalmConfig, LanguageModelTrainingConfig, TransformerConfig
-from calm_core.data.loader import Mixture, TokenDataset, open_dataset
+from calm_core.data.reading.loader import Mixture, TokenDataset, open_dataset
 from calm_core.errors import CalmError
-from calm_core.models.autoencoder import Autoencoder, freeze
+from calm_core.models.autoencoders.mlp import Autoencoder
 from calm_core.models.backbone import Backbone
 from calm_core.models.calm import Calm
-from calm_core.models.heads import DenoisingHead
+from calm_core.models.heads.denoising import DenoisingHead
+from calm_core.models.layers import freeze
+from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.models.transformer import Transformer
-from calm_core.models.weights import WEIGHTS_NAME, load_autoencoder
-from calm_core.noise import SequenceNoise, derive_seed
-from calm_core.tracking import Run
-from calm_core.training.launch import ERROR_NAME, WorkerSpec
+from calm_core.store import storage
+from calm_core.store.artifact import Artifact, ArtifactWriter, digest_of
+from calm_core.telemetry.mlflow_run import Run
+from calm_core.training.launcher import ERROR_NAME, WorkerSpec
 from calm_core.training.loop import Trainer, headline_text
 from calm_core.training.tasks import AutoencoderTask, CalmTask, Task, TransformerTask
+from calm_core.weights.load import WEIGHTS_NAME, load_autoencoder
 
 _SCALE_SEQUENCES = 64  # training sequences that the scale of the latents is measured on
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from calm_cli.board import STAGES, Board
 from calm_cli.display import PLAIN_INTERVAL_SECONDS, PlainDisplay, board_table, clock, plain_line
-from calm_core.progress import ProgressEvent
+from calm_core.telemetry.progress import ProgressEvent
 
 
 def event(stage: str, state: str, time: float = 0.0, **details: object) -> ProgressEvent:

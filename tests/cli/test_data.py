@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calm_core.artifact import Artifact
-from calm_core.data.loader import TokenDataset
-from calm_core.data.prepare import prepare_data
-from calm_core.data.tokenizer import Tokenizer
+from calm_core.data.reading.loader import TokenDataset
+from calm_core.data.stage import prepare_data
+from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.store.artifact import Artifact
 from tests.cli.test_main import call
 from tests.data.test_prepare import TOKENIZER, data_of, documents_of, texts, write_lines
 

@@ -9,9 +9,9 @@ from calm_cli import run
 from calm_cli.board import Board
 from calm_cli.main import main
 from calm_core.config import Config, parse_section, resolve_config
-from calm_core.progress import ProgressEvent
+from calm_core.telemetry.progress import ProgressEvent
 from pipelines import profiles
-from pipelines.home import Home
+from pipelines.local.home import Home
 
 COMMANDS = [
     "run", "config", "estimate", "generate", "ui", "import", "export",

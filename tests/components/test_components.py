@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
-from calm_core.code_version import CODE_VERSION_VARIABLE
 from calm_core.errors import SourceError
+from calm_core.store.code_version import CODE_VERSION_VARIABLE
 from components import body, readme
 from components.image import IMAGE
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from calm_core.artifact import Artifact
 from calm_core.config import DataConfig, parse_section
-from calm_core.data import duplicates
-from calm_core.data.duplicates import DUPLICATE, KEPT, NEAR_DUPLICATE, read_dropped
-from calm_core.data.prepare import find_duplicates, plan_partitions, scan_partition
+from calm_core.data.preparing import duplicates
+from calm_core.data.preparing.duplicates import DUPLICATE, KEPT, NEAR_DUPLICATE, read_dropped
+from calm_core.data.preparing.steps import find_duplicates, plan_partitions, scan_partition
 from calm_core.errors import ArtifactError, ConfigError
+from calm_core.store.artifact import Artifact
 from tests.data.test_prepare import data_of, write_lines
 
 

@@ -14,10 +14,10 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from calm_core.config import TokenizerConfig
-from calm_core.data import encoder as encoder_module
-from calm_core.data.encoder import choose_engine, encoder
-from calm_core.data.prepare import prepare_data
-from calm_core.data.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
+from calm_core.data.stage import prepare_data
+from calm_core.data.tokenizers import encoder as encoder_module
+from calm_core.data.tokenizers.encoder import choose_engine, encoder
+from calm_core.data.tokenizers.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
 from calm_core.errors import CalmError
 from tests.data.test_prepare import data_of, documents_of, split_of, texts, write_lines
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from calm_core.artifact import Artifact
 from calm_core.config import DataConfig, TokenizerConfig
-from calm_core.data import prepare
 from calm_core.data.mixture import mix_datasets
-from calm_core.data.prepare import prepare_data
-from calm_core.data.sources import Partition
+from calm_core.data.preparing import steps
+from calm_core.data.sources.files import Partition
+from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, ConfigError, SourceError
+from calm_core.store.artifact import Artifact
 from tests.data.test_prepare import TOKENIZER, data_of, documents_of, files_of, split_of, texts, write_lines
 
 OLD, NEW = texts(30), texts(20, seed=1)
@@ -39,7 +39,7 @@ def all_documents(dataset: Artifact) -> list[str]:
 
 
 def in_splits(everything: list[str]) -> dict[str, list[str]]:
-    return {split: [text for text in everything if split_of(text, 0.3) == split] for split in prepare.SPLITS}
+    return {split: [text for text in everything if split_of(text, 0.3) == split] for split in steps.SPLITS}
 
 
 def test_new_documents_follow_the_old_ones_whose_files_stay_as_they_are(parent: Artifact, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_what_is_new_is_told_by_content_and_not_by_name(parent: Artifact, tmp_pa
     new = write_lines(tmp_path / "new.jsonl", NEW)
     (tmp_path / "a.jsonl").rename(tmp_path / "moved.jsonl")
     config = data_of(tmp_path / "moved.jsonl", tmp_path / "b.jsonl", new, extends=parent.uri)
-    partitions = prepare.plan_partitions(config, f"{tmp_path}/plan")
+    partitions = steps.plan_partitions(config, f"{tmp_path}/plan")
     pieces = [piece for part in partitions for piece in Partition.model_validate(part).pieces()]
     assert {piece.file.uri for piece in pieces} == {f"file://{new}"}
     assert documents_of(prepare_data(config, TOKENIZER, f"{tmp_path}/child")) == in_splits(OLD + NEW)
@@ -193,7 +193,7 @@ def test_a_setting_that_the_old_shards_cannot_follow_is_refused(
 ) -> None:
     config = data_of(write_lines(tmp_path / "new.jsonl", NEW), extends=parent.uri, **{name: value})
     with pytest.raises(ConfigError, match=rf"data\.{name}: the dataset .*parent has .*, not {value}"):
-        prepare.plan_partitions(config, f"{tmp_path}/plan")
+        steps.plan_partitions(config, f"{tmp_path}/plan")
 
 
 def parents_keys(parent: Artifact) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from calm_core.data.factbook import page_text, write_factbook
+from calm_core.data.sources.factbook import page_text, write_factbook
 
 
 @pytest.fixture(scope="module")

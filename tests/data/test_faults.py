@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from calm_core.artifact import Artifact
 from calm_core.config import DataConfig
-from calm_core.data.loader import Loader, TokenDataset
-from calm_core.data.order import EpochOrder
-from calm_core.data.prepare import prepare_data
+from calm_core.data.reading.loader import Loader, TokenDataset
+from calm_core.data.reading.order import EpochOrder
+from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, SourceError, StorageError
+from calm_core.store.artifact import Artifact
 from tests.data.test_prepare import TOKENIZER, data_of, files_of, texts, write_lines
 
 TEXTS = texts(1000)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calm_core.data.prepare import prepare_data
+from calm_core.data.stage import prepare_data
 from tests.data.test_prepare import TOKENIZER, data_of, documents_of
 
 GOOD = [f"good text {i}" for i in range(8)]  # some of each split
@@ -129,7 +129,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from calm_core.config import DataConfig, TokenizerConfig
-from calm_core.data.prepare import prepare_data
+from calm_core.data.stage import prepare_data
 
 for config in sys.argv[1:]:
     data = DataConfig.model_validate_json(config)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from calm_core.data import loader as loader_module
-from calm_core.data import shard_files
-from calm_core.data.loader import Loader, TokenDataset
-from calm_core.data.order import BLOCK_SHARDS, EpochOrder, Group
+from calm_core.data.reading import loader as loader_module
+from calm_core.data.reading import shard_files
+from calm_core.data.reading.loader import Loader, TokenDataset
+from calm_core.data.reading.order import BLOCK_SHARDS, EpochOrder, Group
 from calm_core.errors import ConfigError
 
 BATCH = 8

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calm_core.artifact import Artifact
 from calm_core.config import TokenizerConfig, TransformerConfig
-from calm_core.data.loader import Loader, Mixture, TokenDataset, open_dataset
 from calm_core.data.mixture import mix_datasets
-from calm_core.data.order import MIX_BLOCK
-from calm_core.data.prepare import prepare_data
+from calm_core.data.reading.loader import Loader, Mixture, TokenDataset, open_dataset
+from calm_core.data.reading.order import MIX_BLOCK
+from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, ConfigError
+from calm_core.store.artifact import Artifact
 from tests.data.test_prepare import TOKENIZER, data_of, files_of, write_lines
 
 BATCH = 12  # sequences, for 1, 2 and 3 ranks
@@ -177,7 +177,7 @@ def test_a_mixture_is_not_written_over_one_of_its_datasets(tmp_path: Path) -> No
 def test_a_model_is_trained_and_scored_on_a_mixture(dataset_uri: str, tmp_path: Path) -> None:
     from calm_core.config import EvaluationConfig
     from calm_core.evaluation.stage import evaluate
-    from calm_core.training.stages import train
+    from calm_core.training.stage import train
 
     mixture = mix_datasets({dataset_uri: 1}, f"{tmp_path}/mixture")
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}

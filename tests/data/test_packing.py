@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calm_core.data.packing import Packer
+from calm_core.data.preparing.packing import Packer
 
 PAD, EOS = 0, 1
 

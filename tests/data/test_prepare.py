@@ -14,17 +14,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from calm_core.artifact import Artifact
 from calm_core.config import DataConfig, TokenizerConfig
-from calm_core.data import merge, prepare
-from calm_core.data.loader import TokenDataset
-from calm_core.data.merge import merge_partitions
-from calm_core.data.prepare import prepare_data, text_hash
+from calm_core.data.preparing import merge, steps
+from calm_core.data.preparing.merge import merge_partitions
+from calm_core.data.preparing.steps import text_hash
+from calm_core.data.reading.loader import TokenDataset
+from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, SourceError
+from calm_core.store.artifact import Artifact
 
 
 def split_of(text: str, fraction: float) -> str:
-    return prepare.split_of(text_hash(text), fraction)
+    return steps.split_of(text_hash(text), fraction)
 
 
 TOKENIZER = TokenizerConfig(vocab_size=260)  # 2 merges: training takes no time
@@ -52,7 +53,7 @@ def files_of(artifact: Artifact) -> dict[str, bytes]:
 def documents_of(dataset: Artifact) -> dict[str, list[str]]:
     """Every document of each split, decoded, in the order of the shards."""
     found: dict[str, list[str]] = {}
-    for split in prepare.SPLITS:
+    for split in steps.SPLITS:
         part = TokenDataset(dataset.uri, split)
         found[split] = []
         ids: list[int] = []
@@ -71,7 +72,7 @@ def test_a_documents_split_depends_on_its_text_alone(tmp_path: Path) -> None:
     before = documents_of(prepare_data(data_of(write_lines(tmp_path / "old.jsonl", old)), TOKENIZER, f"{tmp_path}/a"))
     more = write_lines(tmp_path / "more.jsonl", new + old[::-1])
     after = documents_of(prepare_data(data_of(more, partitions=3), TOKENIZER, f"{tmp_path}/b"))
-    for split in prepare.SPLITS:
+    for split in steps.SPLITS:
         assert set(before[split]) < set(after[split])
         assert set(after[split]) & set(old) == set(before[split])
 
@@ -95,7 +96,7 @@ def test_every_document_is_once_in_the_data_set(tmp_path: Path) -> None:
 
     everything = first + second
     assert documents_of(dataset) == {
-        split: [text for text in everything if split_of(text, 0.3) == split] for split in prepare.SPLITS
+        split: [text for text in everything if split_of(text, 0.3) == split] for split in steps.SPLITS
     }
     results = dataset.manifest.results
     assert results["documents_in"] == 35 + 20 + 3 + 30 + 1 + 4
@@ -110,7 +111,7 @@ def test_every_document_is_once_in_the_data_set(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def steps(tmp_path: Path) -> dict[str, Any]:
+def made(tmp_path: Path) -> dict[str, Any]:
     """The artifacts of all steps before the merge, of three partitions."""
     source = write_lines(tmp_path / "texts.jsonl", texts(20) + texts(20)[:5])
     data = data_of(source, partitions=3)
@@ -118,7 +119,7 @@ def steps(tmp_path: Path) -> dict[str, Any]:
     place = f"{tmp_path}/dataset.parts"
     return {
         "config": data,
-        "partitions": prepare.plan_partitions(data, f"{place}/plan"),
+        "partitions": steps.plan_partitions(data, f"{place}/plan"),
         "scan_uris": [f"{place}/scan-{i:05d}" for i in range(3)],
         "shards_uris": [f"{place}/shards-{i:05d}" for i in range(3)],
         "duplicates_uri": f"{place}/duplicates",
@@ -127,21 +128,21 @@ def steps(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_the_order_in_which_partitions_are_collected_does_not_matter(steps: dict[str, Any], tmp_path: Path) -> None:
+def test_the_order_in_which_partitions_are_collected_does_not_matter(made: dict[str, Any], tmp_path: Path) -> None:
     """Whatever runs the partitions side by side may hand their artifacts on as they become ready."""
-    backwards = steps["scan_uris"][::-1]
-    duplicates = prepare.find_duplicates(backwards, steps["config"], f"{tmp_path}/again")
-    assert duplicates.digest == Artifact(steps["duplicates_uri"], "duplicates").digest
-    steps |= {"scan_uris": backwards, "shards_uris": [steps["shards_uris"][i] for i in (1, 2, 0)]}
-    assert merge_partitions(**steps).digest == Artifact(f"{tmp_path}/dataset", "dataset").digest
+    backwards = made["scan_uris"][::-1]
+    duplicates = steps.find_duplicates(backwards, made["config"], f"{tmp_path}/again")
+    assert duplicates.digest == Artifact(made["duplicates_uri"], "duplicates").digest
+    made |= {"scan_uris": backwards, "shards_uris": [made["shards_uris"][i] for i in (1, 2, 0)]}
+    assert merge_partitions(**made).digest == Artifact(f"{tmp_path}/dataset", "dataset").digest
 
 
 @pytest.mark.parametrize("uris", ["scan_uris", "shards_uris"])
-def test_a_partition_that_is_missing_or_named_twice_is_refused(steps: dict[str, Any], uris: str) -> None:
-    complete = steps[uris]
+def test_a_partition_that_is_missing_or_named_twice_is_refused(made: dict[str, Any], uris: str) -> None:
+    complete = made[uris]
     for wrong in (complete[1:], complete[:-1], [*complete, complete[0]]):
         with pytest.raises(ArtifactError, match="is missing or named twice"):
-            merge_partitions(**steps | {uris: wrong})
+            merge_partitions(**made | {uris: wrong})
 
 
 @pytest.fixture
@@ -260,18 +261,18 @@ def test_an_error_of_a_step_is_reported_with_its_reason(tmp_path: Path, monkeypa
     ],
 )
 def test_artifacts_of_different_runs_are_not_mixed(
-    steps: dict[str, Any], changed: dict[str, Any], message: str, tmp_path: Path
+    made: dict[str, Any], changed: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     """Their token ids, or the length of their rows, would mean something else: a wrong data set without an error."""
-    config: DataConfig = steps["config"]
+    config: DataConfig = made["config"]
     other = f"{tmp_path}/other-tokenizer"
-    prepare.train_tokenizer(
-        prepare.plan_partitions(config, f"{tmp_path}/plan"), TokenizerConfig(vocab_size=262), config, other
+    steps.train_tokenizer(
+        steps.plan_partitions(config, f"{tmp_path}/plan"), TokenizerConfig(vocab_size=262), config, other
     )
     replaced = {"tokenizer_uri": other} if "tokenizer_uri" in changed else {}
     replaced |= {"config": config.model_copy(update=changed["config"])} if "config" in changed else {}
     with pytest.raises(ArtifactError, match=message):
-        merge_partitions(**steps | replaced)
+        merge_partitions(**made | replaced)
 
 
 def test_a_moved_source_is_the_same_data_set(tmp_path: Path) -> None:
@@ -289,7 +290,7 @@ def test_the_tokenizer_learns_from_no_more_than_its_budget_and_each_text_once(bu
     """One partition is empty; its share is not lost, nor is a text cut inside a character."""
     everything = [text + "é" for text in texts(30)]
     config = data_of(write_lines(tmp_path / "a.jsonl", everything * 2), partitions=3)
-    learned = list(prepare._training_texts(prepare.plan_partitions(config, f"{tmp_path}/plan"), config, budget))
+    learned = list(steps._training_texts(steps.plan_partitions(config, f"{tmp_path}/plan"), config, budget))
     train = [text for text in everything if split_of(text, 0.3) == "train"]
     assert sum(len(text.encode()) for text in learned) <= budget
     assert all(any(text.startswith(part) for text in train) for part in learned)
@@ -301,7 +302,7 @@ def test_bytes_of_text_are_counted_by_split(tmp_path: Path) -> None:
     everything = texts(30)
     source = write_lines(tmp_path / "a.jsonl", everything + everything[:5])
     results = prepare_data(data_of(source), TOKENIZER, f"{tmp_path}/dataset").manifest.results
-    for split in prepare.SPLITS:
+    for split in steps.SPLITS:
         kept = [text for text in everything if split_of(text, 0.3) == split]
         assert results["splits"][split]["text_bytes"] == sum(len(text.encode()) for text in kept)
 
@@ -317,13 +318,15 @@ def test_a_missing_input_of_a_step_is_reported(step: str, tmp_path: Path, monkey
         "merge_partitions": (config, [{"index": 0, "pieces_uri": none, "num_bytes": 0}], [none], [none], none, none),
     }
     with pytest.raises(ArtifactError, match="missing"):
-        getattr(merge if step == "merge_partitions" else prepare, step)(*arguments[step], f"{tmp_path}/output")
+        getattr(merge if step == "merge_partitions" else steps, step)(*arguments[step], f"{tmp_path}/output")
     assert json.loads(progress.read_text().splitlines()[-1])["state"] == "failed"
 
 
 def test_preparing_does_not_wait_for_torch() -> None:
     """Its import takes seconds in each of the pipeline's data tasks."""
-    program = "import sys, calm_core.data.prepare, calm_core.data.factbook; sys.exit('torch' in sys.modules)"
+    program = (
+        "import sys, calm_core.data.preparing.steps, calm_core.data.sources.factbook; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -343,15 +346,15 @@ def test_a_refused_run_leaves_the_dataset_that_is_there(tmp_path: Path) -> None:
     assert files_of(Artifact(f"{tmp_path}/dataset", "dataset")) == before
 
 
-def test_a_source_that_changes_after_the_scan_is_one_line(steps: dict[str, Any], tmp_path: Path) -> None:
+def test_a_source_that_changes_after_the_scan_is_one_line(made: dict[str, Any], tmp_path: Path) -> None:
     """Its size stays, but a line more is in it: the marks of duplicates would go to other documents."""
     [source] = {file["uri"] for file in Artifact(f"{tmp_path}/dataset", "dataset").manifest.origins["sources"]}
     content = Path(source.removeprefix("file://")).read_bytes()
     Path(source.removeprefix("file://")).write_bytes(content.replace(b"a river a river", b'a"}\n{"text": "1', 1))
-    arguments = steps["config"], steps["tokenizer_uri"], steps["duplicates_uri"]
+    arguments = made["config"], made["tokenizer_uri"], made["duplicates_uri"]
     with pytest.raises(SourceError, match=r"partition \d: its sources have changed since they were scanned; run again"):
-        for i, partition in enumerate(steps["partitions"]):
-            prepare.tokenize_partition(partition, *arguments, f"{tmp_path}/again-{i}")
+        for i, partition in enumerate(made["partitions"]):
+            steps.tokenize_partition(partition, *arguments, f"{tmp_path}/again-{i}")
 
 
 @pytest.mark.parametrize("in_the_way", ["a file", "a folder that is one"])

@@ -12,12 +12,13 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from calm_core.config import DataConfig
-from calm_core.data import loader
-from calm_core.data.formats import Document
-from calm_core.data.loader import Loader, Mixture
-from calm_core.data.order import MIX_BLOCK, Group, MixOrder
-from calm_core.data.prepare import SPLITS, prepare_data, split_of, text_hash
-from calm_core.data.sources import find_files, partition_files, read_documents
+from calm_core.data.preparing.steps import SPLITS, split_of, text_hash
+from calm_core.data.reading import loader
+from calm_core.data.reading.loader import Loader, Mixture
+from calm_core.data.reading.order import MIX_BLOCK, Group, MixOrder
+from calm_core.data.sources.files import find_files, partition_files, read_documents
+from calm_core.data.sources.formats import Document
+from calm_core.data.stage import prepare_data
 from tests.data.test_prepare import TOKENIZER, data_of, documents_of, write_lines
 
 

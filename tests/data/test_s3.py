@@ -13,13 +13,15 @@ import fsspec
 import pytest
 import s3fs
 
-from calm_core import storage
-from calm_core.artifact import Artifact
 from calm_core.config import DataConfig, TokenizerConfig
-from calm_core.data.loader import Loader, TokenDataset
-from calm_core.data.prepare import plan_partitions, prepare_data, scan_partition
+from calm_core.data.preparing.steps import plan_partitions, scan_partition
+from calm_core.data.reading.loader import Loader, TokenDataset
+from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, SourceError, StorageError
-from tests.object_store import BUCKET, Trouble, environment, troubled
+from calm_core.store import storage
+from calm_core.store.artifact import Artifact
+from pipelines.local.object_store import BUCKET
+from tests.object_store import Trouble, environment, troubled
 
 LINES = "".join(json.dumps({"text": f"text {i}: " + "a river flows " * (i % 19)}) + "\n" for i in range(400))
 TOKENIZER = TokenizerConfig(vocab_size=270)
@@ -109,7 +111,7 @@ def test_a_shard_is_fetched_once_for_all_processes(
     storage.write(f"{place}/texts.jsonl", LINES.encode())
     remote = prepare_data(data_of(f"{place}/texts.jsonl"), TOKENIZER, f"{place}/dataset")
     program = (
-        "import sys; from calm_core.data.loader import *; d = TokenDataset(sys.argv[1], 'train'); "
+        "import sys; from calm_core.data.reading.loader import *; d = TokenDataset(sys.argv[1], 'train'); "
         "l = Loader(d, 2, seed=0, rank=int(sys.argv[2]), world_size=2); "
         "[l.next_batch() for _ in range(d.num_sequences // 2)]"
     )
@@ -147,7 +149,7 @@ def test_killed_preparing_processes_leave_no_trace_in_the_bytes(
     storage.write(f"{folder}/texts.jsonl", LINES.encode())
     output = f"{folder}/dataset"
     program = (
-        "import sys; from calm_core.config import *; from calm_core.data.prepare import prepare_data\n"
+        "import sys; from calm_core.config import *; from calm_core.data.preparing.steps import prepare_data\n"
         "if __name__ == '__main__':\n"
         "    prepare_data(DataConfig.model_validate_json(sys.argv[1]), TokenizerConfig(vocab_size=270), sys.argv[2])"
     )

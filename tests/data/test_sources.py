@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from calm_core.config import DataConfig
-from calm_core.data.formats import Document
-from calm_core.data.sources import Partition, find_files, partition_files, read_documents
+from calm_core.data.sources.files import Partition, find_files, partition_files, read_documents
+from calm_core.data.sources.formats import Document
 from calm_core.errors import SourceError, StorageError
 
 PLANS = tempfile.TemporaryDirectory()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from calm_core.data.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
+from calm_core.data.tokenizers.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
 
 CORPUS = ["the river flows past the old port", "a small town lies near the river", "naïve café 日本 🙂"] * 4
 
@@ -57,7 +57,7 @@ def test_real_special_tokens_are_no_text(tokenizer: Tokenizer) -> None:
 
 def test_the_same_texts_give_the_same_bytes_in_every_process() -> None:
     program = (
-        "import sys; from calm_core.data.tokenizer import Tokenizer; "
+        "import sys; from calm_core.data.tokenizers.tokenizer import Tokenizer; "
         f"sys.stdout.buffer.write(Tokenizer.train({CORPUS!r}, 300).to_bytes())"
     )
     outputs = {

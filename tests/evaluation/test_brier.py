@@ -8,7 +8,7 @@ import torch
 
 from calm_core.evaluation.brier import BrierAccumulator, brier_terms, brierlm, frequencies, next_tokens
 from calm_core.evaluation.samplers import UnigramSampler
-from calm_core.noise import SequenceNoise
+from calm_core.models.noise import SequenceNoise
 
 
 @pytest.mark.parametrize("number", [2, 3])

@@ -8,10 +8,11 @@ import torch
 from calm_core.config import AutoencoderModelConfig, CalmModelConfig, TransformerModelConfig
 from calm_core.evaluation.brier import brier_terms, next_tokens
 from calm_core.evaluation.samplers import CalmSampler, TransformerScorer
-from calm_core.models.autoencoder import Autoencoder, freeze, to_chunks
+from calm_core.models.autoencoders.mlp import Autoencoder, to_chunks
 from calm_core.models.calm import Calm
+from calm_core.models.layers import freeze
+from calm_core.models.noise import SequenceNoise
 from calm_core.models.transformer import Transformer
-from calm_core.noise import SequenceNoise
 
 V, L, T, S = 17, 6, 24, 5
 SHAPE = {"hidden_size": 16, "intermediate_size": 16}

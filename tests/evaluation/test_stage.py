@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from calm_core.artifact import Artifact, ArtifactWriter
 from calm_core.config import EvaluationConfig
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.evaluation.protocol import require_same_protocol
 from calm_core.evaluation.stage import evaluate
+from calm_core.store.artifact import Artifact, ArtifactWriter
 
 CONFIG = EvaluationConfig(samples=3, max_sequences=6, batch_size=4, prompts=("the river",), prompt_tokens=5)
 

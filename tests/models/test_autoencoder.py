@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from calm_core.config import AutoencoderModelConfig
-from calm_core.models.autoencoder import Autoencoder, Posterior, freeze, reconstruct, to_chunks
-from calm_core.noise import SequenceNoise
+from calm_core.models.autoencoders.mlp import Autoencoder, Posterior, reconstruct, to_chunks
+from calm_core.models.layers import freeze
+from calm_core.models.noise import SequenceNoise
 
 B, P, V = 2, 3, 11
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from calm_core.config import AutoencoderModelConfig, CalmModelConfig
-from calm_core.models.autoencoder import Autoencoder, freeze
+from calm_core.models.autoencoders.mlp import Autoencoder
 from calm_core.models.backbone import Branches, rotary, rotate
 from calm_core.models.calm import Calm, make_targets, next_chunk_counts
 from calm_core.models.energy_score import energy_loss
-from calm_core.models.heads import EnergyHead
-from calm_core.noise import SequenceNoise
+from calm_core.models.heads.energy import EnergyHead
+from calm_core.models.layers import freeze
+from calm_core.models.noise import SequenceNoise
 
 B, P, K, L, V, D = 2, 6, 4, 5, 13, 16
 CONFIG = CalmModelConfig(

@@ -8,8 +8,12 @@ from torch import Tensor
 
 from calm_core.config import CalmModelConfig, parse_section
 from calm_core.errors import ConfigError
-from calm_core.models.heads import DenoisingHead, DiffusionHead, FlowHead, Targets, make_head
-from calm_core.noise import SequenceNoise
+from calm_core.models.heads.base import Targets
+from calm_core.models.heads.denoising import DenoisingHead
+from calm_core.models.heads.diffusion import DiffusionHead
+from calm_core.models.heads.flow import FlowHead
+from calm_core.models.heads.make import make_head
+from calm_core.models.noise import SequenceNoise
 
 D, L, N, P = 16, 5, 3, 4
 

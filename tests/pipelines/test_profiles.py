@@ -9,7 +9,7 @@ import pytest
 from calm_core.config import Config, resolve_config
 from calm_core.errors import ConfigError
 from pipelines import profiles
-from pipelines.local import arguments_of
+from pipelines.arguments import arguments_of
 
 
 @pytest.mark.parametrize("name", profiles.names())

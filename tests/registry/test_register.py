@@ -9,13 +9,13 @@ import mlflow
 import pandas as pd
 import pytest
 
-from calm_core.artifact import Artifact
 from calm_core.config import EvaluationConfig, RegistryConfig
 from calm_core.errors import CalmError
 from calm_core.evaluation.stage import evaluate
-from calm_core.generation import Sampling
+from calm_core.generation.text import Sampling
 from calm_core.registry.load import load_generator
 from calm_core.registry.register import register_model
+from calm_core.store.artifact import Artifact
 
 
 @pytest.fixture(scope="module")

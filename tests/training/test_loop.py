@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from calm_core.config import AutoencoderModelConfig, CalmModelConfig, TrainingConfig
-from calm_core.models.autoencoder import Autoencoder, freeze
+from calm_core.models.autoencoders.mlp import Autoencoder
 from calm_core.models.calm import Calm
-from calm_core.noise import SequenceNoise
+from calm_core.models.layers import freeze
+from calm_core.models.noise import SequenceNoise
 from calm_core.training.loop import learning_rate_factor, parameter_groups
 from calm_core.training.tasks import AutoencoderTask, CalmTask, Task
 

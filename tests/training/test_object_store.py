@@ -8,12 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-from calm_core import storage
-from calm_core.artifact import Artifact
 from calm_core.config import DataConfig, EvaluationConfig, TokenizerConfig
-from calm_core.data.prepare import prepare_data
+from calm_core.data.stage import prepare_data
 from calm_core.evaluation.stage import evaluate
-from calm_core.training.stages import train
+from calm_core.store import storage
+from calm_core.store.artifact import Artifact
+from calm_core.training.stage import train
 from tests.conftest import sentences
 from tests.training.test_stages import autoencoder_config, calm_config
 
@@ -36,7 +36,7 @@ def test_a_run_on_s3_is_stopped_continued_and_scored(s3_place: str, tmp_path: Pa
     assert dataset.manifest.files == local.manifest.files
     progress = tmp_path / "progress.jsonl"
     script = (
-        "import sys; from calm_core.config import AutoencoderConfig; from calm_core.training.stages import train; "
+        "import sys; from calm_core.config import AutoencoderConfig; from calm_core.training.stage import train; "
         "train(AutoencoderConfig.model_validate_json(sys.argv[1]), *sys.argv[2:4], seed=0, checkpoint_root=sys.argv[4])"
     )
     process = subprocess.Popen(

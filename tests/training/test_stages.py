@@ -13,7 +13,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from calm_core.artifact import Artifact
 from calm_core.config import (
     AutoencoderConfig,
     AutoencoderModelConfig,
@@ -24,7 +23,8 @@ from calm_core.config import (
 )
 from calm_core.errors import CalmError
 from calm_core.evaluation.stage import evaluate
-from calm_core.training.stages import train
+from calm_core.store.artifact import Artifact
+from calm_core.training.stage import train
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48}
 TRAINING = {
@@ -137,7 +137,7 @@ def test_a_stopped_run_continues_bit_for_bit(autoencoder: Artifact, dataset_uri:
     progress = tmp_path / "progress.jsonl"
     script = (
         "import sys; from calm_core.config import AutoencoderConfig; "
-        "from calm_core.training.stages import train; "
+        "from calm_core.training.stage import train; "
         "train(AutoencoderConfig.model_validate_json(sys.argv[1]), *sys.argv[2:4], seed=0, "
         "checkpoint_root=sys.argv[4])"
     )

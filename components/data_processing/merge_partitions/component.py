@@ -29,7 +29,7 @@ def merge_partitions(
         dataset: Shards for training and validation, the tokenizer, and the counts of documents.
     """
     from calm_core.config import DataConfig, parse_section
-    from calm_core.data import merge
+    from calm_core.data.preparing import merge
     from components.body import describe, stage
 
     with stage(code_version):

@@ -21,8 +21,8 @@ def plan_partitions(data: dict[str, Any], plan_root: str, code_version: str) -> 
         One description of a partition for each task of a loop.
     """
     from calm_core.config import DataConfig, parse_section
-    from calm_core.data import prepare
+    from calm_core.data.preparing import steps
     from components.body import stage
 
     with stage(code_version):
-        return prepare.plan_partitions(parse_section(DataConfig, data), plan_root)
+        return steps.plan_partitions(parse_section(DataConfig, data), plan_root)

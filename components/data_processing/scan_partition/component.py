@@ -18,8 +18,8 @@ def scan_partition(
         scan: Hashes of the usable documents, and the rejects by reason.
     """
     from calm_core.config import DataConfig, parse_section
-    from calm_core.data import prepare
+    from calm_core.data.preparing import steps
     from components.body import describe, stage
 
     with stage(code_version):
-        describe(scan, prepare.scan_partition(partition, parse_section(DataConfig, data), scan.uri))
+        describe(scan, steps.scan_partition(partition, parse_section(DataConfig, data), scan.uri))

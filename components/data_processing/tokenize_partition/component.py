@@ -25,11 +25,11 @@ def tokenize_partition(
         shards: The partition's sequences of tokens as Parquet.
     """
     from calm_core.config import DataConfig, parse_section
-    from calm_core.data import prepare
+    from calm_core.data.preparing import steps
     from components.body import describe, stage
 
     with stage(code_version):
-        artifact = prepare.tokenize_partition(
+        artifact = steps.tokenize_partition(
             partition, parse_section(DataConfig, data), tokenizer_model.uri, duplicates.uri, shards.uri
         )
         describe(shards, artifact)

@@ -23,11 +23,11 @@ def train_tokenizer(
         tokenizer_model: The trained tokenizer.
     """
     from calm_core.config import DataConfig, TokenizerConfig, parse_section
-    from calm_core.data import prepare
+    from calm_core.data.preparing import steps
     from components.body import describe, stage
 
     with stage(code_version):
-        artifact = prepare.train_tokenizer(
+        artifact = steps.train_tokenizer(
             partitions,
             parse_section(TokenizerConfig, tokenizer),
             parse_section(DataConfig, data),

@@ -29,11 +29,11 @@ def train_calm(
         metrics: Speed and duration of the training.
     """
     from calm_core.config import CalmConfig, parse_section
-    from calm_core.training import stages
+    from calm_core.training.stage import train
     from components.body import describe, log_metrics, stage
 
     with stage(code_version):
-        artifact = stages.train(
+        artifact = train(
             parse_section(CalmConfig, calm),
             dataset.uri,
             calm_model.uri,

@@ -27,11 +27,11 @@ def train_transformer(
         metrics: Speed and duration of the training.
     """
     from calm_core.config import TransformerConfig, parse_section
-    from calm_core.training import stages
+    from calm_core.training.stage import train
     from components.body import describe, log_metrics, stage
 
     with stage(code_version):
-        artifact = stages.train(
+        artifact = train(
             parse_section(TransformerConfig, transformer),
             dataset.uri,
             transformer_model.uri,

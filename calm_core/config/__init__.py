@@ -1,0 +1,42 @@
+"""One typed configuration. Defaults < profile (YAML) < `section.key=value`.
+
+Each stage receives only its own section, so that changing one setting reruns only what depends on it. Nothing here
+imports torch: the command line must start fast.
+"""
+
+from calm_core.config.autoencoder import AutoencoderConfig, AutoencoderModelConfig
+from calm_core.config.base import Section, parse_section, setting_names
+from calm_core.config.data import DataConfig, TokenizerConfig
+from calm_core.config.evaluation import EvaluationConfig
+from calm_core.config.language_model import (
+    BackboneConfig,
+    CalmConfig,
+    CalmModelConfig,
+    LanguageModelTrainingConfig,
+    TransformerConfig,
+    TransformerModelConfig,
+)
+from calm_core.config.registry import RegistryConfig
+from calm_core.config.run import Config, resolve_config
+from calm_core.config.training import TrainingConfig
+
+__all__ = [
+    "AutoencoderConfig",
+    "AutoencoderModelConfig",
+    "BackboneConfig",
+    "CalmConfig",
+    "CalmModelConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "LanguageModelTrainingConfig",
+    "RegistryConfig",
+    "Section",
+    "TokenizerConfig",
+    "TrainingConfig",
+    "TransformerConfig",
+    "TransformerModelConfig",
+    "parse_section",
+    "resolve_config",
+    "setting_names",
+]

@@ -1,0 +1,81 @@
+"""Settings of preparing data."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from calm_core.config.base import Fraction, Section
+
+
+class DataConfig(Section):
+    """Sources of text and the shape of the shards."""
+
+    sources: tuple[str, ...] = Field(
+        (),
+        description="paths, globs or fsspec URLs of .jsonl, .jsonl.gz, .jsonl.zst, .parquet and .txt files, and of "
+        "folders that Hugging Face's datasets has saved",
+    )
+    text_field: str = Field("text", min_length=1, description="the field or column that holds the text")
+    partitions: int = Field(2, ge=1, description="parts of the sources that are prepared side by side")
+    extends: str = Field("", description="a dataset that is taken over whole; only sources that it lacks are read")
+    replace_changed: bool = Field(
+        False, description="with extends: prepare all sources anew when one changed under its name"
+    )
+    damaged_files: Literal["fail", "reject"] = Field(
+        "fail", description="reject: keep what comes before the damage in a truncated or corrupt file, count one reject"
+    )
+    unicode_normalization: Literal["none", "NFC", "NFKC"] = Field("none", description="form that every text is put in")
+    validation_fraction: float = Field(
+        0.05, gt=0, lt=1, description="share of documents held out, by a hash of the text"
+    )
+    near_duplicate_threshold: float = Field(
+        0.0,
+        ge=0,
+        le=0.95,
+        description="drop documents about this similar to an earlier one (Jaccard, MinHash), 0.5 to 0.95; 0: off",
+    )
+    sequence_length: int = Field(512, ge=2, description="tokens in a sequence")
+    document_alignment: int = Field(8, ge=1, description="documents begin on a multiple of this many tokens")
+    rows_per_group: int = Field(256, ge=1, description="sequences in a Parquet row group")
+    rows_per_shard: int = Field(16384, ge=1, description="sequences in a Parquet file, a multiple of rows_per_group")
+    min_document_bytes: int = Field(1, ge=1, description="a shorter document is rejected")
+    max_document_bytes: int = Field(10_000_000, ge=1, description="a longer document is rejected")
+    txt_document_bytes: int = Field(
+        16384, ge=1, description="a longer .txt file is cut into documents of about this size"
+    )
+    max_reject_fraction: Fraction = Field(0.1, description="share of rejected documents above which preparing fails")
+
+    @model_validator(mode="after")
+    def _units_are_whole(self) -> Self:
+        for whole, unit in (("sequence_length", "document_alignment"), ("rows_per_shard", "rows_per_group")):
+            if getattr(self, whole) % getattr(self, unit):
+                raise ValueError(
+                    f"{whole} ({getattr(self, whole)}) must be a multiple of {unit} ({getattr(self, unit)})"
+                )
+        if 0 < self.near_duplicate_threshold < 0.5:
+            raise ValueError(
+                f"near_duplicate_threshold ({self.near_duplicate_threshold}) must be 0 (off) or 0.5 and more; "
+                "below it, most of what is found is no near-duplicate"
+            )
+        if self.min_document_bytes > self.max_document_bytes:
+            raise ValueError(
+                f"min_document_bytes ({self.min_document_bytes}) must not exceed max_document_bytes "
+                f"({self.max_document_bytes})"
+            )
+        return self
+
+
+class TokenizerConfig(Section):
+    """Byte-level BPE, trained on the training documents; or one that exists."""
+
+    vocab_size: int = Field(2048, ge=258, le=2**32, description="tokens, the 256 bytes and 2 special tokens included")
+    max_training_bytes: int = Field(
+        100_000_000, ge=1, description="bytes of training text that the merges are learned from"
+    )
+    source: str = Field(
+        "",
+        description="a tokenizer.json, a Hugging Face folder, or a Llama-3 tokenizer.model, taken instead of training "
+        "one; vocab_size is then its own",
+    )
+    pad_token: str | None = Field(None, description="of that tokenizer; unset: as its files say")
+    eos_token: str | None = Field(None, description="of that tokenizer, ends a document; unset: as its files say")

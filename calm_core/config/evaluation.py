@@ -1,0 +1,24 @@
+"""Settings of scores."""
+
+from pydantic import Field
+
+from calm_core.config.base import Section
+
+
+class EvaluationConfig(Section):
+    """The protocol of BrierLM, and the texts that are shown."""
+
+    samples: int = Field(8, ge=2, description="S, model samples per position")
+    position_interval: int | None = Field(
+        None,
+        ge=1,
+        description="tokens between two scored positions, a multiple of K; unset: the smallest one of 4 and K",
+    )
+    max_sequences: int = Field(256, ge=1, description="held-out sequences that are scored")
+    batch_size: int = Field(8, ge=1, description="sequences scored at a time")
+    bootstrap_resamples: int = Field(1000, ge=100, description="resamples of sequences for the confidence intervals")
+    confidence: float = Field(0.95, gt=0, lt=1, description="level of the confidence intervals")
+    prompts: tuple[str, ...] = Field(("The climate of", "The economy depends on", "In the early 19th century,"))
+    prompt_tokens: int = Field(64, ge=1, description="tokens written for each prompt")
+    temperature: float = Field(0.5, gt=0, le=1, description="temperature of the texts that are shown")
+    temperature_samples: int = Field(200, ge=1, description="samples per chunk of the temperature sampler")

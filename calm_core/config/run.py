@@ -1,0 +1,74 @@
+"""Every setting of a run, and how they are resolved: defaults < profile < `section.key=value`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from calm_core.config.autoencoder import AutoencoderConfig
+from calm_core.config.base import Section, parse_section
+from calm_core.config.data import DataConfig, TokenizerConfig
+from calm_core.config.evaluation import EvaluationConfig
+from calm_core.config.language_model import CalmConfig, TransformerConfig
+from calm_core.config.registry import RegistryConfig
+from calm_core.errors import ConfigError
+
+
+class Config(Section):
+    """Every setting of a pipeline run."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    experiment: str = Field("calm", min_length=1, description="MLflow experiment")
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    calm: CalmConfig = CalmConfig()
+    train_baseline: bool = Field(False, description="train and score the token-level Transformer baseline too")
+    transformer: TransformerConfig = TransformerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    registry: RegistryConfig = RegistryConfig()
+
+    @model_validator(mode="after")
+    def _chunks_do_not_straddle_documents(self) -> Self:
+        chunk_size = self.autoencoder.model.chunk_size
+        if self.data.document_alignment % chunk_size:
+            raise ValueError(
+                f"data.document_alignment ({self.data.document_alignment}) must be a multiple of "
+                f"autoencoder.model.chunk_size ({chunk_size}), else a chunk straddles two documents"
+            )
+        if self.data.sequence_length < 2 * chunk_size:
+            raise ValueError(
+                f"data.sequence_length ({self.data.sequence_length}) must hold two chunks of "
+                f"autoencoder.model.chunk_size ({chunk_size})"
+            )
+        return self
+
+
+def resolve_config(profile: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """A profile's values with `section.key=value` overrides applied; values are read as YAML.
+
+    Raises:
+        ConfigError: An override is no `key=value`, or a key or value is refused.
+    """
+    values: dict[str, Any] = dict(profile)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {override}: expected section.key=value, e.g. --set calm.learning_rate=1e-3")
+        values = _with_value(values, key.strip().split("."), _parse_value(text, override))
+    return parse_section(Config, values)
+
+
+def _parse_value(text: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+
+
+def _with_value(values: Any, path: list[str], value: Any) -> dict[str, Any]:
+    """A copy of nested mappings with one leaf replaced."""
+    branch = dict(values) if isinstance(values, Mapping) else {}
+    branch[path[0]] = value if len(path) == 1 else _with_value(branch.get(path[0]), path[1:], value)
+    return branch

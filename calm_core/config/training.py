@@ -1,0 +1,43 @@
+"""Settings that every training has."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from calm_core.config.base import Section
+
+
+class TrainingConfig(Section):
+    """How one model is trained; shared by every model. Batch sizes count sequences."""
+
+    steps: int = Field(ge=1, description="optimiser steps")
+    global_batch_size: int = Field(16, ge=1, description="sequences in one optimiser step, over all ranks")
+    micro_batch_size: int = Field(16, ge=1, description="sequences that one rank computes at a time")
+    processes: int | None = Field(None, ge=1, description="ranks on this node; unset: one a GPU, or one on CPU")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on CPU")
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup_steps: int = Field(100, ge=0, description="linear warm-up")
+    decay_fraction: float = Field(
+        0.0, ge=0, le=1, description="last share of the steps with linear decay to zero; 0: constant"
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field((0.9, 0.95))
+    weight_decay: float = Field(0.1, ge=0)
+    gradient_clipping: float = Field(1.0, gt=0, description="largest gradient norm")
+    log_interval: int = Field(10, ge=1, description="steps between two points of the training curves")
+    validation_interval: int = Field(
+        100, ge=1, description="steps between two validations; the last step is always validated"
+    )
+    validation_sequences: int = Field(32, ge=1, description="held-out sequences in a validation during training")
+    checkpoint_interval: int = Field(500, ge=1, description="steps between two checkpoints")
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        if self.global_batch_size % (self.micro_batch_size * (self.processes or 1)):
+            raise ValueError(
+                f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size x processes "
+                f"({self.micro_batch_size} x {self.processes or 1})"
+            )
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must not exceed steps ({self.steps})")
+        return self

@@ -1,0 +1,81 @@
+"""Growing a dataset: which sources are new to it."""
+
+from collections.abc import Sequence
+
+from calm_core.config import DataConfig
+from calm_core.data.sources.files import SourceFile
+from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.errors import ConfigError, SourceError
+from calm_core.store.artifact import Artifact
+
+_KEPT = (
+    "sequence_length",
+    "document_alignment",
+    "rows_per_group",
+    "validation_fraction",
+    "unicode_normalization",
+    "near_duplicate_threshold",
+)
+
+
+class Extension:
+    """A dataset that is taken over, with what is needed to add to it.
+
+    Its documents keep their split, since that depends on their text and `validation_fraction` alone.
+
+    Raises:
+        ConfigError: Its sequences or splits have another shape than the settings ask for.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.parent = Artifact(config.extends, "dataset")
+        self._replace = config.replace_changed
+        settings = self.parent.manifest.config
+        for name in _KEPT:
+            if settings[name] != getattr(config, name):
+                raise ConfigError(
+                    f"data.{name}: the dataset {config.extends} has {settings[name]}, not {getattr(config, name)}; set "
+                    f"it so, or prepare a new dataset"
+                )
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "Extension | None":
+        """The dataset that the settings extend, if they do."""
+        return cls(config) if config.extends else None
+
+    @property
+    def files(self) -> list[SourceFile]:
+        """The files that are in it."""
+        return [SourceFile.model_validate(file) for file in self.parent.manifest.origins["sources"]]
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions are in it; those that are added are counted on from here."""
+        return int(self.parent.manifest.results["partitions"])
+
+    def files_to_read(self, found: Sequence[SourceFile]) -> tuple[list[SourceFile], int]:
+        """Which of the files that were found have to be read, and the index of their first partition.
+
+        Index 0 means that everything is prepared anew, because a file has been replaced.
+
+        Raises:
+            SourceError: A file has changed under its name, and no replacement was asked for.
+        """
+        digest_of_name = {file.uri: file.digest for file in self.files}
+        changed = [file.uri for file in found if digest_of_name.get(file.uri, file.digest) != file.digest]
+        if not changed:
+            known = set(digest_of_name.values())
+            return [file for file in found if file.digest not in known], self.partitions
+        if not self._replace:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise SourceError(
+                f"{changed[0]}{more}: changed since it was added to {self.parent.uri}; give the new text another name, "
+                "or set data.replace_changed=true to prepare all sources anew without the old content"
+            )
+        digests = {file.digest for file in found}  # of these, also those that were moved
+        return [f for f in self.files if f.uri not in changed and f.digest not in digests] + list(found), 0
+
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+        results = self.parent.manifest.results
+        return Tokenizer.from_bytes(self.parent.read("tokenizer.json"), results["pad_id"], results["eos_id"])

@@ -1,0 +1,1 @@
+"""Sources of text: files, their formats, and the default corpus."""

@@ -1,0 +1,216 @@
+"""Sampling chunks at a temperature when only samples can be had, no probabilities (arXiv 2510.27688).
+
+The target is P_T(x), proportional to P(x)^(1/T), of decoded chunks x. `power_sample` is exact; `choose_chunks` is the
+batch approximation, which decodes no more of its samples than the choice needs. Suffixes as in `calm_core.models`, and
+X for the B * S samples of a batch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from calm_core.models.autoencoders.mlp import Autoencoder
+
+Chunk = TypeVar("Chunk")
+
+FREE = -1  # a token of a begun chunk that is not there yet
+
+
+class BudgetExceeded(Exception):
+    """No chunk was accepted within the budget of draws."""
+
+
+def power_sample(
+    draw: Callable[[], Chunk], uniform: Callable[[], float], temperature: float, budget: int
+) -> tuple[Chunk, int]:
+    """A sample of exactly P^(1/T), from a sampler of P.
+
+    1/T = n + a with an integer n and 0 <= a < 1. n samples that are all equal, which has probability P(x)^n, make a
+    candidate. It is kept with probability P(x)^a by a Bernoulli factory: in its round i a further sample that equals
+    the candidate accepts it; otherwise it is rejected with probability a / i. A rejection starts all over.
+
+    Args:
+        draw: Draws a sample; equal samples compare equal.
+        uniform: A number uniform in [0, 1).
+        temperature: T in (0, 1].
+        budget: Draws at most.
+
+    Returns:
+        The sample, and the number of draws that it took.
+
+    Raises:
+        BudgetExceeded: The budget ran out.
+    """
+    whole, part = integer_and_fraction(temperature)
+    used = 0
+
+    def next_draw() -> Chunk:
+        nonlocal used
+        if used == budget:
+            raise BudgetExceeded
+        used += 1
+        return draw()
+
+    while True:
+        candidate = next_draw()
+        if not all(next_draw() == candidate for _ in range(whole - 1)):
+            continue
+        if part == 0:
+            return candidate, used
+        round_number = 1
+        while True:
+            if next_draw() == candidate:
+                return candidate, used
+            if uniform() < part / round_number:
+                break
+            round_number += 1
+
+
+def integer_and_fraction(temperature: float) -> tuple[int, float]:
+    """1/T as n + a; a fraction that is only the rounding of 1/T counts as none."""
+    inverse = 1 / temperature
+    if math.isclose(inverse, round(inverse), rel_tol=1e-9):
+        return round(inverse), 0.0
+    return math.floor(inverse), inverse - math.floor(inverse)
+
+
+def temperature_weights(count_BS: Tensor, temperature: float) -> Tensor:
+    """Probability of choosing each sample, so that a chunk seen c times has weight C(c, 1/T) (arXiv 2510.27688).
+
+    C is the binomial coefficient; for a 1/T that is no integer it is continued by Gamma functions, the one smooth
+    continuation that keeps C(c, c) = 1 and grows with c. A chunk seen less than 1/T times does not qualify; if none
+    does, 1/T is lowered by one until one does, down to 1.
+
+    Args:
+        count_BS: How many samples of the row are the same chunk as this one, itself included; 0 for one that is
+            excluded.
+        temperature: In (0, 1].
+
+    Returns:
+        fp64 [B, S], rows sum to one; rows without any sample are zero.
+    """
+    count_BS = count_BS.double()
+    whole, part = integer_and_fraction(temperature)
+    most_B1 = count_BS.amax(-1, keepdim=True)
+    n_B1 = (whole + part) - ((whole + part) - most_B1).ceil().clamp_min(0)
+    n_B1 = n_B1.clamp_min(1.0)
+    log_weight = torch.lgamma(count_BS + 1) - torch.lgamma(n_B1 + 1) - torch.lgamma((count_BS - n_B1).clamp_min(0) + 1)
+    log_weight = (log_weight - count_BS.log()).masked_fill(count_BS < n_B1, -torch.inf)  # one share for each copy
+    weights = (log_weight - log_weight.amax(-1, keepdim=True)).exp().nan_to_num(0.0)
+    return weights / weights.sum(-1, keepdim=True).clamp_min(1e-300)
+
+
+def choose_chunks(
+    autoencoder: Autoencoder, latents_BSL: Tensor, uniform_B: Tensor, temperature: float, begun_BK: Tensor
+) -> Tensor:
+    """One chunk of each row by the batch approximation; the same one as if all samples were decoded whole.
+
+    Most of the time goes into the decoder's projection to the vocabulary. So the samples are decoded token by token,
+    and one goes on only while so many samples share its beginning that its chunk can still qualify. If nothing
+    qualifies in the end, the threshold falls to what can, and the samples it lets in go on where they stopped. At a
+    threshold of one all samples are equally likely, and only the chosen one is decoded to its end.
+
+    Args:
+        autoencoder: Its decoder.
+        latents_BSL: S samples of each row.
+        uniform_B: Numbers uniform in [0, 1) that make the choice.
+        temperature: In (0, 1].
+        begun_BK: int64, the tokens that the chunk has already, then FREE. Samples that begin otherwise are excluded; if
+            all of them do, the first one is taken and its beginning replaced.
+
+    Returns:
+        int64 [B, K].
+    """
+    search = _Search(autoencoder, latents_BSL, begun_BK)
+    whole, part = integer_and_fraction(temperature)
+    search.decode_begun()
+    threshold_B = torch.full_like(search.begun_B, whole + (part > 0)).minimum(search.largest_B())
+    while True:
+        search.advance(threshold_B)
+        missed_B = ~search.qualifies(threshold_B) & (threshold_B > 1)
+        if not missed_B.any():
+            break
+        threshold_B = torch.where(missed_B, torch.minimum(threshold_B - 1, search.largest_B()), threshold_B)
+    rows, samples = latents_BSL.shape[:2]
+    decided_X = (search.level_X == search.size) | (threshold_B <= 1)[search.row_X]
+    count_BS = (search.shared_X * decided_X).view(rows, samples)
+    count_BS = torch.where((threshold_B <= 1).unsqueeze(1), count_BS.clamp_max(1), count_BS)
+    cumulative_BS = temperature_weights(count_BS, temperature).cumsum(-1)
+    chosen_B1 = torch.searchsorted(cumulative_BS, uniform_B.double().unsqueeze(1), right=True)
+    chosen_B = torch.where(cumulative_BS[:, -1] > 0, chosen_B1.squeeze(1).clamp_max(samples - 1), 0)
+    return search.whole_chunk(chosen_B)
+
+
+class _Search:
+    """Samples that are decoded as far as needed.
+
+    Attributes:
+        size: K.
+        row_X: int64, the row of each sample.
+        begun_B: int64, how many tokens each row's chunk has already.
+        tokens_XK: int64, what is decoded so far.
+        level_X: int64, how many tokens that are.
+        shared_X: int64, how many samples of the row begin with the same tokens; 0 for one that is excluded.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, latents_BSL: Tensor, begun_BK: Tensor) -> None:
+        rows, samples, _ = latents_BSL.shape
+        device = latents_BSL.device
+        self.autoencoder = autoencoder
+        self.size = begun_BK.shape[1]
+        self.samples = samples
+        self.begun_BK, self.begun_B = begun_BK, (begun_BK != FREE).sum(1)
+        self.latents_XL = latents_BSL.flatten(0, 1)
+        self.trunk_XD = autoencoder.decoder.trunk(self.latents_XL)
+        self.row_X = torch.arange(rows, device=device).repeat_interleave(samples)
+        self.tokens_XK = torch.zeros(rows * samples, self.size, dtype=torch.int64, device=device)
+        self.level_X = torch.zeros_like(self.row_X)
+        self.shared_X = torch.full_like(self.row_X, samples)
+
+    def _decode(self, index_A: Tensor, k: int) -> None:
+        """The k-th token of some samples, which hold all that share their beginnings."""
+        if not len(index_A):
+            return
+        token_A = self.autoencoder.token(self.trunk_XD[index_A], k)
+        self.tokens_XK[index_A, k] = token_A
+        self.level_X[index_A] = k + 1
+        code_A = self.row_X[index_A]
+        for j in range(k + 1):
+            code_A = code_A * self.autoencoder.vocab_size + self.tokens_XK[index_A, j]
+            _, code_A, count_U = torch.unique(code_A, return_inverse=True, return_counts=True)
+        begun_A = self.begun_BK[self.row_X[index_A], k]
+        fits_A = (begun_A == FREE) | (begun_A == token_A)
+        self.shared_X[index_A] = torch.where(fits_A, count_U[code_A], 0)
+
+    def decode_begun(self) -> None:
+        """Decode the tokens that are there already, to exclude the samples that differ."""
+        for k in range(int(self.begun_B.max())):
+            self._decode(((self.begun_B[self.row_X] > k) & (self.shared_X > 0)).nonzero().squeeze(1), k)
+
+    def advance(self, threshold_B: Tensor) -> None:
+        """Decode every sample whose beginning is shared often enough; none in rows where one is often enough."""
+        wanted_X = threshold_B[self.row_X]
+        for k in range(self.size):
+            active_X = (self.level_X == k) & (self.shared_X >= wanted_X) & (wanted_X > 1)
+            self._decode(active_X.nonzero().squeeze(1), k)
+
+    def qualifies(self, threshold_B: Tensor) -> Tensor:
+        """Whether a whole chunk of the row is seen often enough, bool [B]."""
+        done_X = (self.level_X == self.size) & (self.shared_X >= threshold_B[self.row_X])
+        return done_X.view(-1, self.samples).any(1)
+
+    def largest_B(self) -> Tensor:
+        """The largest number of samples that share a beginning, at least 1: no chunk can be seen more often."""
+        return self.shared_X.view(-1, self.samples).amax(1).clamp_min(1)
+
+    def whole_chunk(self, chosen_B: Tensor) -> Tensor:
+        """The chosen sample of each row, decoded to its end, with the begun tokens in their places."""
+        index_B = torch.arange(len(chosen_B), device=chosen_B.device) * self.samples + chosen_B
+        chunk_BK = self.tokens_XK[index_B]
+        unfinished = (self.level_X[index_B] < self.size).nonzero().squeeze(1)
+        # All tokens at once: the vocabulary's projection is read once, which costs more than the tokens known already.
+        chunk_BK[unfinished] = self.autoencoder.decode(self.latents_XL[index_B[unfinished]])
+        return torch.where(self.begun_BK == FREE, chunk_BK, self.begun_BK)

@@ -1,0 +1,286 @@
+"""Text from a language model: prompts of any length in one batch, temperature, stop strings, streaming, seeds."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.errors import CalmError
+from calm_core.generation.temperature import FREE, BudgetExceeded, choose_chunks, power_sample
+from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.models.backbone import Backbone, Branches
+from calm_core.models.calm import Calm
+from calm_core.models.noise import SequenceNoise, derive_seed
+from calm_core.models.transformer import Transformer
+
+_PREFIX_SAMPLES = 256  # chunks that are drawn to continue a prompt that ends inside a chunk
+_EXACT_BLOCK = 32  # chunks that the exact sampler draws at a time
+_UNFINISHED = "\ufffd"  # what the bytes of half a character decode to
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next chunk is chosen.
+
+    Attributes:
+        temperature: In (0, 1].
+        samples: S, samples of the batch approximation of a temperature below 1.
+        budget: Draws for each chunk of the exact sampler; 0 takes the batch approximation, as does a chunk that the
+            prompt has begun.
+    """
+
+    temperature: float = 1.0
+    samples: int = 200
+    budget: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature <= 1:
+            raise CalmError(f"temperature must be above 0 and at most 1 (got {self.temperature})")
+        if self.samples < 1 or self.budget < 0:
+            raise CalmError("the samples of a temperature must be at least 1, and a budget not negative")
+
+
+class NextChunk(ABC):
+    """A language model as the generator needs it: K tokens at a time, K = 1 for a token-level one."""
+
+    backbone: Backbone
+    chunk_size: int
+
+    @abstractmethod
+    def embed(self, chunks: Tensor) -> Tensor:
+        """Backbone inputs [..., D] of int64 chunks [..., K]."""
+
+    @abstractmethod
+    def choose(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        """The next chunk after each state, int64 [B, K], which keeps the tokens that have begun it (else FREE).
+
+        Every row draws its own noise, as much as its own state and beginning ask for.
+
+        Raises:
+            BudgetExceeded: The exact sampler found none.
+        """
+
+
+class CalmChunks(NextChunk):
+    """Chunks of a CALM model.
+
+    A prompt that ends inside a chunk is continued by samples of that chunk that begin with its tokens; when all samples
+    begin otherwise, the first one is taken and its beginning replaced.
+    """
+
+    def __init__(self, calm: Calm, autoencoder: Autoencoder) -> None:
+        self.calm = calm
+        self.autoencoder = autoencoder
+        self.backbone = calm.transformer
+        self.chunk_size = calm.chunk_size
+
+    def embed(self, chunks: Tensor) -> Tensor:
+        return self.calm.embed(chunks)
+
+    def choose(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        chunk_BK = torch.empty_like(begun_BK)
+        begun_B = (begun_BK != FREE).any(1)
+        for rows in (begun_B.nonzero().squeeze(1), (~begun_B).nonzero().squeeze(1)):
+            if not len(rows):
+                continue
+            begun = bool(begun_B[rows[0]])
+            if sampling.budget and not begun and sampling.temperature < 1:
+                for row in rows.tolist():
+                    chunk_BK[row] = self._exact(hidden_BD[row], noise.of([row]), sampling)
+                continue
+            number = sampling.samples if sampling.temperature < 1 else 1
+            number = max(number, _PREFIX_SAMPLES) if begun else number
+            own = noise.of(rows.tolist())
+            latents_BSL = self.calm.sample(hidden_BD[rows], self.calm.sampling_noise(own, number))
+            if number == 1:
+                chunk_BK[rows] = self.autoencoder.decode(latents_BSL.squeeze(1))
+                continue
+            uniform_B = own.uniform(1).squeeze(1)
+            chunk_BK[rows] = choose_chunks(
+                self.autoencoder, latents_BSL, uniform_B, sampling.temperature, begun_BK[rows]
+            )
+        return chunk_BK
+
+    def _exact(self, hidden_D: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        drawn: list[tuple[int, ...]] = []
+
+        def draw() -> tuple[int, ...]:
+            if not drawn:
+                latents = self.calm.sample(hidden_D, self.calm.sampling_noise(noise, _EXACT_BLOCK)[0])
+                drawn.extend(tuple(chunk) for chunk in self.autoencoder.decode(latents).tolist())
+            return drawn.pop(0)
+
+        chunk, _ = power_sample(draw, lambda: noise.uniform(1).item(), sampling.temperature, sampling.budget)
+        return torch.tensor(chunk, device=hidden_D.device)
+
+
+class TransformerTokens(NextChunk):
+    """Tokens of a token-level Transformer; its temperature divides the logits and is exact."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        self.transformer = transformer
+        self.backbone = transformer.transformer
+        self.chunk_size = 1
+
+    def embed(self, chunks: Tensor) -> Tensor:
+        return self.transformer.embed(chunks.squeeze(-1))
+
+    def choose(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        return self.transformer.next_token(hidden_BD, noise.uniform(1), sampling.temperature).token_RS
+
+
+@dataclass
+class _Text:
+    """One continuation, as far as it is written.
+
+    Attributes:
+        begun: Tokens of the prompt in the chunk that is written first.
+        tokens: All new tokens.
+        told: How many characters have been handed out.
+    """
+
+    begun: list[int]
+    tokens: list[int] = field(default_factory=list)
+    told: int = 0
+    ended: bool = False
+
+
+class TextGenerator:
+    """Continues prompts.
+
+    Equal seeds give equal text for a prompt, whatever else is asked for beside it.
+    """
+
+    def __init__(self, model: NextChunk, tokenizer: Tokenizer) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = next(model.backbone.parameters()).device
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        sampling: Sampling | None = None,
+        seed: int | Sequence[int] = 0,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """The continuation of each prompt, without the prompt.
+
+        Args:
+            prompts: Texts; an empty one starts a new document.
+            max_new_tokens: Tokens at most; an end-of-text token ends it before.
+            sampling: Temperature and how it is reached; at temperature 1 unless told.
+            seed: Of all noise: one for each prompt, or the same for all of them.
+            stop: The text ends before the first of these strings.
+
+        Raises:
+            CalmError: A setting is out of range, or the exact sampler's budget ran out.
+        """
+        texts = [""] * len(prompts)
+        for number, piece in self.stream(
+            prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop
+        ):
+            texts[number] += piece
+        return texts
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        sampling: Sampling | None = None,
+        seed: int | Sequence[int] = 0,
+        stop: Sequence[str] = (),
+    ) -> Iterator[tuple[int, str]]:
+        """Pieces of the continuations as they are written, each with the number of its prompt.
+
+        A piece holds whole characters, and nothing that may turn out to begin a stop string. Arguments and errors as in
+        `generate`.
+        """
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(prompts):
+            raise CalmError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each")
+        if max_new_tokens < 1:
+            raise CalmError("max_new_tokens must be at least 1")
+        if "" in stop:
+            raise CalmError("a stop string must not be empty")
+        if not prompts:
+            return
+        sampling = sampling or Sampling()
+        noise = SequenceNoise([derive_seed(seed, "generate") for seed in seeds], self.device)
+        texts, hidden_BD, branches = self._read(prompts)
+        living = list(range(len(prompts)))
+        while living:
+            begun = [text.begun + [FREE] * (self.model.chunk_size - len(text.begun)) for text in texts]
+            begun_BK = torch.tensor([begun[i] for i in living], device=self.device)
+            try:
+                chunk_BK = self.model.choose(hidden_BD, begun_BK, noise.of(living), sampling)
+            except BudgetExceeded:
+                raise CalmError(
+                    f"temperature {sampling.temperature}: no chunk was accepted within {sampling.budget:,} draws; "
+                    "raise the budget or the temperature, or take the batch approximation"
+                ) from None
+            kept = []
+            for row, (i, chunk) in enumerate(zip(living, chunk_BK.tolist(), strict=True)):
+                if piece := self._write(texts[i], chunk, max_new_tokens, stop):
+                    yield i, piece
+                if not texts[i].ended:
+                    kept.append(row)
+            living = [living[row] for row in kept]
+            if len(kept) < len(chunk_BK):
+                index = torch.tensor(kept, dtype=torch.int64, device=self.device)
+                chunk_BK, branches = chunk_BK[index], branches.rows(index)
+            if living:
+                hidden_BQD, branches = self.model.backbone.branch(self.model.embed(chunk_BK.unsqueeze(1)), branches)
+                hidden_BD = hidden_BQD[:, 0]
+
+    def _read(self, prompts: Sequence[str]) -> tuple[list[_Text], Tensor, Branches]:
+        """The state after the whole chunks of each prompt, and their keys and values.
+
+        A document follows the chunk that ends the one before it. Shorter prompts are filled up at their ends, where
+        nothing that counts can see it.
+        """
+        size = self.model.chunk_size
+        boundary = [self.tokenizer.eos_id] + [self.tokenizer.pad_id] * (size - 1)
+        encoded = [self.tokenizer.encode(prompt) for prompt in prompts]
+        whole = [boundary + tokens[: len(tokens) // size * size] for tokens in encoded]
+        texts = [_Text(tokens[len(tokens) // size * size :]) for tokens in encoded]
+        longest = max(len(tokens) for tokens in whole)
+        filled = [tokens + [self.tokenizer.pad_id] * (longest - len(tokens)) for tokens in whole]
+        chunks_BPK = torch.tensor(filled, device=self.device).unflatten(1, (-1, size))
+        hidden_BPD, prefix = self.model.backbone(self.model.embed(chunks_BPK))
+        last_B = torch.tensor([len(tokens) // size - 1 for tokens in whole], device=self.device)
+        hidden_BD = hidden_BPD[torch.arange(len(prompts), device=self.device), last_B]
+        return texts, hidden_BD, Branches(last_B.unsqueeze(1), prefix)
+
+    def _write(self, text: _Text, chunk: list[int], max_new_tokens: int, stop: Sequence[str]) -> str:
+        """Append a chunk; returns the characters that are certain now."""
+        new, text.begun = chunk[len(text.begun) :], []
+        if self.tokenizer.eos_id in new:
+            new, text.ended = new[: new.index(self.tokenizer.eos_id)], True
+        text.tokens = (text.tokens + new)[:max_new_tokens]
+        text.ended = text.ended or len(text.tokens) == max_new_tokens
+        written = self.tokenizer.decode(text.tokens)
+        places = [place for string in stop if (place := written.find(string)) >= 0]
+        if places:
+            written, text.ended = written[: min(places)], True
+        elif not text.ended:
+            written = _certain(written, stop)
+        piece = written[text.told :]
+        text.told += len(piece)
+        return piece
+
+
+def _certain(written: str, stop: Sequence[str]) -> str:
+    """A text without its end, as far as that is half a character or may begin a stop string."""
+    written = written.rstrip(_UNFINISHED)
+    held = max(
+        (n for string in stop for n in range(1, len(string)) if written.endswith(string[:n])),
+        default=0,
+    )
+    return written[: len(written) - held]

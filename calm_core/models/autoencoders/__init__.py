@@ -1,0 +1,1 @@
+"""Autoencoders: a chunk of K tokens to one latent vector and back."""

@@ -1,0 +1,67 @@
+"""What the heads that undo noise share; the time embedding's parameter names are ours."""
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calm_core.config import CalmModelConfig
+from calm_core.models.heads.base import Head, Targets
+from calm_core.models.noise import SequenceNoise
+
+
+class DenoisingHead(Head):
+    """A head that learns to undo noise, and samples in several evaluations of its network.
+
+    The loss of a position is the mean squared error over `model_samples` draws of (latent, time, noise).
+    """
+
+    latent_scale: Tensor
+
+    def __init__(self, config: CalmModelConfig, latent_size: int) -> None:
+        super().__init__(config, latent_size, latent_size)
+        self.time_embd = nn.Sequential(
+            nn.Linear(config.hidden_size, config.hidden_size),
+            nn.SiLU(),
+            nn.Linear(config.hidden_size, config.hidden_size),
+        )
+        self.register_buffer("latent_scale", torch.ones(()))
+
+    def fit_scale(self, latents: Tensor) -> None:
+        """Set the root mean square of the data, which the network sees scaled to one."""
+        self.latent_scale.copy_(latents.float().square().mean().sqrt())
+
+    def sampling_noise(self, noise: SequenceNoise, *shape: int) -> Tensor:
+        """N(0, 1), the latent at the noisy end."""
+        return noise.normal(*shape, self.latent_size)
+
+    def predict(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """Network output, fp32 [..., N, L], at noisy latents [..., N, L] and times in [0, 1] [..., N or 1]."""
+        dtype = condition.dtype
+        time_embedding = self.time_embd(sinusoids(time, self.config.hidden_size).to(dtype))
+        return self.network(x.to(dtype), condition + time_embedding).float()
+
+    @abstractmethod
+    def draw_time(self, uniform: Tensor) -> Tensor:
+        """Times at which the network is trained, from numbers uniform in [0, 1)."""
+
+    @abstractmethod
+    def noisy(self, latent: Tensor, normal: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """The noisy latent at `time` [..., 1], and what the network must predict there."""
+
+    def loss(self, hidden_BPD: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
+        shape, counted = (hidden_BPD.shape[1], self.config.model_samples), targets.counted_BP
+        time_RN = self.draw_time(noise.uniform(*shape)[counted])
+        normal_RNL = self.sampling_noise(noise, *shape)[counted]
+        latent_RNL = (targets.mean_RL.unsqueeze(1) + targets.deviations_RML).float() / self.latent_scale
+        x_RNL, wanted_RNL = self.noisy(latent_RNL, normal_RNL, time_RN.unsqueeze(-1))
+        predicted_RNL = self.predict(x_RNL, time_RN, self.condition(hidden_BPD[counted]))
+        return (predicted_RNL - wanted_RNL).square().mean((1, 2))
+
+
+def sinusoids(time: Tensor, size: int) -> Tensor:
+    """Features [..., size] of times in [0, 1]: cosines and sines of 1 to 10,000 radians."""
+    half = size // 2
+    angles = time.float().unsqueeze(-1) * torch.logspace(0, 4, half, device=time.device)
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, size - 2 * half))

@@ -1,0 +1,32 @@
+"""The paper's head: an implicit model, trained by the energy score (arXiv 2510.27688)."""
+
+from torch import Tensor
+
+from calm_core.config import CalmModelConfig
+from calm_core.models.energy_score import energy_loss
+from calm_core.models.heads.base import Head, Targets
+from calm_core.models.noise import SequenceNoise
+
+
+class EnergyHead(Head):
+    """An implicit model: uniform noise in, one latent sample out, trained by the energy score."""
+
+    loss_name = "energy_loss"
+
+    def __init__(self, config: CalmModelConfig, latent_size: int) -> None:
+        super().__init__(config, latent_size, config.noise_size)
+
+    def target_samples(self) -> int:
+        return self.config.target_samples
+
+    def sampling_noise(self, noise: SequenceNoise, *shape: int) -> Tensor:
+        """Uniform in [0, 1)."""
+        return noise.uniform(*shape, self.config.noise_size)
+
+    def sample(self, hidden: Tensor, drawn: Tensor) -> Tensor:
+        return self.network((drawn - 0.5).to(hidden.dtype), self.condition(hidden))
+
+    def loss(self, hidden_BPD: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
+        drawn_BPNU = self.sampling_noise(noise, hidden_BPD.shape[1], self.config.model_samples)
+        samples_RNL = self.sample(hidden_BPD[targets.counted_BP], drawn_BPNU[targets.counted_BP])
+        return energy_loss(samples_RNL, targets.mean_RL, targets.deviations_RML, self.config.energy_alpha)

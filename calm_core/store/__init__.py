@@ -1,0 +1,1 @@
+"""Files on any URL, and the self-describing artifacts in them."""

@@ -1,0 +1,1 @@
+"""Trained models from artifacts and from public checkpoints."""

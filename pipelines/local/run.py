@@ -1,0 +1,114 @@
+"""The pipeline on one machine, run by Kubeflow's own local runner in a child process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+
+from calm_core.config import Config
+from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, ProgressEvent, parse
+from pipelines.arguments import arguments_of
+from pipelines.local.home import Home
+
+STOP_SECONDS = 30.0
+"""How long stopped tasks may take to save what they are at."""
+
+
+class LocalRun:
+    """A run of `calm-train` in a child process, started on construction.
+
+    Attributes:
+        log: The file with Kubeflow's chatter and the output of every task.
+    """
+
+    def __init__(self, config: Config, home: Home, lock: int, environment: Mapping[str, str]) -> None:
+        """Start the run.
+
+        Args:
+            config: Every setting of the run.
+            home: Where it works.
+            lock: The home's lock, which the child inherits: it is free when the last of both has ended.
+            environment: Variables for the tasks; they take no part in the cache keys, as parameters would.
+        """
+        home.logs.mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=time.strftime("run-%Y%m%d-%H%M%S-"), dir=home.logs))
+        self.log = folder / "pipeline.log"
+        self._progress = folder / "progress.jsonl"
+        self._outputs = folder / "outputs.json"
+        self._read_bytes = 0
+        request = folder / "request.json"
+        request.write_text(
+            json.dumps(
+                {
+                    "arguments": arguments_of(config, str(home.plans), str(home.checkpoints)),
+                    "pipeline_root": str(home.pipeline_root),
+                    "cache_root": str(home.cache),
+                    "outputs": str(self._outputs),
+                }
+            ),
+            encoding="utf-8",
+        )
+        with open(self.log, "wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.local.worker", str(request)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment, PROGRESS_FILE_VARIABLE: str(self._progress), "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
+
+    def poll(self) -> int | None:
+        """Exit status of the run, or None while it is at work."""
+        return self._process.poll()
+
+    def events(self) -> Iterator[ProgressEvent]:
+        """What the stages have said since the last call."""
+        if not self._progress.exists():
+            return
+        with open(self._progress, "rb") as file:
+            file.seek(self._read_bytes)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._read_bytes += len(line)
+                yield parse(line.decode())
+
+    def outputs(self) -> dict[str, str]:
+        """URIs of the artifacts of a run that has succeeded, by the names of the pipeline's outputs."""
+        outputs: dict[str, str] = json.loads(self._outputs.read_text(encoding="utf-8"))
+        return outputs
+
+    def stop(self) -> None:
+        """Stop all processes of the run: they are asked, and after STOP_SECONDS killed."""
+        processes = self._processes()
+        try:
+            if processes:
+                os.killpg(self._process.pid, signal.SIGTERM)
+                psutil.wait_procs(processes, timeout=STOP_SECONDS)
+        finally:  # also when an impatient user interrupts the waiting
+            for process in processes:
+                if process.is_running():
+                    process.kill()
+            self._process.wait()
+
+    def _processes(self) -> set[psutil.Process]:
+        """The living processes of the child's session, and all below them: torchrun gives each rank its own session."""
+        members = {process for process in psutil.process_iter() if _session_of(process) == self._process.pid}
+        below = {descendant for member in members for descendant in member.children(recursive=True)}
+        return members | below
+
+
+def _session_of(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except OSError:  # it has just ended, or belongs to somebody else
+        return None

@@ -1,0 +1,57 @@
+"""Run the compiled pipeline with Kubeflow's local runner: ``python -m pipelines.local.worker REQUEST``.
+
+REQUEST is a JSON file with the pipeline's arguments, where tasks write (`pipeline_root`), where the cache lies
+(`cache_root`), and which file gets the URIs of the outputs (`outputs`). It is a process of its own so that Kubeflow's
+chatter and the tasks' output go to a log, and so that all of it can be stopped together.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from kfp import components, local
+
+from pipelines.compile import TRAIN_PIPELINE
+
+
+def run(request: dict[str, Any]) -> None:
+    """Run the pipeline, and write the URIs of its outputs.
+
+    Raises:
+        RuntimeError: A task failed.
+    """
+    # Kubeflow replaces each "python3" in a task's command by sys.executable, those in paths and settings included; so
+    # sys.executable has to be this word, and PATH has to lead to this interpreter.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    sys.executable = "python3"
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=request["pipeline_root"],
+        cache_root=request["cache_root"],
+        enable_caching=True,
+    )
+    task = components.load_component_from_file(str(TRAIN_PIPELINE))(**request["arguments"])
+    outputs = {name: artifact.uri for name, artifact in task.outputs.items()}
+    Path(request["outputs"]).write_text(json.dumps(outputs, indent=1), encoding="utf-8")
+
+
+def end_with_parent() -> None:
+    """Stop this process and its tasks when the one that started it is gone, so that no run works on unwatched."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.killpg(0, signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -1,0 +1,194 @@
+"""Text generation: lengths, batches, seeds, stop strings, streaming, and prompts that end inside a chunk."""
+
+import pytest
+import torch
+
+from calm_core.config import AutoencoderModelConfig, CalmModelConfig, TransformerModelConfig
+from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.errors import CalmError
+from calm_core.generation.text import CalmChunks, Sampling, TextGenerator, TransformerTokens
+from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.models.calm import Calm
+from calm_core.models.layers import freeze
+from calm_core.models.transformer import Transformer
+
+K = 4
+SHAPE = {"hidden_size": 16, "intermediate_size": 16}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["the river flows past the old port " * 20], 280)
+
+
+@pytest.fixture
+def generator(tokenizer: Tokenizer) -> TextGenerator:
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(AutoencoderModelConfig(chunk_size=K, latent_size=6, **SHAPE), tokenizer.vocab_size)
+    config = CalmModelConfig(num_hidden_layers=1, num_attention_heads=2, num_head_layers=1, model_samples=2, **SHAPE)
+    calm = Calm(config, tokenizer.vocab_size, K, 6)
+    torch.nn.init.normal_(calm.mlp_generator.final_layer.linears[2].weight, std=1.0)
+    freeze(autoencoder)
+    freeze(calm)
+    return TextGenerator(CalmChunks(calm, autoencoder), tokenizer)
+
+
+@pytest.fixture
+def token_generator(tokenizer: Tokenizer) -> TextGenerator:
+    torch.manual_seed(0)
+    config = TransformerModelConfig(num_hidden_layers=1, num_attention_heads=2, **SHAPE)
+    model = Transformer(config, tokenizer.vocab_size)
+    freeze(model)
+    return TextGenerator(TransformerTokens(model), tokenizer)
+
+
+PROMPTS = ["the river flows past", "", "the", "the old port the old port the old port"]
+
+
+def write(generator: TextGenerator, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the model write this text, chunk by chunk, whatever the prompt."""
+    ids = [*generator.tokenizer.encode(text), generator.tokenizer.eos_id]
+    chunks = [ids[i : i + K] for i in range(0, len(ids), K)]
+    chunks[-1] += [generator.tokenizer.eos_id] * (K - len(chunks[-1]))
+    left = iter(chunks)
+    monkeypatch.setattr(generator.model, "choose", lambda hidden, *_: torch.tensor(next(left)).expand(len(hidden), K))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.6, samples=16), Sampling(0.9, budget=5000)], ids=str)
+def test_a_prompts_text_does_not_depend_on_the_others_of_its_batch(
+    generator: TextGenerator, sampling: Sampling
+) -> None:
+    if sampling.budget:  # less diverse, so that equal samples are drawn at all
+        assert isinstance(generator.model, CalmChunks)
+        last = generator.model.calm.mlp_generator.final_layer.linears[2]
+        last.weight.mul_(0.2)
+        last.bias.fill_(1)
+    seeds = [5, 6, 7, 5]
+    together = generator.generate(PROMPTS, seed=seeds, sampling=sampling, max_new_tokens=11)
+    for order in ([0], [3, 1], [2, 0, 3]):
+        texts = generator.generate(
+            [PROMPTS[i] for i in order], seed=[seeds[i] for i in order], sampling=sampling, max_new_tokens=11
+        )
+        assert texts == [together[i] for i in order]
+    assert generator.generate(PROMPTS, seed=9, sampling=sampling, max_new_tokens=11) != together
+
+
+def test_a_batch_writes_what_reading_everything_anew_would(generator: TextGenerator) -> None:
+    """No cache, one prompt at a time: the whole context through the backbone for each chunk, with the same noise."""
+    from calm_core.models.noise import SequenceNoise, derive_seed
+
+    texts = generator.generate(PROMPTS, seed=3, max_new_tokens=12)
+    assert isinstance(generator.model, CalmChunks)
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        noise = SequenceNoise([derive_seed(3, "generate")])
+        ids = generator.tokenizer.encode(prompt)
+        whole, begun = ids[: len(ids) // K * K], ids[len(ids) // K * K :]
+        context = [generator.tokenizer.eos_id] + [generator.tokenizer.pad_id] * (K - 1) + whole
+        written: list[int] = []
+        while len(written) < 12:
+            chunks = torch.tensor([context]).unflatten(1, (-1, K))
+            hidden, _ = generator.model.backbone(generator.model.embed(chunks))
+            row = torch.tensor([begun + [-1] * (K - len(begun))])
+            chunk = generator.model.choose(hidden[:, -1], row, noise, Sampling())[0].tolist()
+            context, written, begun = context + chunk, written + chunk[len(begun) :], []
+            if generator.tokenizer.eos_id in written:
+                written = written[: written.index(generator.tokenizer.eos_id)]
+                break
+        assert text == generator.tokenizer.decode(written[:12])
+
+
+def test_the_baseline_writes_too_and_follows_its_seed(token_generator: TextGenerator) -> None:
+    texts = token_generator.generate(PROMPTS, seed=1, sampling=Sampling(0.8), max_new_tokens=9)
+    assert token_generator.generate(PROMPTS[2:], seed=1, sampling=Sampling(0.8), max_new_tokens=9) == texts[2:]
+    assert token_generator.generate(PROMPTS, seed=2, sampling=Sampling(0.8), max_new_tokens=9) != texts
+
+
+def test_pieces_of_a_stream_are_whole_characters_and_make_the_text(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these characters takes several byte tokens, which chunks cut apart."""
+    text = "the \u00fc\u20ac\U0001f600 old \u20ac port"
+    write(generator, text, monkeypatch)
+    pieces = [piece for _, piece in generator.stream([""], max_new_tokens=200)]
+    assert "".join(pieces) == text
+    assert len(pieces) > 2
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(("stop", "kept"), [(" old", "the river flows past the"), ("er f", "the riv"), ("zzz", None)])
+def test_a_stop_string_ends_the_text_before_it_and_is_never_streamed(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch, stop: str, kept: str | None
+) -> None:
+    text = "the river flows past the old port"
+    write(generator, text, monkeypatch)
+    pieces = [piece for _, piece in generator.stream([""], max_new_tokens=200, stop=[stop, "never"])]
+    assert "".join(pieces) == (text if kept is None else kept)
+
+
+def test_a_beginning_of_a_stop_string_is_held_back_and_then_told(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(generator, "the river flows past the old port", monkeypatch)
+    assert generator.generate([""], max_new_tokens=200, stop=["ports"]) == ["the river flows past the old port"]
+
+
+def test_bad_arguments_are_refused(generator: TextGenerator) -> None:
+    with pytest.raises(CalmError, match="2 seeds for 1 prompts"):
+        generator.generate(["x"], seed=[1, 2])
+    with pytest.raises(CalmError, match="stop string must not be empty"):
+        generator.generate(["x"], stop=[""])
+    with pytest.raises(CalmError, match="max_new_tokens"):
+        generator.generate(["x"], max_new_tokens=0)
+    assert generator.generate([]) == []
+
+
+def test_an_exhausted_budget_is_one_clear_line(generator: TextGenerator) -> None:
+    """These samples are so diverse that ten draws hold no four equal ones."""
+    with pytest.raises(CalmError, match=r"temperature 0.25: no chunk was accepted within 10 draws; raise the budget"):
+        generator.generate(["the river flows past"], sampling=Sampling(0.25, budget=10), max_new_tokens=40)
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 5, 9])
+def test_exactly_the_asked_number_of_tokens(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    lengths: list[int] = []
+    monkeypatch.setattr(generator.tokenizer, "decode", lambda ids: lengths.append(len(ids)) or "")
+    generator.generate(["the river flows"], max_new_tokens=number, seed=3)
+    assert lengths[-1] == number
+
+
+@pytest.mark.parametrize("prompt", ["", "t", "the", "the river", "the river flows past the old"])
+def test_prompts_of_any_length(generator: TextGenerator, prompt: str) -> None:
+    (text,) = generator.generate([prompt], max_new_tokens=8)
+    assert isinstance(text, str)
+
+
+def test_the_begun_chunk_keeps_the_prompt(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is fed the prompt's own tokens, also where they end inside a chunk, and no padding in between."""
+    seen: list[torch.Tensor] = []
+    embed = generator.model.embed
+    monkeypatch.setattr(generator.model, "embed", lambda chunks: seen.append(chunks) or embed(chunks))
+    prompt = "the river flows past the"
+    tokens = generator.tokenizer.encode(prompt)
+    assert len(tokens) % K, "the prompt must end inside a chunk for this test"
+    generator.generate([prompt], max_new_tokens=K + 1)
+    fed = torch.cat(seen, dim=1).flatten().tolist()
+    boundary = [generator.tokenizer.eos_id] + [generator.tokenizer.pad_id] * (K - 1)
+    assert fed[:K] == boundary
+    assert fed[K : K + len(tokens)] == tokens
+
+
+def test_an_end_of_text_inside_a_chunk_ends_the_text_there(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = generator.tokenizer.encode("a")[0], generator.tokenizer.encode("b")[0]
+    chunk = torch.tensor([a, b, generator.tokenizer.eos_id, a])
+    monkeypatch.setattr(generator.model, "choose", lambda hidden, *_: chunk.expand(len(hidden), K))
+    assert generator.generate(["", ""], max_new_tokens=50) == ["ab", "ab"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1.5])
+def test_an_impossible_temperature_is_refused(generator: TextGenerator, temperature: float) -> None:
+    with pytest.raises(CalmError, match="temperature must be above 0 and at most 1"):
+        generator.generate(["x"], sampling=Sampling(temperature))

@@ -1,0 +1,117 @@
+"""Counted costs against published figures and against counts by hand."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from calm_core.config import Config, parse_section, resolve_config
+from calm_core.models.calm import Calm
+from calm_core.models.transformer import Transformer
+from calm_core.scaling.cost import Estimate, estimate, state_bytes
+from pipelines import profiles
+
+
+def of_profile(name: str, model: str, *overrides: str) -> Estimate:
+    return estimate(resolve_config(profiles.load(name), overrides), gpus=8)[model]
+
+
+@pytest.mark.parametrize(
+    ("profile", "model", "training", "inference"),
+    [("calm-m", "CALM", 3.7e20, 2.9e8), ("transformer-s", "Transformer", 6.6e20, 4.4e8)],
+)
+def test_the_published_operations_come_out_of_the_profiles(
+    profile: str, model: str, training: float, inference: float
+) -> None:
+    """arXiv 2510.27688: figures with two digits, 5e11 tokens."""
+    cost = of_profile(profile, model)
+    assert cost.training_tokens == pytest.approx(5e11, rel=0.05)
+    assert cost.training_flops == pytest.approx(training, rel=0.05)
+    assert cost.inference_flops_per_token == pytest.approx(inference, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("profile", "model", "published"),
+    [
+        ("calm-m", "CALM", 371e6),
+        ("calm-l", "CALM", 735e6),
+        ("calm-xl", "CALM", 1.82e9),
+        ("calm-m", "autoencoder", 75e6),
+        ("transformer-s", "Transformer", 281e6),
+    ],
+)
+def test_the_published_numbers_of_parameters_come_out_of_the_profiles(
+    profile: str, model: str, published: float
+) -> None:
+    assert sum(of_profile(profile, model).parameters.values()) == pytest.approx(published, rel=0.02)
+
+
+SMALL = parse_section(
+    Config,
+    {
+        "data": {"sequence_length": 64},
+        "tokenizer": {"vocab_size": 300},
+        "autoencoder": {"model": {"hidden_size": 32, "intermediate_size": 48, "latent_size": 8}},
+        "calm": {
+            "model": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 2,
+                "num_head_layers": 2,
+            }
+        },
+        "transformer": {
+            "model": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+        },
+    },
+)
+
+
+def test_a_forward_pass_costs_what_torch_counts() -> None:
+    """Torch counts the products that run; attention over the whole context, as here."""
+    cost = estimate(SMALL, gpus=1)["Transformer"]
+    model = Transformer(SMALL.transformer.model, 300)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        hidden, _ = model.transformer(model.embed(torch.zeros(1, 64, dtype=torch.int64)))
+        model.lm_head(hidden)
+    assert counter.get_total_flops() / 64 == pytest.approx(cost.inference_flops_per_token)
+
+
+def test_the_heads_samples_are_the_difference_that_they_make() -> None:
+    """One more model sample costs one more forward and backward pass of the head, counted by hand."""
+    head = 64 * 32 + 32 * 32 + 2 * (2 + 1 + 2 + 1) * 32 * 32 + 32 * 32 + 32 * 8
+    fewer, more = (
+        estimate(resolve_config(SMALL.model_dump(), [f"calm.model.model_samples={n}"]), gpus=1)["CALM"] for n in (4, 5)
+    )
+    assert more.training_flops_per_token - fewer.training_flops_per_token == 3 * 2 * head / 4
+    assert more.inference_flops_per_token == fewer.inference_flops_per_token
+
+
+def test_a_head_that_samples_in_steps_costs_each_of_them() -> None:
+    costs = [
+        estimate(resolve_config(SMALL.model_dump(), ["calm.model.head=flow", f"calm.model.sampling_steps={n}"]), gpus=1)
+        for n in (1, 2, 3)
+    ]
+    first, second, third = (cost["CALM"].inference_flops_per_token for cost in costs)
+    assert second > first
+    assert third - second == second - first
+
+
+@pytest.mark.parametrize("head", ["energy", "diffusion", "flow"])
+def test_the_parts_are_the_whole_model(head: str) -> None:
+    config = resolve_config(SMALL.model_dump(), [f"calm.model.head={head}"])
+    model = Calm(config.calm.model, 300, 4, 8)
+    parts = estimate(config, gpus=1)["CALM"].parameters
+    assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_zero_stages_share_optimiser_then_gradients_then_parameters() -> None:
+    """Of 1000 parameters in bf16 on 4 GPUs: 2 + 2 + 12 bytes each, by hand."""
+    shares = state_bytes(1000, SMALL.calm, gpus=4)
+    assert shares == {0: 16_000, 1: 7_000, 2: 5_500, 3: 4_000}
+    assert state_bytes(1000, SMALL.calm.model_copy(update={"precision": "fp32"}), gpus=4)[0] == 16_000
+
+
+def test_checkpointed_activations_are_fewer() -> None:
+    config = resolve_config(SMALL.model_dump(), ["calm.activation_checkpointing=true"])
+    assert estimate(config, gpus=1)["CALM"].activation_bytes < estimate(SMALL, gpus=1)["CALM"].activation_bytes

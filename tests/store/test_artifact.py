@@ -1,0 +1,167 @@
+"""Artifacts: complete or refused, checked when read, on any file system."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from calm_core.errors import ArtifactError
+from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
+
+KIND = "shards"
+
+
+@pytest.fixture(params=["local", "memory"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "local":
+        yield f"{tmp_path}/deep/artifact"
+        return
+    yield "memory://calm-artifact/deep/artifact"
+    filesystem = fsspec.filesystem("memory")
+    if filesystem.exists("/calm-artifact"):
+        filesystem.rm("/calm-artifact", recursive=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A complete artifact in a local folder."""
+    write(str(tmp_path / "artifact"))
+    return tmp_path / "artifact"
+
+
+def write(uri: str, content: bytes = b"content", *, steps: int = 1, seconds: float = 1.0) -> Artifact:
+    with ArtifactWriter(uri, KIND, config={"steps": steps, "sizes": (1, 2)}, parents={"data": "abc"}) as writer:
+        writer.write("b/second.bin", content)
+        writer.write("a.json", b'{"x": 1}')
+        writer.results["count"] = 2
+        writer.timings["seconds"] = seconds
+    return Artifact(uri, KIND)
+
+
+def test_what_was_written_is_read(uri: str) -> None:
+    artifact = write(uri)
+    assert artifact.read("b/second.bin") == artifact.open("b/second.bin").read() == b"content"
+    assert artifact.read_json("a.json") == {"x": 1}
+    manifest = artifact.manifest
+    assert [(entry.path, entry.size) for entry in manifest.files] == [("a.json", 8), ("b/second.bin", 7)]
+    assert (manifest.config, manifest.parents) == ({"steps": 1, "sizes": [1, 2]}, {"data": "abc"})
+    assert (manifest.results, manifest.timings) == ({"count": 2}, {"seconds": 1.0})
+    for entry in manifest.files:
+        artifact.check(entry.path)
+
+
+def test_the_digest_is_of_the_content_and_not_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = write(f"{tmp_path}/a").digest
+    monkeypatch.setattr("calm_core.store.artifact.code_version", lambda: "another")
+    assert write(f"{tmp_path}/b", seconds=9.0).digest == digest
+    assert write(f"{tmp_path}/c", b"other").digest != digest
+    assert write(f"{tmp_path}/d", steps=2).digest != digest
+
+
+def test_a_block_that_fails_leaves_no_manifest(uri: str) -> None:
+    with pytest.raises(ZeroDivisionError), ArtifactWriter(uri, KIND, {}, {}) as writer:
+        writer.write("a.json", b"{}")
+        raise ZeroDivisionError
+    with pytest.raises(ArtifactError, match=rf"{uri}: the shards artifact is half-written .*run its stage again"):
+        Artifact(uri, KIND)
+
+
+def test_a_replacement_that_fails_does_not_leave_the_old_manifest(uri: str) -> None:
+    """Else the old manifest would vouch for a mixture of old and new files."""
+    write(uri)
+    with pytest.raises(ZeroDivisionError), ArtifactWriter(uri, KIND, {}, {}):
+        raise ZeroDivisionError
+    with pytest.raises(ArtifactError, match=r"half-written|missing"):  # an object store has no empty folders
+        Artifact(uri, KIND)
+
+
+def test_a_replacement_holds_only_the_new_files(uri: str) -> None:
+    write(uri)
+    with ArtifactWriter(uri, KIND, {}, {}) as writer:
+        writer.write("new.bin", b"new")
+    artifact = Artifact(uri, KIND)
+    assert [entry.path for entry in artifact.manifest.files] == ["new.bin"]
+    with pytest.raises(ArtifactError, match=r"its manifest lists no file a\.json"):
+        artifact.read("a.json")
+
+
+@pytest.mark.parametrize("target", ["memory://calm-copy/artifact", "local"])
+def test_a_copied_file_keeps_its_entry_also_across_file_systems(target: str, uri: str, tmp_path: Path) -> None:
+    source = write(uri)
+    target = f"{tmp_path}/copy" if target == "local" else target
+    with ArtifactWriter(target, KIND, {}, {}) as writer:
+        writer.copy(source, {"b/second.bin": "c/copied.bin"})
+    copied = Artifact(target, KIND)
+    assert copied.read("c/copied.bin") == b"content"
+    assert copied.entry("c/copied.bin").sha256 == source.entry("b/second.bin").sha256
+
+
+def test_nothing_there_is_called_missing_and_not_half_written(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"nowhere: the shards artifact is missing: no manifest\.json"):
+        Artifact(f"{tmp_path}/nowhere", KIND)
+
+
+def test_a_file_in_place_of_the_folder_is_an_artifact_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match=r"file: the shards artifact is .* no manifest\.json"):
+        Artifact(f"{tmp_path}/file", KIND)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "grow", "remove"])
+def test_a_damaged_file_is_refused_by_name(damage: str, folder: Path) -> None:
+    path = folder / "b" / "second.bin"
+    artifact = Artifact(str(folder), KIND)
+    match damage:
+        case "flip":
+            path.write_bytes(b"cOntent")
+        case "cut":
+            path.write_bytes(b"conten")
+        case "grow":
+            path.write_bytes(b"content ")
+        case "remove":
+            path.unlink()
+    for check in (lambda: artifact.read("b/second.bin"), lambda: artifact.check("b/second.bin")):
+        with pytest.raises(ArtifactError, match=r"b/second\.bin: file is (damaged|missing)") as caught:
+            check()
+        assert "\n" not in str(caught.value)
+    assert artifact.read("a.json") == b'{"x": 1}'  # the others are still good
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema_version": 1}', b'{"schema_version": []}']
+)
+def test_a_damaged_manifest_is_refused_by_name(content: bytes, folder: Path) -> None:
+    (folder / MANIFEST_NAME).write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: damaged manifest") as caught:
+        Artifact(str(folder), KIND)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_kind_is_refused(folder: Path) -> None:
+    with pytest.raises(ArtifactError, match="is a shards artifact, a dataset artifact was expected"):
+        Artifact(str(folder), "dataset")
+
+
+@pytest.mark.parametrize("other_fields", [{}, {"a field of the future": 1}])
+def test_another_schema_version_is_refused_as_such_and_not_as_damage(
+    other_fields: dict[str, int], folder: Path
+) -> None:
+    """A folder written by newer code must not be called damaged: the advice would be to delete it."""
+    path = folder / MANIFEST_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 2} | other_fields))
+    with pytest.raises(ArtifactError, match=r"manifest\.json: schema version 2, this code reads 1"):
+        Artifact(str(folder), KIND)
+
+
+def test_an_artifact_of_another_kind_is_not_written_over(tmp_path: Path) -> None:
+    """A wrong --output must not cost a trained model."""
+    with ArtifactWriter(str(tmp_path), "calm", {}, {}) as writer:
+        writer.write("weights", b"weeks of training")
+    with (
+        pytest.raises(ArtifactError, match="holds an artifact of kind calm, not dataset; name another output"),
+        ArtifactWriter(str(tmp_path), "dataset", {}, {}),
+    ):
+        pass
+    assert Artifact(str(tmp_path), "calm").read("weights") == b"weeks of training"
