@@ -11,17 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from calm_core.errors import ArtifactError
 from calm_core.store import storage
 from calm_core.store.code_version import code_version
+from calm_core.store.facts import ORIGIN, TIMING, Facts
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
 _COPIES = 16  # at a time
+
+FactsT = TypeVar("FactsT", bound=Facts)
+FactsT_co = TypeVar("FactsT_co", bound=Facts, covariant=True)
 
 
 class FileEntry(BaseModel):
@@ -34,7 +37,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artifact is and what it was made from.
+    """What an artifact is and what it was made from, as it is stored; `Facts` gives its parts their types.
 
     `results` are the stage's numbers and repeat exactly. `timings` (seconds, rates) and `origins` (where the inputs
     lay) are of one run and take no part in the digest.
@@ -56,9 +59,74 @@ class Manifest(BaseModel):
         """SHA-256 of kind, config, parents, results and files: equal digests mean equal content."""
         return digest_of(self.model_dump(exclude={"code_version", "timings", "origins"}))
 
+    @classmethod
+    def read(cls, uri: str, expected: str = "") -> Self:
+        """The manifest of a complete artifact of any kind.
 
-class _SchemaVersion(BaseModel):
+        Args:
+            uri: The artifact's folder.
+            expected: What is expected there, for the message of an error.
+
+        Raises:
+            ArtifactError: There is none, or it is damaged.
+        """
+        manifest_uri = storage.join(uri, MANIFEST_NAME)
+        try:
+            data = storage.read(manifest_uri)
+        except (FileNotFoundError, NotADirectoryError):
+            name = f"{expected} artifact".lstrip()
+            state = "half-written (its stage did not finish)" if storage.exists(uri) else "missing"
+            message = f"{uri}: the {name} is {state}: no {MANIFEST_NAME}; run its stage again"
+            raise ArtifactError(message) from None
+        with _undamaged(uri):
+            # The head alone first: a manifest of a later schema may have other fields, and is not damaged.
+            head = _Head.model_validate_json(data)
+            kind = Facts.of_kind.get(head.kind)
+            if kind and head.schema_version > kind.schema_version:
+                raise _other_schema(uri, head.schema_version, kind)
+            return cls.model_validate_json(data)
+
+    def upgraded(self, uri: str, kind: type[Facts]) -> Self:
+        """This manifest in the form of the kind's schema version.
+
+        Raises:
+            ArtifactError: It is of a version that this code does not know.
+        """
+        if self.schema_version == kind.schema_version:
+            return self
+        try:
+            config, results = kind.upgrade(self.schema_version, self.config, self.results)
+        except (KeyError, TypeError, ValueError):
+            raise _other_schema(uri, self.schema_version, kind) from None
+        return self.model_copy(
+            update={"config": config, "results": results, "schema_version": kind.schema_version}, deep=True
+        )
+
+
+class _Head(BaseModel):
+    kind: str
     schema_version: int
+
+
+def _other_schema(uri: str, version: int, kind: type[Facts]) -> ArtifactError:
+    return ArtifactError(
+        f"{storage.join(uri, MANIFEST_NAME)}: schema version {version}, this code reads {kind.schema_version}; "
+        "run its stage again"
+    )
+
+
+@contextmanager
+def _undamaged(uri: str) -> Iterator[None]:
+    """Turn what does not validate into one line."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"{storage.join(uri, MANIFEST_NAME)}: damaged manifest ({f'{place}: ' if place else ''}{first['msg']}); "
+            "delete the folder and run its stage again"
+        ) from None
 
 
 def digest_of(value: Any) -> str:
@@ -67,21 +135,23 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-class ArtifactWriter:
+class ArtifactWriter(Generic[FactsT]):
     """Write an artifact's files, then its manifest, when the block ends without an error.
 
     Example:
-        >>> with ArtifactWriter(uri, "tokenizer", config={"vocab_size": 2048}, parents={}) as writer:
-        ...     writer.write("tokenizer.json", data)
-        ...     writer.results["vocab_size"] = 2048
+        >>> with ArtifactWriter(uri, DuplicatesFacts, config={}, parents={}) as writer:
+        ...     writer.write("dropped/00000.parquet", data)
+        ...     writer.facts = DuplicatesFacts(duplicates=3, near_duplicates=0)
+
+    Attributes:
+        facts: What the manifest says; set before the block ends.
     """
 
-    def __init__(self, uri: str, kind: str, config: Mapping[str, Any], parents: Mapping[str, str]) -> None:
+    facts: FactsT
+
+    def __init__(self, uri: str, kind: type[FactsT], config: Mapping[str, Any], parents: Mapping[str, str]) -> None:
         self.uri = uri
-        self.results: dict[str, Any] = {}
-        self.timings: dict[str, float] = {}
-        self.origins: dict[str, Any] = {}
-        self._kind = kind
+        self._kind = kind.kind
         self._config = dict(config)
         self._parents = dict(parents)
         self._files: list[FileEntry] = []
@@ -116,7 +186,7 @@ class ArtifactWriter:
             yield file
         self._files.append(FileEntry(path=path, size=file.size, sha256=file.sha256))
 
-    def copy(self, source: "Artifact", paths: Mapping[str, str]) -> None:
+    def copy(self, source: "Artifact[Facts]", paths: Mapping[str, str]) -> None:
         """Copy files of another artifact, side by side.
 
         Their entries are taken over, so a damaged copy is found by whoever reads it.
@@ -130,7 +200,7 @@ class ArtifactWriter:
             try:
                 storage.copy(storage.join(source.uri, path), storage.join(self.uri, target_path))
             except FileNotFoundError:
-                raise ArtifactError(source.missing(path)) from None
+                raise source.missing(path) from None
 
         with ThreadPoolExecutor(_COPIES) as pool:
             list(pool.map(copy_one, paths.keys(), paths.values()))
@@ -143,70 +213,56 @@ class ArtifactWriter:
             return
         manifest = Manifest(
             kind=self._kind,
-            schema_version=SCHEMA_VERSION,
+            schema_version=self.facts.schema_version,
             config=self._config,
             parents=self._parents,
             code_version=code_version(),
-            results=self.results,
-            timings=self.timings,
-            origins=self.origins,
+            results=self.facts.part("results"),
+            timings=self.facts.part(TIMING),
+            origins=self.facts.part(ORIGIN),
             files=sorted(self._files, key=lambda entry: entry.path),
         )
         storage.write(storage.join(self.uri, MANIFEST_NAME), manifest.model_dump_json(indent=1).encode() + b"\n")
 
 
-class Artifact:
+class Artifact(Generic[FactsT_co]):
     """A complete artifact, opened for reading.
 
+    Args:
+        uri: Its folder.
+        kinds: What it may be.
+
+    Attributes:
+        facts: What its manifest says, validated.
+        digest: Equal digests mean equal content.
+
     Raises:
-        ArtifactError: The folder has no manifest, or it is unreadable, of none of the kinds, or of another schema
+        ArtifactError: The folder has no manifest, or it is unreadable, of none of the kinds, or of an unknown schema
             version.
     """
 
-    def __init__(self, uri: str, *kinds: str) -> None:
+    facts: FactsT_co
+
+    def __init__(self, uri: str, *kinds: type[FactsT_co]) -> None:
         self.uri = uri
-        self.manifest = self.manifest_of(uri, kinds[0])
-        if self.manifest.kind not in kinds:
-            raise ArtifactError(
-                f"{uri}: is a {self.manifest.kind} artifact, a {' or '.join(kinds)} artifact was expected"
-            )
+        expected = " or ".join(kind.kind for kind in kinds)
+        manifest = Manifest.read(uri, expected)
+        kind = next((kind for kind in kinds if kind.kind == manifest.kind), None)
+        if kind is None:
+            raise ArtifactError(f"{uri}: is a {manifest.kind} artifact, a {expected} artifact was expected")
+        self.digest = manifest.digest
+        self.manifest = manifest.upgraded(uri, kind)
+        with _undamaged(uri):
+            parts = {"results": self.manifest.results, ORIGIN: self.manifest.origins, TIMING: self.manifest.timings}
+            self.facts = kind.read(parts)
 
     @classmethod
-    def manifest_of(cls, uri: str, kind: str = "") -> Manifest:
-        """The manifest of a complete artifact of any kind.
-
-        Args:
-            uri: The artifact's folder.
-            kind: What is expected there, for the message of an error.
-        """
-        name = f"{kind} artifact".lstrip()
-        manifest_uri = storage.join(uri, MANIFEST_NAME)
-        try:
-            data = storage.read(manifest_uri)
-            cls._refuse_other_schema(manifest_uri, data)
-            return Manifest.model_validate_json(data)
-        except (FileNotFoundError, NotADirectoryError):
-            state = "half-written (its stage did not finish)" if storage.exists(uri) else "missing"
-            message = f"{uri}: the {name} is {state}: no {MANIFEST_NAME}; run its stage again"
-            raise ArtifactError(message) from None
-        except ValidationError as error:
-            raise ArtifactError(
-                f"{manifest_uri}: damaged manifest ({error.errors()[0]['msg']}); "
-                "delete the folder and run its stage again"
-            ) from None
-
-    @staticmethod
-    def _refuse_other_schema(manifest_uri: str, manifest: bytes) -> None:
-        """Read the version alone: a manifest of another schema may have other fields, and is not damaged."""
-        version = _SchemaVersion.model_validate_json(manifest).schema_version
-        if version != SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{manifest_uri}: schema version {version}, this code reads {SCHEMA_VERSION}; run its stage again"
-            )
-
-    @property
-    def digest(self) -> str:
-        return self.manifest.digest
+    def of_any_kind(cls, uri: str) -> "Artifact[Facts]":
+        """An artifact of whatever kind lies at a URI."""
+        kind = Manifest.read(uri).kind
+        if kind not in Facts.of_kind:
+            raise ArtifactError(f"{uri}: this code knows no artifacts of kind {kind}; update it")
+        return Artifact(uri, Facts.of_kind[kind])
 
     @cached_property
     def _entries(self) -> dict[str, FileEntry]:
@@ -225,9 +281,9 @@ class Artifact:
         try:
             data = storage.read(storage.join(self.uri, path))
         except FileNotFoundError:
-            raise ArtifactError(self.missing(path)) from None
+            raise self.missing(path) from None
         if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise ArtifactError(self.damaged(path))
+            raise self.damaged(path)
         return data
 
     def open(self, path: str) -> io.BytesIO:
@@ -238,14 +294,16 @@ class Artifact:
         """One checked JSON file."""
         return json.loads(self.read(path))
 
-    def missing(self, path: str) -> str:
-        """What to tell when a file is gone."""
-        return f"{storage.join(self.uri, path)}: file is missing; delete {self.uri} and run its stage again"
+    def missing(self, path: str) -> ArtifactError:
+        """The error of a file that is gone."""
+        return ArtifactError(
+            f"{storage.join(self.uri, path)}: file is missing; delete {self.uri} and run its stage again"
+        )
 
-    def damaged(self, path: str) -> str:
-        """What to tell when a file has other bytes than were written."""
+    def damaged(self, path: str) -> ArtifactError:
+        """The error of a file that has other bytes than were written."""
         uri = storage.join(self.uri, path)
-        return f"{uri}: file is damaged (SHA-256 differs); delete {self.uri} and run its stage again"
+        return ArtifactError(f"{uri}: file is damaged (SHA-256 differs); delete {self.uri} and run its stage again")
 
     def check(self, path: str) -> None:
         """Check one file, of any size, block by block.
@@ -256,12 +314,14 @@ class Artifact:
         try:
             sha256 = storage.sha256_of(storage.join(self.uri, path))
         except FileNotFoundError:
-            raise ArtifactError(self.missing(path)) from None
+            raise self.missing(path) from None
         if sha256 != self.entry(path).sha256:
-            raise ArtifactError(self.damaged(path))
+            raise self.damaged(path)
 
 
-def reusable(uri: str, kind: str, config: Mapping[str, Any], parents: Mapping[str, str]) -> Artifact | None:
+def reusable(
+    uri: str, kind: type[FactsT], config: Mapping[str, Any], parents: Mapping[str, str]
+) -> Artifact[FactsT] | None:
     """What lies at a URI already, if it was made from the same inputs by the same code."""
     if not storage.exists(storage.join(uri, MANIFEST_NAME)):
         return None

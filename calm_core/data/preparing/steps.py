@@ -21,8 +21,8 @@ from calm_core.data.preparing import duplicates
 from calm_core.data.preparing.extension import Extension
 from calm_core.data.preparing.packing import Packer
 from calm_core.data.shards import ShardWriter
-from calm_core.data.sources.files import Partition, read_documents
 from calm_core.data.sources import files as source_files
+from calm_core.data.sources.files import Partition, read_documents
 from calm_core.data.tokenizers.encoder import choose_engine, encoder
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import ArtifactError, SourceError

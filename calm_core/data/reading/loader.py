@@ -95,7 +95,7 @@ class TokenDataset:
         except Exception as error:  # Arrow has several kinds for damage
             if not is_damage(error):
                 raise
-            raise ArtifactError(self._artifact.damaged(self._shard_paths[group.shard])) from None
+            raise self._artifact.damaged(self._shard_paths[group.shard]) from None
 
     def fetch(self, shard: int) -> None:
         """Bring a shard to this machine, where it is not here yet, and check it."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from calm_core.errors import ArtifactError, CalmError
+from calm_core.errors import CalmError
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, FileEntry
 
@@ -60,11 +60,11 @@ class ShardFiles:
             with storage.answering(local_path):
                 file = _opened(Path(local_path))
         except FileNotFoundError:
-            raise ArtifactError(self._artifact.missing(path)) from None
+            raise self._artifact.missing(path) from None
         if path not in self._checked:
             if not _is_whole(file, self._artifact.entry(path)):
                 file.close()
-                raise ArtifactError(self._artifact.damaged(path))
+                raise self._artifact.damaged(path)
             self._checked.add(path)
         return file
 
@@ -106,10 +106,10 @@ class ShardFiles:
             file = _opened(partial)
             if not _is_whole(file, entry):
                 file.close()
-                raise ArtifactError(self._artifact.damaged(path))
+                raise self._artifact.damaged(path)
             partial.replace(cached)
         except FileNotFoundError:
-            raise ArtifactError(self._artifact.missing(path)) from None
+            raise self._artifact.missing(path) from None
         finally:
             partial.unlink(missing_ok=True)
         return file
