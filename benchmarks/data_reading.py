@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Numbers, metered
-from calm_core.config import AutoencoderConfig, AutoencoderModelConfig
+from calm_core.config import AutoencoderConfig, MlpAutoencoderConfig
 from calm_core.data.reading.loader import Loader, TokenDataset
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
@@ -101,7 +101,7 @@ def _training_shards(uri: str) -> tuple[list[str], int]:
 
 def train_from(uri: str, folder: str) -> Numbers:
     """Seconds of training steps of a small autoencoder, and of waiting for batches after the first one."""
-    shape = AutoencoderModelConfig(latent_size=32, hidden_size=64, intermediate_size=128)
+    shape = MlpAutoencoderConfig(latent_size=32, hidden_size=64, intermediate_size=128)
     config = AutoencoderConfig(
         steps=_STEPS,
         warmup_steps=0,

@@ -8,10 +8,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from calm_core.config import AutoencoderModelConfig, CalmModelConfig, TransformerModelConfig
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig, TransformerModelConfig
+from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
-from calm_core.models.heads.base import Head, HeadBlock
+from calm_core.models.heads.network import HeadBlock, NetworkHead
 from calm_core.models.layers import freeze
 from calm_core.models.transformer import Transformer
 
@@ -22,13 +22,14 @@ V, L, K, N, M = 8192, 128, 4, 8, 100
 
 def models(
     shape: dict[str, int], head_layers: int, vocab_size: int = V, chunk_size: int = K
-) -> tuple[Calm, Autoencoder]:
+) -> tuple[Calm, MlpAutoencoder]:
     """CALM and its frozen autoencoder, with random weights and samples that differ."""
     torch.manual_seed(0)
-    autoencoder = Autoencoder(
-        AutoencoderModelConfig(chunk_size=chunk_size, latent_size=L, hidden_size=256, intermediate_size=688), vocab_size
+    autoencoder = MlpAutoencoder(
+        MlpAutoencoderConfig(chunk_size=chunk_size, latent_size=L, hidden_size=256, intermediate_size=688), vocab_size
     )
-    config = CalmModelConfig(num_head_layers=head_layers, model_samples=N, target_samples=M, **shape)
+    head = EnergyHeadConfig(num_layers=head_layers, model_samples=N, target_samples=M)
+    config = CalmModelConfig(head=head, **shape)
     calm = Calm(config, vocab_size, chunk_size, L)
     freeze(autoencoder)
     spread_samples(calm, 0.2)
@@ -37,7 +38,7 @@ def models(
 
 def spread_samples(calm: Calm, deviation: float) -> None:
     """How much two samples of the head differ, from all alike (small) to all different."""
-    last = cast(nn.Linear, calm.mlp_generator.final_layer.linears[2])
+    last = cast(nn.Linear, cast(NetworkHead, calm.mlp_generator).final_layer.linears[2])
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         last.bias.copy_(torch.randn(L, generator=generator))
@@ -63,7 +64,7 @@ def _plain_block(block: HeadBlock, x: Tensor, y: Tensor) -> Tensor:
     return cast(Tensor, x + block.down_proj(torch.nn.functional.silu(gate) * up))
 
 
-def _plain_network(head: Head, x: Tensor, y: Tensor) -> Tensor:
+def _plain_network(head: NetworkHead, x: Tensor, y: Tensor) -> Tensor:
     """Hidden states for each sample, as if the samples were a batch."""
     x = head.norm_noise(head.noise_embd(x))
     for block in head.mlp_blocks:
@@ -77,6 +78,6 @@ def written_plainly() -> Iterator[None]:
     with (
         patch("calm_core.models.heads.energy.energy_loss", plain_energy_loss),
         patch.object(HeadBlock, "forward", _plain_block),
-        patch.object(Head, "network", _plain_network),
+        patch.object(NetworkHead, "network", _plain_network),
     ):
         yield

@@ -55,8 +55,12 @@ class Board:
         self.rows = [Row(stage) for stage in stages]
 
     def row(self, stage: str) -> Row:
-        """The row of a stage."""
-        return next(row for row in self.rows if row.stage == stage)
+        """The row of a stage; one that nobody announced gets a row at the end."""
+        found = next((row for row in self.rows if row.stage == stage), None)
+        if found is None:
+            found = Row(stage)
+            self.rows.append(found)
+        return found
 
     def apply(self, event: ProgressEvent) -> None:
         """Take in one event. The first reason of a failure stays: later ones follow from it."""

@@ -1,16 +1,11 @@
 """Public checkpoints: `calm import` and `calm export`."""
 
-import enum
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-
-class Format(enum.StrEnum):
-    """Formats that a model can be written in."""
-
-    huggingface = enum.auto()
+from calm_cli.options import AutoencoderOption
 
 
 def import_(
@@ -39,26 +34,22 @@ def import_(
     artifacts = import_checkpoint(folder, output, autoencoder_folder=autoencoder, tokenizer_folder=tokenizer)
     console = Console(soft_wrap=True, highlight=False)
     for kind, artifact in artifacts.items():
-        parameters = artifact.manifest.results["parameters"]
+        parameters = artifact.facts.parameters
         console.print(f"{kind}: {artifact.uri}  ({parameters:,} parameters)", markup=False)
 
 
 def export(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="An autoencoder or a CALM model.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="URI of an autoencoder or a CALM model.")],
     output: Annotated[str, typer.Option(metavar="DIR", help="The folder that is made.")],
-    autoencoder: Annotated[
-        str, typer.Option(metavar="URI", help="The autoencoder of a CALM model.", show_default=False)
-    ] = "",
-    format_: Annotated[Format, typer.Option("--format", help="What is written.")] = Format.huggingface,
+    autoencoder: AutoencoderOption = "",
 ) -> None:
     """Write a model as a folder in Hugging Face's format: config.json, model.safetensors, tokenizer.json.
 
     Example:
 
-      calm export out/calm --autoencoder out/autoencoder --format huggingface --output my-calm
+      calm export out/calm --output my-calm
     """
     from calm_core.weights.huggingface import export_checkpoint
 
-    writers = {Format.huggingface: export_checkpoint}
-    folder = writers[format_](uri, output, autoencoder_uri=autoencoder)
+    folder = export_checkpoint(model, output, autoencoder_uri=autoencoder)
     Console(soft_wrap=True, highlight=False).print(f"written: {folder}", markup=False)

@@ -9,10 +9,11 @@ from rich.markup import escape
 
 from calm_cli import checkpoints, data, models, stages
 from calm_cli.estimate import estimate
-from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration
+from calm_cli.inspect import inspect
+from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
 from calm_cli.run import run
 from calm_cli.settings import settings_lines
-from calm_core.errors import CalmError, ConfigError
+from calm_core.errors import CalmError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -59,10 +60,14 @@ app.command()(config)
 app.command()(estimate)
 app.command()(models.generate)
 app.command()(models.ui)
+app.command()(inspect)
 app.command()(data.verify)
-app.add_typer(data.app, name="data")
 app.command("import")(checkpoints.import_)
 app.command()(checkpoints.export)
+data_app = typer.Typer(no_args_is_help=True, help="Prepare datasets, look at them, and mix them.")
+for of_data in (stages.prepare, inspect, data.verify, data.mix):
+    data_app.command()(of_data)
+app.add_typer(data_app, name="data")
 for command in (stages.prepare, stages.train, stages.evaluate, stages.compare, stages.register):
     app.command(rich_help_panel="Single stages")(command)
 
@@ -71,13 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an error that the user can cause is one line on stderr.
 
     Raises:
-        SystemExit: Always; 0, 1 for an error, 2 for wrong settings or usage.
+        SystemExit: Always; 0, 1 for an error, 2 for wrong settings or usage, 75 for a stopped training that goes on
+            when it is run again.
     """
     try:
         app(arguments)
     except CalmError as error:
-        Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        message = escape(with_options(str(error)))
+        Console(stderr=True).print(f"[bold red]error[/] {message}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

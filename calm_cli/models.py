@@ -8,14 +8,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from calm_cli.options import AutoencoderOption
 from calm_core.errors import CalmError
-from calm_core.telemetry.mlflow_run import DEFAULT_EXPERIMENT
+from calm_core.telemetry.mlflow_run import DEFAULT_EXPERIMENT, REGISTERED
 from pipelines.local.home import Home
 
 
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to continue.", show_default=False)],
-    model: Annotated[str, typer.Option(help="URI of a registered model.")] = "models:/calm@champion",
+    model: Annotated[
+        str, typer.Option(metavar="URI", help="A registered model, or a CALM model or Transformer of `calm train`.")
+    ] = "models:/calm@champion",
+    autoencoder: AutoencoderOption = "",
     temperature: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="1 writes freely, less writes likelier text.")
     ] = 0.5,
@@ -28,24 +32,27 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
 ) -> None:
-    """Continue prompts with a registered model. A single prompt's text appears as it is written.
+    """Continue prompts with a model. A single prompt's text appears as it is written.
 
     Examples:
 
       calm generate "The climate of" --temperature 0.5 --seed 1
 
       calm generate "The economy" "In 1990" --model models:/calm/3 --stop "."
+
+      calm generate "The economy" --model out/calm
     """
     from pipelines.local.tracking import require_store, use_tracking
 
-    home = Home.find()
-    require_store(home)
-    use_tracking(home, DEFAULT_EXPERIMENT)
+    if model.startswith(REGISTERED):
+        home = Home.find()
+        require_store(home)
+        use_tracking(home, DEFAULT_EXPERIMENT)
     from calm_core.generation.text import Sampling
     from calm_core.registry.load import load_generator
 
     sampling = Sampling(temperature, samples, budget if exact else 0)
-    generator = load_generator(model)
+    generator = load_generator(model, autoencoder)
     console = Console(soft_wrap=True, highlight=False)
     pieces = generator.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
     if len(prompts) == 1:

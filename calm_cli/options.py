@@ -1,6 +1,7 @@
-"""What several commands share: the options that make a configuration."""
+"""What several commands share: options that make a configuration, and options that name what stages read and write."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 from calm_core.config import Config, resolve_config
 from pipelines import profiles
+from pipelines.local.home import Home
 
 ProfileOption = Annotated[
     str, typer.Option("--profile", help="Settings to start from: a profile's name, or the path of a .yaml file.")
@@ -23,12 +25,51 @@ SourceOption = Annotated[
     typer.Option(
         "--source",
         help="Path, glob or fsspec URL of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files, or a folder that "
-        "datasets has saved; repeatable.",
+        "datasets has saved; repeatable. [default: The World Factbook, which comes with the installation]",
+        show_default=False,
     ),
 ]
 TextFieldOption = Annotated[str | None, typer.Option("--text-field", help="Field or column that holds the text.")]
+DatasetOption = Annotated[
+    str, typer.Option("--dataset", metavar="URI", help="The dataset of `calm prepare`, or a mixture.")
+]
+AutoencoderOption = Annotated[
+    str,
+    typer.Option(
+        "--autoencoder",
+        metavar="URI",
+        help="The autoencoder of a CALM model. [default: where it was when the model was trained]",
+        show_default=False,
+    ),
+]
+OutputOption = Annotated[str, typer.Option("--output", metavar="URI", help="Folder of the artifact that is written.")]
 
 DEFAULT_PROFILE = "tiny"
+
+_OPTION_OF = {
+    "override": "--set",
+    "data.sources": "--source",
+    "data.text_field": "--text-field",
+    "data.extends": "--extends",
+    "workers": "--workers",
+    "output_uri": "--output",
+    "autoencoder_uri": "--autoencoder",
+    "autoencoder_folder": "--autoencoder",
+    "tokenizer_folder": "--tokenizer",
+    "checkpoint_root": "--checkpoints",
+}
+"""The options of what the library's messages call by the names of settings and arguments."""
+
+
+def with_options(message: str) -> str:
+    """A message of the library with the command line's options: beside settings, and in place of arguments."""
+
+    def option(match: re.Match[str]) -> str:
+        name = match[0]
+        return f"{name} ({_OPTION_OF[name]})" if "." in name else _OPTION_OF[name]
+
+    names = "|".join(re.escape(name) for name in _OPTION_OF)
+    return re.sub(rf"(?<![\w./-])(?:{names})(?![\w/])", option, message)
 
 
 def configuration(
@@ -45,3 +86,14 @@ def configuration(
     if text_field is not None:
         settings.append(f"data.text_field={json.dumps(text_field)}")
     return resolve_config(profiles.load(profile), settings)
+
+
+def with_text(config: Config, home: Home) -> Config:
+    """The same settings, with the text that comes with the installation where no source is named."""
+    if config.data.sources:
+        return config
+    from calm_core.data.sources.factbook import write_factbook
+
+    home.corpus.parent.mkdir(exist_ok=True)
+    write_factbook(str(home.corpus))
+    return config.model_copy(update={"data": config.data.model_copy(update={"sources": (str(home.corpus),)})})

@@ -13,7 +13,15 @@ from rich.markup import escape
 from calm_cli import summary
 from calm_cli.board import BASELINE_STAGES, STAGES, Board
 from calm_cli.display import display_for
-from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, SourceOption, TextFieldOption, configuration
+from calm_cli.options import (
+    DEFAULT_PROFILE,
+    ProfileOption,
+    SetOption,
+    SourceOption,
+    TextFieldOption,
+    configuration,
+    with_text,
+)
 from calm_core.config import Config
 from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE, Run, start_run
 from pipelines.local.home import Home
@@ -59,18 +67,7 @@ def run(
     config = configuration(profile, set_, source, text_field)
     home = Home.find()
     with home.lock() as lock:
-        raise typer.Exit(run_pipeline(_with_text(config, home), home, lock, Console(), Console(stderr=True)))
-
-
-def _with_text(config: Config, home: Home) -> Config:
-    """The same settings, with the text that comes with the installation where no source is named."""
-    if config.data.sources:
-        return config
-    from calm_core.data.sources.factbook import write_factbook
-
-    home.corpus.parent.mkdir(exist_ok=True)
-    write_factbook(str(home.corpus))
-    return config.model_copy(update={"data": config.data.model_copy(update={"sources": (str(home.corpus),)})})
+        raise typer.Exit(run_pipeline(with_text(config, home), home, lock, Console(), Console(stderr=True)))
 
 
 def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors: Console) -> int:

@@ -1,8 +1,7 @@
 """What a finished run has made, as one table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +10,8 @@ from rich.text import Text
 from calm_cli.board import Board
 from calm_cli.display import clock
 from calm_core.store import storage
-from calm_core.store.artifact import MANIFEST_NAME, Manifest
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, DatasetFacts, EvaluationFacts, RegistrationFacts, Score
 
 REPORT_NAME = "report.html"
 _SHOWN_REJECTS = 5
@@ -21,75 +21,70 @@ _SHOWN_REJECTS = 5
 class Finished:
     """The artifacts of a run, by the names of the pipeline's outputs."""
 
-    uris: Mapping[str, str]
-    manifests: Mapping[str, Manifest]
+    dataset: Artifact[DatasetFacts]
+    autoencoder_model: Artifact[AutoencoderFacts]
+    calm_model: Artifact[CalmFacts]
+    evaluation_report: Artifact[EvaluationFacts]
+    registration: Artifact[RegistrationFacts]
 
     @classmethod
     def read(cls, uris: Mapping[str, str]) -> "Finished":
-        """Read the manifests behind the URIs."""
-        manifests = {
-            name: Manifest.model_validate_json(storage.read(storage.join(uri, MANIFEST_NAME)))
-            for name, uri in uris.items()
-        }
-        return cls(uris, manifests)
-
-    def results(self, output: str) -> dict[str, Any]:
-        return self.manifests[output].results
-
-    def timing(self, output: str, name: str) -> float:
-        return self.manifests[output].timings.get(name, 0.0)
+        """Open the artifacts at the URIs."""
+        return cls(
+            Artifact(uris["dataset"], DatasetFacts),
+            Artifact(uris["autoencoder_model"], AutoencoderFacts),
+            Artifact(uris["calm_model"], CalmFacts),
+            Artifact(uris["evaluation_report"], EvaluationFacts),
+            Artifact(uris["registration"], RegistrationFacts),
+        )
 
     @property
     def report(self) -> str:
         """URI of the evaluation's report."""
-        return storage.join(self.uris["evaluation_report"], REPORT_NAME)
+        return storage.join(self.evaluation_report.uri, REPORT_NAME)
 
     def scores(self) -> dict[str, float]:
         """The headline numbers, for the run in MLflow."""
-        results = self.results("evaluation_report")
-        brier = {f"brier_{n}": score["value"] for n, score in results["brier"].items()}
-        return {
-            "autoencoder_accuracy": results["autoencoder_accuracy"],
-            **brier,
-            "brierlm": results["brierlm"]["value"],
-        }
+        facts = self.evaluation_report.facts
+        scores = {f"brier_{n}": score.value for n, score in facts.brier.items()} | {"brierlm": facts.brierlm.value}
+        accuracy = facts.autoencoder_accuracy
+        return scores if accuracy is None else {"autoencoder_accuracy": accuracy} | scores
 
 
-def interval(score: Mapping[str, float], digits: int = 4) -> str:
+def interval(score: Score, digits: int = 4) -> str:
     """A score with its confidence interval."""
-    return f"{score['value']:.{digits}f}  [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
+    return f"{score.value:.{digits}f}  [{score.low:.{digits}f}, {score.high:.{digits}f}]"
 
 
-def data_lines(results: Mapping[str, Any], reject_examples: Sequence[str]) -> Iterator[tuple[str, str]]:
+def data_lines(facts: DatasetFacts) -> Iterator[tuple[str, str]]:
     """What became of the documents."""
-    rejected = results["rejected"]
-    splits = results["splits"]
-    kept = ", ".join(f"{split['documents']:,} {name}" for name, split in splits.items())
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.items() if count)
-    yield "documents", f"{results['documents_in']:,} read: {kept}"
-    yield "rejected", f"{sum(rejected.values()):,}" + (f" ({reasons})" if reasons else "")
-    for example in reject_examples[:_SHOWN_REJECTS]:
-        yield "", str(example)
-    near = f" and {results['near_duplicates']:,} near-duplicates" if results["near_duplicates"] else ""
-    yield "duplicates dropped", f"{results['duplicates']:,}{near}"
-    yield "tokens", ", ".join(f"{split['tokens']:,} {name}" for name, split in splits.items())
+    kept = ", ".join(f"{split.documents:,} {name}" for name, split in facts.splits.items())
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in facts.rejected.items() if count)
+    yield "documents", f"{facts.documents_in:,} read: {kept}"
+    yield "rejected", f"{sum(facts.rejected.values()):,}" + (f" ({reasons})" if reasons else "")
+    for example in facts.reject_examples[:_SHOWN_REJECTS]:
+        yield "", example
+    near = f" and {facts.near_duplicates:,} near-duplicates" if facts.near_duplicates else ""
+    yield "duplicates dropped", f"{facts.duplicates:,}{near}"
+    yield "tokens", ", ".join(f"{split.tokens:,} {name}" for name, split in facts.splits.items())
 
 
-def score_lines(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def score_lines(facts: EvaluationFacts) -> Iterator[tuple[str, str]]:
     """How good the model is, and what it is compared with."""
-    yield "autoencoder token accuracy", f"{results['autoencoder_accuracy']:.2%}"
-    for n, score in results["brier"].items():
+    if facts.autoencoder_accuracy is not None:
+        yield "autoencoder token accuracy", f"{facts.autoencoder_accuracy:.2%}"
+    for n, score in facts.brier.items():
         yield f"Brier-{n}", interval(score)
-    yield "BrierLM", interval(results["brierlm"])
-    for name, reference in results["references"].items():
-        yield f"BrierLM, {name} model", interval(reference["brierlm"])
+    yield "BrierLM", interval(facts.brierlm)
+    yield "BrierLM, untrained model", interval(facts.references.untrained.brierlm)
+    yield "BrierLM, unigram model", interval(facts.references.unigram.brierlm)
 
 
 def speed_lines(finished: Finished) -> Iterator[tuple[str, str]]:
     """Tokens per second."""
-    yield "autoencoder training", f"{finished.timing('autoencoder_model', 'tokens_per_second'):,.0f} tokens/s"
-    yield "CALM training", f"{finished.timing('calm_model', 'tokens_per_second'):,.0f} tokens/s"
-    yield "generation", f"{finished.timing('evaluation_report', 'generation_tokens_per_second'):,.0f} tokens/s"
+    yield "autoencoder training", f"{finished.autoencoder_model.facts.tokens_per_second:,.0f} tokens/s"
+    yield "CALM training", f"{finished.calm_model.facts.tokens_per_second:,.0f} tokens/s"
+    yield "generation", f"{finished.evaluation_report.facts.generation_tokens_per_second:,.0f} tokens/s"
 
 
 def show(finished: Finished, board: Board, console: Console) -> None:
@@ -98,8 +93,8 @@ def show(finished: Finished, board: Board, console: Console) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for lines in (
-        data_lines(finished.results("dataset"), finished.manifests["dataset"].origins["reject_examples"]),
-        score_lines(finished.results("evaluation_report")),
+        data_lines(finished.dataset.facts),
+        score_lines(finished.evaluation_report.facts),
         speed_lines(finished),
         (
             (row.stage, "cached" if row.state == "cached" else f"{clock(row.seconds(row.ended or 0.0))} min")
@@ -112,13 +107,13 @@ def show(finished: Finished, board: Board, console: Console) -> None:
         table.add_row("", "")
     console.print(table)
 
-    for sample in finished.results("evaluation_report")["samples"]:
-        console.print(Text.assemble((sample["prompt"], "bold"), sample["text"]), soft_wrap=True)
+    for sample in finished.evaluation_report.facts.samples:
+        console.print(Text.assemble((sample.prompt, "bold"), sample.text), soft_wrap=True)
         console.print()
-    registration = finished.results("registration")
+    registration = finished.registration.facts
     console.print(
-        f"registered: {registration['model_name']} version {registration['version']} "
-        f"(models:/{registration['model_name']}@{registration['alias']})",
+        f"registered: {registration.model_name} version {registration.version} "
+        f"(models:/{registration.model_name}@{registration.alias})",
         f"report: {finished.report}",
         "",
         "next:",

@@ -1,12 +1,24 @@
 """Errors that a user can cause. Each message is one line: what is wrong, where, and what to do."""
 
+from typing import ClassVar
+
+EXIT_FAILED, EXIT_WRONG_SETTINGS, EXIT_INTERRUPTED = 1, 2, 75
+"""Exit codes of a process; 75 is the system's own for "try again" (EX_TEMPFAIL)."""
+
 
 class CalmError(Exception):
-    """Base of all errors that are shown to the user as one line, without a traceback."""
+    """Base of all errors that are shown to the user as one line, without a traceback.
+
+    Messages name settings and arguments; the command line adds its options.
+    """
+
+    exit_code: ClassVar[int] = EXIT_FAILED
 
 
 class ConfigError(CalmError):
     """A setting is unknown, impossible, or contradicts another one."""
+
+    exit_code = EXIT_WRONG_SETTINGS
 
 
 class SourceError(CalmError):
@@ -19,6 +31,12 @@ class ArtifactError(CalmError):
 
 class StorageError(CalmError):
     """The storage failed again and again."""
+
+
+class Interrupted(CalmError):
+    """The run was asked to stop; what it has done is saved, and the next run continues from there."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 def first_line(error: Exception) -> str:

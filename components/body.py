@@ -1,6 +1,7 @@
 """What the components' bodies have in common."""
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from kfp import dsl
 
 if TYPE_CHECKING:
     from calm_core.store.artifact import Artifact
+    from calm_core.store.facts import Facts
 
 
 @contextmanager
@@ -16,7 +18,7 @@ def stage(code_version: str) -> Iterator[None]:
     """Run a calm_core stage as the task of a pipeline.
 
     The code version of the task's cache key is the one that the stage writes into its manifest. A `CalmError` ends the
-    task with its one line instead of a traceback.
+    task with its one line instead of a traceback, and with its exit code.
 
     Args:
         code_version: The image digest in a cluster, the digest of the installed library on one machine.
@@ -31,10 +33,13 @@ def stage(code_version: str) -> Iterator[None]:
     try:
         yield
     except CalmError as error:
-        raise SystemExit(f"error: {error}") from None
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None
 
 
-def describe(output: dsl.Artifact, artifact: "Artifact", numbers: Mapping[str, float | str] | None = None) -> None:
+def describe(
+    output: dsl.Artifact, artifact: "Artifact[Facts]", numbers: Mapping[str, float | str] | None = None
+) -> None:
     """Show an artifact's digest and headline numbers where Kubeflow shows the output."""
     output.metadata.update({"digest": artifact.digest, **(numbers or {})})
 

@@ -76,11 +76,10 @@ def model_uris(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tu
         seed=0,
         checkpoint_root=str(folder / "checkpoints"),
     )
-    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_head_layers": 1}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    head = {"num_layers": 1, "model_samples": 2, "target_samples": 4, "noise_size": 4}
     calm = train(
-        CalmConfig.model_validate(
-            training | {"model": {"model_samples": 2, "target_samples": 4, "noise_size": 4, **layers, **shape}}
-        ),
+        CalmConfig.model_validate(training | {"model": {"head": head, **layers, **shape}}),
         dataset_uri,
         str(folder / "calm"),
         seed=0,

@@ -4,10 +4,11 @@ Each stage receives only its own section, so that changing one setting reruns on
 imports torch: the command line must start fast.
 """
 
-from calm_core.config.autoencoder import AutoencoderConfig, AutoencoderModelConfig
+from calm_core.config.autoencoder import AUTOENCODERS, AutoencoderConfig, AutoencoderModelConfig, MlpAutoencoderConfig
 from calm_core.config.base import Section, parse_section, setting_names
 from calm_core.config.data import DataConfig, TokenizerConfig
 from calm_core.config.evaluation import EvaluationConfig
+from calm_core.config.heads import HEADS, DiffusionHeadConfig, EnergyHeadConfig, FlowHeadConfig, HeadConfig
 from calm_core.config.language_model import (
     BackboneConfig,
     CalmConfig,
@@ -21,6 +22,8 @@ from calm_core.config.run import Config, resolve_config
 from calm_core.config.training import TrainingConfig
 
 __all__ = [
+    "AUTOENCODERS",
+    "HEADS",
     "AutoencoderConfig",
     "AutoencoderModelConfig",
     "BackboneConfig",
@@ -28,8 +31,13 @@ __all__ = [
     "CalmModelConfig",
     "Config",
     "DataConfig",
+    "DiffusionHeadConfig",
+    "EnergyHeadConfig",
     "EvaluationConfig",
+    "FlowHeadConfig",
+    "HeadConfig",
     "LanguageModelTrainingConfig",
+    "MlpAutoencoderConfig",
     "RegistryConfig",
     "Section",
     "TokenizerConfig",

@@ -1,16 +1,31 @@
 """Settings of autoencoders."""
 
-from pydantic import Field
+from typing import Annotated, Literal
 
-from calm_core.config.base import Fraction, Section
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from calm_core.config.base import Fraction
+from calm_core.config.kinds import Kind, Kinds
 from calm_core.config.training import TrainingConfig
 
 
-class AutoencoderModelConfig(Section):
-    """The autoencoder's shape and loss (CALM paper, arXiv 2510.27688, section on the autoencoder)."""
+class AutoencoderModelConfig(Kind):
+    """What every autoencoder has: the shape that others rely on, and its loss (CALM paper, arXiv 2510.27688)."""
 
     chunk_size: int = Field(4, ge=1, description="K, tokens in a chunk")
     latent_size: int = Field(128, ge=1, description="l, numbers in a chunk's vector")
+    kl_weight: float = Field(1e-3, ge=0)
+    kl_clip: float = Field(
+        0.5, ge=0, description="smallest KL per latent dimension, in nats; stops dimensions from collapsing"
+    )
+    latent_dropout: Fraction = Field(0.15, description="dropout on the latent while training")
+    token_dropout: Fraction = Field(0.15, description="input tokens masked while training")
+
+
+class MlpAutoencoderConfig(AutoencoderModelConfig):
+    """Residual blocks within each chunk, no attention (CALM paper, section on the autoencoder)."""
+
+    kind: Literal["mlp"] = "mlp"
     hidden_size: int = Field(512, ge=1)
     intermediate_size: int = Field(1280, ge=1)
     num_encoder_layers: int = Field(
@@ -19,17 +34,17 @@ class AutoencoderModelConfig(Section):
     num_decoder_layers: int = Field(
         2, ge=1, description="residual blocks; the first half (rounded down) before expansion"
     )
-    kl_weight: float = Field(1e-3, ge=0)
-    kl_clip: float = Field(
-        0.5, ge=0, description="smallest KL per latent dimension, in nats; stops dimensions from collapsing"
-    )
-    latent_dropout: Fraction = Field(0.15, description="dropout on the latent while training")
-    token_dropout: Fraction = Field(0.15, description="input tokens masked while training")
     rms_norm_eps: float = Field(1e-6, gt=0)
 
 
-class AutoencoderConfig(TrainingConfig):
+AUTOENCODERS = Kinds(
+    "autoencoder.model", AutoencoderModelConfig, {"mlp": "calm_core.models.autoencoders.mlp:MlpAutoencoder"}
+)
+AnyAutoencoderConfig = Annotated[SerializeAsAny[AutoencoderModelConfig], BeforeValidator(AUTOENCODERS.parse)]
+
+
+class AutoencoderConfig(TrainingConfig, kind="autoencoder"):
     """Model and training of the autoencoder."""
 
     steps: int = Field(30_000, ge=1, description="optimiser steps")
-    model: AutoencoderModelConfig = AutoencoderModelConfig()
+    model: AnyAutoencoderConfig = MlpAutoencoderConfig()

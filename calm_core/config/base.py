@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -36,7 +36,11 @@ def _first_error_line(section_type: type[Section], error: ValidationError) -> st
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, list(setting_names(section_type)), n=1, cutoff=0.75)
+        names = list(setting_names(section_type))
+        if key in names:
+            return f"{key}: is a setting of another kind than the one that is chosen; leave it out"
+        moved = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
+        close = difflib.get_close_matches(key, moved or names, n=1, cutoff=0.6 if moved else 0.75)
         hint = f"did you mean {close[0]}?" if close else "`calm config` lists all settings"
         return f"unknown setting {key}; {hint}"
     message = first["msg"].removeprefix("Value error, ")
@@ -47,10 +51,11 @@ def _first_error_line(section_type: type[Section], error: ValidationError) -> st
 
 
 def setting_names(section_type: type[Section]) -> Iterator[str]:
-    """Dotted names of all settings of a section, its sub-sections' included."""
+    """Dotted names of all settings of a section, its sub-sections' and all their kinds' included."""
     for name, field in section_type.model_fields.items():
         nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, Section) and not get_args(nested):
-            yield from (f"{name}.{inner}" for inner in setting_names(nested))
+        if isinstance(nested, type) and issubclass(nested, Section):
+            kinds = (nested, *nested.__subclasses__())
+            yield from dict.fromkeys(f"{name}.{inner}" for kind in kinds for inner in setting_names(kind))
         else:
             yield name

@@ -1,10 +1,11 @@
 """Settings of language models: CALM, and the token-level baseline."""
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from calm_core.config.base import Section
+from calm_core.config.heads import AnyHeadConfig, EnergyHeadConfig
 from calm_core.config.training import TrainingConfig
 
 
@@ -31,26 +32,7 @@ class BackboneConfig(Section):
 class CalmModelConfig(BackboneConfig):
     """The language model's shape and loss; chunk and latent size come from the autoencoder."""
 
-    head: Literal["energy", "diffusion", "flow"] = Field("energy", description="generative head over the latent")
-    num_head_layers: int = Field(4, ge=1, description="blocks of the head; the paper uses a quarter of the layers")
-    noise_size: int = Field(64, ge=1, description="uniform noise that the energy head turns into a sample")
-    model_samples: int = Field(
-        8, ge=2, description="N, samples of the head per position in the energy loss; noise draws in the other losses"
-    )
-    target_samples: int = Field(100, ge=1, description="M, samples of the autoencoder's posterior in the energy loss")
-    energy_alpha: float = Field(1.0, gt=0, lt=2, description="exponent of the energy score, strictly proper in (0, 2)")
-    diffusion_steps: int = Field(1000, ge=2, description="noise levels that the diffusion head is trained on")
-    sampling_steps: int = Field(
-        100, ge=1, description="network evaluations of one sample of the diffusion or flow head; flow does with 8"
-    )
-
-    @model_validator(mode="after")
-    def _levels_for_each_step(self) -> Self:
-        if self.head == "diffusion" and self.sampling_steps > self.diffusion_steps:
-            raise ValueError(
-                f"sampling_steps ({self.sampling_steps}) must not exceed diffusion_steps ({self.diffusion_steps})"
-            )
-        return self
+    head: AnyHeadConfig = Field(EnergyHeadConfig(), description="generative head over the latent")
 
 
 class TransformerModelConfig(BackboneConfig):
@@ -71,13 +53,13 @@ class LanguageModelTrainingConfig(TrainingConfig):
     compile: bool = Field(False, description="torch.compile each layer; needs Triton on a GPU, a C++ compiler on CPU")
 
 
-class CalmConfig(LanguageModelTrainingConfig):
+class CalmConfig(LanguageModelTrainingConfig, kind="calm"):
     """Model and training of the CALM language model."""
 
     model: CalmModelConfig = CalmModelConfig()
 
 
-class TransformerConfig(LanguageModelTrainingConfig):
+class TransformerConfig(LanguageModelTrainingConfig, kind="transformer"):
     """Model and training of the token-level Transformer baseline."""
 
     model: TransformerModelConfig = TransformerModelConfig()

@@ -6,10 +6,11 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, model_validator
 
-from calm_core.config.autoencoder import AutoencoderConfig
+from calm_core.config.autoencoder import AUTOENCODERS, AutoencoderConfig
 from calm_core.config.base import Section, parse_section
 from calm_core.config.data import DataConfig, TokenizerConfig
 from calm_core.config.evaluation import EvaluationConfig
+from calm_core.config.heads import HEADS
 from calm_core.config.language_model import CalmConfig, TransformerConfig
 from calm_core.config.registry import RegistryConfig
 from calm_core.errors import ConfigError
@@ -55,16 +56,30 @@ def resolve_config(profile: Mapping[str, Any], overrides: Sequence[str] = ()) ->
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {override}: expected section.key=value, e.g. --set calm.learning_rate=1e-3")
-        values = _with_value(values, key.strip().split("."), _parse_value(text, override))
+            raise ConfigError(f"override {override}: expected section.key=value, e.g. calm.learning_rate=1e-3")
+        values = _overridden(values, key.strip(), _parse_value(text, override))
     return parse_section(Config, values)
+
+
+def _overridden(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Settings with one replaced. Another kind brings its own defaults: it does not know those of the one before."""
+    for kinds in (HEADS, AUTOENCODERS):
+        if key in (kinds.setting, f"{kinds.setting}.kind") and isinstance(value, str):
+            key, value = kinds.setting, kinds.switched(_value_at(values, kinds.setting.split(".")), value)
+    return _with_value(values, key.split("."), value)
+
+
+def _value_at(values: Any, path: list[str]) -> Any:
+    for name in path:
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values
 
 
 def _parse_value(text: str, override: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+        raise ConfigError(f"override {override}: the value is not valid YAML") from None
 
 
 def _with_value(values: Any, path: list[str], value: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Settings that every training has."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,15 @@ from calm_core.config.base import Section
 
 class TrainingConfig(Section):
     """How one model is trained; shared by every model. Batch sizes count sequences."""
+
+    kind: ClassVar[str]
+    of_kind: ClassVar[dict[str, type["TrainingConfig"]]] = {}
+
+    def __init_subclass__(cls, kind: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if kind:
+            cls.kind = kind
+            TrainingConfig.of_kind[kind] = cls
 
     steps: int = Field(ge=1, description="optimiser steps")
     global_batch_size: int = Field(16, ge=1, description="sequences in one optimiser step, over all ranks")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from calm_core.config import CalmModelConfig
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Backbone
 from calm_core.models.heads.base import Head, Targets
 from calm_core.models.heads.make import make_head
@@ -50,9 +50,9 @@ class Calm(nn.Module):
             nn.Linear(2 * hidden, hidden),
             nn.LayerNorm(hidden, eps=_LAYER_NORM_EPS),
         )
-        self.mlp_generator: Head = make_head(config, latent_size)
+        self.mlp_generator: Head = make_head(config.head, hidden, latent_size)
         self.apply(initialize)
-        self.mlp_generator.final_layer.start_at_zero()
+        self.mlp_generator.finish_initialization()
 
     def embed(self, chunks: Tensor) -> Tensor:
         """Backbone inputs [..., D] of int64 chunks [..., K]."""

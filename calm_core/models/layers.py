@@ -1,7 +1,11 @@
 """Layers shared by the autoencoder and the language model's backbone."""
 
+from typing import TypeVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class SwiGLU(nn.Module):
@@ -32,6 +36,6 @@ def initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: ModuleT) -> ModuleT:
     """Evaluation mode, no gradients; for a model that another one is trained on."""
     return model.eval().requires_grad_(False)

@@ -1,52 +1,88 @@
-"""Loading a registered model; MLflow calls `_load_pyfunc`. Needs calm_core alone; no pickle is read."""
+"""Loading a model that writes, registered or not; MLflow calls `_load_pyfunc`.
+
+Needs the bare library; no pickle is read.
+Registered models name this module, so it stays here.
+"""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import nn
 
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, first_line
+from calm_core.generation.text import CalmChunks, Sampling, TextGenerator, TransformerTokens
 from calm_core.models.layers import freeze
 from calm_core.store import storage
-from calm_core.store.artifact import Artifact
-from calm_core.weights.load import load_autoencoder, load_calm
+from calm_core.store.artifact import Artifact, Manifest
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, TransformerFacts
+from calm_core.telemetry.mlflow_run import REGISTERED
+from calm_core.weights.load import autoencoder_of, load_autoencoder, load_calm, load_tokenizer, load_transformer
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from calm_core.generation.text import TextGenerator
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+AUTOENCODER_FOLDER, CALM_FOLDER = "autoencoder", "calm"
 DEFAULT_PARAMETERS: dict[str, int | float] = {"max_new_tokens": 64, "temperature": 1.0, "seed": 0}
 
 
-def text_generator(autoencoder: Artifact, calm: Artifact) -> "TextGenerator":
-    """A text generator from the two trained artifacts."""
-    from calm_core.data.tokenizers.tokenizer import Tokenizer
-    from calm_core.generation.text import CalmChunks, TextGenerator
+def load_generator(uri: str, autoencoder_uri: str = "") -> TextGenerator:
+    """The text generator of a model.
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = load_calm(calm, autoencoder).to(device), load_autoencoder(autoencoder).to(device)
-    for model in models:
-        freeze(model)
-    special = autoencoder.manifest.results
-    tokenizer = Tokenizer.from_bytes(autoencoder.read("tokenizer.json"), special["pad_id"], special["eos_id"])
-    return TextGenerator(CalmChunks(*models), tokenizer)
+    Args:
+        uri: A registered model, e.g. models:/calm@champion, or a `calm` or `transformer` artifact.
+        autoencoder_uri: Of a `calm` artifact; unset, where it was when the model was trained.
+
+    Raises:
+        CalmError: There is no such model, or it is none of ours.
+    """
+    if uri.startswith(REGISTERED):
+        return _registered(uri)
+    if Manifest.read(uri).kind == TransformerFacts.kind:
+        transformer = Artifact(uri, TransformerFacts)
+        return TextGenerator(TransformerTokens(_ready(load_transformer(transformer))), load_tokenizer(transformer))
+    calm = Artifact(uri, CalmFacts)
+    return _calm_generator(calm, autoencoder_of(calm, autoencoder_uri))
+
+
+def _registered(uri: str) -> TextGenerator:
+    import mlflow  # import costs seconds: only where it is used
+    from mlflow.exceptions import MlflowException
+
+    try:
+        generator: TextGenerator = mlflow.pyfunc.load_model(uri).get_raw_model()
+    except (MlflowException, OSError) as error:
+        raise CalmError(
+            f"{uri}: cannot be loaded from {mlflow.get_tracking_uri()} ({first_line(error)}); `calm run` registers one"
+        ) from None
+    except NotImplementedError:
+        raise CalmError(f"{uri}: is not a CALM model") from None
+    return generator
+
+
+def _calm_generator(calm: Artifact[CalmFacts], autoencoder: Artifact[AutoencoderFacts]) -> TextGenerator:
+    chunks = CalmChunks(_ready(load_calm(calm, autoencoder)), _ready(load_autoencoder(autoencoder)))
+    return TextGenerator(chunks, load_tokenizer(calm))
+
+
+def _ready(model: ModuleT) -> ModuleT:
+    return freeze(model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 class CalmTextModel:
     """What `mlflow.pyfunc.load_model` wraps: a column `prompt` in, one continuation for each row out."""
 
-    def __init__(self, generator: "TextGenerator") -> None:
+    def __init__(self, generator: TextGenerator) -> None:
         self.generator = generator
 
-    def get_raw_model(self) -> "TextGenerator":
+    def get_raw_model(self) -> TextGenerator:
         """The generator itself, for callers that know it."""
         return self.generator
 
     def predict(self, model_input: "pd.DataFrame", params: Mapping[str, Any] | None = None) -> list[str]:
         """Continue each prompt; `params` may hold max_new_tokens, temperature and seed."""
-        from calm_core.generation.text import Sampling
-
         settings = DEFAULT_PARAMETERS | dict(params or {})
         return self.generator.generate(
             [str(prompt) for prompt in model_input["prompt"]],
@@ -57,27 +93,6 @@ class CalmTextModel:
 
 
 def _load_pyfunc(path: str) -> CalmTextModel:
-    autoencoder = Artifact(storage.join(path, "autoencoder"), "autoencoder")
-    return CalmTextModel(text_generator(autoencoder, Artifact(storage.join(path, "calm"), "calm")))
-
-
-def load_generator(model_uri: str) -> "TextGenerator":
-    """The text generator of an MLflow model URI, e.g. models:/calm@champion.
-
-    Raises:
-        CalmError: There is no such model, or it is none of ours.
-    """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        model = mlflow.pyfunc.load_model(model_uri)
-        generator: TextGenerator = model.get_raw_model()
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise CalmError(
-            f"{model_uri}: cannot be loaded from {mlflow.get_tracking_uri()} ({reason}); `calm run` registers one"
-        ) from None
-    except NotImplementedError:
-        raise CalmError(f"{model_uri}: is not a CALM model") from None
-    return generator
+    autoencoder = Artifact(storage.join(path, AUTOENCODER_FOLDER), AutoencoderFacts)
+    calm = Artifact(storage.join(path, CALM_FOLDER), CalmFacts)
+    return CalmTextModel(_calm_generator(calm, autoencoder))

@@ -1,18 +1,22 @@
 """What training and using a configuration costs: parameters, floating-point operations, memory.
 
-Parameters and the weights of matrix products are read off the models themselves, built without storage. Operations
-count matrix products and attention only, as in the CALM paper (arXiv 2510.27688): a forward pass takes 2 x weights for
-each position, plus 4 x positions x hidden size x layers for attention over the whole context, not halved for
-causality; a backward pass takes twice that.
+All is read off the models themselves, built without storage: parameters are counted, and so are the operations of a
+forward pass (matrix products, and attention over the whole context, not halved for causality), by running it on torch's
+meta device. A backward pass takes twice that. It is the accounting of the CALM paper (arXiv 2510.27688).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from calm_core.config import BackboneConfig, CalmModelConfig, Config, TrainingConfig, TransformerModelConfig
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.config import BackboneConfig, Config, TrainingConfig
+from calm_core.models.autoencoders.base import Autoencoder
+from calm_core.models.autoencoders.make import make_autoencoder
+from calm_core.models.backbone import Backbone
 from calm_core.models.calm import Calm
 from calm_core.models.transformer import Transformer
 
@@ -20,7 +24,7 @@ ZERO_STAGES = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Cost:
     """One model of a configuration.
 
     Attributes:
@@ -44,8 +48,8 @@ class Estimate:
         return self.training_flops_per_token * self.training_tokens
 
 
-def estimate(config: Config, gpus: int) -> dict[str, Estimate]:
-    """Estimates of the autoencoder, CALM and the Transformer baseline, by these names.
+def estimate(config: Config, gpus: int) -> dict[str, Cost]:
+    """Costs of the autoencoder, CALM and the Transformer baseline, by these names.
 
     Args:
         config: The resolved settings.
@@ -53,7 +57,7 @@ def estimate(config: Config, gpus: int) -> dict[str, Estimate]:
     """
     with torch.device("meta"):
         shape, vocab_size = config.autoencoder.model, config.tokenizer.vocab_size
-        autoencoder = Autoencoder(shape, vocab_size)
+        autoencoder = make_autoencoder(shape, vocab_size)
         calm = Calm(config.calm.model, vocab_size, shape.chunk_size, shape.latent_size)
         transformer = Transformer(config.transformer.model, vocab_size)
     return {
@@ -68,93 +72,106 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def products(*modules: nn.Module) -> int:
-    """Weights of the linear layers, each of which is one multiplication and one addition for a position."""
-    layers = (layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear))
-    return sum(layer.weight.numel() for layer in layers)
+def forward_flops(compute: Callable[..., Any], *shapes: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
+    """Operations of a computation on inputs of these shapes; nothing is computed.
+
+    Args:
+        compute: A model on the meta device, or a part of it.
+        shapes: Of its inputs.
+        dtype: Of the inputs; unset, torch's default.
+    """
+    inputs = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        compute(*inputs)
+    return int(counter.get_total_flops())
 
 
-def attention_flops(config: BackboneConfig, positions: int) -> int:
-    """Scores and weighted sums of one position that sees all positions: 4 T d L."""
-    return 4 * positions * config.hidden_size * config.num_hidden_layers
+def saved_numbers(module: nn.Module, compute: Callable[..., Any], *shapes: tuple[int, ...]) -> int:
+    """Numbers that a computation keeps for its backward pass, beside the module's parameters; inputs are floats."""
+    known = {p.untyped_storage()._cdata for p in module.parameters()}
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.setdefault(tensor.untyped_storage()._cdata, tensor)  # views of one tensor are kept once
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        compute(*(torch.empty(shape, device="meta") for shape in shapes))
+    return sum(tensor.numel() for storage, tensor in saved.items() if storage not in known)
 
 
 def _encoder_flops(autoencoder: Autoencoder) -> int:
     """Forward pass over one chunk."""
-    encoder, chunk = autoencoder.encoder, autoencoder.config.chunk_size
-    before, after = encoder.encoder_layers[: encoder.layers_before], encoder.encoder_layers[encoder.layers_before :]
-    return 2 * (chunk * products(*before) + products(encoder.squeeze_layer, *after, encoder.hidden_to_latent))
+    return forward_flops(autoencoder.encode, (1, autoencoder.config.chunk_size), dtype=torch.int64)
 
 
 def _decoder_flops(autoencoder: Autoencoder) -> int:
     """Forward pass over one latent, with the projection of each token to the vocabulary."""
-    decoder, chunk = autoencoder.decoder, autoencoder.config.chunk_size
-    before, after = decoder.decoder_layers[: decoder.layers_before], decoder.decoder_layers[decoder.layers_before :]
-    vocabulary = autoencoder.encoder.embed_tokens.weight.numel()
-    once = products(decoder.latent_to_hidden, *before, decoder.expand_layer)
-    return 2 * (once + chunk * (products(*after) + vocabulary))
+    return forward_flops(autoencoder.logits, (1, autoencoder.config.latent_size))
 
 
-def _autoencoder(config: Config, autoencoder: Autoencoder, gpus: int) -> Estimate:
-    shape, training = config.autoencoder.model, config.autoencoder
-    forward = (_encoder_flops(autoencoder) + _decoder_flops(autoencoder)) / shape.chunk_size
-    blocks = (shape.num_encoder_layers + shape.num_decoder_layers) / 2 * (1 + 1 / shape.chunk_size)
-    kept = blocks * (3 * shape.hidden_size + 4 * shape.intermediate_size)
-    parts = {
-        "embedding (tied)": parameters(autoencoder.encoder.embed_tokens),
-        "encoder": parameters(autoencoder.encoder) - parameters(autoencoder.encoder.embed_tokens),
-        "decoder": parameters(autoencoder.decoder),
-    }
+def _autoencoder(config: Config, autoencoder: Autoencoder, gpus: int) -> Cost:
+    training, chunk = config.autoencoder, autoencoder.config.chunk_size
+    forward = (_encoder_flops(autoencoder) + _decoder_flops(autoencoder)) / chunk
+    embedding = autoencoder.embedding
+    parts = {"embedding (tied)": embedding.numel()}
+    for name, child in autoencoder.named_children():
+        parts[name] = parameters(child) - sum(p.numel() for p in child.parameters() if p is embedding)
+    kept = saved_numbers(
+        autoencoder, lambda chunk: autoencoder.logits(autoencoder.encode(chunk.long()).mean), (1, chunk)
+    )
     tokens = training.micro_batch_size * config.data.sequence_length
-    return Estimate(
+    return Cost(
         parameters=parts,
         training_tokens=_training_tokens(config, training),
         training_flops_per_token=3 * forward,
         inference_flops_per_token=forward,
         state_bytes=state_bytes(sum(parts.values()), training, gpus),
-        activation_bytes=_bytes(training) * kept * tokens,
+        activation_bytes=_bytes(training) * kept / chunk * tokens,
     )
 
 
-def _calm(config: Config, calm: Calm, autoencoder: Autoencoder, gpus: int) -> Estimate:
-    """The head runs once for each of N model samples in training, and once for each evaluation of a sample in use.
+def _calm(config: Config, calm: Calm, autoencoder: Autoencoder, gpus: int) -> Cost:
+    """The head runs once for each of N draws in training, and once or more for a sample in use.
 
     The frozen encoder runs forward once; the decoder runs in inference only.
     """
-    model, training, chunk = config.calm.model, config.calm, calm.chunk_size
+    model, training, chunk, head = config.calm.model, config.calm, calm.chunk_size, calm.mlp_generator
     positions = config.data.sequence_length // chunk
-    backbone = 2 * products(calm.transformer, calm.embed_proj) + attention_flops(model, positions)
-    head = 2 * products(calm.mlp_generator)
-    evaluations = 1 if model.head == "energy" else model.sampling_steps
-    head_width = 14 * model.hidden_size * model.num_head_layers
-    kept = _backbone_activations(model, training.activation_checkpointing) + model.model_samples * head_width
+    draws, one_draw = model.head.model_samples, ((1, model.hidden_size), (1, 1, head.noise_size))
+    backbone = _backbone_flops(calm.transformer, positions)
+    backbone += forward_flops(calm.embed, (1, chunk), dtype=torch.int64)
+    trained, sampled = forward_flops(head.training_pass, *one_draw), forward_flops(head.sample, *one_draw)
+    kept = _backbone_activations(model, training.activation_checkpointing)
+    kept += draws * saved_numbers(head, head.training_pass, *one_draw)
     parts = {
         "embedding": parameters(calm.transformer.embed_tokens),
         "input projection": parameters(calm.embed_proj),
         "backbone": parameters(calm.transformer) - parameters(calm.transformer.embed_tokens),
-        f"{model.head} head": parameters(calm.mlp_generator),
+        f"{model.head.kind} head": parameters(head),
     }
     frozen = _bytes(training) * parameters(autoencoder)
-    return Estimate(
+    return Cost(
         parameters=parts,
         training_tokens=_training_tokens(config, training),
-        training_flops_per_token=(3 * (backbone + model.model_samples * head) + _encoder_flops(autoencoder)) / chunk,
-        inference_flops_per_token=(backbone + evaluations * head + _decoder_flops(autoencoder)) / chunk,
+        training_flops_per_token=(3 * (backbone + draws * trained) + _encoder_flops(autoencoder)) / chunk,
+        inference_flops_per_token=(backbone + sampled + _decoder_flops(autoencoder)) / chunk,
         state_bytes={stage: size + frozen for stage, size in state_bytes(sum(parts.values()), training, gpus).items()},
         activation_bytes=_bytes(training) * kept * training.micro_batch_size * positions,
     )
 
 
-def _transformer(config: Config, transformer: Transformer, gpus: int) -> Estimate:
+def _transformer(config: Config, transformer: Transformer, gpus: int) -> Cost:
     model, training, positions = config.transformer.model, config.transformer, config.data.sequence_length
-    forward = 2 * products(transformer) + attention_flops(model, positions)
+    forward = _backbone_flops(transformer.transformer, positions)
+    forward += forward_flops(transformer.lm_head, (1, model.hidden_size))
     parts = {
         "embedding": parameters(transformer.transformer.embed_tokens),
         "backbone": parameters(transformer.transformer) - parameters(transformer.transformer.embed_tokens),
         "output projection": parameters(transformer.lm_head),
     }
     kept = _backbone_activations(model, training.activation_checkpointing)
-    return Estimate(
+    return Cost(
         parameters=parts,
         training_tokens=_training_tokens(config, training),
         training_flops_per_token=3 * forward,
@@ -162,6 +179,11 @@ def _transformer(config: Config, transformer: Transformer, gpus: int) -> Estimat
         state_bytes=state_bytes(sum(parts.values()), training, gpus),
         activation_bytes=_bytes(training) * kept * training.micro_batch_size * positions,
     )
+
+
+def _backbone_flops(backbone: Backbone, positions: int) -> float:
+    """Forward pass over one position of a sequence of so many."""
+    return forward_flops(backbone, (1, positions, backbone.config.hidden_size)) / positions
 
 
 def state_bytes(number: int, training: TrainingConfig, gpus: int) -> dict[int, float]:
@@ -180,7 +202,7 @@ def state_bytes(number: int, training: TrainingConfig, gpus: int) -> dict[int, f
     }
 
 
-def _backbone_activations(config: CalmModelConfig | TransformerModelConfig, checkpointing: bool) -> float:
+def _backbone_activations(config: BackboneConfig, checkpointing: bool) -> float:
     """Numbers kept for one position: inputs of norms, products and gates; attention scores are never kept."""
     layer = 11 * config.hidden_size + 4 * config.intermediate_size
     if checkpointing:

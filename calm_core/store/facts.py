@@ -206,13 +206,14 @@ class ModelFacts(Facts, Vocabulary):
     """A trained model of any kind.
 
     Attributes:
-        validation: Metrics on held-out text after the last step; none of a model that was trained elsewhere.
+        trained_tokens: None of a model that was trained elsewhere.
+        validation: Metrics on held-out text after the last step.
     """
 
     schema_version: ClassVar[int] = 2
 
     parameters: Count
-    trained_tokens: Count
+    trained_tokens: Count | None = None
     validation: dict[str, Number] = {}
     seconds: Seconds = 0.0
     tokens_per_second: Rate = 0.0

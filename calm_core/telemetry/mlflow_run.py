@@ -18,6 +18,8 @@ PARENT_RUN_VARIABLE = "CALM_PARENT_RUN_ID"
 STAGE_TAG = "calm.stage"
 DIGEST_TAG = "calm.artifact_digest"
 DEFAULT_EXPERIMENT = "calm"
+REGISTERED = ("models:/", "runs:/", "mlflow-artifacts:/")
+"""How URIs begin that MLflow resolves."""
 
 _MAX_PARAMETER_LENGTH = 6000  # MLflow refuses longer values
 
@@ -41,7 +43,7 @@ class Run:
         self.run_id = run_id
 
     @classmethod
-    def of_id(cls, run_id: str) -> "Run":
+    def existing(cls, run_id: str) -> "Run":
         """The run with this id at MLFLOW_TRACKING_URI; an empty id gives the null run."""
         if not run_id:
             return cls()

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, first_line
 
 PROGRESS_FILE_VARIABLE = "CALM_PROGRESS_FILE"
 
@@ -79,7 +79,7 @@ def reported(stage: str, note: str = "starting") -> Iterator[None]:
         report(stage, "failed", note=str(error))
         raise
     except Exception as error:  # whatever it was, the watcher gets one line; the error passes on
-        report(stage, "failed", note=f"{type(error).__name__}: {error}".splitlines()[0])
+        report(stage, "failed", note=f"{type(error).__name__}: {first_line(error)}")
         raise
 
 

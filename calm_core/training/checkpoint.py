@@ -67,10 +67,8 @@ class Checkpointer:
             shutil.rmtree(self._folder / tag)
         return dict(state)
 
-    def discard(self) -> None:
-        """Remove all checkpoints, once the trained artifact is complete."""
-        if dist.get_rank() == 0:
-            storage.remove_folder(self._uri)
+    def close(self) -> None:
+        """Remove what is left on this node; the checkpoints themselves stay until the job is removed."""
         if not self._is_local and _is_first_on_node():
             shutil.rmtree(self._folder, ignore_errors=True)
 

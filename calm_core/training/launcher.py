@@ -1,108 +1,145 @@
-"""Starts the ranks of a training run with torchrun and waits for them."""
+"""How the ranks of a job are started: a launcher takes the place of a spec, and waits for the ranks' end."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationInfo, field_validator
+from calm_core.errors import ConfigError
 
-from calm_core.config import AutoencoderConfig, CalmConfig, TrainingConfig, TransformerConfig
-from calm_core.errors import CalmError
-
-ERROR_NAME = "error.txt"
-
-ModelKind = Literal["autoencoder", "calm", "transformer"]
-CONFIGS: dict[ModelKind, type[TrainingConfig]] = {
-    "autoencoder": AutoencoderConfig,
-    "calm": CalmConfig,
-    "transformer": TransformerConfig,
-}
+WORKER = "calm_core.training.worker"
+"""What every rank runs, with the URI of a spec as its one argument."""
 
 
-class WorkerSpec(BaseModel):
-    """What the ranks train, written to a file that each of them reads."""
+@dataclass(frozen=True)
+class Ending:
+    """How the ranks ended.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: ModelKind
-    config: SerializeAsAny[TrainingConfig]
-    dataset_uri: str
-    autoencoder_uri: str = ""
-    output_uri: str
-    checkpoint_root: str
-    seed: int
-    run_id: str = ""
+    Attributes:
+        exit_code: 0 when all of them have finished.
+        message: What the first one that failed said, on one line; empty where it could not say.
+    """
 
-    @field_validator("config", mode="before")
-    @classmethod
-    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> TrainingConfig:
-        return CONFIGS[info.data["kind"]].model_validate(value)
-
-    @property
-    def stage(self) -> str:
-        """Name under which progress is reported."""
-        return f"train-{self.kind}"
+    exit_code: int
+    message: str = ""
 
 
-def launch(spec: WorkerSpec) -> None:
-    """Run the training on this node's GPUs, or in one process on CPU; output goes to this process's.
+class Launcher(Protocol):
+    """Starts ranks somewhere.
+
+    Each runs WORKER under torch's elastic agent, which sets RANK, WORLD_SIZE, MASTER_ADDR and so on.
+    """
+
+    def world_size(self, processes: int | None) -> int:
+        """How many ranks there will be, if the settings ask for this many on a node (None: as many as fit).
+
+        Raises:
+            ConfigError: So many do not fit.
+        """
+        ...
+
+    def run(self, spec_uri: str, processes: int | None) -> Ending:
+        """Start the ranks of a job and wait for them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Machines that share a job, with a rendezvous at an address that is known beforehand.
+
+    The launcher runs on node 0. On each other one, torchrun is started with the same worker and spec:
+    ``torchrun --nnodes=2 --node-rank=1 --master-addr=... --master-port=... -m calm_core.training.worker SPEC``.
+
+    Attributes:
+        count: Of the machines.
+        address, port: Where node 0 is reached.
+    """
+
+    count: int
+    address: str
+    port: int
+
+
+class TorchrunLauncher:
+    """torchrun on this machine: one rank a GPU, or one on CPU; its output goes to this process's.
 
     SIGTERM and SIGINT are passed on, so that the ranks save a checkpoint before they end.
 
-    Raises:
-        CalmError: A rank failed; the message is the rank's own line.
+    Args:
+        nodes: The machines that share the job; None for this one alone.
     """
-    import torch  # costs a second: only where ranks are counted
 
-    processes = spec.config.processes or torch.cuda.device_count() or 1
-    _check_ranks(spec, processes, torch.cuda.device_count())
+    def __init__(self, nodes: Nodes | None = None) -> None:
+        self._nodes = nodes
+
+    def world_size(self, processes: int | None) -> int:
+        """The ranks of all nodes, each of which is like this one."""
+        import torch  # costs seconds: only where ranks are counted
+
+        gpus = torch.cuda.device_count()
+        if gpus and processes and processes > gpus:
+            raise ConfigError(f"processes is {processes}, this machine has {gpus} GPUs; lower it")
+        return (processes or gpus or 1) * (self._nodes.count if self._nodes else 1)
+
+    def run(self, spec_uri: str, processes: int | None) -> Ending:
+        """Run torchrun. Its error file holds what the first rank that failed has recorded."""
+        here = self.world_size(processes) // (self._nodes.count if self._nodes else 1)
+        command = [sys.executable, "-m", "torch.distributed.run", *self._rendezvous(), f"--nproc-per-node={here}"]
+        with tempfile.TemporaryDirectory(prefix="calm-training-") as folder:
+            error_file = Path(folder) / "error.json"
+            environment = _environment(here) | {"TORCHELASTIC_ERROR_FILE": str(error_file)}
+            with (
+                subprocess.Popen([*command, "-m", WORKER, spec_uri], env=environment) as process,
+                _signals_passed_on(process),
+            ):
+                code = process.wait()
+            return Ending(code, _recorded(error_file))
+
+    def _rendezvous(self) -> list[str]:
+        if self._nodes is None:
+            return ["--standalone"]
+        nodes = self._nodes
+        address = [f"--master-addr={nodes.address}", f"--master-port={nodes.port}"]
+        return [f"--nnodes={nodes.count}", "--node-rank=0", *address]
+
+
+def _environment(processes: int) -> dict[str, str]:
+    import torch
+
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    if not torch.cuda.is_available():
-        environment["DS_ACCELERATOR"] = "cpu"
-    with tempfile.TemporaryDirectory(prefix="calm-training-") as folder:
-        spec_path = Path(folder) / "spec.json"
-        spec_path.write_text(spec.model_dump_json())
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command += ["-m", "calm_core.training.worker", str(spec_path)]
-        with subprocess.Popen(command, env=environment) as process, _passing_on(process):
-            code = process.wait()
-        error_path = Path(folder) / ERROR_NAME
-        if error_path.exists():
-            raise CalmError(error_path.read_text().splitlines()[0])
-        if code != 0:
-            raise CalmError(f"{spec.stage}: a rank ended with exit code {code}; its last lines are in the log")
+    return environment if torch.cuda.is_available() else environment | {"DS_ACCELERATOR": "cpu"}
 
 
-def _check_ranks(spec: WorkerSpec, processes: int, gpus: int) -> None:
-    if gpus and processes > gpus:
-        raise CalmError(f"{spec.stage}: processes is {processes}, this machine has {gpus} GPUs; lower processes")
-    if spec.config.global_batch_size % (spec.config.micro_batch_size * processes):
-        raise CalmError(
-            f"{spec.stage}: global_batch_size ({spec.config.global_batch_size}) must be a multiple of "
-            f"micro_batch_size x processes ({spec.config.micro_batch_size} x {processes})"
-        )
+def _recorded(error_file: Path) -> str:
+    """The message in an error file of torch elastic."""
+    try:
+        message = json.loads(error_file.read_text(encoding="utf-8"))["message"]["message"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return next(iter(str(message).splitlines()), "")
 
 
-class _passing_on:
-    """Passes SIGTERM and SIGINT on to a process while the block runs."""
+@contextmanager
+def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Pass SIGTERM and SIGINT on to a process, as SIGTERM, while the block lasts."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self._process = process
-        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        process.send_signal(signal.SIGTERM)
 
-    def __enter__(self) -> None:
-        def pass_on(signum: int, frame: FrameType | None) -> None:
-            self._process.send_signal(signal.SIGTERM)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, pass_on)
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+    before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+    for caught in (signal.SIGTERM, signal.SIGINT):
+        before[caught] = signal.signal(caught, pass_on)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)

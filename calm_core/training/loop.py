@@ -4,36 +4,26 @@ Randomness is a function of (seed, step, sequence), so a resumed run continues b
 computes the same global batches with the same noise.
 """
 
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-import deepspeed
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from calm_core.config import TrainingConfig
-from calm_core.data.reading.loader import Batch, Loader, Mixture, TokenDataset
-from calm_core.errors import CalmError
+from calm_core.data.reading.loader import Batch, Loader
+from calm_core.errors import Interrupted
 from calm_core.models.noise import SequenceNoise, derive_seed
-from calm_core.telemetry.mlflow_run import Run
-from calm_core.telemetry.progress import report
+from calm_core.telemetry.sinks import Curves, Point, Sinks
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.distributed import all_reduce_sum
-from calm_core.training.tasks import Task
-
-DEFAULT_BUCKET = 500_000_000  # elements, DeepSpeed's default reduce_bucket_size
-
-
-class Interrupted(CalmError):
-    """The run was asked to stop; its checkpoint is saved and the next run continues from it."""
+from calm_core.training.guards import StopRequest, require_finite
+from calm_core.training.meter import SpeedMeter
+from calm_core.training.tasks.base import Task
+from calm_core.training.validation import Validator
 
 
 def headline_text(name: str, value: float) -> str:
@@ -42,95 +32,37 @@ def headline_text(name: str, value: float) -> str:
     return f"{name.replace('_', ' ')} {number}"
 
 
-def learning_rate_factor(config: TrainingConfig, step: int) -> float:
-    """Share of the learning rate at a step: linear warm-up, constant, then linear decay over the last steps."""
-    warmup = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
-    decay_steps = config.decay_fraction * config.steps
-    decay = (config.steps - step) / decay_steps if step > config.steps - decay_steps else 1.0
-    return min(warmup, decay)
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only, not on biases and norms."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def start_engine(task: Task, config: TrainingConfig, bf16: bool) -> Any:
-    """DeepSpeed's engine around the task's model, with AdamW and the learning-rate schedule."""
-
-    def schedule(optimizer: Optimizer) -> LambdaLR:
-        return LambdaLR(optimizer, lambda step: learning_rate_factor(config, step))
-
-    parameters = sum(p.numel() for p in task.model.parameters())
-    micro_steps = config.global_batch_size // (config.micro_batch_size * dist.get_world_size())
-    engine, *_ = deepspeed.initialize(
-        model=task.model,
-        optimizer=AdamW(parameter_groups(task.model, config.weight_decay), lr=config.learning_rate, betas=config.betas),
-        lr_scheduler=schedule,
-        config={
-            "train_batch_size": config.global_batch_size,
-            "train_micro_batch_size_per_gpu": config.micro_batch_size,
-            "gradient_accumulation_steps": micro_steps,
-            "gradient_clipping": config.gradient_clipping,
-            "zero_optimization": {
-                "stage": config.zero_stage,
-                # DeepSpeed allocates the whole bucket anew each step, however small the model.
-                "reduce_bucket_size": min(DEFAULT_BUCKET, parameters),
-            },
-            "bf16": {"enabled": bf16},
-            "steps_per_print": 10**9,  # the loop reports itself
-        },
-    )
-    return engine
-
-
+@dataclass
 class Trainer:
-    """Trains one task on one data set.
+    """Trains one task; the parts are made by the worker.
 
-    Args:
+    Attributes:
         task: Model and loss.
-        dataset, validation: Training and held-out sequences.
+        engine: DeepSpeed's engine around the model.
+        loader: Global batches of the training split.
+        validator: Metrics on the held-out split.
+        checkpointer: Where to go on from.
+        sinks: What takes the points of the curves; of ranks that report nothing, none.
+        curves: One of the sinks: its records are part of a checkpoint.
         config: Batch sizes, schedule, intervals.
-        seed: Of the order of the data and of all noise.
-        stage: Name under which progress is reported.
-        run: Where rank 0 logs the curves.
-        checkpoints: URL of the folder of this training run's checkpoints.
-        bf16: Whether DeepSpeed trains in bfloat16.
+        seed: Of all noise.
+        stage: Name that an error tells.
+        step: Optimiser steps done.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        dataset: TokenDataset | Mixture,
-        validation: TokenDataset | Mixture,
-        config: TrainingConfig,
-        *,
-        seed: int,
-        stage: str,
-        run: Run,
-        checkpoints: str,
-        bf16: bool,
-    ) -> None:
-        self.task = task
-        self.config = config
-        self.seed = seed
-        self.stage = stage
-        self.run = run
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.validation = validation
-        self.loader = Loader(dataset, config.global_batch_size, seed=seed, rank=self.rank, world_size=self.world_size)
-        self.engine = start_engine(task, config, bf16)
-        self.device: torch.device = self.engine.device
-        self.checkpointer = Checkpointer(checkpoints)
-        self.step = 0
-        self.curves: list[dict[str, float]] = []
-        self.tokens_per_second = 0.0
-        self.loader_wait_seconds = 0.0
-        self._stop_asked = False
+    task: Task[Any]
+    engine: Any
+    loader: Loader
+    validator: Validator
+    checkpointer: Checkpointer
+    sinks: Sinks
+    curves: Curves
+    config: TrainingConfig
+    seed: int
+    stage: str
+    step: int = 0
+    meter: SpeedMeter = field(init=False)
+    stop: StopRequest = field(default_factory=StopRequest)
 
     def fit(self) -> None:
         """Train to the last step, from the latest checkpoint if there is one.
@@ -139,129 +71,79 @@ class Trainer:
             Interrupted: SIGTERM came; a checkpoint of the step that was under way is saved.
             CalmError: The loss is not finite.
         """
-        if state := self.checkpointer.load_latest(self.engine):
-            self.step, self.curves = state["step"], state["curves"]
-            self.loader.load_state_dict(state["loader"])
-        first_step, started, filling = self.step, time.monotonic(), 0.0
-        with self._stopping_on_sigterm():
+        self._resume()
+        tokens = self.config.global_batch_size * self.loader.dataset.sequence_length
+        self.meter = SpeedMeter(self.step, self.config.steps, tokens)
+        with self.stop.listening():
             while self.step < self.config.steps:
-                metrics, stop = self._train_step()
+                metrics, stopping = self._train_step()
                 self.step += 1
-                elapsed = time.monotonic() - started
-                if self.step == first_step + 1:
-                    filling = self.loader.wait_seconds  # the first batch has to be waited for
-                self.loader_wait_seconds = self.loader.wait_seconds - filling
-                self.tokens_per_second = self._tokens(self.step - first_step) / elapsed
-                last = self.step == self.config.steps
-                validated = self.step % self.config.validation_interval == 0 or last
-                if validated:
-                    metrics |= {f"validation_{name}": value for name, value in self.validate().items()}
-                if self.step % self.config.log_interval == 0 or validated:
-                    self._log(metrics, eta=elapsed / (self.step - first_step) * (self.config.steps - self.step))
-                if stop or (self.step % self.config.checkpoint_interval == 0 and not last):
-                    self._save_checkpoint()
-                if stop and not last:
-                    raise Interrupted(
-                        f"stopped after step {self.step} of {self.config.steps}; run again to continue from there"
-                    )
+                self.meter.update(self.step, self.loader.wait_seconds)
+                self._validate_and_log(metrics)
+                self._save_if_due(stopping)
 
-    def _tokens(self, steps: int) -> int:
-        return steps * self.config.global_batch_size * self.loader.dataset.sequence_length
+    def _resume(self) -> None:
+        if state := self.checkpointer.load_latest(self.engine):
+            self.step, self.curves.records = state["step"], state["curves"]
+            self.loader.load_state_dict(state["loader"])
+
+    @property
+    def _finished(self) -> bool:
+        return self.step == self.config.steps
 
     def _train_step(self) -> tuple[dict[str, float], bool]:
         """One optimiser step on one global batch: its metrics, and whether any rank was asked to stop."""
+        device: torch.device = self.engine.device
         batch = self.loader.next_batch()
-        tokens = batch.tokens.to(self.device)
-        stop_asked = torch.tensor([float(self._stop_asked)], device=self.device)
-        totals = all_reduce_sum(torch.cat([self.task.counts(tokens), stop_asked]), self.device)
-        counts, stop = totals[:-1].clamp_min(1), bool(totals[-1] > 0)
+        # Whether to stop is summed with the counts: all ranks must decide alike, and one message is enough.
+        stop_asked = torch.tensor([float(self.stop.asked)], device=device)
+        totals = all_reduce_sum(torch.cat([self.task.counts(batch.tokens.to(device)), stop_asked]), device)
+        counts, stopping = totals[:-1].clamp_min(1), bool(totals[-1] > 0)
         sums: dict[str, Tensor] = {}
         for part in _micro_batches(batch, self.config.micro_batch_size):
-            noise = self._noise("train", self.step, part.positions)
-            loss = self.task.loss(self.engine, part.tokens.to(self.device), noise, counts)
+            noise = SequenceNoise([derive_seed(self.seed, "train", self.step, p) for p in part.positions], device)
+            loss = self.task.loss(self.engine, part.tokens.to(device), noise, counts)
             # The engine averages over ranks and micro-batches; the loss is already a share of the global mean.
-            self.engine.backward(loss.value * self.world_size * self.engine.gradient_accumulation_steps())
+            self.engine.backward(loss.value * dist.get_world_size() * self.engine.gradient_accumulation_steps())
             self.engine.step()
             for name, value in loss.metrics.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
-        metrics = self._reduce(sums)
-        if not np.isfinite(list(metrics.values())).all():
-            raise CalmError(
-                f"{self.stage}: the loss is not finite at step {self.step + 1} ({metrics}); lower learning_rate"
-            )
-        return metrics, stop
-
-    def _noise(self, purpose: str, step: int, positions: list[int]) -> SequenceNoise:
-        return SequenceNoise([derive_seed(self.seed, purpose, step, p) for p in positions], self.device)
-
-    def _reduce(self, sums: dict[str, Tensor]) -> dict[str, float]:
+                sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
         names = sorted(sums)
-        values = all_reduce_sum(torch.stack([sums[name] for name in names]).double(), self.device)
-        return dict(zip(names, values.tolist(), strict=True))
+        values = all_reduce_sum(torch.stack([sums[name] for name in names]).double(), device)
+        metrics = dict(zip(names, values.tolist(), strict=True))
+        require_finite(self.stage, self.step + 1, metrics)
+        return metrics, stopping
 
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Metrics on the first held-out sequences, with the same noise each time; shared between the ranks."""
-        number = min(self.config.validation_sequences, self.validation.num_sequences)
-        batches = [
-            Batch(torch.from_numpy(self.validation.rows(indices)), indices.tolist())
-            for indices in np.array_split(np.arange(number), -(-number // self.config.micro_batch_size))
-        ]
-        counts = torch.stack([self.task.counts(batch.tokens) for batch in batches]).sum(0).clamp_min(1).to(self.device)
-        sums: dict[str, Tensor] = {}
-        self.task.model.eval()
-        for batch in batches:  # each rank computes all of them: validation is small, and ZeRO-3 needs ranks in step
-            noise = self._noise("validation", 0, batch.positions)
-            loss = self.task.loss(self.engine, batch.tokens.to(self.device), noise, counts)
-            for name, value in loss.metrics.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value
-        self.task.model.train()
-        return {name: float(value) for name, value in sums.items()}
+    def _validate_and_log(self, metrics: dict[str, float]) -> None:
+        validating = self.step % self.config.validation_interval == 0 or self._finished
+        if validating:
+            metrics |= {f"validation_{name}": value for name, value in self.validator.metrics().items()}
+        if validating or self.step % self.config.log_interval == 0:
+            metrics |= {"learning_rate": self.engine.get_lr()[0]}
+            self.sinks.log(
+                Point(self.step, self.config.steps, metrics, self.meter.rates, self.meter.eta, self.headline(metrics))
+            )
 
-    def _log(self, metrics: dict[str, float], eta: float) -> None:
-        if self.rank != 0:
-            return
-        metrics = metrics | {"learning_rate": self.engine.get_lr()[0]}
-        self.curves.append({"step": self.step, **metrics})
-        speed = {"tokens_per_second": self.tokens_per_second, "loader_wait_seconds": self.loader_wait_seconds}
-        self.run.log_metrics(metrics | speed, step=self.step)
-        report(
-            self.stage,
-            done=self.step,
-            total=self.config.steps,
-            rate=self.tokens_per_second,
-            eta=eta,
-            note=self._headline(),
-        )
+    def headline(self, metrics: Mapping[str, float] = MappingProxyType({})) -> str:
+        """The latest validation number that matters, or the training loss before there is one.
 
-    def _headline(self) -> str:
-        """The latest validation number that matters, or the training loss before there is one."""
+        Args:
+            metrics: Those of a point that is not in the curves yet.
+        """
         names = (f"validation_{self.task.headline}", self.task.headline)
-        for name in names:
-            for record in reversed(self.curves):
-                if name in record:
-                    return headline_text(name, record[name])
-        return ""
+        values = ((name, metrics.get(name, self.curves.latest(name))) for name in names)
+        return next((headline_text(name, value) for name, value in values if value is not None), "")
 
-    def _save_checkpoint(self) -> None:
-        state = {"step": self.step, "curves": self.curves, "loader": self.loader.state_dict()}
-        self.checkpointer.save(self.engine, self.step, state)
-
-    @contextmanager
-    def _stopping_on_sigterm(self) -> Iterator[None]:
-        def ask(signum: int, frame: FrameType | None) -> None:
-            self._stop_asked = True
-
-        before = signal.signal(signal.SIGTERM, ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The whole model's weights on CPU, contiguous; gathered from all ranks under ZeRO-3."""
-        with deepspeed.zero.GatheredParameters(list(self.task.model.parameters()), enabled=self.config.zero_stage == 3):
-            return {name: value.detach().cpu().clone() for name, value in self.task.model.state_dict().items()}
+    def _save_if_due(self, stopping: bool) -> None:
+        if self._finished:
+            return
+        if stopping or self.step % self.config.checkpoint_interval == 0:
+            state = {"step": self.step, "curves": self.curves.records, "loader": self.loader.state_dict()}
+            self.checkpointer.save(self.engine, self.step, state)
+        if stopping:
+            raise Interrupted(
+                f"stopped after step {self.step} of {self.config.steps}; run again to continue from there"
+            )
 
 
 def _micro_batches(batch: Batch, size: int) -> Iterator[Batch]:

@@ -1,55 +1,79 @@
 """The training stage, to be called from Python, the command line, or a Kubeflow component."""
 
-from calm_core.config import AutoencoderConfig, CalmConfig, TransformerConfig
-from calm_core.errors import CalmError
+from calm_core.errors import EXIT_INTERRUPTED, CalmError, ConfigError, Interrupted
 from calm_core.store.artifact import Artifact
-from calm_core.telemetry import mlflow_run
-from calm_core.telemetry.progress import report, reported
-from calm_core.training.launcher import CONFIGS, WorkerSpec, launch
+from calm_core.store.facts import ModelFacts
+from calm_core.telemetry.stage import Stage
+from calm_core.training.job import Job, ModelConfig, TrainingSpec, check_inputs
+from calm_core.training.launcher import Ending, Launcher, TorchrunLauncher
+from calm_core.training.tasks.make import TASKS
 
 
 def train(
-    config: AutoencoderConfig | CalmConfig | TransformerConfig,
+    config: ModelConfig,
     dataset_uri: str,
     output_uri: str,
     *,
     seed: int,
     checkpoint_root: str,
     autoencoder_uri: str = "",
-) -> Artifact:
-    """Train a model on a data set; the type of the config says which.
+    launcher: Launcher | None = None,
+) -> Artifact[ModelFacts]:
+    """Train a model on a dataset; the type of the config says which.
 
     Args:
         config: Settings of the model and its training.
-        dataset_uri: A `dataset` artifact.
-        output_uri: Where the artifact is written; its kind is `autoencoder`, `calm` or `transformer`.
+        dataset_uri: A `dataset` or `mixture` artifact.
+        output_uri: Where the artifact is written; its kind is that of the config.
         seed: Of the initial weights, the order of the data and the noise.
         checkpoint_root: URL of the folder below which checkpoints are kept while training.
         autoencoder_uri: The trained autoencoder that a CALM model predicts the vectors of.
+        launcher: How the ranks are started; unset, by torchrun on this machine.
 
     Raises:
+        Interrupted: The job was asked to stop; running it again continues from its checkpoint.
         CalmError: An input is unusable, or a rank failed.
     """
-    kind = next(kind for kind, config_type in CONFIGS.items() if isinstance(config, config_type))
-    spec = WorkerSpec(
-        kind=kind,
+    launcher = launcher or TorchrunLauncher()
+    spec = TrainingSpec(
+        kind=config.kind,
         config=config,
         dataset_uri=dataset_uri,
         autoencoder_uri=autoencoder_uri,
         output_uri=output_uri,
-        checkpoint_root=checkpoint_root,
         seed=seed,
     )
-    settings = config.model_dump(mode="json") | {"seed": seed}
-    with reported(spec.stage), mlflow_run.stage_run(spec.stage, settings) as run:
-        # Checked here, before ranks are started, so that a bad input is one clear line.
-        Artifact(dataset_uri, "dataset", "mixture")
-        if (kind == "calm") != bool(autoencoder_uri):
-            raise CalmError(f"{spec.stage}: an autoencoder is needed for CALM, and for no other model")
-        if autoencoder_uri:
-            Artifact(autoencoder_uri, "autoencoder")
-        launch(spec.model_copy(update={"run_id": run.run_id}))
-        artifact = Artifact(output_uri, kind)
-        run.set_tags({mlflow_run.DIGEST_TAG: artifact.digest, **artifact.manifest.parents})
-    report(spec.stage, "finished", note=artifact.manifest.results["headline"])
+    with Stage(spec.stage, spec.settings) as stage:
+        spec = check_inputs(spec)
+        _require_even_batches(spec, launcher.world_size(config.processes))
+        job = Job.of(spec, checkpoint_root)
+        job.write_spec(spec.model_copy(update={"run_id": stage.run.run_id}))
+        headline = _headline(spec.stage, job, launcher.run(job.spec_uri, config.processes))
+        artifact = Artifact(output_uri, TASKS[config.kind].facts)
+        job.remove()
+        stage.finish(artifact, headline)
     return artifact
+
+
+def _require_even_batches(spec: TrainingSpec, ranks: int) -> None:
+    config = spec.config
+    if config.global_batch_size % (config.micro_batch_size * ranks):
+        raise ConfigError(
+            f"{spec.stage}: global_batch_size ({config.global_batch_size}) must be a multiple of micro_batch_size x "
+            f"ranks ({config.micro_batch_size} x {ranks})"
+        )
+
+
+def _headline(stage: str, job: Job, ending: Ending) -> str:
+    """The number that matters, as the ranks told it.
+
+    Raises:
+        CalmError: They did not finish: what a rank said of it, else what the launcher could see.
+    """
+    outcome = job.outcome()
+    if ending.exit_code == 0:
+        return outcome.message if outcome else ""
+    if outcome and outcome.exit_code == EXIT_INTERRUPTED:
+        raise Interrupted(outcome.message)
+    unexplained = f"{stage}: a rank ended with exit code {ending.exit_code}; its last lines are in the log"
+    raise CalmError((outcome.message if outcome else "") or ending.message or unexplained)

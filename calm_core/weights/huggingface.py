@@ -6,6 +6,7 @@ Parameter names are those of the models here; a CALM folder holds its autoencode
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,22 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from calm_core.config import AutoencoderConfig, CalmConfig, parse_section
+from calm_core.config import AutoencoderConfig, CalmConfig, TrainingConfig, parse_section
 from calm_core.data.tokenizers.tokenizer import Tokenizer
-from calm_core.errors import ArtifactError, CalmError
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.errors import ArtifactError, CalmError, first_line
+from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
 from calm_core.store import storage
-from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.weights.load import WEIGHTS_NAME
+from calm_core.store.artifact import Artifact, ArtifactWriter, Manifest
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts
+from calm_core.weights.load import CURVES_NAME, TOKENIZER_NAME, WEIGHTS_NAME, autoencoder_of, load_weights
 
 CONFIG_NAME = "config.json"
 _WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 _AUTOENCODER_PREFIX = "ae_model."
 _TIED = {"decoder.lm_head_weight": "encoder.embed_tokens.weight"}
 _SHOWN_NAMES = 8
+_AUTOENCODER_KIND, _HEAD_KIND = "mlp", "energy"  # what the public format can express
 
 Weights = dict[str, Tensor]
 
@@ -50,16 +53,67 @@ _CALM_SETTINGS = {
     "num_attention_heads": "num_attention_heads",
     "rope_theta": "rope_theta",
     "rms_norm_eps": "rms_norm_eps",
-    "noise_size": "noise_size",
-    "num_mlp_layers": "num_head_layers",
-    "num_samples": "model_samples",
-    "beta": "energy_alpha",
 }
+_HEAD_SETTINGS = {
+    "noise_size": "noise_size",
+    "num_mlp_layers": "num_layers",
+    "num_samples": "model_samples",
+    "beta": "alpha",
+}
+_OPTIONAL = {"ae_dropout", "kl_clamp", "kl_weight", "rms_norm_eps", "rope_theta", "num_samples", "beta"}
+
+
+@dataclass(frozen=True)
+class _PublicFolder:
+    """What was found in a public folder, and the tokenizer that goes with it."""
+
+    path: Path
+    config: Mapping[str, Any]
+    weights: Weights
+    tokenizer: Tokenizer
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / CONFIG_NAME
+
+    def settings(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """Settings by our names, of those by theirs."""
+        if missing := [name for name in names if name not in self.config and name not in _OPTIONAL]:
+            raise ArtifactError(f"{self.config_path}: has no {', '.join(missing)}")
+        return {ours: self.config[theirs] for theirs, ours in names.items() if self.config.get(theirs) is not None}
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding; the tokenizer may have fewer tokens."""
+        vocab_size = int(self.config["vocab_size"])
+        if self.tokenizer.vocab_size > vocab_size:
+            raise ArtifactError(
+                f"{self.path}: the model knows {vocab_size:,} tokens, the tokenizer {self.tokenizer.vocab_size:,}; "
+                "name the model's own with tokenizer_folder"
+            )
+        return vocab_size
+
+    def facts(self, weights: Weights) -> dict[str, Any]:
+        """What every model's artifact says of itself, as far as a public folder tells it."""
+        return {
+            "parameters": sum(value.numel() for value in weights.values()),
+            "vocab_size": self.vocab_size,
+            "pad_id": self.tokenizer.pad_id,
+            "eos_id": self.tokenizer.eos_id,
+        }
+
+    def write(self, writer: "ArtifactWriter[Any]", weights: Weights) -> None:
+        """Write an artifact's files: the weights, and what is kept to be written back as it was."""
+        contiguous = {name: value.contiguous() for name, value in weights.items()}
+        writer.write(WEIGHTS_NAME, safetensors.torch.save(contiguous))
+        writer.write(TOKENIZER_NAME, self.tokenizer.to_bytes())
+        writer.write(CURVES_NAME, b"")
+        writer.write(CONFIG_NAME, json.dumps(dict(self.config), indent=2, sort_keys=True).encode())
 
 
 def import_checkpoint(
     folder: str, output_uri: str, *, autoencoder_folder: str = "", tokenizer_folder: str = ""
-) -> dict[str, Artifact]:
+) -> dict[str, Artifact[ModelFacts]]:
     """Read a public checkpoint.
 
     Args:
@@ -78,21 +132,22 @@ def import_checkpoint(
     config = _read_config(path)
     if "ae_path" not in config:
         tokenizer = _tokenizer(config, [tokenizer_folder, folder])
-        return {"autoencoder": _import_autoencoder(path, config, _read_weights(path), tokenizer, output_uri)}
+        public = _PublicFolder(path, config, _read_weights(path), tokenizer)
+        return {"autoencoder": _import_autoencoder(public, output_uri)}
     autoencoder_path = _autoencoder_path(path, config, autoencoder_folder)
-    autoencoder_config = _read_config(autoencoder_path)
     tokenizer = _tokenizer(config, [tokenizer_folder, folder, str(autoencoder_path)])
-    weights = _read_weights(path)
-    inner = _below(weights, _AUTOENCODER_PREFIX)
+    public = _PublicFolder(path, config, _read_weights(path), tokenizer)
+    inner = _below(public.weights, _AUTOENCODER_PREFIX)
     outer = _read_weights(autoencoder_path) if _has_weights(autoencoder_path) else inner
     if inner and (different := _different(_untied(path, inner), _untied(autoencoder_path, outer))):
         raise ArtifactError(
             f"{path}: holds another autoencoder than {autoencoder_path}: {_listed(different)}; name the right one"
         )
     autoencoder = _import_autoencoder(
-        autoencoder_path, autoencoder_config, outer, tokenizer, f"{output_uri.rstrip('/')}/autoencoder"
+        _PublicFolder(autoencoder_path, _read_config(autoencoder_path), outer, tokenizer),
+        storage.join(output_uri, "autoencoder"),
     )
-    calm = _import_calm(path, config, weights, tokenizer, autoencoder, f"{output_uri.rstrip('/')}/calm")
+    calm = _import_calm(public, autoencoder, storage.join(output_uri, "calm"))
     return {"autoencoder": autoencoder, "calm": calm}
 
 
@@ -102,97 +157,81 @@ def export_checkpoint(uri: str, output: str, *, autoencoder_uri: str = "") -> Pa
     Args:
         uri: The artifact.
         output: The folder that is made.
-        autoencoder_uri: The autoencoder of a CALM model, which the folder holds too.
+        autoencoder_uri: The autoencoder of a CALM model, which the folder holds too; unset, where it was trained on it.
 
     Raises:
-        CalmError: An artifact is unusable, or CALM's head is none that the format knows.
+        CalmError: An artifact is unusable, or of a kind that the format does not know.
     """
-    artifact, folder = Artifact(uri, "autoencoder", "calm"), Path(output)
-    weights = safetensors.torch.load(artifact.read(WEIGHTS_NAME))
-    if artifact.manifest.kind == "calm":
-        if not autoencoder_uri:
-            raise CalmError(f"{uri}: a CALM folder holds its autoencoder: name it with --autoencoder")
-        autoencoder = Artifact(autoencoder_uri, "autoencoder")
-        if artifact.manifest.parents["autoencoder"] != autoencoder.digest:
-            raise ArtifactError(f"{uri}: was trained on another autoencoder than {autoencoder_uri}")
-        config = _calm_config(artifact)
-        inner = _tied(autoencoder, safetensors.torch.load(autoencoder.read(WEIGHTS_NAME)))
+    if Manifest.read(uri).kind == CalmFacts.kind:
+        calm = Artifact(uri, CalmFacts)
+        config, weights = _calm_config(calm), load_weights(calm)
+        inner = _with_copies(autoencoder_of(calm, autoencoder_uri))
         weights |= {_AUTOENCODER_PREFIX + name: value for name, value in inner.items()}
+        tokenizer = calm.read(TOKENIZER_NAME)
     else:
-        config, weights = _autoencoder_config(artifact), _tied(artifact, weights)
+        autoencoder = Artifact(uri, AutoencoderFacts)
+        config, weights = _autoencoder_config(autoencoder), _with_copies(autoencoder)
+        tokenizer = autoencoder.read(TOKENIZER_NAME)
+    folder = Path(output)
     storage.write(str(folder / CONFIG_NAME), (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
     storage.write(str(folder / _WEIGHTS_FILES[0]), safetensors.torch.save(weights, metadata={"format": "pt"}))
-    storage.write(str(folder / "tokenizer.json"), artifact.read("tokenizer.json"))
+    storage.write(str(folder / TOKENIZER_NAME), tokenizer)
     return folder
 
 
-def _import_autoencoder(
-    path: Path, config: Mapping[str, Any], weights: Weights, tokenizer: Tokenizer, output_uri: str
-) -> Artifact:
-    model_config = _settings(path, config, _AUTOENCODER_SETTINGS)
-    settings = parse_section(AutoencoderConfig, {"model": model_config})
-    tied = [name for name in _TIED if name in weights]
-    weights = _untied(path, weights)
-    vocab_size = _vocab_size(path, config, tokenizer)
+def _import_autoencoder(public: _PublicFolder, output_uri: str) -> Artifact[AutoencoderFacts]:
+    settings = parse_section(AutoencoderConfig, {"model": public.settings(_AUTOENCODER_SETTINGS)})
+    tied = [name for name in _TIED if name in public.weights]
+    weights = _untied(public.path, public.weights)
     with torch.device("meta"):
-        model = Autoencoder(settings.model, vocab_size)
-    _require_names(path, model, weights)
-    results = {"parameters": _number(weights), "vocab_size": vocab_size, "tied": tied}
-    return _write(output_uri, "autoencoder", settings.model_dump(mode="json"), {}, config, weights, tokenizer, results)
+        model = make_autoencoder(settings.model, public.vocab_size)
+    _require_names(public.path, model, weights)
+    with ArtifactWriter(output_uri, AutoencoderFacts, _imported(settings), {}) as writer:
+        public.write(writer, weights)
+        writer.facts = AutoencoderFacts(**public.facts(weights), tied=tied)
+    return Artifact(output_uri, AutoencoderFacts)
 
 
 def _import_calm(
-    path: Path,
-    config: Mapping[str, Any],
-    weights: Weights,
-    tokenizer: Tokenizer,
-    autoencoder: Artifact,
-    output_uri: str,
-) -> Artifact:
-    heads = config.get("num_attention_heads")
+    public: _PublicFolder, autoencoder: Artifact[AutoencoderFacts], output_uri: str
+) -> Artifact[CalmFacts]:
+    _refuse_other_architectures(public)
+    shape = parse_section(AutoencoderConfig, {"model": autoencoder.manifest.config["model"]}).model
+    if public.config.get("patch_size", shape.chunk_size) != shape.chunk_size:
+        raise ArtifactError(f"{public.config_path}: patch_size differs from that of its autoencoder")
+    model_settings = public.settings(_CALM_SETTINGS) | {"head": public.settings(_HEAD_SETTINGS)}
+    settings = parse_section(CalmConfig, {"model": model_settings})
+    weights = {
+        name: value
+        for name, value in public.weights.items()
+        if not name.startswith(_AUTOENCODER_PREFIX) and not name.endswith("rotary_emb.inv_freq")
+    }
+    with torch.device("meta"):
+        model = Calm(settings.model, public.vocab_size, shape.chunk_size, shape.latent_size)
+    _require_names(public.path, model, weights)
+    parents = {"autoencoder": autoencoder.digest}
+    with ArtifactWriter(output_uri, CalmFacts, _imported(settings), parents) as writer:
+        public.write(writer, weights)
+        writer.facts = CalmFacts(
+            **public.facts(weights),
+            chunk_size=shape.chunk_size,
+            latent_size=shape.latent_size,
+            autoencoder_uri=storage.absolute(autoencoder.uri),
+        )
+    return Artifact(output_uri, CalmFacts)
+
+
+def _refuse_other_architectures(public: _PublicFolder) -> None:
+    heads = public.config.get("num_attention_heads")
     fixed = {"num_key_value_heads": heads, "rope_scaling": None, "hidden_act": "silu", "attention_bias": False}
     for name, expected in fixed.items():
-        if config.get(name, expected) != expected:
-            raise ArtifactError(f"{path / CONFIG_NAME}: {name} is {config[name]}, these models have {expected}")
-    shape = autoencoder.manifest.config["model"]
-    if config.get("patch_size", shape["chunk_size"]) != shape["chunk_size"]:
-        raise ArtifactError(f"{path / CONFIG_NAME}: patch_size differs from that of its autoencoder")
-    settings = parse_section(CalmConfig, {"model": _settings(path, config, _CALM_SETTINGS)})
-    own = {name: value for name, value in weights.items() if not name.startswith(_AUTOENCODER_PREFIX)}
-    own = {name: value for name, value in own.items() if not name.endswith("rotary_emb.inv_freq")}
-    vocab_size = _vocab_size(path, config, tokenizer)
-    with torch.device("meta"):
-        model = Calm(settings.model, vocab_size, shape["chunk_size"], shape["latent_size"])
-    _require_names(path, model, own)
-    results = {
-        "parameters": _number(own),
-        "vocab_size": vocab_size,
-        "chunk_size": shape["chunk_size"],
-        "latent_size": shape["latent_size"],
-    }
-    parents = {"autoencoder": autoencoder.digest}
-    return _write(output_uri, "calm", settings.model_dump(mode="json"), parents, config, own, tokenizer, results)
+        if public.config.get(name, expected) != expected:
+            raise ArtifactError(f"{public.config_path}: {name} is {public.config[name]}, these models have {expected}")
 
 
-def _write(
-    uri: str,
-    kind: str,
-    settings: dict[str, Any],
-    parents: dict[str, str],
-    config: Mapping[str, Any],
-    weights: Weights,
-    tokenizer: Tokenizer,
-    results: dict[str, Any],
-) -> Artifact:
-    with ArtifactWriter(uri, kind, settings | {"seed": 0}, parents) as writer:
-        writer.write(
-            WEIGHTS_NAME, safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
-        )
-        writer.write("tokenizer.json", tokenizer.to_bytes())
-        writer.write("curves.jsonl", b"")
-        writer.write(CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True).encode())
-        writer.results |= results | {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id, "trained_tokens": 0}
-    return Artifact(uri, kind)
+def _imported(settings: TrainingConfig) -> dict[str, Any]:
+    """The config of an imported artifact; how it was trained is not known, so that part holds our defaults."""
+    return settings.model_dump(mode="json") | {"seed": 0}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -205,23 +244,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "patch_size" not in config or "latent_size" not in config:
         raise ArtifactError(f"{path / CONFIG_NAME}: is no config of a CALM model or autoencoder (no patch_size)")
     return config
-
-
-def _settings(path: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    optional = {"ae_dropout", "kl_clamp", "kl_weight", "rms_norm_eps", "rope_theta", "num_samples", "beta"}
-    if missing := [name for name in names if name not in config and name not in optional]:
-        raise ArtifactError(f"{path / CONFIG_NAME}: has no {', '.join(missing)}")
-    return {ours: config[theirs] for theirs, ours in names.items() if config.get(theirs) is not None}
-
-
-def _vocab_size(path: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> int:
-    vocab_size = int(config["vocab_size"])
-    if tokenizer.vocab_size > vocab_size:
-        raise ArtifactError(
-            f"{path}: the model knows {vocab_size:,} tokens, the tokenizer {tokenizer.vocab_size:,}; name the model's "
-            "own with --tokenizer"
-        )
-    return vocab_size
 
 
 def _tokenizer(config: Mapping[str, Any], folders: list[str]) -> Tokenizer:
@@ -239,7 +261,7 @@ def _autoencoder_path(path: Path, config: Mapping[str, Any], asked: str) -> Path
         if (candidate / CONFIG_NAME).exists():
             return candidate
     raise CalmError(
-        f"{path}: its autoencoder {asked or named!r} is no folder here; download it and name it with --autoencoder"
+        f"{path}: its autoencoder {asked or named!r} is no folder here; download it and name it with autoencoder_folder"
     )
 
 
@@ -267,7 +289,7 @@ def _read_file(path: Path) -> Weights:
             return dict(safetensors.torch.load_file(path))
         return dict(torch.load(path, map_location="cpu", weights_only=True))  # nothing but tensors is unpickled
     except Exception as error:  # each format has its own kinds of damage
-        raise ArtifactError(f"{path}: cannot be read ({str(error).splitlines()[0]}); download it again") from None
+        raise ArtifactError(f"{path}: cannot be read ({first_line(error)}); download it again") from None
 
 
 def _untied(path: Path, weights: Weights) -> Weights:
@@ -278,10 +300,10 @@ def _untied(path: Path, weights: Weights) -> Weights:
     return {name: value for name, value in weights.items() if name not in _TIED}
 
 
-def _tied(autoencoder: Artifact, weights: Weights) -> Weights:
+def _with_copies(autoencoder: Artifact[AutoencoderFacts]) -> Weights:
     """The weights with the copies of tied ones that the folder had; ours get all, so that no reader misses one."""
-    names = autoencoder.manifest.results.get("tied", list(_TIED))
-    return weights | {name: weights[_TIED[name]].clone() for name in names}
+    weights, tied = load_weights(autoencoder), autoencoder.facts.tied
+    return weights | {name: weights[_TIED[name]].clone() for name in (_TIED if tied is None else tied)}
 
 
 def _below(weights: Weights, prefix: str) -> Weights:
@@ -312,39 +334,48 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _number(weights: Weights) -> int:
-    return sum(value.numel() for value in weights.values())
-
-
-def _kept_config(artifact: Artifact) -> dict[str, Any]:
+def _kept_config(artifact: Artifact[ModelFacts]) -> dict[str, Any]:
     """The config that an imported artifact came with."""
     if any(entry.path == CONFIG_NAME for entry in artifact.manifest.files):
         return dict(artifact.read_json(CONFIG_NAME))
     return {}
 
 
-def _common_config(artifact: Artifact) -> dict[str, Any]:
-    results = artifact.manifest.results
+def _common_config(facts: ModelFacts) -> dict[str, Any]:
     return {
-        "vocab_size": results["vocab_size"],
-        "pad_token_id": results["pad_id"],
-        "eos_token_id": results["eos_id"],
-        "bos_token_id": results["eos_id"],  # what a document of ours follows
+        "vocab_size": facts.vocab_size,
+        "pad_token_id": facts.pad_id,
+        "eos_token_id": facts.eos_id,
+        "bos_token_id": facts.eos_id,  # what a document of ours follows
     }
 
 
-def _autoencoder_config(artifact: Artifact) -> dict[str, Any]:
-    model = artifact.manifest.config["model"]
-    known = {theirs: model[ours] for theirs, ours in _AUTOENCODER_SETTINGS.items()}
-    return _kept_config(artifact) or {"model_type": "autoencoder", **_common_config(artifact), **known}
+def _theirs(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {theirs: settings[ours] for theirs, ours in names.items()}
 
 
-def _calm_config(artifact: Artifact) -> dict[str, Any]:
+def _autoencoder_config(artifact: Artifact[AutoencoderFacts]) -> dict[str, Any]:
     model = artifact.manifest.config["model"]
-    if model["head"] != "energy":
-        raise CalmError(f"{artifact.uri}: the public format knows the energy head only, this is a {model['head']} head")
-    known = {theirs: model[ours] for theirs, ours in _CALM_SETTINGS.items()}
-    results = artifact.manifest.results
-    shape = {"patch_size": results["chunk_size"], "latent_size": results["latent_size"]}
+    if (kind := model.get("kind", _AUTOENCODER_KIND)) != _AUTOENCODER_KIND:
+        raise CalmError(
+            f"{artifact.uri}: the public format knows {_AUTOENCODER_KIND} autoencoders only, this is {kind}"
+        )
+    known = _theirs(model, _AUTOENCODER_SETTINGS)
+    return _kept_config(artifact) or {"model_type": "autoencoder", **_common_config(artifact.facts), **known}
+
+
+def _calm_config(artifact: Artifact[CalmFacts]) -> dict[str, Any]:
+    model = artifact.manifest.config["model"]
+    head = model["head"]
+    if head["kind"] != _HEAD_KIND:
+        raise CalmError(f"{artifact.uri}: the public format knows the {_HEAD_KIND} head only, this is {head['kind']}")
+    known = _theirs(model, _CALM_SETTINGS) | _theirs(head, _HEAD_SETTINGS)
+    shape = {"patch_size": artifact.facts.chunk_size, "latent_size": artifact.facts.latent_size}
     heads = {"num_key_value_heads": model["num_attention_heads"], "ae_path": "autoencoder"}
-    return _kept_config(artifact) or {"model_type": "energy", **_common_config(artifact), **known, **shape, **heads}
+    return _kept_config(artifact) or {
+        "model_type": "energy",
+        **_common_config(artifact.facts),
+        **known,
+        **shape,
+        **heads,
+    }

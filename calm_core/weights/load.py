@@ -1,58 +1,103 @@
 """Trained models from their artifacts."""
 
-import safetensors.torch
+from typing import TypeVar
 
-from calm_core.config import AutoencoderConfig, CalmConfig, TransformerConfig
-from calm_core.errors import ArtifactError
-from calm_core.models.autoencoders.mlp import Autoencoder
+import safetensors.torch
+from torch import Tensor
+
+from calm_core.config import AutoencoderConfig, CalmConfig, TrainingConfig, TransformerConfig, parse_section
+from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.errors import ArtifactError, ConfigError
+from calm_core.models.autoencoders.base import Autoencoder
+from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.transformer import Transformer
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts, TransformerFacts
 
-WEIGHTS_NAME = "weights.safetensors"
+WEIGHTS_NAME, TOKENIZER_NAME, CURVES_NAME = "weights.safetensors", "tokenizer.json", "curves.jsonl"
+
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
-def load_autoencoder(artifact: Artifact) -> Autoencoder:
+def load_autoencoder(artifact: Artifact[AutoencoderFacts]) -> Autoencoder:
     """The model of an `autoencoder` artifact, on CPU, in evaluation mode."""
-    results = artifact.manifest.results
-    config = AutoencoderConfig.model_validate(_without_seed(artifact))
-    model = Autoencoder(config.model, results["vocab_size"])
-    model.load_state_dict(safetensors.torch.load(artifact.read(WEIGHTS_NAME)))
+    model = make_autoencoder(_config(artifact, AutoencoderConfig).model, artifact.facts.vocab_size)
+    model.load_state_dict(load_weights(artifact))
     return model.eval()
 
 
-def new_calm(artifact: Artifact) -> Calm:
+def new_calm(artifact: Artifact[CalmFacts]) -> Calm:
     """A model of a `calm` artifact's shape with new weights, from torch's seed."""
-    results = artifact.manifest.results
-    config = CalmConfig.model_validate(_without_seed(artifact))
-    return Calm(config.model, results["vocab_size"], results["chunk_size"], results["latent_size"]).eval()
+    facts, config = artifact.facts, _config(artifact, CalmConfig)
+    return Calm(config.model, facts.vocab_size, facts.chunk_size, facts.latent_size).eval()
 
 
-def load_calm(artifact: Artifact, autoencoder: Artifact) -> Calm:
+def load_calm(artifact: Artifact[CalmFacts], autoencoder: Artifact[AutoencoderFacts]) -> Calm:
     """The model of a `calm` artifact, on CPU, in evaluation mode.
 
     Raises:
         ArtifactError: It was trained on another autoencoder.
     """
-    if artifact.manifest.parents["autoencoder"] != autoencoder.digest:
-        raise ArtifactError(f"{artifact.uri}: was trained on another autoencoder than {autoencoder.uri}")
+    require_own_autoencoder(artifact, autoencoder)
     model = new_calm(artifact)
-    model.load_state_dict(safetensors.torch.load(artifact.read(WEIGHTS_NAME)))
+    model.load_state_dict(load_weights(artifact))
     return model
 
 
-def new_transformer(artifact: Artifact) -> Transformer:
+def new_transformer(artifact: Artifact[TransformerFacts]) -> Transformer:
     """A model of a `transformer` artifact's shape with new weights, from torch's seed."""
-    config = TransformerConfig.model_validate(_without_seed(artifact))
-    return Transformer(config.model, artifact.manifest.results["vocab_size"]).eval()
+    return Transformer(_config(artifact, TransformerConfig).model, artifact.facts.vocab_size).eval()
 
 
-def load_transformer(artifact: Artifact) -> Transformer:
+def load_transformer(artifact: Artifact[TransformerFacts]) -> Transformer:
     """The model of a `transformer` artifact, on CPU, in evaluation mode."""
     model = new_transformer(artifact)
-    model.load_state_dict(safetensors.torch.load(artifact.read(WEIGHTS_NAME)))
+    model.load_state_dict(load_weights(artifact))
     return model
 
 
-def _without_seed(artifact: Artifact) -> dict[str, object]:
-    return {key: value for key, value in artifact.manifest.config.items() if key != "seed"}
+def load_weights(artifact: Artifact[ModelFacts]) -> dict[str, Tensor]:
+    """The weights of a model's artifact, by parameter name."""
+    return dict(safetensors.torch.load(artifact.read(WEIGHTS_NAME)))
+
+
+def load_tokenizer(artifact: Artifact[ModelFacts]) -> Tokenizer:
+    """The tokenizer inside a model's artifact."""
+    return Tokenizer.from_bytes(artifact.read(TOKENIZER_NAME), artifact.facts.pad_id, artifact.facts.eos_id)
+
+
+def autoencoder_of(calm: Artifact[CalmFacts], uri: str = "") -> Artifact[AutoencoderFacts]:
+    """The autoencoder that a CALM model was trained on.
+
+    Args:
+        calm: The model.
+        uri: Where the autoencoder lies; unset, where it lay when the model was trained.
+
+    Raises:
+        ConfigError: It is not known where.
+        ArtifactError: It is missing, or another one.
+    """
+    if not (uri or calm.facts.autoencoder_uri):
+        raise ConfigError(f"{calm.uri}: a CALM model needs its autoencoder; name it with autoencoder_uri")
+    autoencoder = Artifact(uri or calm.facts.autoencoder_uri, AutoencoderFacts)
+    require_own_autoencoder(calm, autoencoder)
+    return autoencoder
+
+
+def require_own_autoencoder(calm: Artifact[CalmFacts], autoencoder: Artifact[AutoencoderFacts]) -> None:
+    """Refuse an autoencoder that a CALM model was not trained on.
+
+    Raises:
+        ArtifactError: It is another one.
+    """
+    if calm.manifest.parents.get("autoencoder") != autoencoder.digest:
+        raise ArtifactError(f"{calm.uri}: was trained on another autoencoder than {autoencoder.uri}")
+
+
+def _config(artifact: Artifact[ModelFacts], config_type: type[ConfigT]) -> ConfigT:
+    settings = {key: value for key, value in artifact.manifest.config.items() if key != "seed"}
+    try:
+        return parse_section(config_type, settings)
+    except ConfigError as error:
+        raise ArtifactError(f"{artifact.uri}: its settings are not understood ({error}); train it again") from None

@@ -1,25 +1,37 @@
 """The configuration: defaults < profile < --set, and every mistake is one line that names the key."""
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import yaml
 
-from calm_core.config import CalmConfig, Config, TrainingConfig, parse_section, resolve_config, setting_names
+from calm_core.config import (
+    CalmConfig,
+    Config,
+    EnergyHeadConfig,
+    FlowHeadConfig,
+    TrainingConfig,
+    parse_section,
+    resolve_config,
+    setting_names,
+)
 from calm_core.errors import ConfigError
 
 
 def test_defaults_then_profile_then_overrides() -> None:
     default = Config()
-    profile = {"seed": 7, "calm": {"steps": 900, "model": {"noise_size": 8}}}
-    config = resolve_config(profile, ["calm.steps=901", "calm.model.model_samples=4", "calm.steps=902"])
+    profile = {"seed": 7, "calm": {"steps": 900, "model": {"head": {"noise_size": 8}}}}
+    config = resolve_config(profile, ["calm.steps=901", "calm.model.head.model_samples=4", "calm.steps=902"])
     assert config.seed == 7  # of the profile
+    head: Any = config.calm.model.head
     assert config.calm.steps == 902  # of the last override
-    assert (config.calm.model.noise_size, config.calm.model.model_samples) == (8, 4)  # both, in one section
+    assert (head.noise_size, head.model_samples) == (8, 4)  # both, in one section
     assert config.calm.learning_rate == default.calm.learning_rate
     assert config.autoencoder == default.autoencoder
-    assert profile == {"seed": 7, "calm": {"steps": 900, "model": {"noise_size": 8}}}  # not written to
+    assert profile == {"seed": 7, "calm": {"steps": 900, "model": {"head": {"noise_size": 8}}}}  # not written to
 
 
 @pytest.mark.parametrize(
@@ -52,7 +64,11 @@ def test_a_configuration_comes_back_from_yaml_and_json_unchanged() -> None:
 MISTAKES = [
     # unknown keys
     ("calm.learnig_rate=1", "unknown setting calm.learnig_rate; did you mean calm.learning_rate?"),
-    ("calm.model.nose_size=1", "unknown setting calm.model.nose_size; did you mean calm.model.noise_size?"),
+    (
+        "calm.model.head.nose_size=1",
+        "unknown setting calm.model.head.nose_size; did you mean calm.model.head.noise_size?",
+    ),
+    ("calm.model.noise_size=1", "unknown setting calm.model.noise_size; did you mean calm.model.head.noise_size?"),
     ("zzz=1", "unknown setting zzz; `calm config` lists all settings"),
     ("calm..steps=1", "unknown setting calm."),
     # impossible values
@@ -66,7 +82,7 @@ MISTAKES = [
     ("calm.precision=fp64", "calm.precision: input should be 'auto', 'fp32' or 'bf16' (got 'fp64')"),
     ("calm.betas=[0.9]", "calm.betas.1: field required"),
     ("calm.betas=[0.9, 1]", "calm.betas.1: input should be less than 1 (got 1)"),
-    ("calm.model.energy_alpha=2", "calm.model.energy_alpha: input should be less than 2 (got 2)"),
+    ("calm.model.head.alpha=2", "calm.model.head.alpha: input should be less than 2 (got 2)"),
     ("calm=3", "calm: input should be a valid dictionary"),
     ("data.sources=a.jsonl", "data.sources: input should be a valid tuple (got 'a.jsonl')"),
     ("data.validation_fraction=1", "data.validation_fraction: input should be less than 1 (got 1)"),
@@ -88,11 +104,16 @@ MISTAKES = [
         "autoencoder.model.chunk_size=3",
         "data.document_alignment (8) must be a multiple of autoencoder.model.chunk_size (3)",
     ),
+    # kinds
+    ("calm.model.head=other", "calm.model.head: there is no 'other'; there are energy, diffusion, flow"),
+    ("calm.model.head=3", "calm.model.head: expected a kind with its settings, e.g. {kind: energy}"),
+    ("calm.model.head.sampling_steps=3", "calm.model.head.sampling_steps: is a setting of another kind than the one"),
+    ("autoencoder.model.kind=other", "autoencoder.model: there is no 'other'; there are mlp"),
     # no key=value
-    ("calm.steps", "--set calm.steps: expected section.key=value, e.g. --set"),
-    ("=3", "--set =3: expected section.key=value"),
-    ("calm.steps=[", "--set calm.steps=[: the value is not valid YAML"),
-    ("calm.steps={a: b: c}", "--set calm.steps={a: b: c}: the value is not valid YAML"),
+    ("calm.steps", "override calm.steps: expected section.key=value, e.g. calm."),
+    ("=3", "override =3: expected section.key=value"),
+    ("calm.steps=[", "override calm.steps=[: the value is not valid YAML"),
+    ("calm.steps={a: b: c}", "override calm.steps={a: b: c}: the value is not valid YAML"),
 ]
 
 
@@ -118,7 +139,7 @@ def test_a_profile_of_the_wrong_form_is_one_line_too(profile: dict[Any, Any]) ->
 def test_every_setting_has_one_dotted_name() -> None:
     names = list(setting_names(Config))
     assert len(names) == len(set(names))
-    assert {"seed", "data.sources", "calm.steps", "calm.model.noise_size", "registry.alias"} <= set(names)
+    assert {"seed", "data.sources", "calm.steps", "calm.model.head.noise_size", "registry.alias"} <= set(names)
     assert not {"calm", "calm.model"} & set(names)
 
 
@@ -128,7 +149,35 @@ def test_sections_cannot_be_changed_afterwards() -> None:
 
 
 def test_a_stage_takes_its_own_section_alone() -> None:
-    section: TrainingConfig = parse_section(CalmConfig, {"steps": 200, "model": {"noise_size": 3}})
+    section: TrainingConfig = parse_section(CalmConfig, {"steps": 200, "model": {"head": {"noise_size": 3}}})
     assert section.steps == 200
     with pytest.raises(ConfigError, match=r"^unknown setting noise_size"):
         parse_section(CalmConfig, {"noise_size": 3})
+
+
+@pytest.mark.parametrize("override", ["calm.model.head=flow", "calm.model.head.kind=flow"])
+def test_another_kind_keeps_what_all_kinds_share_and_drops_the_rest(override: str) -> None:
+    """A profile sets an energy head up; whoever asks for a flow head must not have to take that back."""
+    profile = {"calm": {"model": {"head": {"num_layers": 2, "target_samples": 16}}}}
+    config = resolve_config(profile, [override, "calm.model.head.sampling_steps=3"])
+    assert config.calm.model_dump()["model"]["head"] == {
+        "kind": "flow",
+        "num_layers": 2,
+        "model_samples": FlowHeadConfig().model_samples,
+        "sampling_steps": 3,
+    }
+
+
+def test_the_same_kind_keeps_its_settings() -> None:
+    profile = {"calm": {"model": {"head": {"target_samples": 16}}}}
+    config = resolve_config(profile, ["calm.model.head=energy"])
+    assert config.calm.model.head == EnergyHeadConfig(target_samples=16)
+
+
+def test_settings_are_read_without_torch() -> None:
+    """Its import takes seconds, and each start of the command line would wait for it."""
+    program = (
+        "import sys; from calm_core.config import resolve_config; resolve_config({}, ['calm.model.head=flow']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

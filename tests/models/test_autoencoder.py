@@ -4,18 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from calm_core.config import AutoencoderModelConfig
-from calm_core.models.autoencoders.mlp import Autoencoder, Posterior, reconstruct, to_chunks
+from calm_core.config import MlpAutoencoderConfig
+from calm_core.models.autoencoders.base import Posterior, reconstruct, to_chunks
+from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
 
 B, P, V = 2, 3, 11
 
 
-def make(**settings: float) -> Autoencoder:
+def make(**settings: float) -> MlpAutoencoder:
     torch.manual_seed(0)
     shape = {"chunk_size": 4, "latent_size": 5, "hidden_size": 8, "intermediate_size": 12}
-    return Autoencoder(AutoencoderModelConfig.model_validate(shape | settings), V)
+    return MlpAutoencoder(MlpAutoencoderConfig.model_validate(shape | settings), V)
 
 
 def tokens(chunk_size: int = 4) -> torch.Tensor:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from calm_core.config import AutoencoderModelConfig, CalmModelConfig
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig
+from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.backbone import Branches, rotary, rotate
 from calm_core.models.calm import Calm, make_targets, next_chunk_counts
 from calm_core.models.energy_score import energy_loss
@@ -13,15 +13,13 @@ from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
 
 B, P, K, L, V, D = 2, 6, 4, 5, 13, 16
+HEAD = EnergyHeadConfig(num_layers=2, noise_size=3, model_samples=4, target_samples=6)
 CONFIG = CalmModelConfig(
     hidden_size=D,
     intermediate_size=24,
     num_hidden_layers=2,
     num_attention_heads=2,
-    num_head_layers=2,
-    noise_size=3,
-    model_samples=4,
-    target_samples=6,
+    head=HEAD,
 )
 
 
@@ -34,10 +32,10 @@ def calm() -> Calm:
 
 
 @pytest.fixture
-def autoencoder() -> Autoencoder:
+def autoencoder() -> MlpAutoencoder:
     torch.manual_seed(1)
-    config = AutoencoderModelConfig(chunk_size=K, latent_size=L, hidden_size=8, intermediate_size=8)
-    model = Autoencoder(config, V)
+    config = MlpAutoencoderConfig(chunk_size=K, latent_size=L, hidden_size=8, intermediate_size=8)
+    model = MlpAutoencoder(config, V)
     freeze(model)
     return model
 
@@ -110,7 +108,7 @@ def test_the_head_starts_at_zero() -> None:
     assert head.sample(torch.randn(3, D), torch.rand(3, 2, 3)).abs().max() == 0
 
 
-def test_loss_counts_positions_before_real_chunks_only(calm: Calm, autoencoder: Autoencoder) -> None:
+def test_loss_counts_positions_before_real_chunks_only(calm: Calm, autoencoder: MlpAutoencoder) -> None:
     real = torch.ones(B, P, K, dtype=torch.bool)
     real[0, 4:] = False  # padding at the end
     real[1, 5, 2:] = False  # a partly padded chunk still counts
@@ -119,12 +117,12 @@ def test_loss_counts_positions_before_real_chunks_only(calm: Calm, autoencoder: 
     assert counted.tolist() == [[True, True, True, False, False], [True] * 5]
 
     noise = SequenceNoise([10, 11])
-    targets = make_targets(autoencoder, padded, real, noise, CONFIG.target_samples)
+    targets = make_targets(autoencoder, padded, real, noise, HEAD.target_samples)
     loss = calm(padded, targets, noise)
 
     noise = SequenceNoise([10, 11])
-    normal = noise.normal(P - 1, CONFIG.target_samples, L)
-    uniform = noise.uniform(P - 1, CONFIG.model_samples, CONFIG.noise_size)
+    normal = noise.normal(P - 1, HEAD.target_samples, L)
+    uniform = noise.uniform(P - 1, HEAD.model_samples, HEAD.noise_size)
     hidden, _ = calm.transformer(calm.embed(padded[:, :-1]))
     plain = torch.zeros(())
     for b in range(B):
@@ -137,7 +135,7 @@ def test_loss_counts_positions_before_real_chunks_only(calm: Calm, autoencoder: 
     assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
 
 
-def test_training_the_model_leaves_the_autoencoder_frozen(calm: Calm, autoencoder: Autoencoder) -> None:
+def test_training_the_model_leaves_the_autoencoder_frozen(calm: Calm, autoencoder: MlpAutoencoder) -> None:
     """`train()` of the language model must not reach the autoencoder: its dropout would change the targets."""
     calm.train()
     assert not autoencoder.training

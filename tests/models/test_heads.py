@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from calm_core.config import CalmModelConfig, parse_section
+from calm_core.config import HEADS, CalmModelConfig, parse_section
 from calm_core.errors import ConfigError
 from calm_core.models.heads.base import Targets
 from calm_core.models.heads.denoising import DenoisingHead
@@ -20,10 +20,7 @@ D, L, N, P = 16, 5, 3, 4
 
 def make(head: str, **settings: int) -> DenoisingHead:
     torch.manual_seed(0)
-    config = CalmModelConfig.model_validate(
-        {"head": head, "hidden_size": D, "num_attention_heads": 2, "num_head_layers": 2, "model_samples": N, **settings}
-    )
-    made = make_head(config, L)
+    made = make_head(HEADS.parse({"kind": head, "num_layers": 2, "model_samples": N, **settings}), D, L)
     assert isinstance(made, DenoisingHead)
     return made
 
@@ -38,7 +35,7 @@ def targets() -> Targets:
 @pytest.mark.parametrize("head", ["diffusion", "flow"])
 def test_the_loss_equals_a_loop_over_positions_and_draws(head: str) -> None:
     model, wanted = make(head), targets()
-    model.fit_scale(2 * torch.ones(3, L))
+    model.fit(2 * torch.ones(3, L))
     hidden = torch.randn(2, P, D, generator=torch.Generator().manual_seed(2))
     loss = model.loss(hidden, wanted, SequenceNoise([0, 1]))
 
@@ -102,12 +99,12 @@ def test_a_sample_takes_as_many_evaluations_as_asked(head: str, steps: int, monk
 
 def test_more_sampling_steps_than_noise_levels_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"sampling_steps \(11\) must not exceed diffusion_steps \(10\)"):
-        parse_section(CalmModelConfig, {"head": "diffusion", "diffusion_steps": 10, "sampling_steps": 11})
-    parse_section(CalmModelConfig, {"head": "flow", "diffusion_steps": 10, "sampling_steps": 11})
+        parse_section(CalmModelConfig, {"head": {"kind": "diffusion", "diffusion_steps": 10, "sampling_steps": 11}})
+    parse_section(CalmModelConfig, {"head": {"kind": "flow", "sampling_steps": 11}})
 
 
 def test_the_condition_reaches_every_sample() -> None:
-    model = FlowHead(make("flow").config, L)
+    model = FlowHead(make("flow").config, D, L)
     hidden, noise = torch.randn(2, D, generator=torch.Generator().manual_seed(3)), torch.zeros(2, N, L)
     samples = model.sample(hidden, noise)
     assert not torch.equal(samples[0], samples[1])

@@ -14,8 +14,9 @@ from calm_core.errors import CalmError
 from calm_core.evaluation.stage import evaluate
 from calm_core.generation.text import Sampling
 from calm_core.registry.load import load_generator
-from calm_core.registry.register import register_model
+from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import EvaluationFacts, RegistrationFacts
 
 
 @pytest.fixture(scope="module")
@@ -41,28 +42,28 @@ def in_a_folder_with_a_store(store: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def registration(model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path) -> Artifact:
-    return register_model(RegistryConfig(), *model_uris, evaluation_uri, str(tmp_path / "registration"))
+def registration(model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path) -> Artifact[RegistrationFacts]:
+    return register_model(RegistryConfig(), model_uris[1], evaluation_uri, str(tmp_path / "registration"))
 
 
-def test_the_champion_has_its_lineage(registration: Artifact, evaluation_uri: str) -> None:
+def test_the_champion_has_its_lineage(registration: Artifact[RegistrationFacts], evaluation_uri: str) -> None:
     version = mlflow.MlflowClient().get_model_version_by_alias("calm", "champion")
-    assert str(version.version) == registration.manifest.results["version"]
-    evaluation = Artifact(evaluation_uri, "evaluation")
+    assert str(version.version) == registration.facts.version
+    evaluation = Artifact(evaluation_uri, EvaluationFacts)
     assert version.tags["calm.evaluation_digest"] == evaluation.digest
     assert version.tags["calm.dataset_digest"] == evaluation.manifest.parents["dataset"]
     assert {"calm.autoencoder_digest", "calm.calm_digest", "calm.code_version", "calm.brierlm"} <= set(version.tags)
 
 
 def test_registering_the_same_model_again_keeps_its_version(
-    registration: Artifact, model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path
+    registration: Artifact[RegistrationFacts], model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path
 ) -> None:
-    again = register_model(RegistryConfig(), *model_uris, evaluation_uri, str(tmp_path / "again"))
-    assert again.manifest.results == registration.manifest.results
+    again = register_model(RegistryConfig(), model_uris[1], evaluation_uri, str(tmp_path / "again"))
+    assert again.facts == registration.facts
     assert len(mlflow.MlflowClient().search_model_versions("name = 'calm'")) == 1
 
 
-def test_a_consumer_predicts_with_a_data_frame(registration: Artifact) -> None:
+def test_a_consumer_predicts_with_a_data_frame(registration: Artifact[RegistrationFacts]) -> None:
     model = mlflow.pyfunc.load_model("models:/calm@champion")
     prompts = pd.DataFrame({"prompt": ["the river", "the old port"]})
     parameters = {"max_new_tokens": 6, "temperature": 0.5, "seed": 1}
@@ -76,7 +77,7 @@ def test_a_consumer_predicts_with_a_data_frame(registration: Artifact) -> None:
     assert model.input_example is not None
 
 
-def test_the_model_holds_no_pickle_and_needs_the_library_alone(registration: Artifact) -> None:
+def test_the_model_holds_no_pickle_and_needs_the_library_alone(registration: Artifact[RegistrationFacts]) -> None:
     folder = Path(mlflow.artifacts.download_artifacts("models:/calm@champion"))
     assert not [path for path in folder.rglob("*") if path.suffix in {".pkl", ".pt", ".bin", ".pickle"}]
     script = (
@@ -97,4 +98,4 @@ def test_without_a_registry_it_says_what_to_set(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(CalmError, match="set MLFLOW_TRACKING_URI"):
-        register_model(RegistryConfig(), *model_uris, evaluation_uri, str(tmp_path / "out"))
+        register_model(RegistryConfig(), model_uris[1], evaluation_uri, str(tmp_path / "out"))

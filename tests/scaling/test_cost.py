@@ -2,16 +2,18 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from calm_core.config import Config, parse_section, resolve_config
+from calm_core.config import Config, MlpAutoencoderConfig, parse_section, resolve_config
+from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.transformer import Transformer
-from calm_core.scaling.cost import Estimate, estimate, state_bytes
+from calm_core.scaling.cost import Cost, estimate, state_bytes
 from pipelines import profiles
 
 
-def of_profile(name: str, model: str, *overrides: str) -> Estimate:
+def of_profile(name: str, model: str, *overrides: str) -> Cost:
     return estimate(resolve_config(profiles.load(name), overrides), gpus=8)[model]
 
 
@@ -57,7 +59,7 @@ SMALL = parse_section(
                 "intermediate_size": 48,
                 "num_hidden_layers": 3,
                 "num_attention_heads": 2,
-                "num_head_layers": 2,
+                "head": {"num_layers": 2},
             }
         },
         "transformer": {
@@ -65,6 +67,35 @@ SMALL = parse_section(
         },
     },
 )
+
+
+def of(config: Config, *overrides: str) -> dict[str, Cost]:
+    return estimate(resolve_config(config.model_dump(), overrides), gpus=1)
+
+
+def products(*modules: nn.Module) -> int:
+    """Weights of linear layers, each of which is one multiplication and one addition for a position."""
+    layers = (layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear))
+    return sum(layer.weight.numel() for layer in layers)
+
+
+def test_what_is_counted_is_the_published_accounting() -> None:
+    """2 x weights of matrix products + 4 T d L of attention; 3 x that in training, N heads, the encoder forward once.
+
+    In use: one head, and the decoder with its projection of each token to the vocabulary.
+    """
+    cost, vocab_size, positions = of(SMALL)["CALM"], 300, 64 // 4
+    autoencoder = MlpAutoencoder(parse_section(MlpAutoencoderConfig, SMALL.autoencoder.model.model_dump()), vocab_size)
+    calm = Calm(SMALL.calm.model, vocab_size, 4, 8)
+    backbone = 2 * products(calm.transformer, calm.embed_proj) + 4 * positions * 32 * 3
+    head, draws = 2 * products(calm.mlp_generator), SMALL.calm.model.head.model_samples
+    encoder, decoder = autoencoder.encoder, autoencoder.decoder
+    encoding = 2 * (4 * products(encoder.encoder_layers[0]) + products(encoder.squeeze_layer))
+    encoding += 2 * products(encoder.encoder_layers[1], encoder.hidden_to_latent)
+    decoding = 2 * products(decoder.latent_to_hidden, decoder.decoder_layers[0], decoder.expand_layer)
+    decoding += 2 * 4 * (products(decoder.decoder_layers[1]) + vocab_size * 32)
+    assert cost.training_flops_per_token == (3 * (backbone + draws * head) + encoding) / 4
+    assert cost.inference_flops_per_token == (backbone + head + decoding) / 4
 
 
 def test_a_forward_pass_costs_what_torch_counts() -> None:
@@ -81,7 +112,8 @@ def test_the_heads_samples_are_the_difference_that_they_make() -> None:
     """One more model sample costs one more forward and backward pass of the head, counted by hand."""
     head = 64 * 32 + 32 * 32 + 2 * (2 + 1 + 2 + 1) * 32 * 32 + 32 * 32 + 32 * 8
     fewer, more = (
-        estimate(resolve_config(SMALL.model_dump(), [f"calm.model.model_samples={n}"]), gpus=1)["CALM"] for n in (4, 5)
+        estimate(resolve_config(SMALL.model_dump(), [f"calm.model.head.model_samples={n}"]), gpus=1)["CALM"]
+        for n in (4, 5)
     )
     assert more.training_flops_per_token - fewer.training_flops_per_token == 3 * 2 * head / 4
     assert more.inference_flops_per_token == fewer.inference_flops_per_token
@@ -89,7 +121,9 @@ def test_the_heads_samples_are_the_difference_that_they_make() -> None:
 
 def test_a_head_that_samples_in_steps_costs_each_of_them() -> None:
     costs = [
-        estimate(resolve_config(SMALL.model_dump(), ["calm.model.head=flow", f"calm.model.sampling_steps={n}"]), gpus=1)
+        estimate(
+            resolve_config(SMALL.model_dump(), ["calm.model.head=flow", f"calm.model.head.sampling_steps={n}"]), gpus=1
+        )
         for n in (1, 2, 3)
     ]
     first, second, third = (cost["CALM"].inference_flops_per_token for cost in costs)

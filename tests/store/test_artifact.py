@@ -9,8 +9,18 @@ import pytest
 
 from calm_core.errors import ArtifactError
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
+from calm_core.store.facts import Count, Facts, Seconds
 
-KIND = "shards"
+
+class KIND(Facts, kind="sample"):
+    """Facts of the tests' own."""
+
+    count: Count = 2
+    seconds: Seconds = 0.0
+
+
+class OTHER(Facts, kind="other sample"):
+    """Another kind."""
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -31,12 +41,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "artifact"
 
 
-def write(uri: str, content: bytes = b"content", *, steps: int = 1, seconds: float = 1.0) -> Artifact:
+def write(uri: str, content: bytes = b"content", *, steps: int = 1, seconds: float = 1.0) -> Artifact[KIND]:
     with ArtifactWriter(uri, KIND, config={"steps": steps, "sizes": (1, 2)}, parents={"data": "abc"}) as writer:
         writer.write("b/second.bin", content)
         writer.write("a.json", b'{"x": 1}')
-        writer.results["count"] = 2
-        writer.timings["seconds"] = seconds
+        writer.facts = KIND(count=2, seconds=seconds)
     return Artifact(uri, KIND)
 
 
@@ -48,6 +57,7 @@ def test_what_was_written_is_read(uri: str) -> None:
     assert [(entry.path, entry.size) for entry in manifest.files] == [("a.json", 8), ("b/second.bin", 7)]
     assert (manifest.config, manifest.parents) == ({"steps": 1, "sizes": [1, 2]}, {"data": "abc"})
     assert (manifest.results, manifest.timings) == ({"count": 2}, {"seconds": 1.0})
+    assert artifact.facts == KIND(count=2, seconds=1.0)
     for entry in manifest.files:
         artifact.check(entry.path)
 
@@ -64,7 +74,7 @@ def test_a_block_that_fails_leaves_no_manifest(uri: str) -> None:
     with pytest.raises(ZeroDivisionError), ArtifactWriter(uri, KIND, {}, {}) as writer:
         writer.write("a.json", b"{}")
         raise ZeroDivisionError
-    with pytest.raises(ArtifactError, match=rf"{uri}: the shards artifact is half-written .*run its stage again"):
+    with pytest.raises(ArtifactError, match=rf"{uri}: the sample artifact is half-written .*run its stage again"):
         Artifact(uri, KIND)
 
 
@@ -81,6 +91,7 @@ def test_a_replacement_holds_only_the_new_files(uri: str) -> None:
     write(uri)
     with ArtifactWriter(uri, KIND, {}, {}) as writer:
         writer.write("new.bin", b"new")
+        writer.facts = KIND()
     artifact = Artifact(uri, KIND)
     assert [entry.path for entry in artifact.manifest.files] == ["new.bin"]
     with pytest.raises(ArtifactError, match=r"its manifest lists no file a\.json"):
@@ -93,19 +104,20 @@ def test_a_copied_file_keeps_its_entry_also_across_file_systems(target: str, uri
     target = f"{tmp_path}/copy" if target == "local" else target
     with ArtifactWriter(target, KIND, {}, {}) as writer:
         writer.copy(source, {"b/second.bin": "c/copied.bin"})
+        writer.facts = KIND()
     copied = Artifact(target, KIND)
     assert copied.read("c/copied.bin") == b"content"
     assert copied.entry("c/copied.bin").sha256 == source.entry("b/second.bin").sha256
 
 
 def test_nothing_there_is_called_missing_and_not_half_written(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"nowhere: the shards artifact is missing: no manifest\.json"):
+    with pytest.raises(ArtifactError, match=r"nowhere: the sample artifact is missing: no manifest\.json"):
         Artifact(f"{tmp_path}/nowhere", KIND)
 
 
 def test_a_file_in_place_of_the_folder_is_an_artifact_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match=r"file: the shards artifact is .* no manifest\.json"):
+    with pytest.raises(ArtifactError, match=r"file: the sample artifact is .* no manifest\.json"):
         Artifact(f"{tmp_path}/file", KIND)
 
 
@@ -140,8 +152,8 @@ def test_a_damaged_manifest_is_refused_by_name(content: bytes, folder: Path) -> 
 
 
 def test_another_kind_is_refused(folder: Path) -> None:
-    with pytest.raises(ArtifactError, match="is a shards artifact, a dataset artifact was expected"):
-        Artifact(str(folder), "dataset")
+    with pytest.raises(ArtifactError, match="is a sample artifact, a other sample artifact was expected"):
+        Artifact(str(folder), OTHER)
 
 
 @pytest.mark.parametrize("other_fields", [{}, {"a field of the future": 1}])
@@ -157,11 +169,12 @@ def test_another_schema_version_is_refused_as_such_and_not_as_damage(
 
 def test_an_artifact_of_another_kind_is_not_written_over(tmp_path: Path) -> None:
     """A wrong --output must not cost a trained model."""
-    with ArtifactWriter(str(tmp_path), "calm", {}, {}) as writer:
+    with ArtifactWriter(str(tmp_path), KIND, {}, {}) as writer:
         writer.write("weights", b"weeks of training")
+        writer.facts = KIND()
     with (
-        pytest.raises(ArtifactError, match="holds an artifact of kind calm, not dataset; name another output"),
-        ArtifactWriter(str(tmp_path), "dataset", {}, {}),
+        pytest.raises(ArtifactError, match="holds an artifact of kind sample, not other sample; name another output"),
+        ArtifactWriter(str(tmp_path), OTHER, {}, {}),
     ):
         pass
-    assert Artifact(str(tmp_path), "calm").read("weights") == b"weeks of training"
+    assert Artifact(str(tmp_path), KIND).read("weights") == b"weeks of training"

@@ -1,15 +1,19 @@
 """The schedule, and the loss of a global batch in any split."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from calm_core.config import AutoencoderModelConfig, CalmModelConfig, TrainingConfig
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig, TrainingConfig
+from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
-from calm_core.training.loop import learning_rate_factor, parameter_groups
-from calm_core.training.tasks import AutoencoderTask, CalmTask, Task
+from calm_core.training.engine import learning_rate_factor, parameter_groups
+from calm_core.training.tasks.autoencoder import AutoencoderTask
+from calm_core.training.tasks.base import Task
+from calm_core.training.tasks.calm import CalmTask
 
 V, K, L, T = 13, 4, 5, 16
 SHAPE = {"hidden_size": 8, "intermediate_size": 8}
@@ -29,22 +33,21 @@ def test_the_published_schedule_is_constant_after_warm_up() -> None:
 
 
 def test_biases_and_norms_do_not_decay() -> None:
-    model = Autoencoder(AutoencoderModelConfig(chunk_size=K, latent_size=L, **SHAPE), V)
+    model = MlpAutoencoder(MlpAutoencoderConfig(chunk_size=K, latent_size=L, **SHAPE), V)
     decayed, free = parameter_groups(model, 0.1)
     assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0.0
     assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in free["params"]} == {1}
     assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
 
 
-def make_task(kind: str) -> Task:
+def make_task(kind: str) -> Task[Any]:
     torch.manual_seed(0)
-    autoencoder = Autoencoder(AutoencoderModelConfig(chunk_size=K, latent_size=L, **SHAPE), V)
+    autoencoder = MlpAutoencoder(MlpAutoencoderConfig(chunk_size=K, latent_size=L, **SHAPE), V)
     if kind == "autoencoder":
         return AutoencoderTask(autoencoder, pad_id=0)
     freeze(autoencoder)
-    config = CalmModelConfig(
-        num_hidden_layers=1, num_attention_heads=2, num_head_layers=1, model_samples=3, target_samples=4, **SHAPE
-    )
+    head = EnergyHeadConfig(num_layers=1, model_samples=3, target_samples=4)
+    config = CalmModelConfig(num_hidden_layers=1, num_attention_heads=2, head=head, **SHAPE)
     calm = Calm(config, V, K, L)
     torch.nn.init.normal_(calm.mlp_generator.final_layer.linears[2].weight)
     return CalmTask(calm, autoencoder, pad_id=0)

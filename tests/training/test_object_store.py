@@ -13,6 +13,7 @@ from calm_core.data.stage import prepare_data
 from calm_core.evaluation.stage import evaluate
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import EvaluationFacts
 from calm_core.training.stage import train
 from tests.conftest import sentences
 from tests.training.test_stages import autoencoder_config, calm_config
@@ -53,7 +54,7 @@ def test_a_run_on_s3_is_stopped_continued_and_scored(s3_place: str, tmp_path: Pa
     resumed = train(config, dataset.uri, output, seed=0, checkpoint_root=checkpoints)
     assert resumed.read("weights.safetensors") == unbroken.read("weights.safetensors")
     assert not storage.files_below(checkpoints)
-    assert resumed.manifest.timings["loader_wait_seconds"] >= 0
+    assert resumed.facts.loader_wait_seconds >= 0
 
     calm = train(
         calm_config(), dataset.uri, f"{s3_place}/calm", seed=0, checkpoint_root=checkpoints, autoencoder_uri=output
@@ -66,4 +67,4 @@ def test_a_run_on_s3_is_stopped_continued_and_scored(s3_place: str, tmp_path: Pa
         seed=0,
         autoencoder_uri=output,
     )
-    assert "brierlm" in Artifact(scores.uri, "evaluation").manifest.results
+    assert Artifact(scores.uri, EvaluationFacts).facts.brierlm.high >= 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -15,10 +16,9 @@ import torch
 
 from calm_core.config import (
     AutoencoderConfig,
-    AutoencoderModelConfig,
     CalmConfig,
-    CalmModelConfig,
     EvaluationConfig,
+    MlpAutoencoderConfig,
     TransformerConfig,
 )
 from calm_core.errors import CalmError
@@ -39,14 +39,14 @@ TRAINING = {
 
 
 def autoencoder_config(**settings: int) -> AutoencoderConfig:
-    model = AutoencoderModelConfig(chunk_size=4, latent_size=8, **SHAPE)
+    model = MlpAutoencoderConfig(chunk_size=4, latent_size=8, **SHAPE)
     return AutoencoderConfig.model_validate({"steps": 8, **TRAINING, **settings, "model": model})
 
 
-def calm_config(**settings: int) -> CalmConfig:
-    model = CalmModelConfig(
-        num_hidden_layers=1, num_attention_heads=2, num_head_layers=1, model_samples=2, target_samples=4, **SHAPE
-    )
+def calm_config(head: dict[str, Any] | None = None, **settings: int) -> CalmConfig:
+    head = head or {"target_samples": 4}
+    model = {"num_hidden_layers": 1, "num_attention_heads": 2, **SHAPE}
+    model["head"] = {"num_layers": 1, "model_samples": 2, **head}
     return CalmConfig.model_validate({"steps": 6, **TRAINING, **settings, "model": model})
 
 
@@ -68,7 +68,7 @@ def test_the_autoencoder_learns_and_says_so(autoencoder: Artifact) -> None:
     assert [record["step"] for record in curves] == [2, 4, 6, 8]
     assert [record["step"] for record in validated] == [4, 8]
     assert validated[-1]["validation_loss"] < validated[0]["validation_loss"]
-    assert autoencoder.manifest.timings["tokens_per_second"] > 0
+    assert autoencoder.facts.tokens_per_second > 0
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(
@@ -125,7 +125,7 @@ def test_two_ranks_train_what_one_rank_trains(
     difference = max((weights(one)[name] - weights(two)[name]).abs().max().item() for name in weights(one))
     step = 6 * TRAINING["learning_rate"]  # what AdamW can move a weight at most, about
     assert difference < 0.01 * step
-    losses = [artifact.manifest.results["validation_energy_loss"] for artifact in (one, two)]
+    losses = [artifact.facts.validation["energy_loss"] for artifact in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -182,10 +182,9 @@ def test_a_rank_that_fails_gives_its_own_line(dataset_uri: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("head", ["energy", "diffusion", "flow"])
 def test_every_head_trains_and_is_scored(autoencoder: Artifact, dataset_uri: str, tmp_path: Path, head: str) -> None:
-    config = calm_config(steps=12)
-    model = config.model.model_copy(update={"head": head, "sampling_steps": 4})
+    own = {"energy": {"target_samples": 4}}.get(head, {"sampling_steps": 4})
     calm = train(
-        config.model_copy(update={"model": model}),
+        calm_config({"kind": head, **own}, steps=12),
         dataset_uri,
         str(tmp_path / "calm"),
         seed=0,
@@ -220,12 +219,12 @@ def test_the_baseline_is_the_same_on_two_ranks_and_with_checkpointed_activations
     )
     difference = max((weights(plain)[name] - weights(other)[name]).abs().max().item() for name in weights(plain))
     assert difference < 0.01 * 6 * TRAINING["learning_rate"]
-    assert plain.manifest.results["validation_cross_entropy"] < math.log(300)  # the vocabulary has 300 tokens
+    assert plain.facts.validation["cross_entropy"] < math.log(300)  # the vocabulary has 300 tokens
 
 
 def test_only_calm_takes_an_autoencoder(autoencoder: Artifact, dataset_uri: str, tmp_path: Path) -> None:
     output, root = str(tmp_path / "out"), str(tmp_path)
-    with pytest.raises(CalmError, match="train-calm: an autoencoder is needed"):
+    with pytest.raises(CalmError, match="train-calm: autoencoder_uri is needed"):
         train(calm_config(), dataset_uri, output, seed=0, checkpoint_root=root)
-    with pytest.raises(CalmError, match="train-autoencoder: an autoencoder is needed for CALM, and for no other"):
+    with pytest.raises(CalmError, match="train-autoencoder: autoencoder_uri is needed for CALM, and for no other"):
         train(autoencoder_config(), dataset_uri, output, seed=0, checkpoint_root=root, autoencoder_uri=autoencoder.uri)

@@ -14,9 +14,10 @@ from calm_core.config import DataConfig, EvaluationConfig, RegistryConfig, Token
 from calm_core.data.stage import prepare_data
 from calm_core.errors import CalmError
 from calm_core.evaluation.stage import evaluate
-from calm_core.registry.load import text_generator
-from calm_core.registry.register import register_model
+from calm_core.registry.load import load_generator
+from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import AutoencoderFacts, CalmFacts
 from calm_core.weights.huggingface import export_checkpoint, import_checkpoint
 from tests.conftest import sentences
 
@@ -198,9 +199,13 @@ def test_a_round_trip_is_exact(folders: Path, layout: str, tied: bool, dtype: to
 def test_the_settings_of_the_folder_reach_the_model(folders: Path) -> None:
     artifacts = imported(folders)
     model = artifacts["calm"].manifest.config["model"]
-    assert (model["rms_norm_eps"], model["noise_size"], model["num_head_layers"]) == (1e-5, NOISE, HEAD_LAYERS)
-    results = artifacts["calm"].manifest.results
-    assert (results["eos_id"], results["pad_id"]) == (1, 1)  # no padding token: the end of a text fills up
+    assert (model["rms_norm_eps"], model["head"]["noise_size"], model["head"]["num_layers"]) == (
+        1e-5,
+        NOISE,
+        HEAD_LAYERS,
+    )
+    facts = artifacts["calm"].facts
+    assert (facts.eos_id, facts.pad_id) == (1, 1)  # no padding token: the end of a text fills up
 
 
 def test_an_imported_model_is_prepared_for_scored_registered_and_writes(
@@ -212,18 +217,18 @@ def test_an_imported_model_is_prepared_for_scored_registered_and_writes(
     data = DataConfig(sources=(str(source),), sequence_length=32, validation_fraction=0.3)
     tokenizer = TokenizerConfig(source=str(folders / "tokenizer"), pad_token="<|eot_id|>")
     dataset = prepare_data(data, tokenizer, str(folders / "dataset"))
-    assert dataset.manifest.results["eos_id"] == 1
+    assert dataset.facts.eos_id == 1
     config = EvaluationConfig(samples=2, max_sequences=2, prompts=("the river",), prompt_tokens=4)
     uris = artifacts["autoencoder"].uri, artifacts["calm"].uri
     score = evaluate(config, dataset.uri, uris[1], str(folders / "score"), seed=0, autoencoder_uri=uris[0])
-    assert score.manifest.results["protocol"]["vocab_size"] <= V
+    assert int(score.facts.protocol["vocab_size"]) <= V
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folders}/mlflow.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "imported")
     monkeypatch.chdir(folders)
-    registration = register_model(RegistryConfig(), *uris, score.uri, str(folders / "registration"))
-    assert registration.manifest.results["version"] == "1"
-    texts = text_generator(artifacts["autoencoder"], artifacts["calm"]).generate(["the river"], max_new_tokens=5)
+    registration = register_model(RegistryConfig(), uris[1], score.uri, str(folders / "registration"))
+    assert registration.facts.version == "1"
+    texts = load_generator(uris[1]).generate(["the river"], max_new_tokens=5)
     assert isinstance(texts[0], str)
 
 
@@ -233,14 +238,10 @@ def test_a_model_of_ours_can_be_read_back(model_uris: tuple[str, str], tmp_path:
     inner = export_checkpoint(autoencoder, str(tmp_path / "autoencoder"))
     assert "ae_model.decoder.lm_head_weight" in safetensors.torch.load_file(folder / "model.safetensors")
     back = import_checkpoint(str(folder), str(tmp_path / "back"), autoencoder_folder=str(inner))
-    assert equal(stored(back["calm"]), stored(Artifact(calm, "calm")))
-    assert equal(stored(back["autoencoder"]), stored(Artifact(autoencoder, "autoencoder")))
+    assert equal(stored(back["calm"]), stored(Artifact(calm, CalmFacts)))
+    assert equal(stored(back["autoencoder"]), stored(Artifact(autoencoder, AutoencoderFacts)))
     texts = [
-        text_generator(*pair).generate(["the river flows"], max_new_tokens=6, seed=4)
-        for pair in (
-            (back["autoencoder"], back["calm"]),
-            (Artifact(autoencoder, "autoencoder"), Artifact(calm, "calm")),
-        )
+        load_generator(uri).generate(["the river flows"], max_new_tokens=6, seed=4) for uri in (back["calm"].uri, calm)
     ]
     assert texts[0] == texts[1]
 
@@ -274,7 +275,7 @@ def test_bad_folders_are_one_clear_line_each(folders: Path, capsys: pytest.Captu
     refuse("holds no config.json", "nowhere")
     refuse("holds no tokenizer.json", tokenizer_folder=str(folders / "calm"))
     write_folder(folders / "calm", CALM_CONFIG | {"ae_path": "someone/on-a-hub"}, {})
-    refuse("'someone/on-a-hub' is no folder here; download it and name it with --autoencoder")
+    refuse("'someone/on-a-hub' is no folder here; download it and name it with autoencoder_folder")
     write_folder(folders / "calm", CALM_CONFIG | {"num_key_value_heads": 1}, random_weights(calm_shapes(), 2))
     refuse("num_key_value_heads is 1, these models have 2")
     write_folder(folders / "calm", CALM_CONFIG | {"vocab_size": 100}, random_weights(calm_shapes(), 2))

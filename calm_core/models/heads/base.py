@@ -1,64 +1,13 @@
-"""What every generative head is, and the network of blocks that the heads here share.
-
-Parameter names are those of the public checkpoints' `mlp_generator`.
-"""
+"""What every generative head is."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calm_core.config import CalmModelConfig
+from calm_core.config import HeadConfig
 from calm_core.models.noise import SequenceNoise
-
-_LAYER_NORM_EPS = 1e-6
-
-
-class HeadBlock(nn.Module):
-    """x + down(SiLU(gate) * up), with gate and up from an MLP of [LayerNorm(x), y]."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.in_ln = nn.LayerNorm(hidden_size, eps=_LAYER_NORM_EPS)
-        self.linears = nn.Sequential(
-            nn.Linear(2 * hidden_size, hidden_size),
-            nn.SiLU(),
-            nn.Linear(hidden_size, hidden_size),
-            nn.SiLU(),
-            nn.Linear(hidden_size, 2 * hidden_size),
-        )
-        self.down_proj = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x [..., N, D], y [..., 1 or N, D] -> [..., N, D]; y's half of the first layer is computed once a position."""
-        first = cast(nn.Linear, self.linears[0])
-        weight_x, weight_y = first.weight.chunk(2, dim=1)
-        h = self.linears[1:](F.linear(self.in_ln(x), weight_x) + F.linear(y, weight_y, first.bias))
-        gate, up = h.chunk(2, dim=-1)
-        out: Tensor = x + self.down_proj(F.silu(gate) * up)
-        return out
-
-
-class FinalLayer(nn.Module):
-    """LayerNorm, Linear, SiLU, and a Linear to the latent that starts at zero."""
-
-    def __init__(self, hidden_size: int, latent_size: int) -> None:
-        super().__init__()
-        self.in_ln = nn.LayerNorm(hidden_size, eps=_LAYER_NORM_EPS)
-        self.linears = nn.Sequential(
-            nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, latent_size)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linears(self.in_ln(x))
-        return out
-
-    def start_at_zero(self) -> None:
-        last = cast(nn.Linear, self.linears[-1])
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
 
 
 @dataclass(frozen=True)
@@ -77,37 +26,37 @@ class Targets:
 
 
 class Head(nn.Module, ABC):
-    """A conditional sampler of latents, trained without or with a density of its own."""
+    """A conditional sampler of latents, trained without or with a density of its own.
+
+    Args:
+        config: The head's settings.
+        hidden_size: D, of the backbone.
+        latent_size: L.
+        noise_size: U, numbers that one sample is made from.
+
+    Attributes:
+        loss_name: Name of the loss in curves.
+        fits_data: Whether `fit` is to be called with latents of the training data before training.
+    """
 
     loss_name: str
+    fits_data: ClassVar[bool] = False
 
-    def __init__(self, config: CalmModelConfig, latent_size: int, noise_size: int) -> None:
+    def __init__(self, config: HeadConfig, hidden_size: int, latent_size: int, noise_size: int) -> None:
         super().__init__()
-        hidden = config.hidden_size
         self.config = config
+        self.hidden_size = hidden_size
         self.latent_size = latent_size
-        self.noise_embd = nn.Linear(noise_size, hidden)
-        self.hidden_embd = nn.Linear(hidden, hidden)
-        self.norm_hidden = nn.LayerNorm(hidden, eps=_LAYER_NORM_EPS)
-        self.norm_noise = nn.LayerNorm(hidden, eps=_LAYER_NORM_EPS)
-        self.mlp_blocks = nn.ModuleList(HeadBlock(hidden) for _ in range(config.num_head_layers))
-        self.final_layer = FinalLayer(hidden, latent_size)
+        self.noise_size = noise_size
 
-    def network(self, x: Tensor, y: Tensor) -> Tensor:
-        """[..., N, L] of what is transformed [..., N, noise_size] and its condition [..., 1 or N, D]."""
-        x = self.norm_noise(self.noise_embd(x))
-        for block in self.mlp_blocks:
-            x = block(x, y)
-        out: Tensor = self.final_layer(x)
-        return out
+    def finish_initialization(self) -> None:  # most heads have nothing to add
+        """Set what differs from the initial weights that all layers get."""
 
-    def condition(self, hidden: Tensor) -> Tensor:
-        """[..., 1, D] of backbone states [..., D]."""
-        out: Tensor = self.norm_hidden(self.hidden_embd(hidden)).unsqueeze(-2)
-        return out
+    def fit(self, latents: Tensor) -> None:  # as above
+        """Take constants from latents [R, L] of the training data."""
 
     def target_samples(self) -> int:
-        """Samples of the posterior that `loss` needs for each position."""
+        """M, samples of the posterior that `loss` needs for each position."""
         return self.config.model_samples
 
     @abstractmethod
@@ -117,6 +66,10 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def sample(self, hidden: Tensor, drawn: Tensor) -> Tensor:
         """Latents [..., N, L] of backbone states [..., D] and `sampling_noise` [..., N, U]."""
+
+    def training_pass(self, hidden: Tensor, drawn: Tensor) -> Tensor:
+        """What `loss` evaluates for each of its N draws; its operations are counted. Arguments as of `sample`."""
+        return self.sample(hidden, drawn)
 
     @abstractmethod
     def loss(self, hidden_BPD: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:

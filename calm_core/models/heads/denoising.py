@@ -6,29 +6,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calm_core.config import CalmModelConfig
-from calm_core.models.heads.base import Head, Targets
+from calm_core.config import HeadConfig
+from calm_core.models.heads.base import Targets
+from calm_core.models.heads.network import NetworkHead
 from calm_core.models.noise import SequenceNoise
 
 
-class DenoisingHead(Head):
+class DenoisingHead(NetworkHead):
     """A head that learns to undo noise, and samples in several evaluations of its network.
 
     The loss of a position is the mean squared error over `model_samples` draws of (latent, time, noise).
     """
 
+    fits_data = True
     latent_scale: Tensor
 
-    def __init__(self, config: CalmModelConfig, latent_size: int) -> None:
-        super().__init__(config, latent_size, latent_size)
+    def __init__(self, config: HeadConfig, hidden_size: int, latent_size: int) -> None:
+        super().__init__(config, hidden_size, latent_size, latent_size)
         self.time_embd = nn.Sequential(
-            nn.Linear(config.hidden_size, config.hidden_size),
-            nn.SiLU(),
-            nn.Linear(config.hidden_size, config.hidden_size),
+            nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
         self.register_buffer("latent_scale", torch.ones(()))
 
-    def fit_scale(self, latents: Tensor) -> None:
+    def fit(self, latents: Tensor) -> None:
         """Set the root mean square of the data, which the network sees scaled to one."""
         self.latent_scale.copy_(latents.float().square().mean().sqrt())
 
@@ -39,8 +39,11 @@ class DenoisingHead(Head):
     def predict(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """Network output, fp32 [..., N, L], at noisy latents [..., N, L] and times in [0, 1] [..., N or 1]."""
         dtype = condition.dtype
-        time_embedding = self.time_embd(sinusoids(time, self.config.hidden_size).to(dtype))
+        time_embedding = self.time_embd(sinusoids(time, self.hidden_size).to(dtype))
         return self.network(x.to(dtype), condition + time_embedding).float()
+
+    def training_pass(self, hidden: Tensor, drawn: Tensor) -> Tensor:
+        return self.predict(drawn, torch.zeros(1, device=drawn.device), self.condition(hidden))
 
     @abstractmethod
     def draw_time(self, uniform: Tensor) -> Tensor:

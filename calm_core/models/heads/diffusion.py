@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from calm_core.config import DiffusionHeadConfig
 from calm_core.models.heads.denoising import DenoisingHead
 
 
@@ -15,6 +16,7 @@ class DiffusionHead(DenoisingHead):
     """
 
     loss_name = "diffusion_loss"
+    config: DiffusionHeadConfig
 
     def signal(self, time: Tensor) -> Tensor:
         """Share of the variance that is data at `time`, from almost 1 at 0 to almost 0 at 1."""

@@ -2,26 +2,29 @@
 
 from torch import Tensor
 
-from calm_core.config import CalmModelConfig
+from calm_core.config import EnergyHeadConfig
 from calm_core.models.energy_score import energy_loss
-from calm_core.models.heads.base import Head, Targets
+from calm_core.models.heads.base import Targets
+from calm_core.models.heads.network import NetworkHead
 from calm_core.models.noise import SequenceNoise
 
 
-class EnergyHead(Head):
+class EnergyHead(NetworkHead):
     """An implicit model: uniform noise in, one latent sample out, trained by the energy score."""
 
     loss_name = "energy_loss"
 
-    def __init__(self, config: CalmModelConfig, latent_size: int) -> None:
-        super().__init__(config, latent_size, config.noise_size)
+    config: EnergyHeadConfig
+
+    def __init__(self, config: EnergyHeadConfig, hidden_size: int, latent_size: int) -> None:
+        super().__init__(config, hidden_size, latent_size, config.noise_size)
 
     def target_samples(self) -> int:
         return self.config.target_samples
 
     def sampling_noise(self, noise: SequenceNoise, *shape: int) -> Tensor:
         """Uniform in [0, 1)."""
-        return noise.uniform(*shape, self.config.noise_size)
+        return noise.uniform(*shape, self.noise_size)
 
     def sample(self, hidden: Tensor, drawn: Tensor) -> Tensor:
         return self.network((drawn - 0.5).to(hidden.dtype), self.condition(hidden))
@@ -29,4 +32,4 @@ class EnergyHead(Head):
     def loss(self, hidden_BPD: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
         drawn_BPNU = self.sampling_noise(noise, hidden_BPD.shape[1], self.config.model_samples)
         samples_RNL = self.sample(hidden_BPD[targets.counted_BP], drawn_BPNU[targets.counted_BP])
-        return energy_loss(samples_RNL, targets.mean_RL, targets.deviations_RML, self.config.energy_alpha)
+        return energy_loss(samples_RNL, targets.mean_RL, targets.deviations_RML, self.config.alpha)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from calm_core.config import FlowHeadConfig
 from calm_core.models.heads.denoising import DenoisingHead
 
 
@@ -10,6 +11,7 @@ class FlowHead(DenoisingHead):
     """Flow matching on the straight path x_t = (1 - t) noise + t latent (Lipman et al. 2023), sampled by midpoints."""
 
     loss_name = "flow_loss"
+    config: FlowHeadConfig
 
     def draw_time(self, uniform: Tensor) -> Tensor:
         return uniform

@@ -25,16 +25,16 @@ def register_model(
         registration: Name, version and alias of the registered model.
     """
     from calm_core.config import RegistryConfig, parse_section
-    from calm_core.registry.register import register_model
+    from calm_core.registry.stage import register_model
     from components.body import describe, stage
 
     with stage(code_version):
         artifact = register_model(
             parse_section(RegistryConfig, registry),
-            autoencoder_model.uri,
             calm_model.uri,
             evaluation_report.uri,
             registration.uri,
+            autoencoder_uri=autoencoder_model.uri,
         )
-        results = artifact.manifest.results
-        describe(registration, artifact, {"model": f"{results['model_name']} version {results['version']}"})
+        facts = artifact.facts
+        describe(registration, artifact, {"model": f"{facts.model_name} version {facts.version}"})

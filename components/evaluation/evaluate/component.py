@@ -41,9 +41,9 @@ def evaluate(
             seed=seed,
             autoencoder_uri=autoencoder_model.uri if autoencoder_model else "",
         )
-        results = artifact.manifest.results
-        scores = {"brierlm": results["brierlm"]["value"]}
-        if "autoencoder_accuracy" in results:
-            scores["autoencoder_accuracy"] = results["autoencoder_accuracy"]
+        facts = artifact.facts
+        scores = {"brierlm": facts.brierlm.value}
+        if facts.autoencoder_accuracy is not None:
+            scores["autoencoder_accuracy"] = facts.autoencoder_accuracy
         describe(evaluation_report, artifact, scores)
         log_metrics(metrics, scores)

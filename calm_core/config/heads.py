@@ -1,0 +1,60 @@
+"""Settings of CALM's generative heads."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from calm_core.config.kinds import Kind, Kinds
+
+
+class HeadConfig(Kind):
+    """What every generative head has."""
+
+    num_layers: int = Field(4, ge=1, description="blocks of the head; the paper uses a quarter of the layers")
+    model_samples: int = Field(
+        8, ge=2, description="N: samples per position in the energy loss, draws of noise in the other heads' losses"
+    )
+
+
+class EnergyHeadConfig(HeadConfig):
+    """One sample from one evaluation, trained by the energy score (arXiv 2510.27688)."""
+
+    kind: Literal["energy"] = "energy"
+    noise_size: int = Field(64, ge=1, description="uniform noise that is turned into a sample")
+    target_samples: int = Field(100, ge=1, description="M, samples of the autoencoder's posterior")
+    alpha: float = Field(1.0, gt=0, lt=2, description="exponent of the energy score, strictly proper in (0, 2)")
+
+
+class DiffusionHeadConfig(HeadConfig):
+    """Noise prediction, sampled in many steps."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    diffusion_steps: int = Field(1000, ge=2, description="noise levels that are trained on")
+    sampling_steps: int = Field(100, ge=1, description="network evaluations of one sample")
+
+    @model_validator(mode="after")
+    def _levels_for_each_step(self) -> Self:
+        if self.sampling_steps > self.diffusion_steps:
+            raise ValueError(
+                f"sampling_steps ({self.sampling_steps}) must not exceed diffusion_steps ({self.diffusion_steps})"
+            )
+        return self
+
+
+class FlowHeadConfig(HeadConfig):
+    """Flow matching on the straight path, sampled in few steps."""
+
+    kind: Literal["flow"] = "flow"
+    sampling_steps: int = Field(8, ge=1, description="network evaluations of one sample")
+
+
+HEADS = Kinds(
+    "calm.model.head",
+    HeadConfig,
+    {
+        "energy": "calm_core.models.heads.energy:EnergyHead",
+        "diffusion": "calm_core.models.heads.diffusion:DiffusionHead",
+        "flow": "calm_core.models.heads.flow:FlowHead",
+    },
+)
+AnyHeadConfig = Annotated[SerializeAsAny[HeadConfig], BeforeValidator(HEADS.parse)]

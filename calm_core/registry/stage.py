@@ -1,0 +1,176 @@
+"""The registration stage: a new version of the registered model, with its lineage."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calm_core.config import RegistryConfig
+from calm_core.errors import ArtifactError, CalmError
+from calm_core.registry.aliases import point_alias
+from calm_core.registry.load import AUTOENCODER_FOLDER, CALM_FOLDER, DEFAULT_PARAMETERS
+from calm_core.store import storage
+from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
+from calm_core.store.code_version import code_version
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts, Facts, RegistrationFacts
+from calm_core.telemetry import mlflow_run
+from calm_core.telemetry.stage import Stage
+from calm_core.weights.load import autoencoder_of
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+STAGE = "register"
+_EVALUATION_TAG = "calm.evaluation_digest"
+_DISTRIBUTION = "calm-pipelines"
+_RUNTIME_PACKAGES = ("torch", "tokenizers", "safetensors", "pydantic", "fsspec", "numpy", "mlflow")
+
+
+def register_model(
+    config: RegistryConfig, calm_uri: str, evaluation_uri: str, output_uri: str, *, autoencoder_uri: str = ""
+) -> Artifact[RegistrationFacts]:
+    """Register a scored model in MLflow, and point the alias to its version.
+
+    A model with the same weights and evaluation that is registered already keeps its version, so the stage can run
+    again at any time, and its answer is never older than the registry.
+
+    Args:
+        config: Name and alias.
+        calm_uri: A `calm` artifact.
+        evaluation_uri: Its scores.
+        output_uri: Where the `registration` artifact is written.
+        autoencoder_uri: The autoencoder of the model; unset, where it was when the model was trained.
+
+    Raises:
+        CalmError: MLFLOW_TRACKING_URI is not set, or the evaluation is of another model.
+    """
+    settings = config.model_dump(mode="json")
+    with Stage(STAGE, settings) as stage:
+        if not os.environ.get(mlflow_run.TRACKING_URI_VARIABLE):
+            raise CalmError(
+                f"{STAGE}: set {mlflow_run.TRACKING_URI_VARIABLE} to the MLflow server that holds the registry"
+            )
+        scored = ScoredModel.open(calm_uri, evaluation_uri, autoencoder_uri)
+        number = _find_version(config.model_name, scored.evaluation.digest)
+        if number is None:
+            stage.report(note="logging the model")
+            number = _new_version(config.model_name, scored, stage.run.run_id)
+        point_alias(config.model_name, config.alias, number)
+        facts = RegistrationFacts(
+            model_name=config.model_name,
+            version=number,
+            alias=config.alias,
+            model_uri=f"models:/{config.model_name}/{number}",
+        )
+        with ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests) as writer:
+            writer.facts = facts
+            writer.write("registration.json", json.dumps(facts.part("results"), indent=1).encode())
+        registration = Artifact(output_uri, RegistrationFacts)
+        stage.finish(registration, f"{config.model_name} version {number}, alias {config.alias}")
+    return registration
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """A CALM model, the autoencoder that it was trained on, and its scores."""
+
+    autoencoder: Artifact[AutoencoderFacts]
+    calm: Artifact[CalmFacts]
+    evaluation: Artifact[EvaluationFacts]
+
+    @classmethod
+    def open(cls, calm_uri: str, evaluation_uri: str, autoencoder_uri: str = "") -> "ScoredModel":
+        """The three artifacts.
+
+        Raises:
+            ArtifactError: One is unusable, or the evaluation is of another model.
+        """
+        calm = Artifact(calm_uri, CalmFacts)
+        scored = cls(autoencoder_of(calm, autoencoder_uri), calm, Artifact(evaluation_uri, EvaluationFacts))
+        for name, artifact in (("autoencoder", scored.autoencoder), ("calm", scored.calm)):
+            if scored.evaluation.manifest.parents.get(name) != artifact.digest:
+                raise ArtifactError(f"{evaluation_uri}: is the evaluation of another {name} than {artifact.uri}")
+        return scored
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digests by kind."""
+        return {a.manifest.kind: a.digest for a in (self.autoencoder, self.calm, self.evaluation)}
+
+    def lineage(self) -> dict[str, str]:
+        """Tags that say where the model comes from, and how good it is."""
+        score = self.evaluation.facts.brierlm
+        tags = {f"calm.{kind}_digest": digest for kind, digest in self.digests.items()}
+        tags["calm.dataset_digest"] = self.evaluation.manifest.parents["dataset"]
+        tags["calm.code_version"] = code_version()
+        tags["calm.brierlm"] = f"{score.value:.4f} [{score.low:.4f}, {score.high:.4f}]"
+        if parent := os.environ.get(mlflow_run.PARENT_RUN_VARIABLE):
+            tags["calm.pipeline_run"] = parent
+        return tags
+
+
+def _find_version(model_name: str, evaluation_digest: str) -> str | None:
+    """The version that was registered with this evaluation (and so with this model), if there is one."""
+    from mlflow import MlflowClient  # import costs seconds: only where it is used
+
+    query = f"name = '{model_name}' and tags.`{_EVALUATION_TAG}` = '{evaluation_digest}'"
+    versions = MlflowClient().search_model_versions(query)
+    return str(versions[0].version) if versions else None
+
+
+def _new_version(model_name: str, scored: ScoredModel, run_id: str) -> str:
+    """Log the model to a run and register it; returns the version's number."""
+    import mlflow
+    import pandas as pd
+
+    example = pd.DataFrame({"prompt": [scored.evaluation.facts.samples[0].prompt]})
+    lineage = scored.lineage()
+    with _model_folder(scored) as folder, mlflow.start_run(run_id=run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            loader_module="calm_core.registry.load",
+            data_path=folder,
+            signature=_signature(),
+            input_example=(example, {"max_new_tokens": 16}),
+            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in (_DISTRIBUTION, *_RUNTIME_PACKAGES)],
+            tags=lineage,
+        )
+    return str(mlflow.register_model(logged.model_uri, model_name, tags=lineage).version)
+
+
+def _signature() -> "ModelSignature":
+    """A column of prompts in, a text for each out; how to write are parameters."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    parameters = [
+        ParamSpec(name, DataType.double if isinstance(value, float) else DataType.long, value)
+        for name, value in DEFAULT_PARAMETERS.items()
+    ]
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "prompt")]),
+        outputs=Schema([ColSpec(DataType.string)]),
+        params=ParamSchema(parameters),
+    )
+
+
+@contextmanager
+def _model_folder(scored: ScoredModel) -> Iterator[str]:
+    """A folder with what `registry.load` reads, while the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="calm-model-") as folder:
+        _download(scored.autoencoder, Path(folder) / AUTOENCODER_FOLDER)
+        _download(scored.calm, Path(folder) / CALM_FOLDER)
+        yield folder
+
+
+def _download(artifact: Artifact[Facts], folder: Path) -> None:
+    """Copy a checked artifact to local disk, manifest included, so that whoever loads it can check it again."""
+    folder.mkdir()
+    for entry in artifact.manifest.files:
+        (folder / entry.path).write_bytes(artifact.read(entry.path))
+    storage.copy(storage.join(artifact.uri, MANIFEST_NAME), str(folder / MANIFEST_NAME))

@@ -1,0 +1,95 @@
+"""Where the points of training curves go: whoever watches, a file of curves, MLflow."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from calm_core.telemetry.mlflow_run import Run
+from calm_core.telemetry.progress import report
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is known at a step.
+
+    Attributes:
+        step, steps: Optimiser steps done, and in all.
+        metrics: Losses and the like, by name; they repeat exactly.
+        speed: Rates and waits of this run, by name; "tokens_per_second" is one.
+        eta: Seconds left, estimated.
+        headline: The number that matters, for people.
+    """
+
+    step: int
+    steps: int
+    metrics: Mapping[str, float]
+    speed: Mapping[str, float]
+    eta: float
+    headline: str
+
+
+class MetricSink(Protocol):
+    """Takes the points of one training run."""
+
+    def log(self, point: Point) -> None: ...
+
+
+class ProgressSink:
+    """Tells whoever watches the stage.
+
+    Args:
+        stage: Its name.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+
+    def log(self, point: Point) -> None:
+        report(
+            self._stage,
+            done=point.step,
+            total=point.steps,
+            rate=point.speed["tokens_per_second"],
+            eta=point.eta,
+            note=point.headline,
+        )
+
+
+class MlflowSink:
+    """Logs to an MLflow run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def log(self, point: Point) -> None:
+        self._run.log_metrics({**point.metrics, **point.speed}, step=point.step)
+
+
+class Curves:
+    """Keeps the metrics of every point; part of a checkpoint, and in the end a file of JSON lines."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def log(self, point: Point) -> None:
+        self.records.append({"step": point.step, **point.metrics})
+
+    def latest(self, name: str) -> float | None:
+        """The last value of a metric, None before there is one."""
+        return next((record[name] for record in reversed(self.records) if name in record), None)
+
+    def to_bytes(self) -> bytes:
+        """The records as JSON lines."""
+        return "".join(json.dumps(record) + "\n" for record in self.records).encode()
+
+
+class Sinks:
+    """Several sinks as one; none at all is the null object of the ranks that report nothing."""
+
+    def __init__(self, sinks: Sequence[MetricSink] = ()) -> None:
+        self._sinks = sinks
+
+    def log(self, point: Point) -> None:
+        for sink in self._sinks:
+            sink.log(point)

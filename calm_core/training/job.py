@@ -1,0 +1,158 @@
+"""A training job: what is checked before its ranks start, what each of them opens, and how it ended.
+
+Before the ranks, `check_inputs` reads manifests alone: kinds, digests, whether the parts belong together. Behind them,
+`open_inputs` reads tokenizer, shards and weights. Spec and outcome are artifacts beside the job's checkpoints, so the
+ranks may run on other machines than whoever waits for them.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+
+from calm_core.config import AutoencoderConfig, CalmConfig, TrainingConfig, TransformerConfig
+from calm_core.data.reading.dataset import open_dataset
+from calm_core.errors import ArtifactError, CalmError, ConfigError
+from calm_core.store import storage
+from calm_core.store.artifact import Artifact, ArtifactWriter, digest_of
+from calm_core.store.facts import AutoencoderFacts, Count, DatasetFacts, Facts, MixtureFacts, Record
+from calm_core.training.tasks.base import Inputs
+
+ModelConfig = AutoencoderConfig | CalmConfig | TransformerConfig
+
+
+class SpecFacts(Facts, kind="training-spec"):
+    """What the ranks train; the spec itself is the artifact's config."""
+
+
+class OutcomeFacts(Facts, kind="training-outcome"):
+    """How a job ended.
+
+    Attributes:
+        message: The number that matters, or why the job did not finish; one line.
+        exit_code: That of the rank.
+    """
+
+    message: str
+    exit_code: Count = 0
+
+
+class TrainingSpec(Record):
+    """What the ranks train.
+
+    Attributes:
+        kind: Of the model; the config is of this kind.
+        config: Settings of the model and its training.
+        dataset_uri, autoencoder_uri: The inputs.
+        output_uri: Where the trained artifact is written.
+        seed: Of everything random.
+        run_id: MLflow run that rank 0 logs to, empty for none.
+        parents: Digests of the inputs.
+    """
+
+    kind: str
+    config: SerializeAsAny[TrainingConfig]
+    dataset_uri: str
+    autoencoder_uri: str = ""
+    output_uri: str
+    seed: int
+    run_id: str = ""
+    parents: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> TrainingConfig:
+        return TrainingConfig.of_kind[info.data["kind"]].model_validate(value)
+
+    @property
+    def stage(self) -> str:
+        """Name under which progress is reported."""
+        return f"train-{self.kind}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the trained artifact's manifest holds as its config."""
+        return self.config.model_dump(mode="json") | {"seed": self.seed}
+
+
+def check_inputs(spec: TrainingSpec) -> TrainingSpec:
+    """Check the inputs as far as their manifests tell, and note their digests.
+
+    Raises:
+        CalmError: One is missing, of another kind, or not needed.
+    """
+    parents = {"dataset": Artifact(spec.dataset_uri, DatasetFacts, MixtureFacts).digest}
+    if (spec.kind == CalmConfig.kind) != bool(spec.autoencoder_uri):
+        raise ConfigError(f"{spec.stage}: autoencoder_uri is needed for CALM, and for no other model")
+    if spec.autoencoder_uri:
+        parents["autoencoder"] = Artifact(spec.autoencoder_uri, AutoencoderFacts).digest
+    return spec.model_copy(update={"parents": parents})
+
+
+def open_inputs(spec: TrainingSpec, device: torch.device, dtype: torch.dtype) -> Inputs:
+    """Open what `check_inputs` has looked at.
+
+    Raises:
+        CalmError: An input is damaged, or has changed since.
+    """
+    dataset = open_dataset(spec.dataset_uri, "train")
+    autoencoder = Artifact(spec.autoencoder_uri, AutoencoderFacts) if spec.autoencoder_uri else None
+    found = {"dataset": dataset.digest} | ({"autoencoder": autoencoder.digest} if autoencoder else {})
+    if found != spec.parents:
+        raise CalmError(f"{spec.stage}: an input has been replaced since the job was made; run again")
+    return Inputs(dataset, autoencoder, spec.seed, device, dtype)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The place of a training: its spec, its checkpoints, its outcome.
+
+    It is named by what is trained, so that a retried or resubmitted task finds its own work.
+    """
+
+    uri: str
+
+    @classmethod
+    def of(cls, spec: TrainingSpec, checkpoint_root: str) -> "Job":
+        """The job of a checked spec, below the folder of all checkpoints."""
+        trained = {"kind": spec.kind, "config": spec.settings, "parents": spec.parents}
+        return cls(storage.join(checkpoint_root, f"{spec.kind}-{digest_of(trained)[:16]}"))
+
+    @property
+    def spec_uri(self) -> str:
+        """Where the spec lies: what a launcher hands to the ranks."""
+        return storage.join(self.uri, "spec")
+
+    @property
+    def _outcome_uri(self) -> str:
+        return storage.join(self.uri, "outcome")
+
+    def write_spec(self, spec: TrainingSpec) -> None:
+        """Make the job ready to start: an outcome of an earlier try goes."""
+        storage.remove_folder(self._outcome_uri)
+        with ArtifactWriter(self.spec_uri, SpecFacts, spec.model_dump(mode="json"), spec.parents) as writer:
+            writer.facts = SpecFacts()
+
+    @classmethod
+    def read(cls, spec_uri: str) -> "tuple[Job, TrainingSpec]":
+        """The job, and its spec, of a spec's place."""
+        spec = TrainingSpec.model_validate(Artifact(spec_uri, SpecFacts).manifest.config)
+        return cls(spec_uri.rpartition("/")[0]), spec
+
+    def write_outcome(self, facts: OutcomeFacts) -> None:
+        """Say how the job ended. The first rank that says so is believed: what the others meet follows from it."""
+        if self.outcome() is None:
+            with ArtifactWriter(self._outcome_uri, OutcomeFacts, {}, {}) as writer:
+                writer.facts = facts
+
+    def outcome(self) -> OutcomeFacts | None:
+        """How the job ended; None where no rank could say."""
+        with suppress(ArtifactError):
+            return Artifact(self._outcome_uri, OutcomeFacts).facts
+        return None
+
+    def remove(self) -> None:
+        """Remove all of it, once the trained artifact is complete."""
+        storage.remove_folder(self.uri)

@@ -1,0 +1,86 @@
+"""What a task is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from calm_core.config import LanguageModelTrainingConfig, TrainingConfig
+from calm_core.data.reading.dataset import Dataset
+from calm_core.models.backbone import Backbone
+from calm_core.models.noise import SequenceNoise
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import AutoencoderFacts, ModelFacts
+
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One micro-batch's share of the global batch's loss and metrics: summed over all of them, they are the means."""
+
+    value: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a task is made from.
+
+    Attributes:
+        dataset: The training split.
+        autoencoder: The trained autoencoder that a CALM model predicts the vectors of.
+        seed: Of everything random.
+        device, dtype: Where, and in which numbers, frozen models compute.
+    """
+
+    dataset: Dataset
+    autoencoder: Artifact[AutoencoderFacts] | None
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+class Task(ABC, Generic[ConfigT]):
+    """A model and its loss.
+
+    The loss of a global batch is a mean over tokens or positions that count. Their number differs between
+    micro-batches, so the loop sums `counts` over the global batch first; then any split into ranks and micro-batches
+    gives the same gradient.
+
+    Attributes:
+        facts: The kind of artifact that the trained model becomes.
+        headline: The metric whose value on held-out text is shown.
+    """
+
+    facts: ClassVar[type[ModelFacts]]
+    model: nn.Module
+    headline: str
+
+    @classmethod
+    @abstractmethod
+    def create(cls, config: ConfigT, inputs: Inputs) -> Self:
+        """The task with a new model, from torch's seed."""
+
+    @abstractmethod
+    def counts(self, tokens_BT: Tensor) -> Tensor:
+        """How much of a batch counts, fp64, one number for each kind of mean."""
+
+    @abstractmethod
+    def loss(self, forward: Callable[..., Any], tokens_BT: Tensor, noise: SequenceNoise, counts: Tensor) -> Loss:
+        """Loss of a micro-batch, divided by the `counts` of its global batch; `forward` is the model or its engine."""
+
+    def own_facts(self, inputs: Inputs) -> dict[str, Any]:
+        """What the artifact's facts hold beyond those of every model."""
+        return {}
+
+
+def set_up_backbone(backbone: Backbone, config: LanguageModelTrainingConfig) -> None:
+    """Apply the settings of how a backbone computes."""
+    backbone.activation_checkpointing = config.activation_checkpointing
+    if config.compile:
+        for layer in backbone.layers:
+            layer.compile()

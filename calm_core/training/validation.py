@@ -1,0 +1,48 @@
+"""Metrics on held-out text while training."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calm_core.config import TrainingConfig
+from calm_core.data.reading.dataset import Dataset
+from calm_core.data.reading.loader import Batch
+from calm_core.models.noise import SequenceNoise, derive_seed
+from calm_core.training.tasks.base import Task
+
+
+class Validator:
+    """Computes a task's metrics on the first held-out sequences, with the same noise each time.
+
+    Args:
+        task: Model and loss.
+        engine: DeepSpeed's engine around the model.
+        dataset: The held-out split.
+        config: How many sequences, and how many at a time.
+        seed: Of the noise.
+    """
+
+    def __init__(self, task: Task[Any], engine: Any, dataset: Dataset, config: TrainingConfig, seed: int) -> None:
+        self._task, self._engine, self._dataset, self._config, self._seed = task, engine, dataset, config, seed
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """The metrics by name. Every rank computes all of them: they are few, and ZeRO-3 needs ranks in step."""
+        number = min(self._config.validation_sequences, self._dataset.num_sequences)
+        batches = [
+            Batch(torch.from_numpy(self._dataset.rows(indices)), indices.tolist())
+            for indices in np.array_split(np.arange(number), -(-number // self._config.micro_batch_size))
+        ]
+        device = self._engine.device
+        counts = torch.stack([self._task.counts(batch.tokens) for batch in batches]).sum(0).clamp_min(1).to(device)
+        sums: dict[str, Tensor] = {}
+        self._task.model.eval()
+        for batch in batches:
+            noise = SequenceNoise([derive_seed(self._seed, "validation", 0, p) for p in batch.positions], device)
+            loss = self._task.loss(self._engine, batch.tokens.to(device), noise, counts)
+            for name, value in loss.metrics.items():
+                sums[name] = sums.get(name, torch.zeros((), device=device)) + value
+        self._task.model.train()
+        return {name: float(value) for name, value in sums.items()}

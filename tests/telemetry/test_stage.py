@@ -1,0 +1,55 @@
+"""The skeleton of a stage, with a real MLflow store."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from calm_core.errors import CalmError
+from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import DuplicatesFacts
+from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE
+from calm_core.telemetry.stage import Stage
+
+
+@pytest.fixture
+def progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "stages")
+    monkeypatch.setenv(PROGRESS_FILE_VARIABLE, str(tmp_path / "progress.jsonl"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "progress.jsonl"
+
+
+def told(progress: Path) -> list[tuple[str, str]]:
+    events = [json.loads(line) for line in progress.read_text().splitlines()]
+    return [(event["state"], event["note"]) for event in events]
+
+
+def made(folder: Path) -> Artifact[DuplicatesFacts]:
+    with ArtifactWriter(str(folder), DuplicatesFacts, {}, {"scan-0": "abc"}) as writer:
+        writer.facts = DuplicatesFacts(duplicates=1, near_duplicates=0)
+    return Artifact(str(folder), DuplicatesFacts)
+
+
+def test_a_stage_is_told_recorded_and_tagged_with_what_it_has_made(progress: Path, tmp_path: Path) -> None:
+    artifact = made(tmp_path / "artifact")
+    with Stage("find", {"shape": {"size": 3}}) as stage:
+        stage.report(note="looking")
+        stage.finish(artifact, "1 found")
+        assert ("finished", "1 found") not in told(progress)  # only once all of it is recorded
+    assert told(progress) == [("running", "starting"), ("running", "looking"), ("finished", "1 found")]
+    run = mlflow.MlflowClient().get_run(stage.run.run_id)
+    assert (run.info.run_name, run.info.status, run.data.params) == ("find", "FINISHED", {"shape.size": "3"})
+    assert run.data.tags["calm.artifact_digest"] == artifact.digest
+    assert run.data.tags["scan-0"] == "abc"
+
+
+@pytest.mark.parametrize("error", [CalmError("a.txt: is gone"), ValueError("two\nlines"), ValueError("")])
+def test_a_failure_is_one_line_and_the_run_has_failed(error: Exception, progress: Path) -> None:
+    with pytest.raises(type(error)), Stage("find", {}) as stage:
+        raise error
+    expected = {"a.txt: is gone": "a.txt: is gone", "two\nlines": "ValueError: two", "": "ValueError: ValueError"}
+    assert told(progress)[-1] == ("failed", expected[str(error)])
+    assert mlflow.MlflowClient().get_run(stage.run.run_id).info.status == "FAILED"
