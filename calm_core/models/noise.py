@@ -24,7 +24,7 @@ class SequenceNoise:
         self.device = torch.device(device)
         self._generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
 
-    def of(self, rows: Sequence[int]) -> "SequenceNoise":
+    def rows(self, rows: Sequence[int]) -> "SequenceNoise":
         """The same generators for some of the sequences: what is drawn here is drawn there."""
         part = SequenceNoise([], self.device)
         part._generators = [self._generators[row] for row in rows]
