@@ -11,7 +11,7 @@ from calm_core.config import EvaluationConfig
 from calm_core.data.reading.dataset import Dataset
 from calm_core.evaluation.brier import BrierAccumulator, next_tokens
 from calm_core.evaluation.samplers import BrierModel
-from calm_core.models.autoencoders.mlp import Autoencoder, reconstruct, to_chunks
+from calm_core.models.autoencoders.base import Autoencoder, reconstruct, to_chunks
 from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.store.facts import BrierScores
 from calm_core.telemetry.stage import Stage

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calm_core.evaluation.brier import MAX_N, brier_terms
 from calm_core.evaluation.continuations import Continuations
-from calm_core.models.autoencoders.mlp import Autoencoder, to_chunks
+from calm_core.models.autoencoders.base import Autoencoder, to_chunks
 from calm_core.models.calm import Calm
 from calm_core.models.noise import SequenceNoise
 from calm_core.models.transformer import Transformer

@@ -3,22 +3,27 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
-from torch import nn
 
 from calm_core.evaluation.report import Curve
 from calm_core.evaluation.samplers import BrierModel, CalmSampler, TransformerScorer
 from calm_core.generation.text import CalmChunks, NextChunk, TransformerTokens
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.layers import freeze
 from calm_core.models.noise import derive_seed
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts, TransformerFacts
-from calm_core.weights.load import load_autoencoder, load_calm, load_transformer, new_calm, new_transformer
-
-ModelT = TypeVar("ModelT", bound=nn.Module)
+from calm_core.store.facts import CalmFacts, ModelFacts, TransformerFacts
+from calm_core.weights.load import (
+    CURVES_NAME,
+    autoencoder_of,
+    load_autoencoder,
+    load_calm,
+    load_transformer,
+    new_calm,
+    new_transformer,
+)
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,15 @@ class Scored:
 
 
 def _calm(artifact: Artifact[CalmFacts], autoencoder_uri: str, device: torch.device) -> Scored:
-    autoencoder_artifact = Artifact(autoencoder_uri, AutoencoderFacts)
-    autoencoder = _frozen(load_autoencoder(autoencoder_artifact), device)
-    calm = _frozen(load_calm(artifact, autoencoder_artifact), device)
+    autoencoder_artifact = autoencoder_of(artifact, autoencoder_uri)
+    autoencoder = freeze(load_autoencoder(autoencoder_artifact).to(device))
+    calm = freeze(load_calm(artifact, autoencoder_artifact).to(device))
     return Scored(
-        label=f"CALM, K = {calm.chunk_size}, {calm.config.head} head",
+        label=f"CALM, K = {calm.chunk_size}, {calm.config.head.kind} head",
         chunk_size=calm.chunk_size,
         parents={"autoencoder": autoencoder_artifact.digest, "calm": artifact.digest},
         trained=lambda interval: CalmSampler(calm, autoencoder, interval),
-        new=lambda interval: CalmSampler(_frozen(new_calm(artifact), device), autoencoder, interval),
+        new=lambda interval: CalmSampler(freeze(new_calm(artifact).to(device)), autoencoder, interval),
         writer=CalmChunks(calm, autoencoder),
         curves={
             ("Autoencoder: token accuracy", "accuracy"): _curve(autoencoder_artifact),
@@ -73,28 +78,24 @@ def _calm(artifact: Artifact[CalmFacts], autoencoder_uri: str, device: torch.dev
 
 
 def _transformer(artifact: Artifact[TransformerFacts], autoencoder_uri: str, device: torch.device) -> Scored:
-    model = _frozen(load_transformer(artifact), device)
+    model = freeze(load_transformer(artifact).to(device))
     return Scored(
         label="Transformer over tokens",
         chunk_size=1,
         parents={"transformer": artifact.digest},
         trained=lambda interval: TransformerScorer(model, interval),
-        new=lambda interval: TransformerScorer(_frozen(new_transformer(artifact), device), interval),
+        new=lambda interval: TransformerScorer(freeze(new_transformer(artifact).to(device)), interval),
         writer=TransformerTokens(model),
         curves={("Transformer: cross-entropy, nats a token", "cross_entropy"): _curve(artifact)},
     )
 
 
-# Of a model's artifact, the URI of its autoencoder ("" where there is none), and the device.
+# Of a model's artifact, the URI of its autoencoder ("": where it lay in training), and the device.
 SCORED: Mapping[type[ModelFacts], Callable[[Artifact[Any], str, torch.device], Scored]] = {
     CalmFacts: _calm,
     TransformerFacts: _transformer,
 }
 
 
-def _frozen(model: ModelT, device: torch.device) -> ModelT:
-    return cast(ModelT, freeze(model.to(device)))
-
-
 def _curve(artifact: Artifact[ModelFacts]) -> Curve:
-    return [json.loads(line) for line in artifact.read("curves.jsonl").splitlines()]
+    return [json.loads(line) for line in artifact.read(CURVES_NAME).splitlines()]

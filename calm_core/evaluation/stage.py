@@ -20,6 +20,7 @@ from calm_core.generation.text import Sampling, TextGenerator
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import EvaluationFacts, ModelFacts, References, TextSample
 from calm_core.telemetry.stage import Stage
+from calm_core.weights.load import TOKENIZER_NAME
 
 _FREQUENCY_SEQUENCES = 4096  # training sequences that the unigram reference counts
 
@@ -41,7 +42,7 @@ def evaluate(
         output_uri: Where the `evaluation` artifact is written: evaluation.json, report.html; its facts hold the
             numbers.
         seed: Of all noise.
-        autoencoder_uri: The autoencoder of a CALM model.
+        autoencoder_uri: The autoencoder of a CALM model; unset, where it lay when the model was trained.
 
     Raises:
         CalmError: An input is unusable, or the artifacts do not belong together.
@@ -73,7 +74,7 @@ def evaluate(
 
 
 def _require_same_tokenizer(model: Artifact[ModelFacts], dataset: Dataset) -> None:
-    if model.entry("tokenizer.json").sha256 != dataset.tokenizer_sha256:
+    if model.entry(TOKENIZER_NAME).sha256 != dataset.tokenizer_sha256:
         raise ArtifactError(f"{model.uri}: was trained with another tokenizer than that of the dataset {dataset.uri}")
 
 

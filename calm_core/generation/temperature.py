@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.models.autoencoders.base import Autoencoder
 
 Chunk = TypeVar("Chunk")
 
@@ -193,7 +193,7 @@ class _Search:
         self.samples = samples
         self.begun_BK, self.begun_B = begun_BK, (begun_BK != FREE).sum(1)
         self.latents_XL = latents_BSL.flatten(0, 1)
-        self.trunk_XD = autoencoder.decoder.trunk(self.latents_XL)
+        self.trunk_XD = autoencoder.trunk(self.latents_XL)
         self.row_X = torch.arange(rows, device=device).repeat_interleave(samples)
         self.tokens_XK = torch.zeros(rows * samples, self.size, dtype=torch.int64, device=device)
         self.level_X = torch.zeros_like(self.row_X)

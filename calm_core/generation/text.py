@@ -10,7 +10,7 @@ from torch import Tensor
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
 from calm_core.generation.temperature import FREE, BudgetExceeded, choose_chunks, power_sample
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Backbone, Branches
 from calm_core.models.calm import Calm
 from calm_core.models.noise import SequenceNoise, derive_seed
