@@ -5,16 +5,14 @@ its expectation is 1 minus the Brier score's squared error, so a perfect model h
 first, then BrierLM = 100 * (product over n = 1..4 of max(Brier-n, 0))^(1/4).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-MAX_N = 4
+from calm_core.evaluation.resampling import FloatArray, resampled_means, with_interval
+from calm_core.store.facts import BrierScores
 
-FloatArray = npt.NDArray[np.float64]
+MAX_N = 4
 
 
 def brier_terms(samples_RST: Tensor, target_RT: Tensor) -> Tensor:
@@ -42,18 +40,6 @@ def brierlm(brier_n: FloatArray) -> FloatArray:
     return result
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def as_dict(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
-
-
 class BrierAccumulator:
     """Sums Brier terms by sequence; memory is a few numbers for each sequence, whatever its length."""
 
@@ -71,22 +57,18 @@ class BrierAccumulator:
         """Positions that counted."""
         return int(sum(counts.sum() for counts in self._counts))
 
-    def estimates(self, resamples: int, confidence: float, seed: int) -> dict[str, Estimate]:
-        """Brier-1..4 (shares, unclamped) and "brierlm" (in percent), with bootstrap intervals over sequences."""
-        sums, counts = np.concatenate(self._sums), np.concatenate(self._counts)
-        draws = np.random.default_rng(seed).multinomial(
-            len(counts), np.full(len(counts), 1 / len(counts)), size=resamples
+    def scores(self, resamples: int, confidence: float, seed: int) -> BrierScores:
+        """Brier-1..4 and BrierLM, with bootstrap intervals over sequences."""
+        sums_RT, counts_R = np.concatenate(self._sums), np.concatenate(self._counts)
+        mean_T = sums_RT.sum(0) / max(counts_R.sum(), 1)
+        resampled_XT = resampled_means(sums_RT, counts_R, resamples, seed)
+        return BrierScores(
+            brierlm=with_interval(float(brierlm(mean_T)), brierlm(resampled_XT), confidence),
+            brier={
+                str(n): with_interval(mean, resampled_XT[:, n - 1], confidence)
+                for n, mean in enumerate(mean_T.tolist(), start=1)
+            },
         )
-        positions = np.maximum(draws @ counts, 1)
-        resampled_RT = (draws @ sums) / positions[:, None]
-        mean_T = sums.sum(0) / max(counts.sum(), 1)
-        tail = 100 * (1 - confidence) / 2
-        low_T, high_T = np.percentile(resampled_RT, [tail, 100 - tail], axis=0)
-        estimates = {
-            str(n + 1): Estimate(float(mean_T[n]), float(low_T[n]), float(high_T[n])) for n in range(len(mean_T))
-        }
-        low, high = np.percentile(brierlm(resampled_RT), [tail, 100 - tail])
-        return estimates | {"brierlm": Estimate(float(brierlm(mean_T)), float(low), float(high))}
 
 
 def next_tokens(tokens_BT: Tensor, interval: int, chunk_size: int, real_BT: Tensor) -> tuple[Tensor, Tensor]:

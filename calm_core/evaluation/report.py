@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
 
 import jinja2
 import matplotlib
@@ -12,33 +11,36 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
+from calm_core.store.facts import EvaluationFacts
+
 _TEMPLATE = "report.html"
 
 Curve = Sequence[Mapping[str, float]]
 
 
-def render_report(results: Mapping[str, Any], curves: Mapping[tuple[str, str], Curve]) -> str:
+def render_report(evaluation: EvaluationFacts, curves: Mapping[tuple[str, str], Curve]) -> str:
     """HTML with the scores, the learning curves and the texts; pictures are inside.
 
     Args:
-        results: Results of the evaluation stage.
+        evaluation: What was measured.
         curves: Points of training curves, by the picture's title and the curve's name.
     """
     source = files("calm_core.evaluation").joinpath(_TEMPLATE).read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    pictures = {"Brier-1 to Brier-4 with intervals": _brier_picture(results)}
+    pictures = {"Brier-1 to Brier-4 with intervals": _brier_picture(evaluation)}
     pictures |= {title: _curve_picture(points, name, title) for (title, name), points in curves.items()}
-    return environment.from_string(source).render(results=results, pictures=pictures)
+    return environment.from_string(source).render(evaluation=evaluation, pictures=pictures)
 
 
-def _brier_picture(results: Mapping[str, Any]) -> str:
+def _brier_picture(evaluation: EvaluationFacts) -> str:
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    numbers = sorted(results["brier"])
-    values = [100 * results["brier"][n]["value"] for n in numbers]
-    low = [100 * (results["brier"][n]["value"] - results["brier"][n]["low"]) for n in numbers]
-    high = [100 * (results["brier"][n]["high"] - results["brier"][n]["value"]) for n in numbers]
-    unigram = [100 * results["references"]["unigram"]["brier"][n]["value"] for n in numbers]
+    numbers = sorted(evaluation.brier)
+    scores = [evaluation.brier[n] for n in numbers]
+    values = [100 * score.value for score in scores]
+    low = [100 * (score.value - score.low) for score in scores]
+    high = [100 * (score.high - score.value) for score in scores]
+    unigram = [100 * evaluation.references.unigram.brier[n].value for n in numbers]
     places = range(len(numbers))
     axes.bar([p - 0.2 for p in places], values, 0.4, yerr=[low, high], capsize=4, label="this model")
     axes.bar([p + 0.2 for p in places], unigram, 0.4, label="tokens by frequency", color="0.75")

@@ -1,4 +1,7 @@
-"""Brier terms of each kind of model; suffixes of names as in `calm_core.models`.
+"""Brier terms of each kind of model; suffixes of names as in `calm_core.models` and `continuations`, and
+
+    T tokens of a sequence, or the MAX_N tokens after a position    X all B * P * S continuations, alive or not
+    E numbers of noise that one sample is made from
 
 Scored positions are those after every `interval` tokens, the same for every model.
 """
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from calm_core.evaluation.brier import MAX_N, brier_terms
 from calm_core.evaluation.continuations import Continuations
-from calm_core.models.autoencoders.mlp import Autoencoder, to_chunks
+from calm_core.models.autoencoders.base import Autoencoder, to_chunks
 from calm_core.models.calm import Calm
 from calm_core.models.noise import SequenceNoise
 from calm_core.models.transformer import Transformer
@@ -47,32 +50,40 @@ class CalmSampler:
     @torch.no_grad()
     def terms(self, tokens_BT: Tensor, targets_BPT: Tensor, noise: SequenceNoise, samples: int) -> Tensor:
         calm, size = self.calm, self.calm.chunk_size
-        steps = -(-MAX_N // size)
         batch, positions, _ = targets_BPT.shape
+        # A position lies between two chunks, and is predicted from the state after the chunk that ends there.
         every = self.interval // size
         start_P = torch.arange(every - 1, every * positions, every, device=tokens_BT.device)
         hidden_BPD, prefix = calm.transformer(calm.embed(to_chunks(tokens_BT, size)[:, : every * positions]))
-        hidden_BPD = hidden_BPD[:, start_P]
 
-        drawn_BPSU = calm.sampling_noise(noise, positions, samples)
-        first_BPSK = self.autoencoder.decode(calm.sample(hidden_BPD, drawn_BPSU))
+        steps = -(-MAX_N // size)
         sampled_XT = tokens_BT.new_zeros(batch * positions * samples, steps * size)
-        sampled_XT[:, :size] = first_BPSK.flatten(0, 2)
+        drawn_BPSE = calm.sampling_noise(noise, positions, samples)
+        latents_BPSL = calm.sample(hidden_BPD[:, start_P], drawn_BPSE)
+        sampled_XT[:, :size] = self.autoencoder.decode(latents_BPSL).flatten(0, 2)
+
         truth_XT = targets_BPT.flatten(0, 1).repeat_interleave(samples, 0)
         tree = Continuations(calm.transformer, calm.vocab_size, prefix, start_P, batch=batch, samples=samples)
         for done in range(size, steps * size, size):
-            drawn_XU = calm.sampling_noise(noise, positions * samples).flatten(0, 1)
-            alive = tree.alive_A
-            true_A = (sampled_XT[alive, :done] == truth_XT[alive, :done]).all(-1)
-            hidden_UD = tree.advance(sampled_XT[alive, done - size : done], calm.embed, true_A)
-            alive = tree.alive_A
-            rank_A, most = _rank_in_group(tree.node_A)
-            drawn_USN = drawn_XU.new_zeros(len(hidden_UD), most, drawn_XU.shape[-1])
-            drawn_USN[tree.node_A, rank_A] = drawn_XU[alive]
-            latents_AL = calm.sample(hidden_UD, drawn_USN)[tree.node_A, rank_A]
-            sampled_XT[alive, done : done + size] = self.autoencoder.decode(latents_AL)
+            drawn_XE = calm.sampling_noise(noise, positions * samples).flatten(0, 1)
+            self._draw_next_chunk(tree, sampled_XT, truth_XT, done, drawn_XE)
         sampled = sampled_XT[:, :MAX_N].unflatten(0, (batch * positions, samples))
         return brier_terms(sampled, targets_BPT.flatten(0, 1)).view(batch, positions, MAX_N)
+
+    def _draw_next_chunk(
+        self, tree: Continuations, sampled_XT: Tensor, truth_XT: Tensor, done: int, drawn_XE: Tensor
+    ) -> None:
+        """Write the chunk after the first `done` tokens into the rows of `sampled_XT` whose continuation can matter.
+
+        The rows of the others stay zero from here on: they differ already, and a term asks for equality of all tokens
+        so far. Their noise is drawn all the same, so that what a continuation draws does not depend on which are alive.
+        """
+        size, alive_A = self.calm.chunk_size, tree.alive_A
+        true_A = (sampled_XT[alive_A, :done] == truth_XT[alive_A, :done]).all(-1)
+        hidden_UD = tree.advance(sampled_XT[alive_A, done - size : done], self.calm.embed, true_A)
+        latents_USL = self.calm.sample(hidden_UD, tree.by_node(drawn_XE[tree.alive_A]))
+        chunks_AK = self.autoencoder.decode(tree.by_continuation(latents_USL))
+        sampled_XT[tree.alive_A, done : done + size] = chunks_AK
 
 
 class TransformerScorer:
@@ -88,31 +99,48 @@ class TransformerScorer:
 
     @torch.no_grad()
     def terms(self, tokens_BT: Tensor, targets_BPT: Tensor, noise: SequenceNoise, samples: int) -> Tensor:
-        model = self.transformer
-        batch, positions, _ = targets_BPT.shape
-        last = self.interval * positions
+        model, positions = self.transformer, targets_BPT.shape[1]
+        last = self.interval * positions  # the last scored position; its true tokens, but the fourth, are read too
         hidden_BTD, prefix = model.transformer(model.embed(tokens_BT[:, : last + MAX_N - 1]))
-        read_BPTD = hidden_BTD[:, self.interval - 1 :].unfold(1, MAX_N, self.interval)[:, :positions].transpose(2, 3)
-        true_BPT = model.probability(read_BPTD.flatten(0, 2), targets_BPT.flatten()).view_as(targets_BPT).cumprod(-1)
-
         start_P = torch.arange(self.interval - 1, last, self.interval, device=tokens_BT.device)
-        tree = Continuations(model.transformer, model.vocab_size, prefix, start_P, batch=batch, samples=samples)
-        hidden_UD = hidden_BTD[:, start_P].flatten(0, 1)
-        weight_A = torch.ones(len(tree.alive_A), dtype=torch.float64, device=tokens_BT.device)
+        tree = Continuations(
+            model.transformer, model.vocab_size, prefix, start_P, batch=len(tokens_BT), samples=samples
+        )
+        collision_BPT = self._collisions(tree, hidden_BTD[:, start_P], noise, samples)
+        return 2 * self._true_probabilities(hidden_BTD, targets_BPT) - collision_BPT
+
+    def _true_probabilities(self, hidden_BTD: Tensor, targets_BPT: Tensor) -> Tensor:
+        """P(y) of the first n true tokens after each position, for n = 1..4, fp64 [B, P, MAX_N].
+
+        The states that predict them overlap where positions are less than four tokens apart, so they are windows of
+        four over the sequence, one each interval; `unfold` gives [B, P, D, MAX_N].
+        """
+        positions = targets_BPT.shape[1]
+        read_BPTD = hidden_BTD[:, self.interval - 1 :].unfold(1, MAX_N, self.interval)[:, :positions].transpose(2, 3)
+        true_R = self.transformer.probability(read_BPTD.flatten(0, 2), targets_BPT.flatten())
+        return true_R.view_as(targets_BPT).cumprod(-1)
+
+    def _collisions(self, tree: Continuations, hidden_BPD: Tensor, noise: SequenceNoise, samples: int) -> Tensor:
+        """Estimates of sum_x P(x)^2 over all x of n tokens, for n = 1..4, fp64 [B, P, MAX_N]: a mean over prefixes.
+
+        No continuation is dropped: each is a prefix whose own probability is its weight, true or not. So A is
+        B * P * S throughout.
+        """
+        model = self.transformer
+        batch, positions, _ = hidden_BPD.shape
+        hidden_UD = hidden_BPD.flatten(0, 1)
+        weight_A = torch.ones(len(tree.alive_A), dtype=torch.float64, device=hidden_UD.device)  # P(x')
         collision_BPT = []
         for n in range(1, MAX_N + 1):
             uniform_A = noise.uniform(positions * samples).flatten()
-            rank_A, most = _rank_in_group(tree.node_A)
-            uniform_US = uniform_A.new_zeros(len(hidden_UD), most)
-            uniform_US[tree.node_A, rank_A] = uniform_A
-            drawn = model.next_token(hidden_UD, uniform_US)
+            drawn = model.next_token(hidden_UD, tree.by_node(uniform_A))
             collision_A = weight_A * drawn.collision_R[tree.node_A]
             collision_BPT.append(collision_A.view(batch, positions, samples).mean(-1))
             if n < MAX_N:
-                weight_A = weight_A * drawn.probability_RS[tree.node_A, rank_A]
-                token_A = drawn.token_RS[tree.node_A, rank_A]
+                weight_A = weight_A * tree.by_continuation(drawn.probability_RS)
+                token_A = tree.by_continuation(drawn.token_RS)
                 hidden_UD = tree.advance(token_A.unsqueeze(-1), lambda token: model.embed(token.squeeze(-1)))
-        return 2 * true_BPT - torch.stack(collision_BPT, dim=-1)
+        return torch.stack(collision_BPT, dim=-1)
 
 
 class UnigramSampler:
@@ -131,12 +159,3 @@ class UnigramSampler:
         uniform = noise.uniform(positions, samples, MAX_N)
         sampled = torch.searchsorted(self._cumulative, uniform, right=True).clamp_max(self._last)
         return brier_terms(sampled.flatten(0, 1), targets_BPT.flatten(0, 1)).view(batch, positions, MAX_N)
-
-
-def _rank_in_group(group_A: Tensor) -> tuple[Tensor, int]:
-    """The place of each element among those of its group, and the size of the largest group."""
-    order = torch.argsort(group_A, stable=True)
-    _, count = torch.unique_consecutive(group_A[order], return_counts=True)
-    rank = torch.empty_like(group_A)
-    rank[order] = torch.arange(len(group_A), device=group_A.device) - (count.cumsum(0) - count).repeat_interleave(count)
-    return rank, int(count.max()) if len(count) else 0

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.models.autoencoders.base import Autoencoder
 
 Chunk = TypeVar("Chunk")
 
@@ -31,6 +31,9 @@ def power_sample(
     1/T = n + a with an integer n and 0 <= a < 1. n samples that are all equal, which has probability P(x)^n, make a
     candidate. It is kept with probability P(x)^a by a Bernoulli factory: in its round i a further sample that equals
     the candidate accepts it; otherwise it is rejected with probability a / i. A rejection starts all over.
+
+    Why P(x)^a: with p = P(x), the chance to be accepted in round i is p (1 - p)^(i - 1) times the product of 1 - a / j
+    over j < i. Summed over i it is p times the binomial series of (1 - (1 - p))^(a - 1), and so p^a.
 
     Args:
         draw: Draws a sample; equal samples compare equal.
@@ -54,19 +57,19 @@ def power_sample(
         used += 1
         return draw()
 
+    def kept(candidate: Chunk) -> bool:
+        """True with probability P(candidate)^a."""
+        round_number = 1
+        while next_draw() != candidate:
+            if uniform() < part / round_number:
+                return False
+            round_number += 1
+        return True
+
     while True:
         candidate = next_draw()
-        if not all(next_draw() == candidate for _ in range(whole - 1)):
-            continue
-        if part == 0:
+        if all(next_draw() == candidate for _ in range(whole - 1)) and (part == 0 or kept(candidate)):
             return candidate, used
-        round_number = 1
-        while True:
-            if next_draw() == candidate:
-                return candidate, used
-            if uniform() < part / round_number:
-                break
-            round_number += 1
 
 
 def integer_and_fraction(temperature: float) -> tuple[int, float]:
@@ -94,11 +97,16 @@ def temperature_weights(count_BS: Tensor, temperature: float) -> Tensor:
     """
     count_BS = count_BS.double()
     whole, part = integer_and_fraction(temperature)
+    # The first of 1/T, 1/T - 1, ... that the most frequent chunk reaches: lowered by the whole steps it lacks.
     most_B1 = count_BS.amax(-1, keepdim=True)
     n_B1 = (whole + part) - ((whole + part) - most_B1).ceil().clamp_min(0)
     n_B1 = n_B1.clamp_min(1.0)
+    # C(c, n) = Gamma(c + 1) / (Gamma(n + 1) Gamma(c - n + 1)), in logarithms: C(200, 50) is about 1e47, and the
+    # largest factorials are beyond fp64. The clamp keeps the Gamma function off its poles where c < n is masked anyway.
     log_weight = torch.lgamma(count_BS + 1) - torch.lgamma(n_B1 + 1) - torch.lgamma((count_BS - n_B1).clamp_min(0) + 1)
-    log_weight = (log_weight - count_BS.log()).masked_fill(count_BS < n_B1, -torch.inf)  # one share for each copy
+    # C(c, n) is the weight of the chunk; each of its c copies gets an equal share, so that any may stand for it.
+    log_weight = (log_weight - count_BS.log()).masked_fill(count_BS < n_B1, -torch.inf)
+    # A row where all are excluded is -inf - -inf = nan: no weight at all.
     weights = (log_weight - log_weight.amax(-1, keepdim=True)).exp().nan_to_num(0.0)
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-300)
 
@@ -125,6 +133,21 @@ def choose_chunks(
         int64 [B, K].
     """
     search = _Search(autoencoder, latents_BSL, begun_BK)
+    threshold_B = _decode_what_can_win(search, temperature)
+    chosen_B = _choose(search.counts(threshold_B), uniform_B, temperature)
+    return search.whole_chunk(chosen_B)
+
+
+def _decode_what_can_win(search: "_Search", temperature: float) -> Tensor:
+    """Decode until the chunks that qualify are known in every row.
+
+    A beginning is shared by at least as many samples as any chunk that starts with it. So a beginning shared by fewer
+    than the threshold holds no chunk that qualifies, and its samples need not be decoded further.
+
+    Returns:
+        int64 [B], how often a chunk must be seen: the smallest integer that is not below 1/T, or below it where no
+        chunk is seen as often.
+    """
     whole, part = integer_and_fraction(temperature)
     search.decode_begun()
     threshold_B = torch.full_like(search.begun_B, whole + (part > 0)).minimum(search.largest_B())
@@ -132,20 +155,26 @@ def choose_chunks(
         search.advance(threshold_B)
         missed_B = ~search.qualifies(threshold_B) & (threshold_B > 1)
         if not missed_B.any():
-            break
+            return threshold_B
+        # By one as `temperature_weights` lowers 1/T, or at once to what the most frequent beginning leaves possible.
         threshold_B = torch.where(missed_B, torch.minimum(threshold_B - 1, search.largest_B()), threshold_B)
-    rows, samples = latents_BSL.shape[:2]
-    decided_X = (search.level_X == search.size) | (threshold_B <= 1)[search.row_X]
-    count_BS = (search.shared_X * decided_X).view(rows, samples)
-    count_BS = torch.where((threshold_B <= 1).unsqueeze(1), count_BS.clamp_max(1), count_BS)
+
+
+def _choose(count_BS: Tensor, uniform_B: Tensor, temperature: float) -> Tensor:
+    """One sample of each row by its weight, int64 [B]; the first one where all are excluded."""
     cumulative_BS = temperature_weights(count_BS, temperature).cumsum(-1)
     chosen_B1 = torch.searchsorted(cumulative_BS, uniform_B.double().unsqueeze(1), right=True)
-    chosen_B = torch.where(cumulative_BS[:, -1] > 0, chosen_B1.squeeze(1).clamp_max(samples - 1), 0)
-    return search.whole_chunk(chosen_B)
+    # The sum of all weights may round to less than one, and the number drawn lie above it.
+    chosen_B = chosen_B1.squeeze(1).clamp_max(count_BS.shape[1] - 1)
+    return torch.where(cumulative_BS[:, -1] > 0, chosen_B, 0)
 
 
 class _Search:
-    """Samples that are decoded as far as needed.
+    """Samples that are decoded as far as needed, all rows of the batch side by side.
+
+    A sample is at level k when k of its tokens are known. Whether it goes on depends on its row and on how many samples
+    share its beginning, which is the same for all that share it. So these are always at one level, and it is enough to
+    count among the samples that are decoded together.
 
     Attributes:
         size: K.
@@ -164,11 +193,11 @@ class _Search:
         self.samples = samples
         self.begun_BK, self.begun_B = begun_BK, (begun_BK != FREE).sum(1)
         self.latents_XL = latents_BSL.flatten(0, 1)
-        self.trunk_XD = autoencoder.decoder.trunk(self.latents_XL)
+        self.trunk_XD = autoencoder.trunk(self.latents_XL)
         self.row_X = torch.arange(rows, device=device).repeat_interleave(samples)
         self.tokens_XK = torch.zeros(rows * samples, self.size, dtype=torch.int64, device=device)
         self.level_X = torch.zeros_like(self.row_X)
-        self.shared_X = torch.full_like(self.row_X, samples)
+        self.shared_X = torch.full_like(self.row_X, samples)  # nothing is decoded: all begin alike
 
     def _decode(self, index_A: Tensor, k: int) -> None:
         """The k-th token of some samples, which hold all that share their beginnings."""
@@ -177,6 +206,7 @@ class _Search:
         token_A = self.autoencoder.token(self.trunk_XD[index_A], k)
         self.tokens_XK[index_A, k] = token_A
         self.level_X[index_A] = k + 1
+        # One number for each beginning within its row, numbered anew after each token: V^K would not fit 64 bits.
         code_A = self.row_X[index_A]
         for j in range(k + 1):
             code_A = code_A * self.autoencoder.vocab_size + self.tokens_XK[index_A, j]
@@ -193,9 +223,20 @@ class _Search:
     def advance(self, threshold_B: Tensor) -> None:
         """Decode every sample whose beginning is shared often enough; none in rows where one is often enough."""
         wanted_X = threshold_B[self.row_X]
-        for k in range(self.size):
+        for k in range(self.size):  # upwards, so that one pass takes each sample as far as it may go
             active_X = (self.level_X == k) & (self.shared_X >= wanted_X) & (wanted_X > 1)
             self._decode(active_X.nonzero().squeeze(1), k)
+
+    def counts(self, threshold_B: Tensor) -> Tensor:
+        """What `temperature_weights` takes, int64 [B, S]: how many samples of the row are the same chunk as this one.
+
+        A sample that is not decoded to its end cannot win, and counts 0. At a threshold of one every sample may win:
+        each has weight 1, whatever others equal it, so none needs to be decoded for that.
+        """
+        any_B = threshold_B <= 1
+        known_X = (self.level_X == self.size) | any_B[self.row_X]
+        count_BS = (self.shared_X * known_X).view(-1, self.samples)
+        return torch.where(any_B.unsqueeze(1), count_BS.clamp_max(1), count_BS)
 
     def qualifies(self, threshold_B: Tensor) -> Tensor:
         """Whether a whole chunk of the row is seen often enough, bool [B]."""

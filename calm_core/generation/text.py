@@ -10,7 +10,7 @@ from torch import Tensor
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
 from calm_core.generation.temperature import FREE, BudgetExceeded, choose_chunks, power_sample
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Backbone, Branches
 from calm_core.models.calm import Calm
 from calm_core.models.noise import SequenceNoise, derive_seed
@@ -39,8 +39,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 < self.temperature <= 1:
             raise CalmError(f"temperature must be above 0 and at most 1 (got {self.temperature})")
-        if self.samples < 1 or self.budget < 0:
-            raise CalmError("the samples of a temperature must be at least 1, and a budget not negative")
+        if self.samples < 1:
+            raise CalmError(f"samples must be at least 1 (got {self.samples})")
+        if self.budget < 0:
+            raise CalmError(f"budget must be at least 0 (got {self.budget})")
 
 
 class NextChunk(ABC):
@@ -81,40 +83,53 @@ class CalmChunks(NextChunk):
         return self.calm.embed(chunks)
 
     def choose(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
-        chunk_BK = torch.empty_like(begun_BK)
         begun_B = (begun_BK != FREE).any(1)
-        for rows in (begun_B.nonzero().squeeze(1), (~begun_B).nonzero().squeeze(1)):
-            if not len(rows):
-                continue
-            begun = bool(begun_B[rows[0]])
-            if sampling.budget and not begun and sampling.temperature < 1:
-                for row in rows.tolist():
-                    chunk_BK[row] = self._exact(hidden_BD[row], noise.of([row]), sampling)
-                continue
-            number = sampling.samples if sampling.temperature < 1 else 1
-            number = max(number, _PREFIX_SAMPLES) if begun else number
-            own = noise.of(rows.tolist())
-            latents_BSL = self.calm.sample(hidden_BD[rows], self.calm.sampling_noise(own, number))
-            if number == 1:
-                chunk_BK[rows] = self.autoencoder.decode(latents_BSL.squeeze(1))
-                continue
-            uniform_B = own.uniform(1).squeeze(1)
-            chunk_BK[rows] = choose_chunks(
-                self.autoencoder, latents_BSL, uniform_B, sampling.temperature, begun_BK[rows]
-            )
+        chunk_BK = torch.empty_like(begun_BK)
+        if len(rows := begun_B.nonzero().squeeze(1)):
+            own = noise.rows(rows.tolist())
+            chunk_BK[rows] = self._finish(hidden_BD[rows], begun_BK[rows], own, sampling)
+        if len(rows := (~begun_B).nonzero().squeeze(1)):
+            chunk_BK[rows] = self._draw(hidden_BD[rows], noise.rows(rows.tolist()), sampling)
         return chunk_BK
 
-    def _exact(self, hidden_D: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+    def _draw(self, hidden_BD: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        """A whole chunk after each state, int64 [B, K]."""
+        if sampling.temperature < 1 and sampling.budget:
+            rows = range(len(hidden_BD))
+            return torch.stack([self._draw_exactly(hidden_BD[row], noise.rows([row]), sampling) for row in rows])
+        if sampling.temperature < 1 and sampling.samples > 1:  # of one sample there is nothing to choose
+            free_BK = torch.full((len(hidden_BD), self.chunk_size), FREE, device=hidden_BD.device)
+            return self._choose_from_samples(hidden_BD, free_BK, noise, sampling.samples, sampling.temperature)
+        return self.autoencoder.decode(self._sample(hidden_BD, noise, 1).squeeze(1))
+
+    def _finish(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        """A chunk that begins with the prompt's tokens; always from samples, because most may begin otherwise."""
+        number = _PREFIX_SAMPLES if sampling.temperature == 1 else max(sampling.samples, _PREFIX_SAMPLES)
+        return self._choose_from_samples(hidden_BD, begun_BK, noise, number, sampling.temperature)
+
+    def _choose_from_samples(
+        self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, number: int, temperature: float
+    ) -> Tensor:
+        """The batch approximation of a temperature, from samples drawn at once."""
+        latents_BSL = self._sample(hidden_BD, noise, number)
+        return choose_chunks(self.autoencoder, latents_BSL, noise.uniform(1).squeeze(1), temperature, begun_BK)
+
+    def _draw_exactly(self, hidden_D: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        """One chunk, int64 [K], of exactly the distribution at the temperature, within the budget of draws."""
         drawn: list[tuple[int, ...]] = []
 
         def draw() -> tuple[int, ...]:
-            if not drawn:
-                latents = self.calm.sample(hidden_D, self.calm.sampling_noise(noise, _EXACT_BLOCK)[0])
-                drawn.extend(tuple(chunk) for chunk in self.autoencoder.decode(latents).tolist())
+            if not drawn:  # many at a time: the model's cost for one is mostly that of being called
+                latents_SL = self._sample(hidden_D.unsqueeze(0), noise, _EXACT_BLOCK)[0]
+                drawn.extend(tuple(chunk) for chunk in self.autoencoder.decode(latents_SL).tolist())
             return drawn.pop(0)
 
         chunk, _ = power_sample(draw, lambda: noise.uniform(1).item(), sampling.temperature, sampling.budget)
         return torch.tensor(chunk, device=hidden_D.device)
+
+    def _sample(self, hidden_BD: Tensor, noise: SequenceNoise, number: int) -> Tensor:
+        """Latents [B, S, L] after each state."""
+        return self.calm.sample(hidden_BD, self.calm.sampling_noise(noise, number))
 
 
 class TransformerTokens(NextChunk):
@@ -202,42 +217,42 @@ class TextGenerator:
         A piece holds whole characters, and nothing that may turn out to begin a stop string. Arguments and errors as in
         `generate`.
         """
-        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(prompts):
-            raise CalmError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each")
-        if max_new_tokens < 1:
-            raise CalmError("max_new_tokens must be at least 1")
-        if "" in stop:
-            raise CalmError("a stop string must not be empty")
+        seeds = _checked_seeds(prompts, max_new_tokens, seed, stop)
         if not prompts:
             return
         sampling = sampling or Sampling()
         noise = SequenceNoise([derive_seed(seed, "generate") for seed in seeds], self.device)
         texts, hidden_BD, branches = self._read(prompts)
-        living = list(range(len(prompts)))
-        while living:
-            begun = [text.begun + [FREE] * (self.model.chunk_size - len(text.begun)) for text in texts]
-            begun_BK = torch.tensor([begun[i] for i in living], device=self.device)
-            try:
-                chunk_BK = self.model.choose(hidden_BD, begun_BK, noise.of(living), sampling)
-            except BudgetExceeded:
-                raise CalmError(
-                    f"temperature {sampling.temperature}: no chunk was accepted within {sampling.budget:,} draws; "
-                    "raise the budget or the temperature, or take the batch approximation"
-                ) from None
-            kept = []
-            for row, (i, chunk) in enumerate(zip(living, chunk_BK.tolist(), strict=True)):
+        living = list(range(len(prompts)))  # the prompt of each row of the batch; a text that has ended leaves it
+        while True:
+            begun_BK = self._begun([texts[i] for i in living])
+            chunk_BK = self._next_chunks(hidden_BD, begun_BK, noise.rows(living), sampling)
+            for i, chunk in zip(living, chunk_BK.tolist(), strict=True):
                 if piece := self._write(texts[i], chunk, max_new_tokens, stop):
                     yield i, piece
-                if not texts[i].ended:
-                    kept.append(row)
-            living = [living[row] for row in kept]
-            if len(kept) < len(chunk_BK):
-                index = torch.tensor(kept, dtype=torch.int64, device=self.device)
+            kept = [row for row, i in enumerate(living) if not texts[i].ended]
+            if not kept:
+                return
+            if len(kept) < len(living):  # else keys and values would be copied for nothing
+                living = [living[row] for row in kept]
+                index = torch.tensor(kept, device=self.device)
                 chunk_BK, branches = chunk_BK[index], branches.rows(index)
-            if living:
-                hidden_BQD, branches = self.model.backbone.branch(self.model.embed(chunk_BK.unsqueeze(1)), branches)
-                hidden_BD = hidden_BQD[:, 0]
+            hidden_BQD, branches = self.model.backbone.branch(self.model.embed(chunk_BK.unsqueeze(1)), branches)
+            hidden_BD = hidden_BQD[:, 0]
+
+    def _begun(self, texts: Sequence[_Text]) -> Tensor:
+        """The tokens that each text's next chunk has already, then FREE, int64 [B, K]."""
+        size = self.model.chunk_size
+        return torch.tensor([text.begun + [FREE] * (size - len(text.begun)) for text in texts], device=self.device)
+
+    def _next_chunks(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        try:
+            return self.model.choose(hidden_BD, begun_BK, noise, sampling)
+        except BudgetExceeded:
+            raise CalmError(
+                f"temperature {sampling.temperature}: no chunk was accepted within {sampling.budget:,} draws; "
+                "raise the budget or the temperature, or take the batch approximation (budget 0)"
+            ) from None
 
     def _read(self, prompts: Sequence[str]) -> tuple[list[_Text], Tensor, Branches]:
         """The state after the whole chunks of each prompt, and their keys and values.
@@ -274,6 +289,20 @@ class TextGenerator:
         piece = written[text.told :]
         text.told += len(piece)
         return piece
+
+
+def _checked_seeds(
+    prompts: Sequence[str], max_new_tokens: int, seed: int | Sequence[int], stop: Sequence[str]
+) -> list[int]:
+    """The seed of each prompt, once all arguments are known to be usable."""
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(prompts):
+        raise CalmError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each")
+    if max_new_tokens < 1:
+        raise CalmError("max_new_tokens must be at least 1")
+    if "" in stop:
+        raise CalmError("a stop string must not be empty")
+    return seeds
 
 
 def _certain(written: str, stop: Sequence[str]) -> str:

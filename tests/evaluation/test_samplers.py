@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 import torch
+from calm_core.models.autoencoders.base import to_chunks
 
-from calm_core.config import AutoencoderModelConfig, CalmModelConfig, TransformerModelConfig
+from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig, TransformerModelConfig
 from calm_core.evaluation.brier import brier_terms, next_tokens
 from calm_core.evaluation.samplers import CalmSampler, TransformerScorer
-from calm_core.models.autoencoders.mlp import Autoencoder, to_chunks
+from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
@@ -20,9 +21,12 @@ SHAPE = {"hidden_size": 16, "intermediate_size": 16}
 
 def make(chunk_size: int, interval: int, spread: float = 2.0) -> CalmSampler:
     torch.manual_seed(chunk_size)
-    autoencoder = Autoencoder(AutoencoderModelConfig(chunk_size=chunk_size, latent_size=L, **SHAPE), V)
+    autoencoder = MlpAutoencoder(MlpAutoencoderConfig(chunk_size=chunk_size, latent_size=L, **SHAPE), V)
     config = CalmModelConfig(
-        num_hidden_layers=2, num_attention_heads=2, num_head_layers=1, noise_size=4, model_samples=2, **SHAPE
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        head=EnergyHeadConfig(num_layers=1, noise_size=4, model_samples=2),
+        **SHAPE,
     )
     calm = Calm(config, V, chunk_size, L)
     torch.nn.init.normal_(calm.mlp_generator.final_layer.linears[2].weight, std=spread)

@@ -5,51 +5,87 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from calm_core.config import EvaluationConfig
 from calm_core.errors import ArtifactError, CalmError
-from calm_core.evaluation.protocol import require_same_protocol
+from calm_core.evaluation import scored
+from calm_core.evaluation.comparison import require_same_protocol
 from calm_core.evaluation.stage import evaluate
+from calm_core.models.transformer import Transformer
 from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import AutoencoderFacts, EvaluationFacts, TransformerFacts
+from calm_core.weights.load import load_transformer
+
+Evaluation = Artifact[EvaluationFacts]
 
 CONFIG = EvaluationConfig(samples=3, max_sequences=6, batch_size=4, prompts=("the river",), prompt_tokens=5)
 
 
 def evaluate_calm(
     dataset_uri: str, model_uris: tuple[str, str], output: Path, config: EvaluationConfig = CONFIG
-) -> Artifact:
+) -> Evaluation:
     autoencoder, calm = model_uris
     return evaluate(config, dataset_uri, calm, str(output), seed=0, autoencoder_uri=autoencoder)
 
 
 @pytest.fixture(scope="module")
-def evaluation(dataset_uri: str, model_uris: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def evaluation(dataset_uri: str, model_uris: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     return evaluate_calm(dataset_uri, model_uris, tmp_path_factory.mktemp("evaluation"))
 
 
-def test_every_number_has_its_interval_and_its_protocol(evaluation: Artifact) -> None:
-    results = evaluation.manifest.results
-    assert list(results["brier"]) == ["1", "2", "3", "4"]
-    for estimate in [results["brierlm"], *results["brier"].values()]:
-        assert estimate["low"] <= estimate["value"] <= estimate["high"]
-    assert set(results["references"]) == {"untrained", "unigram"}
-    protocol = results["protocol"]
+@pytest.fixture(scope="module")
+def baseline(dataset_uri: str, transformer_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    return evaluate(CONFIG, dataset_uri, transformer_uri, str(tmp_path_factory.mktemp("baseline")), seed=0)
+
+
+def test_every_number_has_its_interval_and_its_protocol(evaluation: Evaluation) -> None:
+    facts = evaluation.facts
+    for scores in (facts, facts.references.untrained, facts.references.unigram):
+        assert list(scores.brier) == ["1", "2", "3", "4"]
+        for score in [scores.brierlm, *scores.brier.values()]:
+            assert score.low <= score.value <= score.high
+    protocol = facts.protocol
     assert protocol["samples"] == 3 and protocol["sequences"] == 6 and protocol["sequence_length"] == 32
-    assert protocol["positions"] <= 6 * 7  # 8 chunks a sequence, the first is never predicted
+    assert int(protocol["positions"]) <= 6 * 7  # 8 chunks a sequence, the first is never predicted
     assert protocol["dataset"] == evaluation.manifest.parents["dataset"]
 
 
+def test_the_numbers_can_be_read_as_json_too(evaluation: Evaluation, baseline: Evaluation) -> None:
+    """The same ones as in the manifest; an autoencoder's accuracy is there only where there is an autoencoder."""
+    for artifact, names in ((evaluation, {"autoencoder_accuracy"}), (baseline, set())):
+        numbers = artifact.read_json("evaluation.json")
+        assert numbers == artifact.manifest.results
+        common = {"brier", "brierlm", "model", "protocol", "references", "samples"}
+        assert numbers.keys() == common | names
+        assert numbers["brierlm"].keys() == {"value", "low", "high"}
+
+
+def test_the_untrained_reference_does_not_depend_on_what_was_built_before(
+    baseline: Evaluation, dataset_uri: str, transformer_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the baseline: it starts with weights that show in its score, CALM's head with zeros."""
+
+    def build_another_first(artifact: Artifact[TransformerFacts]) -> Transformer:
+        torch.nn.Linear(64, 64)  # draws its weights from the same stream of random numbers
+        return load_transformer(artifact)
+
+    monkeypatch.setattr(scored, "load_transformer", build_another_first)
+    again = evaluate(CONFIG, dataset_uri, transformer_uri, str(tmp_path / "again"), seed=0)
+    assert again.facts.references.untrained == baseline.facts.references.untrained
+
+
 def test_scores_and_report_repeat_byte_for_byte_in_any_batch_size(
-    evaluation: Artifact, dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path
+    evaluation: Evaluation, dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path
 ) -> None:
     again = evaluate_calm(dataset_uri, model_uris, tmp_path / "again")
     assert again.digest == evaluation.digest
     assert again.read("report.html") == evaluation.read("report.html")
     smaller = evaluate_calm(dataset_uri, model_uris, tmp_path / "smaller", CONFIG.model_copy(update={"batch_size": 1}))
-    assert smaller.manifest.results == evaluation.manifest.results
+    assert smaller.facts.part("results") == evaluation.facts.part("results")
 
 
-def test_the_report_needs_nothing_from_outside(evaluation: Artifact) -> None:
+def test_the_report_needs_nothing_from_outside(evaluation: Evaluation) -> None:
     html = evaluation.read("report.html").decode()
     assert html.count('src="data:image/png;base64,') == 3
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
@@ -61,10 +97,10 @@ def test_a_model_of_another_autoencoder_is_refused(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(model_uris[0], other)
-    original = Artifact(str(other), "autoencoder")
+    original = Artifact(str(other), AutoencoderFacts)
     files = {entry.path: original.read(entry.path) for entry in original.manifest.files}
-    with ArtifactWriter(str(other), "autoencoder", original.manifest.config, {"dataset": "another"}) as writer:
-        writer.results |= original.manifest.results
+    with ArtifactWriter(str(other), AutoencoderFacts, original.manifest.config, {"dataset": "another"}) as writer:
+        writer.facts = original.facts
         for path, data in files.items():
             writer.write(path, data)
     with pytest.raises(ArtifactError, match="was trained on another autoencoder"):
@@ -72,20 +108,19 @@ def test_a_model_of_another_autoencoder_is_refused(
 
 
 def test_the_baseline_is_scored_at_the_same_positions_and_can_be_compared(
-    evaluation: Artifact, dataset_uri: str, transformer_uri: str, tmp_path: Path
+    evaluation: Evaluation, baseline: Evaluation
 ) -> None:
-    baseline = evaluate(CONFIG, dataset_uri, transformer_uri, str(tmp_path / "baseline"), seed=0)
     require_same_protocol([evaluation, baseline])
-    assert baseline.manifest.results["references"]["unigram"] == evaluation.manifest.results["references"]["unigram"]
+    assert baseline.facts.references.unigram == evaluation.facts.references.unigram
 
 
 def test_scores_of_different_protocols_are_not_compared(
-    evaluation: Artifact, dataset_uri: str, transformer_uri: str, tmp_path: Path
+    evaluation: Evaluation, dataset_uri: str, transformer_uri: str, tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"position_interval": 1})
-    baseline = evaluate(config, dataset_uri, transformer_uri, str(tmp_path / "baseline"), seed=0)
+    other = evaluate(config, dataset_uri, transformer_uri, str(tmp_path / "other"), seed=0)
     with pytest.raises(CalmError, match="position_interval 4 against 1"):
-        require_same_protocol([evaluation, baseline])
+        require_same_protocol([evaluation, other])
 
 
 def test_positions_inside_a_chunk_are_refused(dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from math import comb, prod
 import pytest
 import torch
 
-from calm_core.config import AutoencoderModelConfig
+from calm_core.config import MlpAutoencoderConfig
 from calm_core.generation.temperature import FREE, BudgetExceeded, choose_chunks, power_sample, temperature_weights
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.layers import freeze
 
 PROBABILITY = [0.5, 0.3, 0.15, 0.05]
@@ -102,16 +102,16 @@ def test_the_batch_approximation_nears_the_target_with_more_samples(temperature:
 V, L = 11, 5
 
 
-def make(chunk_size: int) -> Autoencoder:
+def make(chunk_size: int) -> MlpAutoencoder:
     torch.manual_seed(chunk_size)
-    config = AutoencoderModelConfig(chunk_size=chunk_size, latent_size=L, hidden_size=16, intermediate_size=16)
-    model = Autoencoder(config, V)
+    config = MlpAutoencoderConfig(chunk_size=chunk_size, latent_size=L, hidden_size=16, intermediate_size=16)
+    model = MlpAutoencoder(config, V)
     freeze(model)
     return model
 
 
 def choose_from_all(
-    model: Autoencoder, latents: torch.Tensor, uniform: torch.Tensor, temperature: float, begun: torch.Tensor
+    model: MlpAutoencoder, latents: torch.Tensor, uniform: torch.Tensor, temperature: float, begun: torch.Tensor
 ) -> torch.Tensor:
     """The choice written plainly: every sample decoded whole, every pair compared."""
     chunks = model.decode(latents)

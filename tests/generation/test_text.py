@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from calm_core.config import AutoencoderModelConfig, CalmModelConfig, TransformerModelConfig
+from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig, TransformerModelConfig
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
 from calm_core.generation.text import CalmChunks, Sampling, TextGenerator, TransformerTokens
-from calm_core.models.autoencoders.mlp import Autoencoder
+from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.layers import freeze
 from calm_core.models.transformer import Transformer
@@ -24,8 +24,10 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def generator(tokenizer: Tokenizer) -> TextGenerator:
     torch.manual_seed(0)
-    autoencoder = Autoencoder(AutoencoderModelConfig(chunk_size=K, latent_size=6, **SHAPE), tokenizer.vocab_size)
-    config = CalmModelConfig(num_hidden_layers=1, num_attention_heads=2, num_head_layers=1, model_samples=2, **SHAPE)
+    autoencoder = MlpAutoencoder(MlpAutoencoderConfig(chunk_size=K, latent_size=6, **SHAPE), tokenizer.vocab_size)
+    config = CalmModelConfig(
+        num_hidden_layers=1, num_attention_heads=2, head=EnergyHeadConfig(num_layers=1, model_samples=2), **SHAPE
+    )
     calm = Calm(config, tokenizer.vocab_size, K, 6)
     torch.nn.init.normal_(calm.mlp_generator.final_layer.linears[2].weight, std=1.0)
     freeze(autoencoder)

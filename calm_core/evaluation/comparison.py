@@ -4,21 +4,19 @@ from collections.abc import Sequence
 
 from calm_core.errors import CalmError
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import EvaluationFacts
 
 
-def require_same_protocol(evaluations: Sequence[Artifact]) -> None:
+def require_same_protocol(evaluations: Sequence[Artifact[EvaluationFacts]]) -> None:
     """Refuse to compare scores that were not measured alike.
-
-    Args:
-        evaluations: `evaluation` artifacts.
 
     Raises:
         CalmError: Two protocols differ; the message names each difference.
     """
     first, *others = evaluations
-    expected = first.manifest.results["protocol"]
+    expected = first.facts.protocol
     for other in others:
-        found = other.manifest.results["protocol"]
+        found = other.facts.protocol
         differences = [
             f"{key} {expected.get(key)} against {found.get(key)}"
             for key in sorted(expected.keys() | found.keys())

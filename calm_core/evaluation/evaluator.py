@@ -1,0 +1,99 @@
+"""Scores of models on the same held-out positions, by the same protocol."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calm_core.config import EvaluationConfig
+from calm_core.data.reading.dataset import Dataset
+from calm_core.evaluation.brier import BrierAccumulator, next_tokens
+from calm_core.evaluation.samplers import BrierModel
+from calm_core.models.autoencoders.base import Autoencoder, reconstruct, to_chunks
+from calm_core.models.noise import SequenceNoise, derive_seed
+from calm_core.store.facts import BrierScores
+from calm_core.telemetry.stage import Stage
+
+
+@dataclass
+class Evaluator:
+    """Scores models on the same held-out positions with the same protocol.
+
+    Attributes:
+        config: Samples, number of sequences, confidence.
+        dataset: The held-out split.
+        interval: Tokens between two scored positions.
+        chunk_size: K of the model; the positions are the same for every K up to 4 that divides the interval.
+        seed: Of all noise.
+        device: Where the models compute.
+        stage: To which progress is reported.
+        positions: How many positions counted in the last score; the same for every model.
+    """
+
+    config: EvaluationConfig
+    dataset: Dataset
+    interval: int
+    chunk_size: int
+    seed: int
+    device: torch.device
+    stage: Stage
+    positions: int = field(default=0, init=False)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that are scored."""
+        return min(self.config.max_sequences, self.dataset.num_sequences)
+
+    def _batches(self, purpose: str) -> Iterator[tuple[Tensor, SequenceNoise]]:
+        """Sequences int64 [B, T], and their noise, which depends on the purpose and not on the batch."""
+        for start in range(0, self.sequences, self.config.batch_size):
+            indices = np.arange(start, min(start + self.config.batch_size, self.sequences))
+            seeds = [derive_seed(self.seed, purpose, i) for i in indices.tolist()]
+            yield torch.from_numpy(self.dataset.rows(indices)).to(self.device), SequenceNoise(seeds, self.device)
+            self.stage.report(done=int(indices[-1]) + 1, total=self.sequences, note=purpose)
+
+    def autoencoder_accuracy(self, autoencoder: Autoencoder) -> float:
+        """Share of real tokens that come back from sampled latents."""
+        correct, total = 0, 0
+        for tokens_BT, noise in self._batches("autoencoder accuracy"):
+            chunks_BPK = to_chunks(tokens_BT, self.chunk_size)
+            real_BPK = chunks_BPK != self.dataset.pad_id
+            correct += int(((reconstruct(autoencoder, chunks_BPK, noise) == chunks_BPK) & real_BPK).sum())
+            total += int(real_BPK.sum())
+        return correct / max(total, 1)
+
+    def score(self, model: BrierModel, purpose: str) -> BrierScores:
+        """Brier-1..4 and BrierLM of a model, each with its interval.
+
+        Args:
+            model: Any kind of model.
+            purpose: What is scored, for whoever watches; other noise for each.
+        """
+        accumulator = BrierAccumulator()
+        for tokens_BT, noise in self._batches(purpose):
+            real_BT = tokens_BT != self.dataset.pad_id
+            targets_BPT, counted_BP = next_tokens(tokens_BT, self.interval, self.chunk_size, real_BT)
+            accumulator.add(model.terms(tokens_BT, targets_BPT, noise, self.config.samples), counted_BP)
+        self.positions = accumulator.positions
+        return accumulator.scores(self.config.bootstrap_resamples, self.config.confidence, self.seed)
+
+    def protocol(self) -> dict[str, str | int]:
+        """All that two scores must share to be compared; after a score, which counts the positions."""
+        return {
+            "metric": "BrierLM",
+            "split": "validation",
+            "dataset": self.dataset.digest,
+            "tokenizer": self.dataset.tokenizer_sha256,
+            "vocab_size": self.dataset.vocab_size,
+            "sequence_length": self.dataset.sequence_length,
+            "stride": self.dataset.sequence_length,
+            "position_interval": self.interval,
+            "document_boundaries": "packed; attention crosses them; a position counts if its next 4 tokens are real",
+            "samples": self.config.samples,
+            "sequences": self.sequences,
+            "positions": self.positions,
+            "interval": f"{self.config.confidence:.0%} bootstrap over sequences",
+            "resamples": self.config.bootstrap_resamples,
+        }

@@ -1,0 +1,101 @@
+"""How each kind of model is scored. Another kind needs one function here, and one line in `SCORED`."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from calm_core.evaluation.report import Curve
+from calm_core.evaluation.samplers import BrierModel, CalmSampler, TransformerScorer
+from calm_core.generation.text import CalmChunks, NextChunk, TransformerTokens
+from calm_core.models.autoencoders.base import Autoencoder
+from calm_core.models.layers import freeze
+from calm_core.models.noise import derive_seed
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import CalmFacts, ModelFacts, TransformerFacts
+from calm_core.weights.load import (
+    CURVES_NAME,
+    autoencoder_of,
+    load_autoencoder,
+    load_calm,
+    load_transformer,
+    new_calm,
+    new_transformer,
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A trained model of any kind, as the evaluation needs it.
+
+    Attributes:
+        label: What it is, for people.
+        parents: Digests of what the evaluation is made from, beside the dataset.
+        trained: What is scored, given the interval of the positions.
+        new: The same with new weights, from torch's seed.
+        writer: What writes text.
+        curves: Points of training curves, by the picture's title and the curve's name.
+        autoencoder: Of a model over chunks.
+    """
+
+    label: str
+    chunk_size: int
+    parents: dict[str, str]
+    trained: Callable[[int], BrierModel]
+    new: Callable[[int], BrierModel]
+    writer: NextChunk
+    curves: dict[tuple[str, str], Curve]
+    autoencoder: Autoencoder | None = None
+
+    def untrained(self, interval: int, seed: int) -> BrierModel:
+        """The model before its training.
+
+        The seed is set right before its weights are drawn: they depend on no model that was built earlier.
+        """
+        torch.manual_seed(derive_seed(seed, "untrained"))
+        return self.new(interval)
+
+
+def _calm(artifact: Artifact[CalmFacts], autoencoder_uri: str, device: torch.device) -> Scored:
+    autoencoder_artifact = autoencoder_of(artifact, autoencoder_uri)
+    autoencoder = freeze(load_autoencoder(autoencoder_artifact).to(device))
+    calm = freeze(load_calm(artifact, autoencoder_artifact).to(device))
+    return Scored(
+        label=f"CALM, K = {calm.chunk_size}, {calm.config.head.kind} head",
+        chunk_size=calm.chunk_size,
+        parents={"autoencoder": autoencoder_artifact.digest, "calm": artifact.digest},
+        trained=lambda interval: CalmSampler(calm, autoencoder, interval),
+        new=lambda interval: CalmSampler(freeze(new_calm(artifact).to(device)), autoencoder, interval),
+        writer=CalmChunks(calm, autoencoder),
+        curves={
+            ("Autoencoder: token accuracy", "accuracy"): _curve(autoencoder_artifact),
+            ("CALM: loss of the head", calm.mlp_generator.loss_name): _curve(artifact),
+        },
+        autoencoder=autoencoder,
+    )
+
+
+def _transformer(artifact: Artifact[TransformerFacts], autoencoder_uri: str, device: torch.device) -> Scored:
+    model = freeze(load_transformer(artifact).to(device))
+    return Scored(
+        label="Transformer over tokens",
+        chunk_size=1,
+        parents={"transformer": artifact.digest},
+        trained=lambda interval: TransformerScorer(model, interval),
+        new=lambda interval: TransformerScorer(freeze(new_transformer(artifact).to(device)), interval),
+        writer=TransformerTokens(model),
+        curves={("Transformer: cross-entropy, nats a token", "cross_entropy"): _curve(artifact)},
+    )
+
+
+# Of a model's artifact, the URI of its autoencoder ("": where it lay in training), and the device.
+SCORED: Mapping[type[ModelFacts], Callable[[Artifact[Any], str, torch.device], Scored]] = {
+    CalmFacts: _calm,
+    TransformerFacts: _transformer,
+}
+
+
+def _curve(artifact: Artifact[ModelFacts]) -> Curve:
+    return [json.loads(line) for line in artifact.read(CURVES_NAME).splitlines()]
