@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 STAGE = "register"
 _EVALUATION_TAG = "calm.evaluation_digest"
 _DISTRIBUTION = "calm-pipelines"
-_RUNTIME_PACKAGES = ("torch", "tokenizers", "safetensors", "pydantic", "fsspec", "numpy", "mlflow")
+_RUNTIME_PACKAGES = ("torch", "tokenizers", "safetensors", "pydantic", "fsspec", "numpy", "pandas", "mlflow-skinny")
 
 
 def register_model(

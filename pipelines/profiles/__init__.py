@@ -1,11 +1,11 @@
-"""Profiles: named sets of settings, one YAML file each."""
+"""Profiles: named sets of settings, one YAML file each; `base` names the profile that one is laid over."""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from calm_core.errors import ConfigError
+from calm_core.errors import ConfigError, first_line
 
 _FOLDER = Path(__file__).parent
 
@@ -16,25 +16,49 @@ def names() -> list[str]:
 
 
 def load(profile: str) -> dict[str, Any]:
-    """The settings of a profile.
+    """The settings of a profile, laid over those of its base.
 
     Args:
-        profile: Name of a profile of the library, or path of a .yaml file.
+        profile: Name of a profile of the library, or path of a .yaml file; so is `base`, relative to its file.
 
     Raises:
-        ConfigError: There is no such profile, or it is no YAML mapping.
+        ConfigError: There is no such profile or base, it is no YAML mapping, or bases go in a circle.
     """
-    path = Path(profile) if profile.endswith((".yaml", ".yml")) else _FOLDER / f"{profile}.yaml"
+    return _load(_path_of(profile, Path()), f"--profile {profile}", ())
+
+
+def _path_of(profile: str, folder: Path) -> Path:
+    file = folder / profile if profile.endswith((".yaml", ".yml")) else _FOLDER / f"{profile}.yaml"
+    return file.resolve()
+
+
+def _load(path: Path, asked: str, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path in above:
+        raise ConfigError(f"{asked}: goes in a circle; a profile cannot be laid over itself")
+    settings = _read(path, asked)
+    base = settings.pop("base", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected the name of a profile, or the path of a .yaml file (got {base!r})")
+    return _overlaid(_load(_path_of(base, path.parent), f"{path}: base {base}", (*above, path)), settings)
+
+
+def _read(path: Path, asked: str) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = ", ".join(names())
-        raise ConfigError(
-            f"--profile {profile}: no such profile; there are {known}, or give the path of a .yaml file"
-        ) from None
+        raise ConfigError(f"{asked}: no such profile; there are {known}, or give the path of a .yaml file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--profile {profile}: unreadable YAML ({reason})") from None
+        raise ConfigError(f"{asked}: unreadable YAML ({first_line(error)})") from None
     if not isinstance(settings, dict):
-        raise ConfigError(f"--profile {profile}: expected sections with settings, as `calm config` prints them")
+        raise ConfigError(f"{asked}: expected sections with settings, as `calm config` prints them")
     return settings
+
+
+def _overlaid(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    both = {name for name in settings if isinstance(base.get(name), dict) and isinstance(settings[name], dict)}
+    # Another kind starts from its own defaults: it does not know the settings of the one before.
+    both = {name for name in both if settings[name].get("kind", base[name].get("kind")) == base[name].get("kind")}
+    return base | settings | {name: _overlaid(base[name], settings[name]) for name in both}

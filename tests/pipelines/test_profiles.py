@@ -30,6 +30,48 @@ def test_a_file_that_is_no_profile_is_refused(text: str, tmp_path: Path) -> None
         profiles.load(str(path))
 
 
+def write(folder: Path, **texts: str) -> None:
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_profile_is_laid_over_its_base_and_that_over_its_own(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    write(tmp_path, lower="seed: 1\ncalm: {steps: 5, model: {hidden_size: 8, num_hidden_layers: 2}}")
+    write(
+        tmp_path / "deep",
+        middle="base: ../lower.yaml\ncalm: {model: {hidden_size: 16}}",
+        upper="base: middle.yaml\nseed: 3",
+    )
+    assert profiles.load(str(tmp_path / "deep/upper.yaml")) == {
+        "seed": 3,
+        "calm": {"steps": 5, "model": {"hidden_size": 16, "num_hidden_layers": 2}},
+    }
+
+
+def test_a_base_may_be_a_profile_of_the_library(tmp_path: Path) -> None:
+    write(tmp_path, mine="base: tiny\ncalm: {steps: 7}")
+    tiny = profiles.load("tiny")
+    assert profiles.load(str(tmp_path / "mine.yaml")) == tiny | {"calm": tiny["calm"] | {"steps": 7}}
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("huge", r"mine\.yaml: base huge: no such profile; there are .*tiny"),
+        ("other.yaml", r"mine\.yaml: base other\.yaml: no such profile"),
+        ("mine.yaml", r"mine\.yaml: base mine\.yaml: goes in a circle"),
+        ("circle.yaml", r"circle\.yaml: base \./mine\.yaml: goes in a circle"),
+        ("[tiny]", r"mine\.yaml: base: expected the name of a profile, or the path"),
+    ],
+)
+def test_a_base_that_cannot_be_is_named_with_the_file_that_asks_for_it(base: str, message: str, tmp_path: Path) -> None:
+    write(tmp_path, mine=f"base: {base}", circle="base: ./mine.yaml")
+    with pytest.raises(ConfigError, match=message) as error:
+        profiles.load(str(tmp_path / "mine.yaml"))
+    assert "\n" not in str(error.value)
+
+
 def leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
         for inner in value.values():

@@ -1,0 +1,156 @@
+"""A consumer: an environment with the core alone loads a registered model from an MLflow server, and serves it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+import venv
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+import mlflow
+import pytest
+from packaging.requirements import Requirement
+
+from calm_core.config import EvaluationConfig, RegistryConfig
+from calm_core.evaluation.stage import evaluate
+from calm_core.generation.text import Sampling
+from calm_core.registry.load import load_generator
+from calm_core.registry.register import register_model
+from pipelines.local.object_store import free_port
+
+MODEL = "models:/calm@champion"
+PROMPTS = ["the river", "the old port"]
+PARAMETERS = {"max_new_tokens": 8, "temperature": 0.5, "seed": 1}
+REPOSITORY = Path(__file__).parents[2]
+PREDICT = f"""
+import importlib.util, json, mlflow, pandas
+for name in ("kfp", "deepspeed", "typer", "pyarrow", "pytest"):
+    assert importlib.util.find_spec(name) is None, name
+model = mlflow.pyfunc.load_model("{MODEL}")
+print(json.dumps(model.predict(pandas.DataFrame({{"prompt": {PROMPTS}}}), params={PARAMETERS})))
+"""
+
+
+def needed_by(ours: Distribution) -> list[Distribution]:
+    """All that a distribution needs, without any of its extras, as it is installed in this environment."""
+    found: dict[tuple[str, str], Distribution] = {}
+    pending = [(ours, "")]
+    while pending:
+        outer, extra = pending.pop()
+        for requirement in map(Requirement, outer.requires or []):
+            if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+                continue
+            for inner_extra in {"", *requirement.extras} - {e for name, e in found if name == requirement.name}:
+                found[requirement.name, inner_extra] = inner = distribution(requirement.name)
+                pending.append((inner, inner_extra))
+    return list({inner.name: inner for inner in found.values()}.values())
+
+
+def our_wheel(folder: Path) -> Path:
+    """This library, built as it would be published; from a copy, since a build leaves folders behind."""
+    source = folder / "source"
+    for name in ("calm_core", "calm_cli", "components", "pipelines"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, f"--wheel-dir={folder}", str(source)], check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of programs of a virtual environment with our core and nothing else; its files are links."""
+    folder = tmp_path_factory.mktemp("consumer")
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(folder / "venv")
+    site = next(folder.glob("venv/lib/python*/site-packages"))
+    shutil.unpack_archive(our_wheel(folder), site, "zip")
+    for needed in needed_by(Distribution.at(next(site.glob("calm_pipelines-*.dist-info")))):
+        files = [file for file in needed.files or [] if ".." not in file.parts]
+        for parent in {site / file.parent for file in files}:
+            parent.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            (site / file).symlink_to(file.locate())
+        for entry in needed.entry_points.select(group="console_scripts"):
+            program = folder / "venv/bin" / entry.name
+            program.write_text(f"#!{folder}/venv/bin/python\nfrom {entry.module} import {entry.attr} as main\nmain()\n")
+            program.chmod(0o755)
+    return folder / "venv/bin"
+
+
+@contextmanager
+def server(command: list[str], environment: Mapping[str, str], log: Path) -> Iterator[str]:
+    """Run an MLflow server on a free port while the block lasts; yields its address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [*command, f"--port={port}", "--workers=1"], env=environment, stdout=output, stderr=output
+        ) as process,
+    ):
+        try:
+            while True:
+                assert process.poll() is None, log.read_text()
+                try:
+                    urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                    break
+                except OSError:  # it has not started yet
+                    time.sleep(0.2)
+            yield address
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def registry(dataset_uri: str, model_uris: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an MLflow server that holds a champion."""
+    folder = tmp_path_factory.mktemp("registry")
+    autoencoder, calm = model_uris
+    protocol = EvaluationConfig(samples=2, max_sequences=2, prompts=tuple(PROMPTS), prompt_tokens=4)
+    evaluation = evaluate(protocol, dataset_uri, calm, str(folder / "evaluation"), seed=0, autoencoder_uri=autoencoder)
+    command = [sys.executable, "-m", "mlflow", "server", f"--backend-store-uri=sqlite:///{folder}/mlflow.db"]
+    command += [f"--artifacts-destination={folder}/artifacts"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with server(command, environment, folder / "log") as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        mlflow.set_tracking_uri(address)
+        register_model(RegistryConfig(), *model_uris, evaluation.uri, str(folder / "registration"))
+        yield address
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
+
+
+@pytest.fixture
+def environment(programs: Path, registry: str) -> dict[str, str]:
+    """The consumer's environment: nothing of this repository but the installed library."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return kept | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "MLFLOW_TRACKING_URI": registry}
+
+
+def expected() -> list[str]:
+    sampling = Sampling(temperature=PARAMETERS["temperature"])
+    return load_generator(MODEL).generate(PROMPTS, max_new_tokens=8, sampling=sampling, seed=1)
+
+
+def test_the_core_alone_loads_a_registered_model(programs: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    command = [programs / "python", "-c", PREDICT]
+    answer = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout) == expected()
+
+
+def test_the_core_alone_serves_a_registered_model(programs: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    command = [str(programs / "mlflow"), "models", "serve", "--model-uri", MODEL, "--env-manager=local"]
+    question = {"dataframe_records": [{"prompt": prompt} for prompt in PROMPTS], "params": PARAMETERS}
+    with server(command, environment, tmp_path / "log") as address:
+        request = urllib.request.Request(
+            f"{address}/invocations", json.dumps(question).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["predictions"] == expected()
