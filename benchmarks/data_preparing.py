@@ -23,6 +23,7 @@ from calm_core.data.preparing.steps import (
 from calm_core.data.tokenizers.encoder import choose_engine, encoder
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import DatasetFacts, ScanFacts
 
 
 def prepare(source: str, tokenizer_file: str, output: str, workers: str, settings: str) -> Numbers:
@@ -31,7 +32,7 @@ def prepare(source: str, tokenizer_file: str, output: str, workers: str, setting
         shutil.rmtree(folder, ignore_errors=True)
     config = DataConfig(sources=(source,), **json.loads(settings))
     numbers = metered(lambda: prepare_data(config, TokenizerConfig(source=tokenizer_file), output, int(workers)))
-    artifact = Artifact(output, "dataset")
+    artifact = Artifact(output, DatasetFacts)
     splits = artifact.manifest.results["splits"].values()
     paths = {shard["path"] for split in splits for shard in split["shards"]}
     return numbers | {
@@ -71,12 +72,14 @@ def write_keys(folder: str, partitions: str) -> Numbers:
     """Scans of partitions of 2^20 documents each, with random keys."""
     for number in range(int(partitions)):
         keys = np.random.default_rng(number).bytes(16 << 20)
-        with ArtifactWriter(f"{folder}/scan-{number}", "scan", {"seed": number}, {}) as writer:
+        with ArtifactWriter(f"{folder}/scan-{number}", ScanFacts, {"seed": number}, {}) as writer:
             text_keys = KeyWriter(writer, TEXT)
             for start in range(0, len(keys), 16):
                 text_keys.add(keys[start : start + 16])
             text_keys.close()
-            writer.results |= {"partition": number, "documents": len(keys) // 16}
+            writer.facts = ScanFacts(
+                partition=number, documents=len(keys) // 16, text_bytes=0, normalized=0, rejected={}
+            )
     return {}
 
 

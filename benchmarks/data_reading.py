@@ -11,9 +11,11 @@ import torch
 
 from benchmarks.measure import Numbers, metered
 from calm_core.config import AutoencoderConfig, MlpAutoencoderConfig
-from calm_core.data.reading.loader import Loader, TokenDataset
+from calm_core.data.reading.dataset import TokenDataset
+from calm_core.data.reading.loader import Loader
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import DatasetFacts
 from calm_core.training.stage import train
 
 BATCH, EPOCHS = 8, 4
@@ -94,7 +96,7 @@ def stream(uri: str) -> Numbers:
 
 def _training_shards(uri: str) -> tuple[list[str], int]:
     """Paths, and bytes of all; the connection is open after it."""
-    artifact = Artifact(uri, "dataset")
+    artifact = Artifact(uri, DatasetFacts)
     paths = [shard["path"] for shard in artifact.manifest.results["splits"]["train"]["shards"]]
     return paths, sum(artifact.entry(path).size for path in paths)
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from calm_core.models.autoencoders.base import Autoencoder
 from torch import Tensor
 
 from benchmarks.measure import Row, compared, side_by_side
 from benchmarks.sizes import SMALL, K, V, baseline, models, spread_samples
 from calm_core.generation.temperature import FREE, choose_chunks, temperature_weights
 from calm_core.generation.text import CalmChunks, NextChunk, Sampling, TransformerTokens
+from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Branches
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from calm_core.models.autoencoders.base import to_chunks
 from torch import Tensor
 
 from benchmarks.measure import Row, compared, side_by_side
 from benchmarks.sizes import SMALL, models, spread_samples
 from calm_core.evaluation.brier import MAX_N, brier_terms, next_tokens
 from calm_core.evaluation.samplers import CalmSampler
+from calm_core.models.autoencoders.base import to_chunks
 from calm_core.models.backbone import KeyValues
 from calm_core.models.noise import SequenceNoise
 

@@ -7,11 +7,12 @@ from calm_core.data.reading.order import SMALLEST_WEIGHT
 from calm_core.errors import ConfigError
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import DatasetFacts, MixtureFacts
 
-_EQUAL = ("vocab_size", "pad_id", "eos_id", "sequence_length", "document_alignment")
+_EQUAL = ("vocab_size", "pad_id", "eos_id", "sequence_length", "document_alignment")  # facts that all must share
 
 
-def mix_datasets(weights: Mapping[str, float], output_uri: str) -> Artifact:
+def mix_datasets(weights: Mapping[str, float], output_uri: str) -> Artifact[MixtureFacts]:
     """Name several datasets that are trained on as one; nothing is copied.
 
     Args:
@@ -29,19 +30,19 @@ def mix_datasets(weights: Mapping[str, float], output_uri: str) -> Artifact:
             raise ConfigError(
                 f"{uri}: weight {weight:g} is not {SMALLEST_WEIGHT:.1%} of the mixture or more; change it"
             )
-    datasets = [Artifact(uri, "dataset") for uri in weights]
+    datasets = [Artifact(uri, DatasetFacts) for uri in weights]
     first = datasets[0]
     for other in datasets[1:]:
         if other.entry("tokenizer.json").sha256 != first.entry("tokenizer.json").sha256:
             raise ConfigError(f"{other.uri}: has another tokenizer than {first.uri}; prepare it with tokenizer.source")
         for name in _EQUAL:
-            if other.manifest.results[name] != first.manifest.results[name]:
+            if getattr(other.facts, name) != getattr(first.facts, name):
                 raise ConfigError(f"{other.uri}: has another {name} than {first.uri}; prepare it anew")
     parents = {f"dataset-{i}": dataset.digest for i, dataset in enumerate(datasets)}
-    with ArtifactWriter(output_uri, "mixture", {}, parents) as writer:
-        writer.results |= {
-            "weights": [round(weight / total, 12) for weight in weights.values()],
-            "digests": [dataset.digest for dataset in datasets],
-        }
-        writer.origins = {"datasets": [storage.absolute(uri) for uri in weights]}
-    return Artifact(output_uri, "mixture")
+    with ArtifactWriter(output_uri, MixtureFacts, {}, parents) as writer:
+        writer.facts = MixtureFacts(
+            weights=[round(weight / total, 12) for weight in weights.values()],
+            digests=[dataset.digest for dataset in datasets],
+            datasets=[storage.absolute(uri) for uri in weights],
+        )
+    return Artifact(output_uri, MixtureFacts)

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from calm_core.config import DataConfig, TokenizerConfig
-from calm_core.data.preparing.merge import merge_partitions
+from calm_core.data.preparing.merge import Prepared, merge_partitions
 from calm_core.data.preparing.steps import (
     find_duplicates,
     plan_partitions,
@@ -21,25 +21,27 @@ from calm_core.data.preparing.steps import (
 from calm_core.errors import CalmError, ConfigError
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import DatasetFacts, Facts
 
 
-def prepare_data(data: DataConfig, tokenizer: TokenizerConfig, output_uri: str, workers: int = 1) -> Artifact:
+def prepare_data(
+    data: DataConfig, tokenizer: TokenizerConfig, output_uri: str, workers: int = 1
+) -> Artifact[DatasetFacts]:
     """All steps on one machine, with as many processes as `workers`; the bytes do not depend on how many.
 
-    The intermediate artifacts lie beside the data set, in `<output_uri>.parts`. What a stopped run has finished of them
+    The intermediate artifacts lie beside the dataset, in `<output_uri>.parts`. What a stopped run has finished of them
     is taken by the next one.
 
     Raises:
         CalmError: A step failed, or its process was killed.
     """
     if data.extends and storage.absolute(data.extends) == storage.absolute(output_uri):
-        raise ConfigError(f"{output_uri}: is the dataset that is extended; give the larger one another --output")
+        raise ConfigError(f"{output_uri}: is the dataset that is extended; give the larger one another output_uri")
     place = output_uri.rstrip("/") + ".parts"
     partitions = plan_partitions(data, storage.join(place, "plan"))
-    names = [f"{partition['index']:05d}" for partition in partitions]
 
     def uris(step: str) -> list[str]:
-        return [storage.join(place, f"{step}-{name}") for name in names]
+        return [storage.join(place, f"{step}-{partition.index:05d}") for partition in partitions]
 
     # A fork would inherit the threads of Arrow and of the object store's library in an unknown state.
     with ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else ExitStack() as pool:
@@ -48,14 +50,21 @@ def prepare_data(data: DataConfig, tokenizer: TokenizerConfig, output_uri: str, 
         found = find_duplicates(uris("scan"), data, storage.join(place, "duplicates")).uri
         trained = train_tokenizer(partitions, tokenizer, data, storage.join(place, "tokenizer")).uri
         each(tokenize_partition, partitions, repeat(data), repeat(trained), repeat(found), uris("shards"))
-    return merge_partitions(data, partitions, uris("scan"), uris("shards"), found, trained, output_uri)
+    prepared = Prepared(
+        partitions=partitions,
+        scan_uris=uris("scan"),
+        shards_uris=uris("shards"),
+        duplicates_uri=found,
+        tokenizer_uri=trained,
+    )
+    return merge_partitions(data, prepared, output_uri)
 
 
-def _each(pool: ProcessPoolExecutor | None, step: Callable[..., Artifact], *arguments: Any) -> None:
+def _each(pool: ProcessPoolExecutor | None, step: Callable[..., Artifact[Facts]], *arguments: Any) -> None:
     try:
         list(map(step, *arguments) if pool is None else pool.map(step, *arguments))
     except BrokenProcessPool:
         raise CalmError(
-            "a preparing process was killed, perhaps for lack of memory; run the same command again (with fewer "
-            "--workers): finished partitions are kept"
+            "a preparing process was killed, perhaps for lack of memory; run it again (with fewer workers): "
+            "finished partitions are kept"
         ) from None

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calm_core.data.reading.loader import TokenDataset
+from calm_core.data.reading.dataset import TokenDataset
 from calm_core.data.stage import prepare_data
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import DatasetFacts, MixtureFacts
 from tests.cli.test_main import call
 from tests.data.test_prepare import TOKENIZER, data_of, documents_of, texts, write_lines
 
@@ -164,9 +165,9 @@ def test_mix_writes_a_mixture_and_shows_the_shares(
     out = capsys.readouterr().out
     for uri, shown in ((output, "mixture"), (dataset.uri, "75.0%"), (str(other), "25.0%")):
         assert any(uri in line and shown in line for line in out.splitlines())
-    mixture = Artifact(output, "mixture")
+    mixture = Artifact(output, MixtureFacts)
     assert mixture.manifest.results["weights"] == [0.75, 0.25]
-    assert list(mixture.manifest.parents.values()) == [dataset.digest, Artifact(str(other), "dataset").digest]
+    assert list(mixture.manifest.parents.values()) == [dataset.digest, Artifact(str(other), DatasetFacts).digest]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_prepare_extends_a_dataset_with_workers(
         "prepare", "--extends", dataset.uri, "--source", f"{tmp_path}/*.jsonl", "--output", f"{tmp_path}/larger",
         "--workers", "2", *changes,
     ) == 0  # fmt: skip
-    larger = Artifact(f"{tmp_path}/larger", "dataset")
+    larger = Artifact(f"{tmp_path}/larger", DatasetFacts)
     out = capsys.readouterr().out
     assert larger.digest in out
     assert re.search(r"exact duplicates +5\b", out)  # 3 before, 2 more

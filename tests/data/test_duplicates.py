@@ -13,6 +13,7 @@ from calm_core.data.preparing.duplicates import DUPLICATE, KEPT, NEAR_DUPLICATE,
 from calm_core.data.preparing.steps import find_duplicates, plan_partitions, scan_partition
 from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import ScanFacts
 from tests.data.test_prepare import data_of, write_lines
 
 
@@ -79,7 +80,7 @@ def test_a_damaged_file_of_keys_is_named(damage: str, tmp_path: Path) -> None:
     """A wrong key would let a duplicate in, or drop a document, without a sign."""
     config = data_of(write_lines(tmp_path / "texts.jsonl", [f"text {i}" for i in range(30)]))
     scans = scans_of(config, tmp_path)
-    entry = Artifact(scans[1], "scan").manifest.files[0]
+    entry = Artifact(scans[1], ScanFacts).manifest.files[0]
     path = Path(scans[1]) / entry.path
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

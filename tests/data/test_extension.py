@@ -10,10 +10,10 @@ import pytest
 from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.data.mixture import mix_datasets
 from calm_core.data.preparing import steps
-from calm_core.data.sources.files import Partition
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, ConfigError, SourceError
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import SPLITS, DatasetFacts
 from tests.data.test_prepare import TOKENIZER, data_of, documents_of, files_of, split_of, texts, write_lines
 
 OLD, NEW = texts(30), texts(20, seed=1)
@@ -39,7 +39,7 @@ def all_documents(dataset: Artifact) -> list[str]:
 
 
 def in_splits(everything: list[str]) -> dict[str, list[str]]:
-    return {split: [text for text in everything if split_of(text, 0.3) == split] for split in steps.SPLITS}
+    return {split: [text for text in everything if split_of(text, 0.3) == split] for split in SPLITS}
 
 
 def test_new_documents_follow_the_old_ones_whose_files_stay_as_they_are(parent: Artifact, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_what_is_new_is_told_by_content_and_not_by_name(parent: Artifact, tmp_pa
     (tmp_path / "a.jsonl").rename(tmp_path / "moved.jsonl")
     config = data_of(tmp_path / "moved.jsonl", tmp_path / "b.jsonl", new, extends=parent.uri)
     partitions = steps.plan_partitions(config, f"{tmp_path}/plan")
-    pieces = [piece for part in partitions for piece in Partition.model_validate(part).pieces()]
+    pieces = [piece for part in partitions for piece in part.pieces()]
     assert {piece.file.uri for piece in pieces} == {f"file://{new}"}
     assert documents_of(prepare_data(config, TOKENIZER, f"{tmp_path}/child")) == in_splits(OLD + NEW)
 
@@ -247,4 +247,4 @@ def test_a_dataset_is_not_written_over_the_one_that_it_extends(parent: Artifact,
     config: DataConfig = data_of(write_lines(tmp_path / "new.jsonl", NEW), extends=parent.uri)
     with pytest.raises(CalmError):
         prepare_data(config, TOKENIZER, f"{parent.uri}/")
-    assert files_of(Artifact(parent.uri, "dataset")) == before
+    assert files_of(Artifact(parent.uri, DatasetFacts)) == before

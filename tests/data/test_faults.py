@@ -21,11 +21,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from calm_core.config import DataConfig
-from calm_core.data.reading.loader import Loader, TokenDataset
+from calm_core.data.reading.dataset import TokenDataset
+from calm_core.data.reading.loader import Loader
 from calm_core.data.reading.order import EpochOrder
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, SourceError, StorageError
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import DatasetFacts
 from tests.data.test_prepare import TOKENIZER, data_of, files_of, texts, write_lines
 
 TEXTS = texts(1000)
@@ -162,7 +164,7 @@ def train(undisturbed: tuple[DataConfig, Artifact], tmp_path: Path) -> TokenData
 
 
 def shard_of(dataset: TokenDataset, number: int) -> Path:
-    return Path(dataset.uri, dataset.results["splits"]["train"]["shards"][number]["path"])
+    return Path(dataset.uri, dataset.facts.splits["train"].shards[number].path)
 
 
 def epoch_of(dataset: TokenDataset) -> Iterator[list[int]]:
@@ -253,7 +255,7 @@ def test_a_full_disk_is_one_clear_line_and_with_more_room_the_same_command_finis
         gc.collect()  # what is left of writers must not complain
         check_no_half_file(disk)
         with pytest.raises(ArtifactError):
-            Artifact(f"{disk}/dataset", "dataset")
+            Artifact(f"{disk}/dataset", DatasetFacts)
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         assert files_of(prepare_data(data, TOKENIZER, f"{disk}/dataset")) == files_of(expected)
 
@@ -285,7 +287,7 @@ def test_a_killed_worker_is_one_clear_line_and_the_next_run_gives_the_same_bytes
     others = set(multiprocessing.active_children())
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    with pytest.raises(CalmError, match=r"^a preparing process was killed[^\n]* run the same command again"):
+    with pytest.raises(CalmError, match=r"^a preparing process was killed[^\n]* run it again \(with fewer workers\)"):
         prepare_data(data, TOKENIZER, f"{tmp_path}/dataset", workers=2)
     killer.join()
     assert files_of(prepare_data(data, TOKENIZER, f"{tmp_path}/dataset")) == files_of(expected)

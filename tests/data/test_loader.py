@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from calm_core.data.reading import loader as loader_module
+from calm_core.data.reading import dataset as dataset_module
 from calm_core.data.reading import shard_files
-from calm_core.data.reading.loader import Loader, TokenDataset
+from calm_core.data.reading.dataset import TokenDataset
+from calm_core.data.reading.loader import Loader
 from calm_core.data.reading.order import BLOCK_SHARDS, EpochOrder, Group
 from calm_core.errors import ConfigError
 
@@ -143,10 +144,10 @@ def test_a_shard_is_hashed_only_once(train: TokenDataset, dataset_uri: str, monk
     hashed: list[str] = []
     check = shard_files._is_whole
     monkeypatch.setattr(shard_files, "_is_whole", lambda file, entry: hashed.append(entry.path) or check(file, entry))
-    monkeypatch.setattr(loader_module, "_OPEN_SHARDS", 1)  # every other shard is closed and opened again
+    monkeypatch.setattr(dataset_module, "_OPEN_SHARDS", 1)  # every other shard is closed and opened again
     assert stream(Loader(fresh, BATCH, seed=0), 2 * train.num_sequences // BATCH) == expected
     assert len(hashed) > 1
-    assert len(hashed) == len(set(hashed)) == len(fresh.results["splits"]["train"]["shards"])
+    assert len(hashed) == len(set(hashed)) == len(fresh.facts.splits["train"].shards)
 
 
 def test_a_loader_starts_where_it_is_told(train: TokenDataset) -> None:

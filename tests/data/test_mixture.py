@@ -8,11 +8,13 @@ import pytest
 
 from calm_core.config import TokenizerConfig, TransformerConfig
 from calm_core.data.mixture import mix_datasets
-from calm_core.data.reading.loader import Loader, Mixture, TokenDataset, open_dataset
+from calm_core.data.reading.dataset import Mixture, TokenDataset, open_dataset
+from calm_core.data.reading.loader import Loader
 from calm_core.data.reading.order import MIX_BLOCK
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, ConfigError
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import DatasetFacts
 from tests.data.test_prepare import TOKENIZER, data_of, files_of, write_lines
 
 BATCH = 12  # sequences, for 1, 2 and 3 ranks
@@ -171,7 +173,7 @@ def test_a_mixture_is_not_written_over_one_of_its_datasets(tmp_path: Path) -> No
     before = files_of(dataset)
     with pytest.raises(CalmError):
         mix_datasets({dataset.uri: 1}, f"{dataset.uri}/")
-    assert files_of(Artifact(dataset.uri, "dataset")) == before
+    assert files_of(Artifact(dataset.uri, DatasetFacts)) == before
 
 
 def test_a_model_is_trained_and_scored_on_a_mixture(dataset_uri: str, tmp_path: Path) -> None:

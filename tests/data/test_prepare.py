@@ -16,12 +16,14 @@ import pytest
 
 from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.data.preparing import merge, steps
-from calm_core.data.preparing.merge import merge_partitions
+from calm_core.data.preparing.merge import Prepared, merge_partitions
 from calm_core.data.preparing.steps import text_hash
-from calm_core.data.reading.loader import TokenDataset
+from calm_core.data.reading.dataset import TokenDataset
+from calm_core.data.sources.files import Partition
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, SourceError
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import SPLITS, DatasetFacts, DuplicatesFacts
 
 
 def split_of(text: str, fraction: float) -> str:
@@ -53,7 +55,7 @@ def files_of(artifact: Artifact) -> dict[str, bytes]:
 def documents_of(dataset: Artifact) -> dict[str, list[str]]:
     """Every document of each split, decoded, in the order of the shards."""
     found: dict[str, list[str]] = {}
-    for split in steps.SPLITS:
+    for split in SPLITS:
         part = TokenDataset(dataset.uri, split)
         found[split] = []
         ids: list[int] = []
@@ -72,7 +74,7 @@ def test_a_documents_split_depends_on_its_text_alone(tmp_path: Path) -> None:
     before = documents_of(prepare_data(data_of(write_lines(tmp_path / "old.jsonl", old)), TOKENIZER, f"{tmp_path}/a"))
     more = write_lines(tmp_path / "more.jsonl", new + old[::-1])
     after = documents_of(prepare_data(data_of(more, partitions=3), TOKENIZER, f"{tmp_path}/b"))
-    for split in steps.SPLITS:
+    for split in SPLITS:
         assert set(before[split]) < set(after[split])
         assert set(after[split]) & set(old) == set(before[split])
 
@@ -96,7 +98,7 @@ def test_every_document_is_once_in_the_data_set(tmp_path: Path) -> None:
 
     everything = first + second
     assert documents_of(dataset) == {
-        split: [text for text in everything if split_of(text, 0.3) == split] for split in steps.SPLITS
+        split: [text for text in everything if split_of(text, 0.3) == split] for split in SPLITS
     }
     results = dataset.manifest.results
     assert results["documents_in"] == 35 + 20 + 3 + 30 + 1 + 4
@@ -128,13 +130,18 @@ def made(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+def merged(made: dict[str, Any]) -> Artifact[DatasetFacts]:
+    parts = {name: value for name, value in made.items() if name not in ("config", "output_uri")}
+    return merge_partitions(made["config"], Prepared(**parts), made["output_uri"])
+
+
 def test_the_order_in_which_partitions_are_collected_does_not_matter(made: dict[str, Any], tmp_path: Path) -> None:
     """Whatever runs the partitions side by side may hand their artifacts on as they become ready."""
     backwards = made["scan_uris"][::-1]
     duplicates = steps.find_duplicates(backwards, made["config"], f"{tmp_path}/again")
-    assert duplicates.digest == Artifact(made["duplicates_uri"], "duplicates").digest
+    assert duplicates.digest == Artifact(made["duplicates_uri"], DuplicatesFacts).digest
     made |= {"scan_uris": backwards, "shards_uris": [made["shards_uris"][i] for i in (1, 2, 0)]}
-    assert merge_partitions(**made).digest == Artifact(f"{tmp_path}/dataset", "dataset").digest
+    assert merged(made).digest == Artifact(f"{tmp_path}/dataset", DatasetFacts).digest
 
 
 @pytest.mark.parametrize("uris", ["scan_uris", "shards_uris"])
@@ -142,7 +149,7 @@ def test_a_partition_that_is_missing_or_named_twice_is_refused(made: dict[str, A
     complete = made[uris]
     for wrong in (complete[1:], complete[:-1], [*complete, complete[0]]):
         with pytest.raises(ArtifactError, match="is missing or named twice"):
-            merge_partitions(**made | {uris: wrong})
+            merged(made | {uris: wrong})
 
 
 @pytest.fixture
@@ -217,7 +224,7 @@ def test_unusable_sources_are_refused_on_one_line(
         prepare_data(data_of(path, **settings), TOKENIZER, f"{tmp_path}/dataset")
     assert "\n" not in str(caught.value)
     with pytest.raises(ArtifactError, match=r"half-written|missing"):
-        Artifact(f"{tmp_path}/dataset", "dataset")
+        Artifact(f"{tmp_path}/dataset", DatasetFacts)
 
 
 def test_rejects_up_to_the_set_share_are_let_pass_and_shown(tmp_path: Path) -> None:
@@ -272,7 +279,7 @@ def test_artifacts_of_different_runs_are_not_mixed(
     replaced = {"tokenizer_uri": other} if "tokenizer_uri" in changed else {}
     replaced |= {"config": config.model_copy(update=changed["config"])} if "config" in changed else {}
     with pytest.raises(ArtifactError, match=message):
-        merge_partitions(**made | replaced)
+        merged(made | replaced)
 
 
 def test_a_moved_source_is_the_same_data_set(tmp_path: Path) -> None:
@@ -302,7 +309,7 @@ def test_bytes_of_text_are_counted_by_split(tmp_path: Path) -> None:
     everything = texts(30)
     source = write_lines(tmp_path / "a.jsonl", everything + everything[:5])
     results = prepare_data(data_of(source), TOKENIZER, f"{tmp_path}/dataset").manifest.results
-    for split in steps.SPLITS:
+    for split in SPLITS:
         kept = [text for text in everything if split_of(text, 0.3) == split]
         assert results["splits"][split]["text_bytes"] == sum(len(text.encode()) for text in kept)
 
@@ -312,10 +319,11 @@ def test_a_missing_input_of_a_step_is_reported(step: str, tmp_path: Path, monkey
     progress = tmp_path / "progress.jsonl"
     monkeypatch.setenv("CALM_PROGRESS_FILE", str(progress))
     none, config = f"{tmp_path}/none", data_of("none.jsonl")
+    partition = Partition(index=0, pieces_uri=none, num_bytes=0)
     arguments: dict[str, tuple[Any, ...]] = {
         "find_duplicates": ([none], config),
-        "tokenize_partition": ({"index": 0, "pieces_uri": none, "num_bytes": 0}, config, none, none),
-        "merge_partitions": (config, [{"index": 0, "pieces_uri": none, "num_bytes": 0}], [none], [none], none, none),
+        "tokenize_partition": (partition, config, none, none),
+        "merge_partitions": (config, Prepared([partition], [none], [none], none, none)),
     }
     with pytest.raises(ArtifactError, match="missing"):
         getattr(merge if step == "merge_partitions" else steps, step)(*arguments[step], f"{tmp_path}/output")
@@ -343,12 +351,12 @@ def test_a_refused_run_leaves_the_dataset_that_is_there(tmp_path: Path) -> None:
     before = files_of(prepare_data(data_of(source), TOKENIZER, f"{tmp_path}/dataset"))
     with pytest.raises(SourceError, match="the validation split is empty"):
         prepare_data(data_of(source, validation_fraction=1e-9), TOKENIZER, f"{tmp_path}/dataset")
-    assert files_of(Artifact(f"{tmp_path}/dataset", "dataset")) == before
+    assert files_of(Artifact(f"{tmp_path}/dataset", DatasetFacts)) == before
 
 
 def test_a_source_that_changes_after_the_scan_is_one_line(made: dict[str, Any], tmp_path: Path) -> None:
     """Its size stays, but a line more is in it: the marks of duplicates would go to other documents."""
-    [source] = {file["uri"] for file in Artifact(f"{tmp_path}/dataset", "dataset").manifest.origins["sources"]}
+    [source] = {file["uri"] for file in Artifact(f"{tmp_path}/dataset", DatasetFacts).manifest.origins["sources"]}
     content = Path(source.removeprefix("file://")).read_bytes()
     Path(source.removeprefix("file://")).write_bytes(content.replace(b"a river a river", b'a"}\n{"text": "1', 1))
     arguments = made["config"], made["tokenizer_uri"], made["duplicates_uri"]

@@ -12,13 +12,15 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from calm_core.config import DataConfig
-from calm_core.data.preparing.steps import SPLITS, split_of, text_hash
-from calm_core.data.reading import loader
-from calm_core.data.reading.loader import Loader, Mixture
+from calm_core.data.preparing.steps import split_of, text_hash
+from calm_core.data.reading import dataset as dataset_module
+from calm_core.data.reading.dataset import Mixture
+from calm_core.data.reading.loader import Loader
 from calm_core.data.reading.order import MIX_BLOCK, Group, MixOrder
 from calm_core.data.sources.files import find_files, partition_files, read_documents
 from calm_core.data.sources.formats import Document
 from calm_core.data.stage import prepare_data
+from calm_core.store.facts import SPLITS
 from tests.data.test_prepare import TOKENIZER, data_of, documents_of, write_lines
 
 
@@ -58,7 +60,7 @@ def read_all(folder: Path, partitions: int) -> list[Document]:
     config = DataConfig(sources=(f"{folder}/*",), partitions=partitions, txt_document_bytes=16, max_document_bytes=60)
     with TemporaryDirectory() as plan:
         parts = partition_files(find_files(config), partitions, plan)
-        return [document for part in parts for document in read_documents(part.model_dump(), config)]
+        return [document for part in parts for document in read_documents(part, config)]
 
 
 def plain_count(suffix: str, content: bytes) -> int:
@@ -122,7 +124,7 @@ class Numbered:
 
     def __init__(self, part: int, rows_of_shard: list[int], rows_per_group: int) -> None:
         self._part = part
-        self.groups_of_shard = loader._groups_of(rows_of_shard, rows_per_group)
+        self.groups_of_shard = dataset_module._groups_of(rows_of_shard, rows_per_group)
         self.num_sequences = sum(rows_of_shard)
 
     def read_group(self, group: Group) -> npt.NDArray[np.int64]:

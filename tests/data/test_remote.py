@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from calm_core.config import DataConfig, TokenizerConfig
-from calm_core.data.reading.loader import TokenDataset
+from calm_core.data.reading.dataset import TokenDataset
 from calm_core.data.stage import prepare_data
 
 LINES = "".join(json.dumps({"text": f"text {i}: " + "a river " * (i % 9)}) + "\n" for i in range(60))

@@ -15,11 +15,13 @@ import s3fs
 
 from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.data.preparing.steps import plan_partitions, scan_partition
-from calm_core.data.reading.loader import Loader, TokenDataset
+from calm_core.data.reading.dataset import TokenDataset
+from calm_core.data.reading.loader import Loader
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, SourceError, StorageError
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import DatasetFacts
 from pipelines.local.object_store import BUCKET
 from tests.object_store import Trouble, environment, troubled
 
@@ -170,7 +172,7 @@ def test_killed_preparing_processes_leave_no_trace_in_the_bytes(
     assert kills
     again = subprocess.run([sys.executable, "-c", program, *arguments], stdout=subprocess.DEVNULL, check=True)
     assert again.returncode == 0
-    assert files_of(Artifact(output, "dataset")) == files_of(local)
+    assert files_of(Artifact(output, DatasetFacts)) == files_of(local)
     assert not list(tmp_path.rglob("*.partial"))
 
 

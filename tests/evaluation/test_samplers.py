@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from calm_core.models.autoencoders.base import to_chunks
 
 from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig, TransformerModelConfig
 from calm_core.evaluation.brier import brier_terms, next_tokens
 from calm_core.evaluation.samplers import CalmSampler, TransformerScorer
+from calm_core.models.autoencoders.base import to_chunks
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.layers import freeze

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from calm_core.registry.register import register_model
 from packaging.requirements import Requirement
 
 from calm_core.config import EvaluationConfig, RegistryConfig
 from calm_core.evaluation.stage import evaluate
 from calm_core.generation.text import Sampling
 from calm_core.registry.load import load_generator
-from calm_core.registry.register import register_model
 from pipelines.local.object_store import free_port
 
 MODEL = "models:/calm@champion"

@@ -23,6 +23,7 @@ from datasketch import MinHash, MinHashLSH
 from calm_core.data.shards import column_of
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import DuplicatesFacts, Facts, ScanFacts
 
 TEXT = "text"
 KEPT, DUPLICATE, NEAR_DUPLICATE = range(3)
@@ -31,7 +32,7 @@ BUCKETS = 1024
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<u4")])
 _INDEX = np.dtype("<u8")
 _INDEX_BYTES = (BUCKETS + 1) * _INDEX.itemsize
-_BUCKET_SHIFT = np.uint64(64 - (BUCKETS - 1).bit_length())
+_BUCKET_SHIFT = np.uint64(64 - (BUCKETS - 1).bit_length())  # a key's bucket is its leading bits
 _KEY_BYTES = 16
 _RUN_DOCUMENTS = 1 << 20  # keys that are sorted at a time
 _RANGE_DOCUMENTS = 1 << 22  # keys of all partitions that are compared at a time
@@ -47,7 +48,7 @@ Bits = npt.NDArray[np.uint8]
 class KeyWriter:
     """Writes the keys of a partition's documents as sorted runs, keys/<name>-<run>.bin."""
 
-    def __init__(self, writer: ArtifactWriter, name: str) -> None:
+    def __init__(self, writer: ArtifactWriter[ScanFacts], name: str) -> None:
         self._writer, self._name = writer, name
         self._keys = bytearray()
         self._first = 0  # document of the buffer's first key
@@ -63,10 +64,12 @@ class KeyWriter:
         """Write what is still in memory."""
         if not self._keys:
             return
+        # A 16-byte key as two big-endian numbers: compared one after the other, they sort as the bytes do.
         high, low = np.frombuffer(bytes(self._keys), dtype=">u8").reshape(-1, 2).T
         order = np.lexsort((low, high))
         records = np.empty(len(order), dtype=_RECORD)
         records["high"], records["low"], records["document"] = high[order], low[order], order + self._first
+        # Entry b is the number of the first record in bucket b or later; the last entry, the number of all.
         index = np.searchsorted(records["high"] >> _BUCKET_SHIFT, np.arange(BUCKETS + 1, dtype=np.uint64))
         with self._writer.create(f"keys/{self._name}-{self._run:05d}.bin") as file:
             file.write(index.astype(_INDEX).tobytes())
@@ -109,8 +112,8 @@ def band_keys(text: str, threshold: float) -> Iterator[bytes]:
         yield hashlib.blake2b(values[i * rows : (i + 1) * rows].tobytes(), digest_size=_KEY_BYTES).digest()
 
 
-class Source(NamedTuple):
-    """The keys of one partition.
+class DocumentKeys(NamedTuple):
+    """The keys of one partition's documents.
 
     Attributes:
         artifact: Where keys/ lies.
@@ -118,7 +121,7 @@ class Source(NamedTuple):
         dropped: Two arrays of bits, exact and near, that are set here; None where the documents stay anyway.
     """
 
-    artifact: Artifact
+    artifact: Artifact[Facts]
     folder: str
     dropped: tuple[Bits, Bits] | None
 
@@ -129,7 +132,7 @@ def new_bits(documents: int) -> tuple[Bits, Bits]:
     return np.zeros(size, np.uint8), np.zeros(size, np.uint8)
 
 
-def mark(sources: list[Source], name: str) -> None:
+def mark(sources: list[DocumentKeys], name: str) -> None:
     """Set the bits of all documents that share a key of this name with an earlier one.
 
     Raises:
@@ -156,7 +159,7 @@ class _KeyFile(NamedTuple):
     """One run of keys, and the number of its source."""
 
     source: int
-    artifact: Artifact
+    artifact: Artifact[Facts]
     path: str
 
     def offsets(self) -> Numbers:
@@ -176,6 +179,7 @@ class _KeyFile(NamedTuple):
 def _ranges(offsets: list[Numbers]) -> Iterator[tuple[int, int]]:
     """Runs of buckets that together hold about as many keys as are compared at a time."""
     if offsets:
+        # A run ends where the number of keys before a bucket, over all files, passes the next multiple of the size.
         before = np.sum(offsets, axis=0)[:BUCKETS]
         firsts = np.flatnonzero(np.diff(before // _RANGE_DOCUMENTS, prepend=-1)).tolist()
         yield from pairwise([*firsts, BUCKETS])
@@ -188,7 +192,7 @@ def _equals_previous(records: Records) -> npt.NDArray[np.bool_]:
     return equal
 
 
-def _mark_repeats(sources: list[Source], numbers: list[int], parts: list[Records], name: str) -> None:
+def _mark_repeats(sources: list[DocumentKeys], numbers: list[int], parts: list[Records], name: str) -> None:
     """Set the bits of records whose key is also in an earlier part.
 
     Args:
@@ -206,13 +210,16 @@ def _mark_repeats(sources: list[Source], numbers: list[int], parts: list[Records
         _set(sources[number], records["document"][repeated[source_of[repeated] == number]], name)
 
 
-def _set(source: Source, documents: npt.NDArray[np.uint32], name: str) -> None:
+def _set(source: DocumentKeys, documents: npt.NDArray[np.uint32], name: str) -> None:
     if source.dropped is not None:
         bits = source.dropped[0 if name == TEXT else 1]
+        # Document d is bit d % 8, from the left, of byte d // 8; `at`, since several may lie in one byte.
         np.bitwise_or.at(bits, documents >> 3, (128 >> (documents & 7)).astype(np.uint8))
 
 
-def write_dropped(writer: ArtifactWriter, path: str, documents: int, dropped: tuple[Bits, Bits]) -> tuple[int, int]:
+def write_dropped(
+    writer: ArtifactWriter[DuplicatesFacts], path: str, documents: int, dropped: tuple[Bits, Bits]
+) -> tuple[int, int]:
     """Write what becomes of each document of a partition; returns how many are duplicates, and near-duplicates."""
     exact_count = near_count = 0
     schema = pa.schema({"kind": pa.uint8()})
@@ -228,12 +235,12 @@ def write_dropped(writer: ArtifactWriter, path: str, documents: int, dropped: tu
     return exact_count, near_count
 
 
-def read_dropped(artifact: Artifact, path: str) -> tuple[int, Iterator[int]]:
+def read_dropped(artifact: Artifact[DuplicatesFacts], path: str) -> tuple[int, Iterator[int]]:
     """How many documents a partition has, and KEPT, DUPLICATE or NEAR_DUPLICATE for each of them, in order."""
     file = pq.ParquetFile(artifact.open(path))
     return file.metadata.num_rows, (kind for batch in file.iter_batches() for kind in batch.column(0).to_pylist())
 
 
-def key_files(artifact: Artifact, folder: str) -> list[str]:
+def key_files(artifact: Artifact[Facts], folder: str) -> list[str]:
     """Paths of an artifact's keys."""
     return [entry.path for entry in artifact.manifest.files if entry.path.startswith(folder)]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from calm_core.config import DataConfig
-from calm_core.data.sources.files import SourceFile
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import ConfigError, SourceError
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import DatasetFacts, SourceFile
 
 _KEPT = (
     "sequence_length",
@@ -28,7 +28,7 @@ class Extension:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        self.parent = Artifact(config.extends, "dataset")
+        self.parent = Artifact(config.extends, DatasetFacts)
         self._replace = config.replace_changed
         settings = self.parent.manifest.config
         for name in _KEPT:
@@ -46,12 +46,12 @@ class Extension:
     @property
     def files(self) -> list[SourceFile]:
         """The files that are in it."""
-        return [SourceFile.model_validate(file) for file in self.parent.manifest.origins["sources"]]
+        return self.parent.facts.sources
 
     @property
     def partitions(self) -> int:
         """How many partitions are in it; those that are added are counted on from here."""
-        return int(self.parent.manifest.results["partitions"])
+        return self.parent.facts.partitions
 
     def files_to_read(self, found: Sequence[SourceFile]) -> tuple[list[SourceFile], int]:
         """Which of the files that were found have to be read, and the index of their first partition.
@@ -77,5 +77,5 @@ class Extension:
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer."""
-        results = self.parent.manifest.results
-        return Tokenizer.from_bytes(self.parent.read("tokenizer.json"), results["pad_id"], results["eos_id"])
+        facts = self.parent.facts
+        return Tokenizer.from_bytes(self.parent.read("tokenizer.json"), facts.pad_id, facts.eos_id)

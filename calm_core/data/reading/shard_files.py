@@ -12,6 +12,7 @@ from typing import IO
 from calm_core.errors import CalmError
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, FileEntry
+from calm_core.store.facts import Facts
 
 CACHE_VARIABLE, CACHE_BYTES_VARIABLE = "CALM_CACHE", "CALM_CACHE_BYTES"
 _CACHE_BYTES = 50 * 2**30
@@ -28,7 +29,7 @@ class ShardFiles:
         CalmError: The cache cannot be written, or its size is no number.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact[Facts]) -> None:
         self._artifact = artifact
         self._local = storage.is_local(artifact.uri)
         self._checked: set[str] = set()

@@ -8,9 +8,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import IO, Any
+from typing import IO, Any, Self
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from calm_core.config import DataConfig
 from calm_core.data.damage import is_damage
@@ -18,22 +18,10 @@ from calm_core.data.sources.formats import FORMATS, Document, Range, format_of
 from calm_core.errors import ArtifactError, ConfigError, SourceError, first_line
 from calm_core.store import storage
 from calm_core.store.artifact import digest_of
+from calm_core.store.facts import SourceFile
 
 _FILES_AT_A_TIME = 16
 _ENDLESS = 1 << 62
-
-
-class SourceFile(BaseModel):
-    """One file of the sources.
-
-    Attributes:
-        digest: What tells its content from other content (see `storage.digest`).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    uri: str
-    size: int
-    digest: str
 
 
 class Piece(BaseModel):
@@ -64,6 +52,20 @@ class Partition(BaseModel):
     num_bytes: int
     extends: str = ""
 
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """A partition from a pipeline's parameter.
+
+        Raises:
+            ConfigError: It is none; the message names what is wrong.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"a partition of the plan is damaged ({place}: {first['msg']}); plan again") from None
+
     def pieces(self) -> list[Piece]:
         """The pieces, read and checked.
 
@@ -89,7 +91,7 @@ def find_files(config: DataConfig) -> list[SourceFile]:
         SourceError: A source is missing, matches nothing, or has an unknown suffix.
     """
     if not config.sources:
-        raise SourceError("data.sources is empty; name .jsonl or .txt files, e.g. --source 'texts/*.jsonl'")
+        raise SourceError("data.sources is empty; name .jsonl or .txt files, e.g. texts/*.jsonl")
     uris = list(dict.fromkeys(uri for source in config.sources for uri in _files_of(source)))
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
         return list(pool.map(_source_file, uris))
@@ -140,7 +142,7 @@ def _written(pieces: list[Piece], index: int, place: str, extends: str) -> Parti
 def _files_of(source: str) -> Iterator[str]:
     found = storage.glob(source)
     if not found:
-        raise SourceError(f"{source}: no such file, and nothing matches; check data.sources (--source)")
+        raise SourceError(f"{source}: no such file, and nothing matches; check data.sources")
     files = 0
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
         are_folders = list(pool.map(storage.is_folder, found))
@@ -176,7 +178,7 @@ def _files_of_folder(uri: str) -> list[str]:
     return [storage.join(uri, file["filename"]) for file in state["_data_files"]]
 
 
-def read_documents(partition: Mapping[str, Any], config: DataConfig) -> Iterator[Document]:
+def read_documents(partition: Partition, config: DataConfig) -> Iterator[Document]:
     """All documents of a partition, rejected ones included, in the order of the sources.
 
     A changed file is noticed by its tag in an object store, elsewhere by its size: a hash would read the whole file
@@ -185,7 +187,7 @@ def read_documents(partition: Mapping[str, Any], config: DataConfig) -> Iterator
     Raises:
         SourceError: A file has changed since it was planned, is gone, or is damaged.
     """
-    for piece in Partition.model_validate(partition).pieces():
+    for piece in partition.pieces():
         uri, format_ = piece.file.uri, format_of(piece.file.uri)
         if format_ is None:
             raise ConfigError(f"{uri}: was planned by another version of the code; plan again")

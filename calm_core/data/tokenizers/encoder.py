@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import tiktoken
 
-from calm_core.data.tokenizers.tokenizer import Tokenizer, byte_of_symbol
+from calm_core.data.tokenizers.byte_level import byte_of_symbol
+from calm_core.data.tokenizers.tokenizer import Tokenizer
 
 Engine = Literal["tiktoken", "tokenizers"]
 Encode = Callable[[str], npt.NDArray[np.uint32]]

@@ -1,7 +1,5 @@
 """A byte-level BPE tokenizer: any text becomes tokens and comes back unchanged."""
 
-import base64
-import binascii
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -9,39 +7,11 @@ from functools import cached_property
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from calm_core.errors import ArtifactError, CalmError
+from calm_core.data.tokenizers import llama
+from calm_core.errors import ArtifactError, CalmError, first_line
 from calm_core.store import storage
 
 PAD_TOKEN, EOS_TOKEN = "<|pad|>", "<|endoftext|>"
-
-# Llama 3's tokenizer.model holds the ranks alone; its pattern and special tokens are part of the format.
-_LLAMA_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA_SPECIAL = (
-    "begin_of_text",
-    "end_of_text",
-    "reserved_special_token_0",
-    "reserved_special_token_1",
-    "finetune_right_pad_id",
-    "step_id",
-    "start_header_id",
-    "end_header_id",
-    "eom_id",
-    "eot_id",
-    "python_tag",
-    "image",
-    *(f"reserved_special_token_{2 + i}" for i in range(244)),
-)
-_LLAMA_PAD, _LLAMA_EOS = "<|finetune_right_pad_id|>", "<|end_of_text|>"
-
-
-def byte_of_symbol() -> dict[str, int]:
-    """The byte that each of the 256 printable symbols of a byte-level vocabulary stands for (GPT-2's table)."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
 class Tokenizer:
@@ -96,7 +66,9 @@ class Tokenizer:
             CalmError: There is no tokenizer, it is of another kind, or it has no such token.
         """
         if source.endswith(".model"):
-            return cls._from_ranks(source, pad_token or _LLAMA_PAD, eos_token or _LLAMA_EOS)
+            backend = llama.read(source)
+            pad_id = _named_id(backend, source, "pad_token", pad_token or llama.PAD_TOKEN)
+            return cls(backend, pad_id, _named_id(backend, source, "eos_token", eos_token or llama.EOS_TOKEN))
         folder = source.rpartition("/")[0] or "." if source.endswith(".json") else source
         if not source.endswith(".json") and not storage.exists(storage.join(source, "tokenizer.json")):
             for model in (storage.join(source, "tokenizer.model"), storage.join(source, "original/tokenizer.model")):
@@ -104,67 +76,6 @@ class Tokenizer:
                     return cls.load(model, pad_token, eos_token)
         file_name = source.rpartition("/")[2] if source.endswith(".json") else "tokenizer.json"
         return cls.from_folder(folder, pad_token=pad_token, eos_token=eos_token, file_name=file_name)
-
-    @classmethod
-    def _from_ranks(cls, uri: str, pad_token: str, eos_token: str) -> "Tokenizer":
-        """Read Llama 3's tokenizer.model: a line for each token, its bytes in base64 and its rank."""
-        try:
-            lines = [line.split() for line in storage.read(uri).splitlines() if line]
-            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-            if sorted(ranks.values()) != list(range(len(lines))) or not ranks.keys() >= {
-                bytes([b]) for b in range(256)
-            }:
-                raise ValueError("tokens or ranks are missing")
-        except FileNotFoundError:
-            raise CalmError(f"{uri}: no such file; check tokenizer.source") from None
-        except (ValueError, binascii.Error):
-            raise CalmError(
-                f"{uri}: is no Llama-3 tokenizer.model (a line of base64 and rank for each token)"
-            ) from None
-        symbols = {byte: symbol for symbol, byte in byte_of_symbol().items()}
-        names = {token: "".join(symbols[byte] for byte in token) for token in ranks}
-        splits = [
-            (ranks[token], ranks[token[:i]], ranks[token[i:]], names[token[:i]], names[token[i:]])
-            for token in ranks
-            for i in range(1, len(token))
-            if token[:i] in ranks and token[i:] in ranks
-        ]
-        special = [f"<|{name}|>" for name in _LLAMA_SPECIAL]
-        settings = {
-            "version": "1.0",
-            "added_tokens": [
-                {
-                    "id": len(ranks) + i,
-                    "content": token,
-                    "single_word": False,
-                    "lstrip": False,
-                    "rstrip": False,
-                    "normalized": False,
-                    "special": True,
-                }
-                for i, token in enumerate(special)
-            ],
-            "pre_tokenizer": {
-                "type": "Sequence",
-                "pretokenizers": [
-                    {"type": "Split", "pattern": {"Regex": _LLAMA_PATTERN}, "behavior": "Isolated", "invert": False},
-                    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-                ],
-            },
-            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-            "model": {
-                "type": "BPE",
-                "ignore_merges": True,
-                "vocab": {names[token]: rank for token, rank in ranks.items()},
-                "merges": [[left, right] for *_, left, right in sorted(splits)],
-            },
-        }
-        backend = tokenizers.Tokenizer.from_str(json.dumps(settings))
-        return cls(
-            backend,
-            _named_id(backend, uri, "pad_token", pad_token),
-            _named_id(backend, uri, "eos_token", eos_token),
-        )
 
     @classmethod
     def from_folder(
@@ -197,7 +108,7 @@ class Tokenizer:
         except FileNotFoundError:
             raise CalmError(f"{uri}: holds no {file_name}; name a folder in Hugging Face's format") from None
         except ValueError as error:
-            raise CalmError(f"{storage.join(uri, file_name)}: is no tokenizer.json ({error})") from None
+            raise CalmError(f"{storage.join(uri, file_name)}: is no tokenizer.json ({first_line(error)})") from None
         names = {"pad_token": PAD_TOKEN, "eos_token": EOS_TOKEN} | _special_names(uri)
         if eos_id is None:
             eos_id = _named_id(backend, uri, "eos_token", eos_token or names["eos_token"])
@@ -230,7 +141,7 @@ class Tokenizer:
 def _named_id(backend: tokenizers.Tokenizer, uri: str, role: str, name: str) -> int:
     number = backend.token_to_id(name)
     if number is None:
-        raise CalmError(f"{uri}: the tokenizer has no token {name}; name one: --set tokenizer.{role}=...")
+        raise CalmError(f"{uri}: the tokenizer has no token {name}; name one with tokenizer.{role}")
     return int(number)
 
 

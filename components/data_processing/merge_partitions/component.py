@@ -30,16 +30,15 @@ def merge_partitions(
     """
     from calm_core.config import DataConfig, parse_section
     from calm_core.data.preparing import merge
+    from calm_core.data.sources.files import Partition
     from components.body import describe, stage
 
     with stage(code_version):
-        artifact = merge.merge_partitions(
-            parse_section(DataConfig, data),
-            partitions,
-            [scan.uri for scan in scans],
-            [part.uri for part in shards],
-            duplicates.uri,
-            tokenizer_model.uri,
-            dataset.uri,
+        prepared = merge.Prepared(
+            partitions=[Partition.parse(partition) for partition in partitions],
+            scan_uris=[scan.uri for scan in scans],
+            shards_uris=[part.uri for part in shards],
+            duplicates_uri=duplicates.uri,
+            tokenizer_uri=tokenizer_model.uri,
         )
-        describe(dataset, artifact)
+        describe(dataset, merge.merge_partitions(parse_section(DataConfig, data), prepared, dataset.uri))

@@ -25,4 +25,5 @@ def plan_partitions(data: dict[str, Any], plan_root: str, code_version: str) -> 
     from components.body import stage
 
     with stage(code_version):
-        return steps.plan_partitions(parse_section(DataConfig, data), plan_root)
+        partitions = steps.plan_partitions(parse_section(DataConfig, data), plan_root)
+        return [partition.model_dump() for partition in partitions]

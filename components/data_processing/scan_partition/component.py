@@ -19,7 +19,8 @@ def scan_partition(
     """
     from calm_core.config import DataConfig, parse_section
     from calm_core.data.preparing import steps
+    from calm_core.data.sources.files import Partition
     from components.body import describe, stage
 
     with stage(code_version):
-        describe(scan, steps.scan_partition(partition, parse_section(DataConfig, data), scan.uri))
+        describe(scan, steps.scan_partition(Partition.parse(partition), parse_section(DataConfig, data), scan.uri))

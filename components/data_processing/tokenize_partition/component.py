@@ -26,10 +26,11 @@ def tokenize_partition(
     """
     from calm_core.config import DataConfig, parse_section
     from calm_core.data.preparing import steps
+    from calm_core.data.sources.files import Partition
     from components.body import describe, stage
 
     with stage(code_version):
         artifact = steps.tokenize_partition(
-            partition, parse_section(DataConfig, data), tokenizer_model.uri, duplicates.uri, shards.uri
+            Partition.parse(partition), parse_section(DataConfig, data), tokenizer_model.uri, duplicates.uri, shards.uri
         )
         describe(shards, artifact)

@@ -24,11 +24,12 @@ def train_tokenizer(
     """
     from calm_core.config import DataConfig, TokenizerConfig, parse_section
     from calm_core.data.preparing import steps
+    from calm_core.data.sources.files import Partition
     from components.body import describe, stage
 
     with stage(code_version):
         artifact = steps.train_tokenizer(
-            partitions,
+            [Partition.parse(partition) for partition in partitions],
             parse_section(TokenizerConfig, tokenizer),
             parse_section(DataConfig, data),
             tokenizer_model.uri,

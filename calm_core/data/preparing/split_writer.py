@@ -1,0 +1,90 @@
+"""Documents of one split to shards."""
+
+from contextlib import ExitStack, suppress
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from calm_core.config import DataConfig
+from calm_core.data.preparing.packing import Packer
+from calm_core.data.shards import ShardWriter
+from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.store.artifact import ArtifactWriter
+from calm_core.store.facts import Shard, ShardsFacts, Split, SplitCounts
+
+_LENGTH_BINS = 33  # of the histogram: 2^32 tokens are more than a document may have
+
+
+class SplitWriter:
+    """Packs the documents of one split and writes them as shards, <split>-<number>.parquet."""
+
+    def __init__(
+        self, writer: ArtifactWriter[ShardsFacts], split: Split, config: DataConfig, tokenizer: Tokenizer
+    ) -> None:
+        self._writer, self._split, self._config = writer, split, config
+        self._vocab_size = tokenizer.vocab_size
+        self._packer = Packer(
+            sequence_length=config.sequence_length,
+            block_rows=config.rows_per_group,
+            document_alignment=config.document_alignment,
+            pad_id=tokenizer.pad_id,
+            eos_id=tokenizer.eos_id,
+        )
+        self._open = ExitStack()
+        self._shard: ShardWriter | None = None
+        self._shards: list[Shard] = []
+        self._documents = self._text_bytes = 0
+        self._lengths = np.zeros(_LENGTH_BINS, dtype=np.int64)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shard is not None:
+            with suppress(Exception):  # else pyarrow tries it later, when the file is gone
+                self._shard.close()
+        self._open.__exit__(error_type, error, trace)  # a shard that an error cuts short is not kept
+
+    def add(self, ids: npt.NDArray[np.uint32], text_bytes: int) -> None:
+        """Append a document."""
+        self._documents += 1
+        self._text_bytes += text_bytes
+        self._lengths[(len(ids) + 1).bit_length() - 1] += 1  # its bin: floor(log2) of its tokens and the end
+        for block in self._packer.push(ids):
+            self._write(block)
+
+    def finish(self) -> SplitCounts:
+        """Write what is left; returns the split's counts."""
+        for block in self._packer.finish():
+            self._write(block)
+        self._close_shard()
+        sequences = sum(shard.rows for shard in self._shards)
+        return SplitCounts(
+            documents=self._documents,
+            sequences=sequences,
+            tokens=sequences * self._config.sequence_length - self._packer.padding,
+            padding=self._packer.padding,
+            text_bytes=self._text_bytes,
+            document_lengths=self._lengths.tolist(),
+            shards=self._shards,
+        )
+
+    def _write(self, block: npt.NDArray[np.uint32]) -> None:
+        if self._shard is None:
+            self._path = f"{self._split}-{len(self._shards):05d}.parquet"
+            file = self._open.enter_context(self._writer.create(self._path))
+            self._shard = ShardWriter(file, self._vocab_size, self._config.sequence_length)
+        self._shard.write_group(block)
+        if self._shard.rows == self._config.rows_per_shard:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+            self._shards.append(Shard(path=self._path, rows=self._shard.rows))
+            self._shard = None
+            self._open.close()

@@ -1,0 +1,183 @@
+"""A dataset's sequences, from one artifact or from several that are mixed."""
+
+import bisect
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from calm_core.data.damage import is_damage
+from calm_core.data.reading.order import BLOCK_SHARDS, Group
+from calm_core.data.reading.shard_files import ShardFiles
+from calm_core.data.shards import ShardReader
+from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.errors import ArtifactError
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import DatasetFacts, MixtureFacts, Split
+
+DECODERS = 2  # threads that decode row groups
+_KEPT_GROUPS = 16  # decoded, for readers that go by number
+_OPEN_SHARDS = 4 * BLOCK_SHARDS * DECODERS
+
+Sequences = npt.NDArray[np.unsignedinteger]
+
+
+class Dataset(Protocol):
+    """The sequences of one split, wherever they come from.
+
+    Attributes:
+        uri, digest: Of the artifact.
+        tokenizer, tokenizer_sha256, vocab_size, pad_id, eos_id: What its tokens mean.
+        sequence_length: T.
+        num_sequences: Of all parts together.
+        parts: The datasets that are read, each in an order of its own.
+        weights: The share of each part in every batch.
+    """
+
+    uri: str
+    digest: str
+    tokenizer: Tokenizer
+    tokenizer_sha256: str
+    vocab_size: int
+    pad_id: int
+    eos_id: int
+    sequence_length: int
+    num_sequences: int
+    parts: "Sequence[TokenDataset]"
+    weights: Sequence[float]
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Sequences by their number, int64 [len(indices), T]."""
+        ...
+
+
+class TokenDataset:
+    """The sequences of one split of a `dataset` artifact.
+
+    Args:
+        uri: The artifact.
+        split: "train" or "validation".
+
+    Raises:
+        ArtifactError: The artifact is missing, half-written or damaged (found when a shard is first read).
+    """
+
+    def __init__(self, uri: str, split: Split) -> None:
+        self._artifact = Artifact(uri, DatasetFacts)
+        self.facts = facts = self._artifact.facts
+        self.uri, self.digest = uri, self._artifact.digest
+        self.tokenizer_sha256 = self._artifact.entry("tokenizer.json").sha256
+        self.pad_id, self.eos_id, self.vocab_size = facts.pad_id, facts.eos_id, facts.vocab_size
+        self.tokenizer = Tokenizer.from_bytes(self._artifact.read("tokenizer.json"), self.pad_id, self.eos_id)
+        self.sequence_length = facts.sequence_length
+        self.parts: Sequence[TokenDataset] = [self]
+        self.weights: Sequence[float] = [1.0]
+        shards = facts.splits[split].shards
+        self._shard_paths = [shard.path for shard in shards]
+        self.groups_of_shard = _groups_of([shard.rows for shard in shards], facts.rows_per_group)
+        self._groups = [group for groups in self.groups_of_shard for group in groups]
+        self._group_starts = [group.start for group in self._groups]
+        self.num_sequences = sum(shard.rows for shard in shards)
+        self._files = ShardFiles(self._artifact)
+        self._readers: OrderedDict[tuple[int, int], ShardReader] = OrderedDict()
+        self._readers_lock = threading.Lock()
+        self._decoded: OrderedDict[int, Sequences] = OrderedDict()
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Sequences by their number, int64 [len(indices), T]."""
+        out = np.empty((len(indices), self.sequence_length), dtype=np.int64)
+        for i, index in enumerate(indices.tolist()):
+            number = bisect.bisect_right(self._group_starts, index) - 1
+            if number not in self._decoded:
+                self._decoded[number] = self.read_group(self._groups[number])
+                if len(self._decoded) > _KEPT_GROUPS:
+                    self._decoded.popitem(last=False)
+            self._decoded.move_to_end(number)
+            out[i] = self._decoded[number][index - self._group_starts[number]]
+        return out
+
+    def read_group(self, group: Group) -> Sequences:
+        """The sequences of a row group, [rows, T]; each thread that asks has a reader of its own.
+
+        Raises:
+            ArtifactError: Its shard is missing, or damaged, also after it was checked.
+        """
+        try:
+            return self._reader(group.shard).read_group(group.number)
+        except Exception as error:  # Arrow has several kinds for damage
+            if not is_damage(error):
+                raise
+            raise self._artifact.damaged(self._shard_paths[group.shard]) from None
+
+    def fetch(self, shard: int) -> None:
+        """Bring a shard to this machine, where it is not here yet, and check it."""
+        self._files.open(self._shard_paths[shard]).close()
+
+    def _reader(self, shard: int) -> ShardReader:
+        key = (shard, threading.get_ident())
+        with self._readers_lock:
+            if key in self._readers:
+                self._readers.move_to_end(key)
+                return self._readers[key]
+        reader = ShardReader(self._files.open(self._shard_paths[shard]))
+        with self._readers_lock:
+            self._readers[key] = reader
+            if len(self._readers) > _OPEN_SHARDS:
+                self._readers.popitem(last=False)
+        return reader
+
+
+def _groups_of(rows_of_shard: Sequence[int], rows_per_group: int) -> list[list[Group]]:
+    starts = [0, *accumulate(rows_of_shard)]
+    return [
+        [
+            Group(shard, first // rows_per_group, min(rows_per_group, rows - first), starts[shard] + first)
+            for first in range(0, rows, rows_per_group)
+        ]
+        for shard, rows in enumerate(rows_of_shard)
+    ]
+
+
+class Mixture:
+    """The sequences of one split of a `mixture` artifact: several datasets, read by weight.
+
+    Raises:
+        ArtifactError: It, or one of its datasets, is missing, damaged, or not the one that was mixed.
+    """
+
+    def __init__(self, uri: str, split: Split) -> None:
+        artifact = Artifact(uri, MixtureFacts)
+        self.uri, self.digest = uri, artifact.digest
+        self.weights: Sequence[float] = artifact.facts.weights
+        self.parts: Sequence[TokenDataset] = [TokenDataset(part, split) for part in artifact.facts.datasets]
+        for part, digest in zip(self.parts, artifact.facts.digests, strict=True):
+            if part.digest != digest:
+                raise ArtifactError(f"{part.uri}: is not the dataset that was mixed into {self.uri}; mix again")
+        first = self.parts[0]
+        self.tokenizer, self.tokenizer_sha256 = first.tokenizer, first.tokenizer_sha256
+        self.pad_id, self.eos_id = first.pad_id, first.eos_id
+        self.vocab_size, self.sequence_length = first.vocab_size, first.sequence_length
+        self._starts = [0, *accumulate(part.num_sequences for part in self.parts)]
+        self.num_sequences = self._starts[-1]
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Sequences by their number, int64 [len(indices), T]: those of the first dataset, then of the next."""
+        part_of = np.searchsorted(self._starts, indices, side="right") - 1
+        out = np.empty((len(indices), self.sequence_length), dtype=np.int64)
+        for number, part in enumerate(self.parts):
+            out[part_of == number] = part.rows(indices[part_of == number] - self._starts[number])
+        return out
+
+
+def open_dataset(uri: str, split: Split) -> Dataset:
+    """The sequences of one split of a `dataset` or a `mixture` artifact.
+
+    Raises:
+        ArtifactError: The artifact is missing, half-written or damaged.
+    """
+    is_mixture = Artifact(uri, DatasetFacts, MixtureFacts).manifest.kind == MixtureFacts.kind
+    return Mixture(uri, split) if is_mixture else TokenDataset(uri, split)
