@@ -2,9 +2,8 @@
 
 import json
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import click
 import typer
 from rich.console import Console
 
@@ -28,6 +27,10 @@ from pipelines.local.home import Home
 if TYPE_CHECKING:
     from calm_core.store.artifact import Artifact
     from calm_core.store.facts import Facts
+
+    ModelKind = HeadKind = str
+else:  # what there is to choose from, as the registries say it
+    ModelKind, HeadKind = Literal[tuple(TrainingConfig.of_kind)], Literal[tuple(HEADS.classes)]
 
 CheckpointsOption = Annotated[
     str | None,
@@ -90,24 +93,14 @@ def prepare(
 
 def train(
     kind: Annotated[
-        str,
-        typer.Argument(
-            metavar="KIND",
-            click_type=click.Choice(list(TrainingConfig.of_kind)),
-            help=f"What is trained: {', '.join(TrainingConfig.of_kind)}.",
-        ),
+        ModelKind, typer.Argument(metavar="KIND", help=f"What is trained: {', '.join(TrainingConfig.of_kind)}.")
     ],
     dataset: DatasetOption,
     output: OutputOption,
     autoencoder: Annotated[
         str, typer.Option(metavar="URI", help="The trained autoencoder; needed for CALM.", show_default=False)
     ] = "",
-    head: Annotated[
-        str | None,
-        typer.Option(
-            click_type=click.Choice(list(HEADS.classes)), help="CALM's generative head. [default: the profile's]"
-        ),
-    ] = None,
+    head: Annotated[HeadKind | None, typer.Option(help="CALM's generative head. [default: the profile's]")] = None,
     checkpoints: CheckpointsOption = None,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
@@ -178,10 +171,10 @@ def compare(
 
       calm compare out/evaluation out/baseline
     """
-    from calm_core.evaluation.comparison import require_same_protocol
     from rich.table import Table
 
     from calm_cli.summary import interval
+    from calm_core.evaluation.comparison import require_same_protocol
     from calm_core.store.artifact import Artifact
     from calm_core.store.facts import EvaluationFacts
 

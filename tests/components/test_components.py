@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
-from calm_core.errors import SourceError
+from calm_core.errors import CalmError, ConfigError, Interrupted, SourceError
 from calm_core.store.code_version import CODE_VERSION_VARIABLE
 from components import body, readme
 from components.image import IMAGE
@@ -47,10 +47,14 @@ def clean_code_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("clean_code_version")
-def test_a_users_error_ends_the_task_with_its_line() -> None:
+@pytest.mark.parametrize(("error", "code"), [(SourceError, 1), (ConfigError, 2), (Interrupted, 75)])
+def test_a_users_error_ends_the_task_with_its_line_and_its_exit_code(
+    error: type[CalmError], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ending, body.stage("image@sha256:1"):
-        raise SourceError("texts/*.jsonl: no such file")
-    assert ending.value.code == "error: texts/*.jsonl: no such file"  # a text as code: printed, exit status 1
+        raise error("texts/*.jsonl: no such file")
+    assert ending.value.code == code
+    assert capsys.readouterr().err == "error: texts/*.jsonl: no such file\n"
 
 
 @pytest.mark.usefixtures("clean_code_version")

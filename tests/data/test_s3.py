@@ -151,7 +151,7 @@ def test_killed_preparing_processes_leave_no_trace_in_the_bytes(
     storage.write(f"{folder}/texts.jsonl", LINES.encode())
     output = f"{folder}/dataset"
     program = (
-        "import sys; from calm_core.config import *; from calm_core.data.preparing.steps import prepare_data\n"
+        "import sys; from calm_core.config import *; from calm_core.data.stage import prepare_data\n"
         "if __name__ == '__main__':\n"
         "    prepare_data(DataConfig.model_validate_json(sys.argv[1]), TokenizerConfig(vocab_size=270), sys.argv[2])"
     )

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from calm_core.config import DataConfig
-from calm_core.data.sources.files import find_files, partition_files, read_documents
+from calm_core.data.sources.files import Partition, find_files, partition_files, read_documents
 from calm_core.data.sources.formats import Document
-from calm_core.errors import SourceError, StorageError
+from calm_core.errors import ConfigError, SourceError, StorageError
 
 PLANS = tempfile.TemporaryDirectory()
 
@@ -29,7 +29,7 @@ def config_of(*sources: Path | str, partitions: int = 1, **settings: Any) -> Dat
     return DataConfig(sources=tuple(str(source) for source in sources), partitions=partitions, **settings)
 
 
-def plan_partitions(config: DataConfig) -> list[dict[str, Any]]:
+def plan_partitions(config: DataConfig) -> list[Partition]:
     place = tempfile.mkdtemp(dir=PLANS.name)
     return partition_files(find_files(config), config.partitions, place)
 
@@ -158,9 +158,16 @@ def test_a_partition_survives_json_that_knows_only_floats(tmp_path: Path) -> Non
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(9)))
     config = config_of(path, partitions=2)
-    travelled = json.loads(json.dumps(plan_partitions(config)), parse_int=float)
+    sent = json.dumps([partition.model_dump() for partition in plan_partitions(config)])
+    travelled = [Partition.parse(values) for values in json.loads(sent, parse_int=float)]
     documents = [document.text for partition in travelled for document in read_documents(partition, config)]
     assert documents == [f"text {i}" for i in range(9)]
+
+
+@pytest.mark.parametrize("values", [{}, {"index": "one"}, {"index": 0, "pieces_uri": "a", "num_bytes": 1, "more": 2}])
+def test_a_damaged_partition_is_one_line(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^a partition of the plan is damaged \(\w+: [^\n]*\); plan again$"):
+        Partition.parse(values)
 
 
 def test_partitions_are_shares_of_nearly_equal_bytes(tmp_path: Path) -> None:

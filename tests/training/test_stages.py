@@ -163,7 +163,7 @@ def test_a_stopped_run_continues_bit_for_bit(autoencoder: Artifact, dataset_uri:
 
 
 def test_a_missing_data_set_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(CalmError, match=r"nowhere: the dataset artifact is missing"):
+    with pytest.raises(CalmError, match=r"nowhere: the dataset or mixture artifact is missing"):
         train(autoencoder_config(), str(tmp_path / "nowhere"), str(tmp_path / "out"), seed=0, checkpoint_root="x")
 
 
