@@ -32,6 +32,8 @@ def inspect(
       calm inspect out/dataset --sequences 5
 
       calm inspect out/calm
+
+      calm data inspect out/mixture --split validation
     """
     if split not in SPLITS:
         raise ConfigError(f"--split: there is no split {split!r}; there are {', '.join(SPLITS)}")

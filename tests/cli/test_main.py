@@ -58,7 +58,7 @@ def test_every_command_has_an_example(command: str, capsys: pytest.CaptureFixtur
         (["run", "--set", "data.sequence_length=510"], "sequence_length (510)"),
         (["run", "--set", "calm.steps"], "--set calm.steps"),
         (["config", "--profile", "huge"], "--profile huge"),
-        (["prepare", "--output", "out"], "data.sources"),
+        (["train", "calm", "--dataset", "d", "--output", "o", "--set", "calm"], "--set calm: expected"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
