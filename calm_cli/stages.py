@@ -2,7 +2,7 @@
 
 import json
 import os
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 from rich.console import Console
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from calm_core.store.artifact import Artifact
     from calm_core.store.facts import Facts
 
-    ModelKind = HeadKind = str
+    ModelKind: TypeAlias = str
+    HeadKind: TypeAlias = str
 else:  # what there is to choose from, as the registries say it
     ModelKind, HeadKind = Literal[tuple(TrainingConfig.of_kind)], Literal[tuple(HEADS.classes)]
 
