@@ -1,0 +1,144 @@
+"""Starting ranks: nodes with a static rendezvous, exit codes, and what is said of ranks that cannot say it."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from calm_core.errors import CalmError, ConfigError, Interrupted
+from calm_core.store.artifact import Artifact
+from calm_core.training import launcher as launcher_module
+from calm_core.training.job import Job, OutcomeFacts, SpecFacts, TrainingSpec, check_inputs
+from calm_core.training.launcher import Ending, Nodes, TorchrunLauncher
+from calm_core.training.stage import train
+from pipelines.local.object_store import free_port
+from tests.training.test_stages import autoencoder_config
+
+
+def job_of(dataset_uri: str, folder: Path) -> Job:
+    spec = TrainingSpec(
+        kind="autoencoder",
+        config=autoencoder_config(),
+        dataset_uri=dataset_uri,
+        output_uri=str(folder / "out"),
+        seed=0,
+    )
+    return Job.of(check_inputs(spec), str(folder / "checkpoints"))
+
+
+def test_two_nodes_train_what_two_ranks_of_one_node_train(dataset_uri: str, tmp_path: Path) -> None:
+    """The second node runs plain torchrun with the same worker and spec, as a pod of a cluster does."""
+    one = train(
+        autoencoder_config(processes=2), dataset_uri, str(tmp_path / "one"), seed=0, checkpoint_root=str(tmp_path)
+    )
+    folder, port = tmp_path / "nodes", free_port()
+    job = job_of(dataset_uri, folder)
+
+    def second_node() -> None:
+        while not (Path(job.spec_uri) / "manifest.json").exists():
+            time.sleep(0.05)
+        address = ["--nnodes=2", "--node-rank=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        command = [sys.executable, "-m", "torch.distributed.run", *address, "--nproc-per-node=1"]
+        environment = launcher_module._environment(1)
+        subprocess.run([*command, "-m", launcher_module.WORKER, job.spec_uri], env=environment, check=True)
+
+    node = threading.Thread(target=second_node, daemon=True)
+    node.start()
+    two = train(
+        autoencoder_config(),
+        dataset_uri,
+        str(folder / "out"),
+        seed=0,
+        checkpoint_root=str(folder / "checkpoints"),
+        launcher=TorchrunLauncher(Nodes(2, "127.0.0.1", port)),
+    )
+    node.join(timeout=60)
+    assert two.read("weights.safetensors") == one.read("weights.safetensors")
+
+
+class Told:
+    """A launcher of no ranks: what they would have left is left by the test."""
+
+    def __init__(self, ending: Ending, outcome: OutcomeFacts | None = None, ranks: int = 1) -> None:
+        self.ending, self.outcome, self.ranks = ending, outcome, ranks
+
+    def world_size(self, processes: int | None) -> int:
+        return self.ranks
+
+    def run(self, spec_uri: str, processes: int | None) -> Ending:
+        job, spec = Job.read(spec_uri)
+        assert Artifact(spec_uri, SpecFacts).manifest.parents == spec.parents
+        if self.outcome:
+            job.write_outcome(self.outcome)
+        return self.ending
+
+
+@pytest.mark.parametrize(
+    ("ending", "outcome", "error", "message"),
+    [
+        (Ending(1), None, CalmError, "train-autoencoder: a rank ended with exit code 1; its last lines are in the log"),
+        (Ending(1, "Killed: by somebody"), None, CalmError, "Killed: by somebody"),
+        (Ending(1, "Later: of another rank"), OutcomeFacts(message="first", exit_code=1), CalmError, "first"),
+        (Ending(1), OutcomeFacts(message="stopped after step 2", exit_code=75), Interrupted, "stopped after step 2"),
+    ],
+)
+def test_whoever_waits_learns_why_the_ranks_ended(
+    ending: Ending,
+    outcome: OutcomeFacts | None,
+    error: type[CalmError],
+    message: str,
+    dataset_uri: str,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(error) as caught:
+        train(
+            autoencoder_config(),
+            dataset_uri,
+            str(tmp_path / "out"),
+            seed=0,
+            checkpoint_root=str(tmp_path),
+            launcher=Told(ending, outcome),
+        )
+    assert (type(caught.value), str(caught.value)) == (error, message)
+
+
+def test_ranks_that_cannot_share_a_batch_are_not_started(dataset_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must be a multiple of micro_batch_size x ranks \(2 x 3\)"):
+        train(
+            autoencoder_config(),
+            dataset_uri,
+            str(tmp_path / "out"),
+            seed=0,
+            checkpoint_root=str(tmp_path),
+            launcher=Told(Ending(0), ranks=3),
+        )
+    assert not list(tmp_path.glob("autoencoder-*"))
+
+
+def test_the_first_outcome_stays_and_a_new_try_begins_without_one(dataset_uri: str, tmp_path: Path) -> None:
+    job = job_of(dataset_uri, tmp_path)
+    job.write_outcome(OutcomeFacts(message="first", exit_code=1))
+    job.write_outcome(OutcomeFacts(message="what follows from it", exit_code=1))
+    assert job.outcome() == OutcomeFacts(message="first", exit_code=1)
+    spec = TrainingSpec(
+        kind="autoencoder", config=autoencoder_config(), dataset_uri=dataset_uri, output_uri="o", seed=0
+    )
+    job.write_spec(spec)
+    assert job.outcome() is None
+
+
+def test_an_error_file_is_one_line_and_a_damaged_one_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "error.json"
+    for content, expected in (
+        (json.dumps({"message": {"message": "RuntimeError: first\nsecond"}}), "RuntimeError: first"),
+        (json.dumps({"message": {"message": ""}}), ""),
+        ('{"message": ', ""),
+        ("[]", ""),
+    ):
+        path.write_text(content)
+        assert launcher_module._recorded(path) == expected
+    assert launcher_module._recorded(tmp_path / "none") == ""
