@@ -106,3 +106,9 @@ def test_the_live_table_has_a_line_for_each_stage_and_takes_notes_literally() ->
 
 def test_clock() -> None:
     assert [clock(0), clock(65.4), clock(3665)] == ["0:00", "1:05", "1:01:05"]
+
+
+def test_a_stage_that_nobody_announced_gets_a_row_at_the_end() -> None:
+    board = board_of(event("prepare", "finished", 1), event("distil", "running", 2, note="new"))
+    assert [row.stage for row in board.rows] == [*STAGES, "distil"]
+    assert board.row("distil").state == "running"

@@ -163,6 +163,9 @@ def test_mix_writes_a_mixture_and_shows_the_shares(
     output = f"{tmp_path}/{'deep/' * 20}mixture"
     assert call("data", "mix", f"{dataset.uri}=3", f"{other}=1", "--output", output) == 0
     out = capsys.readouterr().out
+    assert call("inspect", output, "--sequences", "1") == 0
+    inspected = capsys.readouterr().out
+    assert "75.0%" in inspected and "25.0%" in inspected and "train sequence 0" in inspected
     for uri, shown in ((output, "mixture"), (dataset.uri, "75.0%"), (str(other), "25.0%")):
         assert any(uri in line and shown in line for line in out.splitlines())
     mixture = Artifact(output, MixtureFacts)

@@ -1,5 +1,7 @@
 """The command line: help that teaches, settings, errors of one line."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,13 +10,14 @@ import yaml
 from calm_cli import run
 from calm_cli.board import Board
 from calm_cli.main import main
-from calm_core.config import Config, parse_section, resolve_config
+from calm_cli.options import with_options
+from calm_core.config import HEADS, Config, TrainingConfig, parse_section, resolve_config
 from calm_core.telemetry.progress import ProgressEvent
 from pipelines import profiles
 from pipelines.local.home import Home
 
 COMMANDS = [
-    "run", "config", "estimate", "generate", "ui", "import", "export",
+    "run", "config", "estimate", "generate", "ui", "inspect", "import", "export",
     "prepare", "train", "evaluate", "compare", "register",
 ]  # fmt: skip
 
@@ -134,3 +137,67 @@ def test_an_estimate_shows_all_three_models(capsys: pytest.CaptureFixture[str]) 
     assert "autoencoder" in text and "CALM" in text and "Transformer" in text
     assert "371,731,584" in text
     assert "ZeRO 3, 16 GPUs" in text
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("a.txt: no such file; check data.sources", "a.txt: no such file; check data.sources (--source)"),
+        ("name it with autoencoder_uri", "name it with --autoencoder"),
+        ("run it again (with fewer workers)", "run it again (with fewer --workers)"),
+        ("s3://a/workers/output_uri.txt: is gone", "s3://a/workers/output_uri.txt: is gone"),
+        ("my_workers and data.sources_of", "my_workers and data.sources_of"),
+    ],
+)
+def test_the_librarys_messages_get_the_options_of_the_command_line(message: str, shown: str) -> None:
+    assert with_options(message) == shown
+
+
+def test_what_can_be_trained_and_chosen_comes_from_the_registries(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("train", "house", "--dataset", "d", "--output", "o") == 2
+    assert all(kind in capsys.readouterr().err for kind in TrainingConfig.of_kind)
+    assert call("train", "calm", "--head", "round", "--dataset", "d", "--output", "o") == 2
+    assert all(kind in capsys.readouterr().err for kind in HEADS.classes)
+
+
+def test_a_head_is_calms_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("train", "transformer", "--head", "flow", "--dataset", "d", "--output", "o") == 2
+    assert "--head: is CALM's, transformer has none" in capsys.readouterr().err
+
+
+def test_an_artifact_writes_as_a_registered_model_does(
+    model_uris: tuple[str, str], transformer_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a run, a registry or the name of its autoencoder."""
+    for model in (model_uris[1], transformer_uri):
+        texts = set()
+        for _ in range(2):
+            assert call("generate", "the river", "--model", model, "--max-new-tokens", "4", "--samples", "4") == 0
+            texts.add(capsys.readouterr().out)
+        assert len(texts) == 1
+        assert texts.pop().startswith("the river")
+
+
+def test_inspect_shows_a_model(model_uris: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect", model_uris[1]) == 0
+    text = capsys.readouterr().out
+    for shown in ("validation energy loss", "made from autoencoder", "chunk size", '"kind": "energy"'):
+        assert shown in text
+
+
+def test_without_an_extra_the_program_says_what_to_install() -> None:
+    program = "import sys; sys.modules['typer'] = None; from calm_cli.start import main; main()"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "error typer is not installed; the command line and the stages are extras of the library: "
+        "pip install 'calm-pipelines[all]'\n"
+    )
+
+
+def test_prepare_takes_the_text_that_comes_with_the_installation_as_run_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["--set", "tokenizer.vocab_size=300", "--set", "tokenizer.max_training_bytes=100000"]
+    assert call("prepare", "--output", str(tmp_path / "dataset"), "--workers", "1", *changes) == 0
+    assert "factbook.jsonl" in capsys.readouterr().out

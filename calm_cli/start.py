@@ -1,0 +1,20 @@
+"""The program `calm`: the command line, or one line that says what is not installed."""
+
+import sys
+
+from calm_core.errors import EXIT_FAILED
+
+
+def main() -> None:
+    """Run the command line; the bare library comes without what it needs."""
+    try:
+        from calm_cli.main import main as command_line
+
+        command_line()
+    except ModuleNotFoundError as error:
+        print(
+            f"error {error.name} is not installed; the command line and the stages are extras of the library: "
+            "pip install 'calm-pipelines[all]'",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_FAILED)
