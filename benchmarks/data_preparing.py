@@ -10,16 +10,13 @@ import numpy as np
 from benchmarks.corpus import texts_of
 from benchmarks.measure import Numbers, memory, metered
 from calm_core.config import DataConfig, TokenizerConfig
-from calm_core.data.preparing import merge  # noqa: F401 # loaded here, so that it is not timed
-from calm_core.data.preparing.duplicates import TEXT, KeyWriter
-from calm_core.data.preparing.steps import (
-    find_duplicates,
-    plan_partitions,
-    prepare_data,
-    scan_partition,
-    tokenize_partition,
-    train_tokenizer,
-)
+from calm_core.data.preparing.duplicates import find_duplicates
+from calm_core.data.preparing.keys import TEXT, KeyWriter
+from calm_core.data.preparing.plan import plan_partitions
+from calm_core.data.preparing.scan import scan_partition
+from calm_core.data.preparing.tokenize import tokenize_partition
+from calm_core.data.preparing.train_tokenizer import train_tokenizer
+from calm_core.data.stage import prepare_data
 from calm_core.data.tokenizers.encoder import choose_engine, encoder
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.store.artifact import Artifact, ArtifactWriter
@@ -33,10 +30,10 @@ def prepare(source: str, tokenizer_file: str, output: str, workers: str, setting
     config = DataConfig(sources=(source,), **json.loads(settings))
     numbers = metered(lambda: prepare_data(config, TokenizerConfig(source=tokenizer_file), output, int(workers)))
     artifact = Artifact(output, DatasetFacts)
-    splits = artifact.manifest.results["splits"].values()
-    paths = {shard["path"] for split in splits for shard in split["shards"]}
+    splits = artifact.facts.splits.values()
+    paths = {shard.path for split in splits for shard in split.shards}
     return numbers | {
-        "tokens": sum(split["tokens"] - split["documents"] for split in splits),
+        "tokens": sum(split.tokens - split.documents for split in splits),
         "bytes": sum(entry.size for entry in artifact.manifest.files if entry.path in paths),
         "digest": int(artifact.digest, 16),
     }

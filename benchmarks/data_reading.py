@@ -97,7 +97,7 @@ def stream(uri: str) -> Numbers:
 def _training_shards(uri: str) -> tuple[list[str], int]:
     """Paths, and bytes of all; the connection is open after it."""
     artifact = Artifact(uri, DatasetFacts)
-    paths = [shard["path"] for shard in artifact.manifest.results["splits"]["train"]["shards"]]
+    paths = [shard.path for shard in artifact.facts.splits["train"].shards]
     return paths, sum(artifact.entry(path).size for path in paths)
 
 
@@ -112,8 +112,8 @@ def train_from(uri: str, folder: str) -> Numbers:
         validation_sequences=BATCH,
         model=shape,
     )
-    timings = train(config, uri, f"{folder}/model", seed=0, checkpoint_root=f"{folder}/checkpoints").manifest.timings
-    return {"seconds": timings["seconds"], "waited": timings["loader_wait_seconds"]}
+    facts = train(config, uri, f"{folder}/model", seed=0, checkpoint_root=f"{folder}/checkpoints").facts
+    return {"seconds": facts.seconds, "waited": facts.loader_wait_seconds}
 
 
 if __name__ == "__main__":

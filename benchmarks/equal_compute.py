@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from calm_core.evaluation.protocol import require_same_protocol
 from rich.console import Console
 from rich.table import Table
 
@@ -17,7 +18,6 @@ from calm_core.config import Config, resolve_config
 from calm_core.data.sources.factbook import write_factbook
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError
-from calm_core.evaluation.protocol import require_same_protocol
 from calm_core.evaluation.stage import evaluate
 from calm_core.scaling.cost import Estimate, estimate
 from calm_core.store.artifact import Artifact

@@ -10,14 +10,12 @@ from multiprocessing import get_context
 from typing import Any
 
 from calm_core.config import DataConfig, TokenizerConfig
+from calm_core.data.preparing.duplicates import find_duplicates
 from calm_core.data.preparing.merge import Prepared, merge_partitions
-from calm_core.data.preparing.steps import (
-    find_duplicates,
-    plan_partitions,
-    scan_partition,
-    tokenize_partition,
-    train_tokenizer,
-)
+from calm_core.data.preparing.plan import plan_partitions
+from calm_core.data.preparing.scan import scan_partition
+from calm_core.data.preparing.tokenize import tokenize_partition
+from calm_core.data.preparing.train_tokenizer import train_tokenizer
 from calm_core.errors import CalmError, ConfigError
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
@@ -39,9 +37,10 @@ def prepare_data(
         raise ConfigError(f"{output_uri}: is the dataset that is extended; give the larger one another output_uri")
     place = output_uri.rstrip("/") + ".parts"
     partitions = plan_partitions(data, storage.join(place, "plan"))
+    names = [f"{partition.index:05d}" for partition in partitions]
 
     def uris(step: str) -> list[str]:
-        return [storage.join(place, f"{step}-{partition.index:05d}") for partition in partitions]
+        return [storage.join(place, f"{step}-{name}") for name in names]
 
     # A fork would inherit the threads of Arrow and of the object store's library in an unknown state.
     with ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else ExitStack() as pool:
@@ -65,6 +64,6 @@ def _each(pool: ProcessPoolExecutor | None, step: Callable[..., Artifact[Facts]]
         list(map(step, *arguments) if pool is None else pool.map(step, *arguments))
     except BrokenProcessPool:
         raise CalmError(
-            "a preparing process was killed, perhaps for lack of memory; run it again (with fewer workers): "
-            "finished partitions are kept"
+            "a preparing process was killed, perhaps for lack of memory; run the same command again (with fewer "
+            "workers): finished partitions are kept"
         ) from None

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from calm_core.config import DataConfig, parse_section
-from calm_core.data.preparing import duplicates
-from calm_core.data.preparing.duplicates import DUPLICATE, KEPT, NEAR_DUPLICATE, read_dropped
-from calm_core.data.preparing.steps import find_duplicates, plan_partitions, scan_partition
+from calm_core.data.preparing import dropped, duplicates, keys
+from calm_core.data.preparing.dropped import DUPLICATE, KEPT, NEAR_DUPLICATE, read_dropped
+from calm_core.data.preparing.duplicates import find_duplicates
+from calm_core.data.preparing.plan import plan_partitions
+from calm_core.data.preparing.scan import scan_partition
 from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import ScanFacts
+from calm_core.store.facts import DuplicatesFacts, ScanFacts
 from tests.data.test_prepare import data_of, write_lines
 
 
@@ -27,8 +29,9 @@ def kinds_of(texts: list[str], place: Path, **settings: Any) -> list[int]:
     config = data_of(write_lines(place / "texts.jsonl", texts), **settings)
     found = find_duplicates(scans_of(config, place), config, f"{place}/duplicates")
     kinds = [kind for i in range(config.partitions) for kind in read_dropped(found, f"dropped/{i:05d}.parquet")[1]]
-    counts = {"duplicates": kinds.count(DUPLICATE), "near_duplicates": kinds.count(NEAR_DUPLICATE)}
-    assert found.manifest.results == counts
+    assert found.facts == DuplicatesFacts(
+        duplicates=kinds.count(DUPLICATE), near_duplicates=kinds.count(NEAR_DUPLICATE)
+    )
     assert len(kinds) == len(texts)
     return kinds
 
@@ -41,9 +44,9 @@ def exact_kinds(texts: list[str]) -> list[int]:
 def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with so few keys sorted, compared and written at a time that each test crosses many borders."""
     if request.param == "tiny":
-        monkeypatch.setattr(duplicates, "_RUN_DOCUMENTS", 7)
+        monkeypatch.setattr(keys, "_RUN_DOCUMENTS", 7)
         monkeypatch.setattr(duplicates, "_RANGE_DOCUMENTS", 5)
-        monkeypatch.setattr(duplicates, "_SLICE_DOCUMENTS", 8)
+        monkeypatch.setattr(dropped, "_SLICE_DOCUMENTS", 8)
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 7, 40])
@@ -56,7 +59,7 @@ def test_the_first_of_equal_texts_stays(partitions: int, limits: None, tmp_path:
 
 def test_a_text_that_is_repeated_thousands_of_times_stays_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More often than keys are compared at a time: they cannot be told apart by ranges of keys."""
-    monkeypatch.setattr(duplicates, "_RUN_DOCUMENTS", 500)
+    monkeypatch.setattr(keys, "_RUN_DOCUMENTS", 500)
     monkeypatch.setattr(duplicates, "_RANGE_DOCUMENTS", 100)
     texts = ["again", *(f"text {i}" for i in range(50))]
     texts = texts[1:20] + ["again"] * 3000 + texts + ["again"] * 10
@@ -134,7 +137,7 @@ def test_what_is_dropped_does_not_depend_on_partitions_or_runs(tmp_path: Path, m
         folder = tmp_path / str(partitions)
         folder.mkdir()
         found.append(kinds_of(texts, folder, partitions=partitions, near_duplicate_threshold=0.6))
-        monkeypatch.setattr(duplicates, "_RUN_DOCUMENTS", 4)
+        monkeypatch.setattr(keys, "_RUN_DOCUMENTS", 4)
         monkeypatch.setattr(duplicates, "_RANGE_DOCUMENTS", 3)
     assert all(a == b for a, b in pairwise(found))
     assert {*found[0]} == {KEPT, NEAR_DUPLICATE}

@@ -211,8 +211,8 @@ def test_a_dataset_is_made_with_a_tokenizer_from_elsewhere(parts: dict[str, Any]
     everything = texts(20)
     config = TokenizerConfig(source=str(source))
     dataset = prepare_data(data_of(write_lines(tmp_path / "a.jsonl", everything)), config, f"{tmp_path}/dataset")
-    assert dataset.manifest.results["engine"] == engine
-    assert (dataset.manifest.results["pad_id"], dataset.manifest.results["eos_id"]) == (0, 1)
+    assert dataset.facts.engine == engine
+    assert (dataset.facts.pad_id, dataset.facts.eos_id) == (0, 1)
     assert documents_of(dataset) == {
         split: [text for text in everything if split_of(text, 0.3) == split] for split in ("train", "validation")
     }
@@ -295,7 +295,7 @@ def test_ranks_that_collide_with_the_special_tokens_are_refused(change: dict[str
 @pytest.mark.parametrize("form", ["ranks", "folder"])
 def test_a_special_token_that_is_not_there_is_asked_for(form: str, role: str, tmp_path: Path) -> None:
     source = write_ranks(tmp_path / "a.model") if form == "ranks" else write_folder(tmp_path, byte_level())
-    with pytest.raises(CalmError, match=rf"{source}: .* no token <none>; .* tokenizer\.{role}") as caught:
+    with pytest.raises(CalmError, match=rf"{source}: .* no token <none>; .*tokenizer\.{role}") as caught:
         Tokenizer.load(str(source), **{role: "<none>"})
     assert "\n" not in str(caught.value)
 

@@ -39,10 +39,10 @@ def kept_of(damaged: Path, folder: Path, mode: str = "reject") -> int:
     """Prepare a damaged source beside a whole one; returns how many documents of the damaged one are kept."""
     whole = write_lines(folder / "whole.jsonl", WHOLE)
     data = data_of(whole, damaged, partitions=3, damaged_files=mode)
-    results = prepare_data(data, TOKENIZER, f"{folder}/dataset").manifest.results
-    assert results["rejected"] == {"damaged_file": 1}
-    assert results["documents_in"] == results["documents_out"] + 1
-    return int(results["documents_out"]) - len(WHOLE)
+    facts = prepare_data(data, TOKENIZER, f"{folder}/dataset").facts
+    assert facts.rejected == {"damaged_file": 1}
+    assert facts.documents_in == facts.documents_out + 1
+    return facts.documents_out - len(WHOLE)
 
 
 def check_refusal(damaged: Path, folder: Path, name: str) -> None:
@@ -149,15 +149,15 @@ def test_a_wrong_offset_in_an_arrow_file_is_refused_and_not_followed(tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, Artifact]:
-    """A data set, and the settings that make it."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, Artifact[DatasetFacts]]:
+    """A dataset, and the settings that make it."""
     folder = tmp_path_factory.mktemp("undisturbed")
     data = data_of(write_lines(folder / "texts.jsonl", TEXTS), partitions=8, rows_per_group=2)
     return data, prepare_data(data, TOKENIZER, f"{folder}/dataset")
 
 
 @pytest.fixture
-def train(undisturbed: tuple[DataConfig, Artifact], tmp_path: Path) -> TokenDataset:
+def train(undisturbed: tuple[DataConfig, Artifact[DatasetFacts]], tmp_path: Path) -> TokenDataset:
     """A copy of its sequences: hundreds of shards, of which a loader has few open."""
     shutil.copytree(undisturbed[1].uri, tmp_path / "dataset")
     return TokenDataset(f"{tmp_path}/dataset", "train")
@@ -239,7 +239,7 @@ def check_no_half_file(folder: Path) -> None:
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.99])
 def test_a_full_disk_is_one_clear_line_and_with_more_room_the_same_command_finishes(
-    share: float, undisturbed: tuple[DataConfig, Artifact], tmp_path: Path
+    share: float, undisturbed: tuple[DataConfig, Artifact[DatasetFacts]], tmp_path: Path
 ) -> None:
     """The disk is full at a share of all that is written, so in another step."""
     data, expected = undisturbed
@@ -261,7 +261,7 @@ def test_a_full_disk_is_one_clear_line_and_with_more_room_the_same_command_finis
 
 
 def test_a_full_cache_of_shards_is_one_clear_line(
-    undisturbed: tuple[DataConfig, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: tuple[DataConfig, Artifact[DatasetFacts]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(undisturbed[1].uri, "/calm-faults", recursive=True)
@@ -274,7 +274,7 @@ def test_a_full_cache_of_shards_is_one_clear_line(
 
 @pytest.mark.parametrize("moment", ["scan-*/**/*", "shards-*/.*.partial"])
 def test_a_killed_worker_is_one_clear_line_and_the_next_run_gives_the_same_bytes(
-    moment: str, undisturbed: tuple[DataConfig, Artifact], tmp_path: Path
+    moment: str, undisturbed: tuple[DataConfig, Artifact[DatasetFacts]], tmp_path: Path
 ) -> None:
     """It is killed once a file shows that its step has begun."""
     data, expected = undisturbed
@@ -287,7 +287,7 @@ def test_a_killed_worker_is_one_clear_line_and_the_next_run_gives_the_same_bytes
     others = set(multiprocessing.active_children())
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    with pytest.raises(CalmError, match=r"^a preparing process was killed[^\n]* run it again \(with fewer workers\)"):
+    with pytest.raises(CalmError, match=r"^a preparing process was killed[^\n]* run the same command again"):
         prepare_data(data, TOKENIZER, f"{tmp_path}/dataset", workers=2)
     killer.join()
     assert files_of(prepare_data(data, TOKENIZER, f"{tmp_path}/dataset")) == files_of(expected)

@@ -102,10 +102,10 @@ def check(lines: list[bytes], suffix: str, **settings: Any) -> None:
         data = data_of(f"{place}/*.{suffix}", max_document_bytes=LIMIT, max_reject_fraction=0.999, **settings)
         dataset = prepare_data(data, TOKENIZER, f"{place}/dataset")
         documents = [text for texts in documents_of(dataset).values() for text in texts]
-    results = dataset.manifest.results
-    assert results["documents_in"] == sum(bool(line.strip()) for line in lines)
-    assert results["documents_in"] == len(documents) + sum(results["rejected"].values()) + results["duplicates"]
-    assert results["documents_out"] == len(documents) == len(set(documents))
+    facts = dataset.facts
+    assert facts.documents_in == sum(bool(line.strip()) for line in lines)
+    assert facts.documents_in == len(documents) + sum(facts.rejected.values()) + facts.duplicates
+    assert facts.documents_out == len(documents) == len(set(documents))
     assert set(GOOD) <= set(documents)
 
 
@@ -133,9 +133,9 @@ from calm_core.data.stage import prepare_data
 
 for config in sys.argv[1:]:
     data = DataConfig.model_validate_json(config)
-    results = prepare_data(data, TokenizerConfig(vocab_size=260), data.sources[0] + ".dataset").manifest.results
+    facts = prepare_data(data, TokenizerConfig(vocab_size=260), data.sources[0] + ".dataset").facts
     [peak] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    print(results["documents_out"], sum(results["rejected"].values()), peak.split()[1], file=sys.stderr)
+    print(facts.documents_out, sum(facts.rejected.values()), peak.split()[1], file=sys.stderr)
 """
 
 

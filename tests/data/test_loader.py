@@ -88,7 +88,7 @@ def test_an_epoch_needs_few_shards_at_a_time() -> None:
 
 
 def test_more_row_groups_than_are_kept_decoded(train: TokenDataset) -> None:
-    """The data set has more groups than the 16 that are kept; what was thrown out is read again, unchanged."""
+    """The dataset has more groups than the 16 that are kept; what was thrown out is read again, unchanged."""
     assert sum(map(len, train.groups_of_shard)) > 16
     indices = np.random.default_rng(0).integers(train.num_sequences, size=300)
     all_rows = train.rows(np.arange(train.num_sequences))
@@ -138,7 +138,7 @@ def test_ranks_that_cannot_share_a_batch_evenly_are_refused(train: TokenDataset)
 
 
 def test_a_shard_is_hashed_only_once(train: TokenDataset, dataset_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More would read the data set many times over in a shuffled epoch of many shards."""
+    """More would read the dataset many times over in a shuffled epoch of many shards."""
     expected = stream(Loader(train, BATCH, seed=0), 2 * train.num_sequences // BATCH)
     fresh = TokenDataset(dataset_uri, "train")
     hashed: list[str] = []

@@ -8,7 +8,7 @@ import pytest
 
 from calm_core.config import TokenizerConfig, TransformerConfig
 from calm_core.data.mixture import mix_datasets
-from calm_core.data.reading.dataset import Mixture, TokenDataset, open_dataset
+from calm_core.data.reading.dataset import Dataset, TokenDataset, open_dataset
 from calm_core.data.reading.loader import Loader
 from calm_core.data.reading.order import MIX_BLOCK
 from calm_core.data.stage import prepare_data
@@ -22,10 +22,10 @@ WEIGHTS = [0.5, 0.3, 0.2]
 
 
 @pytest.fixture(scope="module")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact[DatasetFacts]]:
     """Three datasets of different sizes; the letter in a sequence, A, B or C, says which one it is from."""
     folder = tmp_path_factory.mktemp("datasets")
-    found: list[Artifact] = []
+    found: list[Artifact[DatasetFacts]] = []
     for letter, count in zip("ABC", (60, 40, 20), strict=True):
         lines = [f"{i:02d}{letter * 5}" for i in range(count)]  # 8 tokens at most: every sequence holds two
         source = f"{found[0].uri}/tokenizer.json" if found else ""
@@ -36,11 +36,9 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
 
 
 @pytest.fixture(scope="module")
-def mixture(datasets: list[Artifact], tmp_path_factory: pytest.TempPathFactory) -> Mixture:
+def mixture(datasets: list[Artifact[DatasetFacts]], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     weights = {dataset.uri: weight for dataset, weight in zip(datasets, WEIGHTS, strict=True)}
-    opened = open_dataset(mix_datasets(weights, f"{tmp_path_factory.mktemp('mixture')}/out").uri, "train")
-    assert isinstance(opened, Mixture)
-    return opened
+    return open_dataset(mix_datasets(weights, f"{tmp_path_factory.mktemp('mixture')}/out").uri, "train")
 
 
 def all_rows(dataset: TokenDataset) -> list[list[int]]:
@@ -51,12 +49,12 @@ def stream(loader: Loader, batches: int) -> list[list[int]]:
     return [row for _ in range(batches) for row in loader.next_batch().tokens.tolist()]
 
 
-def dataset_of(mixture: Mixture, row: list[int]) -> int:
+def dataset_of(mixture: Dataset, row: list[int]) -> int:
     [letter] = {*mixture.tokenizer.decode(row)} & {*"ABC"}
     return "ABC".index(letter)
 
 
-def test_the_shares_of_a_stream_are_the_weights(mixture: Mixture) -> None:
+def test_the_shares_of_a_stream_are_the_weights(mixture: Dataset) -> None:
     batch = MIX_BLOCK // 8
     found = [dataset_of(mixture, row) for row in stream(Loader(mixture, batch, seed=0), 8)]
     assert np.bincount(found).tolist() == [MIX_BLOCK // 2, round(0.3 * MIX_BLOCK), round(0.2 * MIX_BLOCK)]
@@ -65,7 +63,7 @@ def test_the_shares_of_a_stream_are_the_weights(mixture: Mixture) -> None:
         assert all(abs(counts - batch * np.array(WEIGHTS)) < 5 * np.sqrt(batch * 0.25))
 
 
-def test_each_dataset_has_epochs_of_its_own_with_every_sequence_once(mixture: Mixture) -> None:
+def test_each_dataset_has_epochs_of_its_own_with_every_sequence_once(mixture: Dataset) -> None:
     rows = stream(Loader(mixture, BATCH, seed=0), 40)
     found = [dataset_of(mixture, row) for row in rows]
     for number, part in enumerate(mixture.parts):
@@ -77,7 +75,7 @@ def test_each_dataset_has_epochs_of_its_own_with_every_sequence_once(mixture: Mi
             assert sorted(own[epoch * part.num_sequences :][: part.num_sequences]) == expected
 
 
-def test_resuming_at_another_world_size_goes_on_exactly(mixture: Mixture) -> None:
+def test_resuming_at_another_world_size_goes_on_exactly(mixture: Dataset) -> None:
     """2 ranks, then 1, then 3; the middle part goes over the end of a block of the mixture."""
     start = MIX_BLOCK - 5 * BATCH - 1
     expected = stream(Loader(mixture, BATCH, seed=5, start=start), 3 + 6 + 4)
@@ -94,12 +92,12 @@ def test_resuming_at_another_world_size_goes_on_exactly(mixture: Mixture) -> Non
     assert rows == expected
 
 
-def test_the_stream_depends_on_the_seed_alone(mixture: Mixture) -> None:
+def test_the_stream_depends_on_the_seed_alone(mixture: Dataset) -> None:
     first, again, other = (stream(Loader(mixture, BATCH, seed=seed), 5) for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_sequences_by_their_number_are_those_of_one_dataset_after_the_other(mixture: Mixture) -> None:
+def test_sequences_by_their_number_are_those_of_one_dataset_after_the_other(mixture: Dataset) -> None:
     everything = [row for part in mixture.parts for row in all_rows(part)]
     assert mixture.num_sequences == len(everything)
     indices = np.random.default_rng(0).permutation(len(everything))
@@ -108,7 +106,7 @@ def test_sequences_by_their_number_are_those_of_one_dataset_after_the_other(mixt
 
 
 def test_a_mixture_is_found_from_anywhere(
-    datasets: list[Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    datasets: list[Artifact[DatasetFacts]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its datasets were named by a relative path."""
     monkeypatch.chdir(Path(datasets[0].uri).parent)
@@ -116,7 +114,6 @@ def test_a_mixture_is_found_from_anywhere(
     digests = {mix_datasets(weights, f"{tmp_path}/mixture").digest}
     monkeypatch.chdir(tmp_path)
     opened = open_dataset("mixture", "validation")
-    assert isinstance(opened, Mixture)
     assert opened.weights == [0.75, 0.25]
     digests.add(mix_datasets({datasets[0].uri: 6, datasets[1].uri: 2}, f"{tmp_path}/again").digest)
     assert len(digests) == 1  # equal shares of equal datasets
@@ -132,7 +129,7 @@ def test_a_mixture_is_found_from_anywhere(
     ids=["tokenizer", "length", "alignment"],
 )
 def test_datasets_that_do_not_fit_together_are_refused(
-    settings: dict[str, int], vocab_size: int, named: str, datasets: list[Artifact], tmp_path: Path
+    settings: dict[str, int], vocab_size: int, named: str, datasets: list[Artifact[DatasetFacts]], tmp_path: Path
 ) -> None:
     source = "" if vocab_size else f"{datasets[0].uri}/tokenizer.json"
     tokenizer = TokenizerConfig(vocab_size=vocab_size or 260, source=source)
@@ -144,7 +141,7 @@ def test_datasets_that_do_not_fit_together_are_refused(
 
 @pytest.mark.parametrize("weights", [(1, 0.0005), (1, 0), (1, -1), (1, math.nan), (1, math.inf), (0,), (math.inf,), ()])
 def test_weights_without_a_meaning_are_refused_on_one_line(
-    weights: tuple[float, ...], datasets: list[Artifact], tmp_path: Path
+    weights: tuple[float, ...], datasets: list[Artifact[DatasetFacts]], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         mix_datasets({dataset.uri: weight for dataset, weight in zip(datasets, weights, strict=False)}, f"{tmp_path}/m")
@@ -188,4 +185,4 @@ def test_a_model_is_trained_and_scored_on_a_mixture(dataset_uri: str, tmp_path: 
     model = train(config, mixture.uri, f"{tmp_path}/model", seed=0, checkpoint_root=f"{tmp_path}/checkpoints")
     assert model.manifest.parents == {"dataset": mixture.digest}
     protocol = EvaluationConfig(samples=2, max_sequences=4, prompts=(), bootstrap_resamples=100)
-    assert evaluate(protocol, mixture.uri, model.uri, f"{tmp_path}/scores", seed=0).manifest.results["brierlm"]
+    assert evaluate(protocol, mixture.uri, model.uri, f"{tmp_path}/scores", seed=0).facts.brierlm

@@ -45,7 +45,7 @@ def plain_pack(documents: list[list[int]], length: int, alignment: int) -> list[
 def test_packing_equals_the_plain_version_and_no_chunk_holds_two_documents(
     lengths: list[int], alignment: int, units: int, block_rows: int
 ) -> None:
-    """One data set serves every K that divides the alignment; every token is its document's number."""
+    """One dataset serves every K that divides the alignment; every token is its document's number."""
     documents = [[number + 2] * length for number, length in enumerate(lengths)]  # 0 and 1 are PAD and EOS
     packed = pack(documents, units * alignment, alignment, block_rows)
     assert packed == plain_pack(documents, units * alignment, alignment)

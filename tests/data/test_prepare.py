@@ -5,7 +5,9 @@ import math
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from calm_core.config import DataConfig, TokenizerConfig
-from calm_core.data.preparing import merge, steps
+from calm_core.data.preparing import splits
+from calm_core.data.preparing.duplicates import find_duplicates
 from calm_core.data.preparing.merge import Prepared, merge_partitions
-from calm_core.data.preparing.steps import text_hash
+from calm_core.data.preparing.plan import plan_partitions
+from calm_core.data.preparing.tokenize import tokenize_partition
+from calm_core.data.preparing.train_tokenizer import train_tokenizer, training_texts
 from calm_core.data.reading.dataset import TokenDataset
-from calm_core.data.sources.files import Partition
+from calm_core.data.sources.partitions import Partition
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, SourceError
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import SPLITS, DatasetFacts, DuplicatesFacts
+from calm_core.telemetry.mlflow_run import DIGEST_TAG, Run
 
 
 def split_of(text: str, fraction: float) -> str:
-    return steps.split_of(text_hash(text), fraction)
+    return splits.split_of(splits.text_hash(text.encode()), fraction)
 
 
 TOKENIZER = TokenizerConfig(vocab_size=260)  # 2 merges: training takes no time
@@ -48,11 +54,11 @@ def texts(count: int, seed: int = 0) -> list[str]:
     return [f"text {i} of {seed}: " + "a river " * numbers.randrange(8) for i in range(count)]
 
 
-def files_of(artifact: Artifact) -> dict[str, bytes]:
+def files_of(artifact: Artifact[DatasetFacts]) -> dict[str, bytes]:
     return {entry.path: artifact.read(entry.path) for entry in artifact.manifest.files}
 
 
-def documents_of(dataset: Artifact) -> dict[str, list[str]]:
+def documents_of(dataset: Artifact[DatasetFacts]) -> dict[str, list[str]]:
     """Every document of each split, decoded, in the order of the shards."""
     found: dict[str, list[str]] = {}
     for split in SPLITS:
@@ -87,7 +93,7 @@ def test_about_the_asked_fraction_is_held_out(fraction: float) -> None:
     assert abs(held_out - count * fraction) < 4 * math.sqrt(count * fraction * (1 - fraction))
 
 
-def test_every_document_is_once_in_the_data_set(tmp_path: Path) -> None:
+def test_every_document_is_once_in_the_dataset(tmp_path: Path) -> None:
     """Duplicates within a file, across files and across partitions; bad lines between them; the first one stays."""
     first, second = texts(30), texts(30, seed=1)
     a = write_lines(tmp_path / "a.jsonl", first + first[5:10])
@@ -100,56 +106,57 @@ def test_every_document_is_once_in_the_data_set(tmp_path: Path) -> None:
     assert documents_of(dataset) == {
         split: [text for text in everything if split_of(text, 0.3) == split] for split in SPLITS
     }
-    results = dataset.manifest.results
-    assert results["documents_in"] == 35 + 20 + 3 + 30 + 1 + 4
-    assert results["documents_out"] == len(everything) == sum(s["documents"] for s in results["splits"].values())
-    assert results["duplicates"] == 5 + 20 + 3 + 1
-    assert results["rejected"] == {"broken_json": 4}
-    assert results["documents_in"] == (
-        results["documents_out"] + results["duplicates"] + sum(results["rejected"].values())
-    )
-    for split in results["splits"].values():
-        assert split["tokens"] + split["padding"] == split["sequences"] * 16
+    facts = dataset.facts
+    assert facts.documents_in == 35 + 20 + 3 + 30 + 1 + 4
+    assert facts.documents_out == len(everything) == sum(split.documents for split in facts.splits.values())
+    assert facts.duplicates == 5 + 20 + 3 + 1
+    assert facts.rejected == {"broken_json": 4}
+    assert facts.documents_in == (facts.documents_out + facts.duplicates + sum(facts.rejected.values()))
+    for split in facts.splits.values():
+        assert split.tokens + split.padding == split.sequences * 16
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> dict[str, Any]:
+def data(tmp_path: Path) -> DataConfig:
+    return data_of(write_lines(tmp_path / "texts.jsonl", texts(20) + texts(20)[:5]), partitions=3)
+
+
+@pytest.fixture
+def prepared(data: DataConfig, tmp_path: Path) -> Prepared:
     """The artifacts of all steps before the merge, of three partitions."""
-    source = write_lines(tmp_path / "texts.jsonl", texts(20) + texts(20)[:5])
-    data = data_of(source, partitions=3)
     prepare_data(data, TOKENIZER, f"{tmp_path}/dataset")
     place = f"{tmp_path}/dataset.parts"
-    return {
-        "config": data,
-        "partitions": steps.plan_partitions(data, f"{place}/plan"),
-        "scan_uris": [f"{place}/scan-{i:05d}" for i in range(3)],
-        "shards_uris": [f"{place}/shards-{i:05d}" for i in range(3)],
-        "duplicates_uri": f"{place}/duplicates",
-        "tokenizer_uri": f"{place}/tokenizer",
-        "output_uri": f"{tmp_path}/merged",
-    }
+    return Prepared(
+        partitions=plan_partitions(data, f"{place}/plan"),
+        scan_uris=[f"{place}/scan-{i:05d}" for i in range(3)],
+        shards_uris=[f"{place}/shards-{i:05d}" for i in range(3)],
+        duplicates_uri=f"{place}/duplicates",
+        tokenizer_uri=f"{place}/tokenizer",
+    )
 
 
-def merged(made: dict[str, Any]) -> Artifact[DatasetFacts]:
-    parts = {name: value for name, value in made.items() if name not in ("config", "output_uri")}
-    return merge_partitions(made["config"], Prepared(**parts), made["output_uri"])
-
-
-def test_the_order_in_which_partitions_are_collected_does_not_matter(made: dict[str, Any], tmp_path: Path) -> None:
+def test_the_order_in_which_partitions_are_collected_does_not_matter(
+    data: DataConfig, prepared: Prepared, tmp_path: Path
+) -> None:
     """Whatever runs the partitions side by side may hand their artifacts on as they become ready."""
-    backwards = made["scan_uris"][::-1]
-    duplicates = steps.find_duplicates(backwards, made["config"], f"{tmp_path}/again")
-    assert duplicates.digest == Artifact(made["duplicates_uri"], DuplicatesFacts).digest
-    made |= {"scan_uris": backwards, "shards_uris": [made["shards_uris"][i] for i in (1, 2, 0)]}
-    assert merged(made).digest == Artifact(f"{tmp_path}/dataset", DatasetFacts).digest
+    backwards = prepared.scan_uris[::-1]
+    duplicates = find_duplicates(backwards, data, f"{tmp_path}/again")
+    assert duplicates.digest == Artifact(prepared.duplicates_uri, DuplicatesFacts).digest
+    mixed_up = replace(prepared, scan_uris=backwards, shards_uris=[prepared.shards_uris[i] for i in (1, 2, 0)])
+    assert (
+        merge_partitions(data, mixed_up, f"{tmp_path}/merged").digest
+        == Artifact(f"{tmp_path}/dataset", DatasetFacts).digest
+    )
 
 
 @pytest.mark.parametrize("uris", ["scan_uris", "shards_uris"])
-def test_a_partition_that_is_missing_or_named_twice_is_refused(made: dict[str, Any], uris: str) -> None:
-    complete = made[uris]
+def test_a_partition_that_is_missing_or_named_twice_is_refused(
+    uris: str, data: DataConfig, prepared: Prepared, tmp_path: Path
+) -> None:
+    complete = getattr(prepared, uris)
     for wrong in (complete[1:], complete[:-1], [*complete, complete[0]]):
         with pytest.raises(ArtifactError, match="is missing or named twice"):
-            merged(made | {uris: wrong})
+            merge_partitions(data, replace(prepared, **{uris: wrong}), f"{tmp_path}/merged")
 
 
 @pytest.fixture
@@ -179,17 +186,17 @@ def test_equal_input_gives_equal_bytes_wherever_it_runs(
 
 def test_shards_have_the_asked_shape(tmp_path: Path) -> None:
     dataset = prepare_data(data_of(write_lines(tmp_path / "a.jsonl", texts(40))), TOKENIZER, f"{tmp_path}/dataset")
-    for split, counts in dataset.manifest.results["splits"].items():
+    for split, counts in dataset.facts.splits.items():
         rows = 0
-        for shard in counts["shards"]:
-            file = pq.ParquetFile(dataset.open(shard["path"]))
+        for shard in counts.shards:
+            file = pq.ParquetFile(dataset.open(shard.path))
             field = file.schema_arrow.field(0)
             assert (str(field.type.value_type), field.type.list_size) == ("uint16", 16)
-            assert file.metadata.num_rows == shard["rows"] <= 8
+            assert file.metadata.num_rows == shard.rows <= 8
             assert all(file.metadata.row_group(i).num_rows <= 4 for i in range(file.metadata.num_row_groups))
             assert file.metadata.row_group(0).column(0).compression == "ZSTD"
-            rows += shard["rows"]
-        assert rows == counts["sequences"] > 0, split
+            rows += shard.rows
+        assert rows == counts.sequences > 0, split
 
 
 @pytest.mark.parametrize(
@@ -230,16 +237,14 @@ def test_unusable_sources_are_refused_on_one_line(
 def test_rejects_up_to_the_set_share_are_let_pass_and_shown(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "texts.jsonl", [*texts(18), "", " "])
     dataset = prepare_data(data_of(path, max_reject_fraction=0.1), TOKENIZER, f"{tmp_path}/dataset")
-    assert dataset.manifest.results["rejected"] == {"empty": 2}  # 2 of 20 are not more than a tenth
-    assert [example.split("/")[-1].split(": ")[1] for example in dataset.manifest.origins["reject_examples"]] == [
-        "empty"
-    ] * 2
+    assert dataset.facts.rejected == {"empty": 2}  # 2 of 20 are not more than a tenth
+    assert [example.split("/")[-1].split(": ")[1] for example in dataset.facts.reject_examples] == ["empty"] * 2
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_shard_is_refused_by_name(damage: str, tmp_path: Path) -> None:
     dataset = prepare_data(data_of(write_lines(tmp_path / "a.jsonl", texts(40))), TOKENIZER, f"{tmp_path}/dataset")
-    shard = dataset.manifest.results["splits"]["train"]["shards"][1]["path"]
+    shard = dataset.facts.splits["train"].shards[1].path
     path = tmp_path / "dataset" / shard
     content = bytearray(path.read_bytes())
     if damage == "flip":
@@ -263,26 +268,24 @@ def test_an_error_of_a_step_is_reported_with_its_reason(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"tokenizer_uri": "other-tokenizer"}, r"shards-00000: was made with another tokenizer"),
-        ({"config": {"sequence_length": 32}}, r"shards-00000: was made with other settings"),
+        ("tokenizer", r"shards-00000: was made with another tokenizer"),
+        ("sequence length", r"shards-00000: was made with other settings"),
     ],
 )
 def test_artifacts_of_different_runs_are_not_mixed(
-    made: dict[str, Any], changed: dict[str, Any], message: str, tmp_path: Path
+    changed: str, message: str, data: DataConfig, prepared: Prepared, tmp_path: Path
 ) -> None:
-    """Their token ids, or the length of their rows, would mean something else: a wrong data set without an error."""
-    config: DataConfig = made["config"]
-    other = f"{tmp_path}/other-tokenizer"
-    steps.train_tokenizer(
-        steps.plan_partitions(config, f"{tmp_path}/plan"), TokenizerConfig(vocab_size=262), config, other
-    )
-    replaced = {"tokenizer_uri": other} if "tokenizer_uri" in changed else {}
-    replaced |= {"config": config.model_copy(update=changed["config"])} if "config" in changed else {}
+    """Their token ids, or the length of their rows, would mean something else: a wrong dataset without an error."""
+    if changed == "tokenizer":
+        other = train_tokenizer(prepared.partitions, TokenizerConfig(vocab_size=262), data, f"{tmp_path}/other")
+        prepared = replace(prepared, tokenizer_uri=other.uri)
+    else:
+        data = data.model_copy(update={"sequence_length": 32})
     with pytest.raises(ArtifactError, match=message):
-        merged(made | replaced)
+        merge_partitions(data, prepared, f"{tmp_path}/merged")
 
 
-def test_a_moved_source_is_the_same_data_set(tmp_path: Path) -> None:
+def test_a_moved_source_is_the_same_dataset(tmp_path: Path) -> None:
     """Else a renamed bucket would train every model again."""
     digests = set()
     for name in ("here", "there"):
@@ -297,7 +300,7 @@ def test_the_tokenizer_learns_from_no_more_than_its_budget_and_each_text_once(bu
     """One partition is empty; its share is not lost, nor is a text cut inside a character."""
     everything = [text + "é" for text in texts(30)]
     config = data_of(write_lines(tmp_path / "a.jsonl", everything * 2), partitions=3)
-    learned = list(steps._training_texts(steps.plan_partitions(config, f"{tmp_path}/plan"), config, budget))
+    learned = list(training_texts(plan_partitions(config, f"{tmp_path}/plan"), config, budget))
     train = [text for text in everything if split_of(text, 0.3) == "train"]
     assert sum(len(text.encode()) for text in learned) <= budget
     assert all(any(text.startswith(part) for text in train) for part in learned)
@@ -308,10 +311,10 @@ def test_the_tokenizer_learns_from_no_more_than_its_budget_and_each_text_once(bu
 def test_bytes_of_text_are_counted_by_split(tmp_path: Path) -> None:
     everything = texts(30)
     source = write_lines(tmp_path / "a.jsonl", everything + everything[:5])
-    results = prepare_data(data_of(source), TOKENIZER, f"{tmp_path}/dataset").manifest.results
+    facts = prepare_data(data_of(source), TOKENIZER, f"{tmp_path}/dataset").facts
     for split in SPLITS:
         kept = [text for text in everything if split_of(text, 0.3) == split]
-        assert results["splits"][split]["text_bytes"] == sum(len(text.encode()) for text in kept)
+        assert facts.splits[split].text_bytes == sum(len(text.encode()) for text in kept)
 
 
 @pytest.mark.parametrize("step", ["find_duplicates", "tokenize_partition", "merge_partitions"])
@@ -319,23 +322,53 @@ def test_a_missing_input_of_a_step_is_reported(step: str, tmp_path: Path, monkey
     progress = tmp_path / "progress.jsonl"
     monkeypatch.setenv("CALM_PROGRESS_FILE", str(progress))
     none, config = f"{tmp_path}/none", data_of("none.jsonl")
-    partition = Partition(index=0, pieces_uri=none, num_bytes=0)
-    arguments: dict[str, tuple[Any, ...]] = {
-        "find_duplicates": ([none], config),
-        "tokenize_partition": (partition, config, none, none),
-        "merge_partitions": (config, Prepared([partition], [none], [none], none, none)),
+    part = Partition(index=0, pieces_uri=none, num_bytes=0)
+    prepared = Prepared(
+        partitions=[part], scan_uris=[none], shards_uris=[none], duplicates_uri=none, tokenizer_uri=none
+    )
+    run: dict[str, Callable[[str], object]] = {
+        "find_duplicates": lambda output: find_duplicates([none], config, output),
+        "tokenize_partition": lambda output: tokenize_partition(part, config, none, none, output),
+        "merge_partitions": lambda output: merge_partitions(config, prepared, output),
     }
     with pytest.raises(ArtifactError, match="missing"):
-        getattr(merge if step == "merge_partitions" else steps, step)(*arguments[step], f"{tmp_path}/output")
+        run[step](f"{tmp_path}/output")
     assert json.loads(progress.read_text().splitlines()[-1])["state"] == "failed"
 
 
 def test_preparing_does_not_wait_for_torch() -> None:
     """Its import takes seconds in each of the pipeline's data tasks."""
     program = (
-        "import sys, calm_core.data.preparing.steps, calm_core.data.sources.factbook; sys.exit('torch' in sys.modules)"
+        "import sys, calm_core.data.stage, calm_core.data.sources.factbook; "
+        "sys.exit(bool({'torch', 'mlflow'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_dataset_is_one_run_tagged_while_it_lasts_and_taken_again_it_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, dict[str, str]]] = []
+
+    class Recorded(Run):
+        def set_tags(self, tags: Mapping[str, str]) -> None:
+            events.append(("tags", dict(tags)))
+
+    @contextmanager
+    def stage_run(stage: str, config: Mapping[str, Any]) -> Iterator[Run]:
+        yield Recorded()
+        events.append(("end", {}))
+
+    progress = tmp_path / "progress.jsonl"
+    monkeypatch.setenv("CALM_PROGRESS_FILE", str(progress))
+    monkeypatch.setattr("calm_core.telemetry.stage.stage_run", stage_run)
+    source = write_lines(tmp_path / "texts.jsonl", texts(20))
+    first, again = (prepare_data(data_of(source), TOKENIZER, f"{tmp_path}/dataset") for _ in range(2))
+    assert first.digest == again.digest
+    assert events == [("tags", {DIGEST_TAG: first.digest, **first.manifest.parents}), ("end", {})]
+    states = [json.loads(line)["state"] for line in progress.read_text().splitlines()]
+    assert states.count("finished") == 2  # of both: who watches waits for it
+    assert states[-1] == "finished"
 
 
 def test_a_changed_split_trains_the_tokenizer_anew(tmp_path: Path) -> None:
@@ -354,15 +387,15 @@ def test_a_refused_run_leaves_the_dataset_that_is_there(tmp_path: Path) -> None:
     assert files_of(Artifact(f"{tmp_path}/dataset", DatasetFacts)) == before
 
 
-def test_a_source_that_changes_after_the_scan_is_one_line(made: dict[str, Any], tmp_path: Path) -> None:
+def test_a_source_that_changes_after_the_scan_is_one_line(data: DataConfig, prepared: Prepared, tmp_path: Path) -> None:
     """Its size stays, but a line more is in it: the marks of duplicates would go to other documents."""
-    [source] = {file["uri"] for file in Artifact(f"{tmp_path}/dataset", DatasetFacts).manifest.origins["sources"]}
+    [source] = {file.uri for file in Artifact(f"{tmp_path}/dataset", DatasetFacts).facts.sources}
     content = Path(source.removeprefix("file://")).read_bytes()
     Path(source.removeprefix("file://")).write_bytes(content.replace(b"a river a river", b'a"}\n{"text": "1', 1))
-    arguments = made["config"], made["tokenizer_uri"], made["duplicates_uri"]
+    arguments = data, prepared.tokenizer_uri, prepared.duplicates_uri
     with pytest.raises(SourceError, match=r"partition \d: its sources have changed since they were scanned; run again"):
-        for i, partition in enumerate(made["partitions"]):
-            steps.tokenize_partition(partition, *arguments, f"{tmp_path}/again-{i}")
+        for i, partition in enumerate(prepared.partitions):
+            tokenize_partition(partition, *arguments, f"{tmp_path}/again-{i}")
 
 
 @pytest.mark.parametrize("in_the_way", ["a file", "a folder that is one"])

@@ -12,13 +12,14 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from calm_core.config import DataConfig
-from calm_core.data.preparing.steps import split_of, text_hash
-from calm_core.data.reading import dataset as dataset_module
-from calm_core.data.reading.dataset import Mixture
+from calm_core.data.preparing.splits import split_of, text_hash
+from calm_core.data.reading.dataset import Mixture, groups_of
 from calm_core.data.reading.loader import Loader
 from calm_core.data.reading.order import MIX_BLOCK, Group, MixOrder
-from calm_core.data.sources.files import find_files, partition_files, read_documents
+from calm_core.data.sources.documents import read_documents
+from calm_core.data.sources.files import find_files
 from calm_core.data.sources.formats import Document
+from calm_core.data.sources.partitions import partition_files
 from calm_core.data.stage import prepare_data
 from calm_core.store.facts import SPLITS
 from tests.data.test_prepare import TOKENIZER, data_of, documents_of, write_lines
@@ -90,7 +91,7 @@ def test_partitions_together_hold_each_document_once_and_in_order(
 
 
 HELD_OUT = 0.5
-SOME = {split_of(text_hash(f"text {i}"), HELD_OUT): f"text {i}" for i in range(10)}  # one of each split
+SOME = {split_of(text_hash(f"text {i}".encode()), HELD_OUT): f"text {i}" for i in range(10)}  # one of each split
 
 
 @given(
@@ -109,22 +110,24 @@ def test_the_first_of_equal_documents_stays_and_none_is_lost(files: list[list[st
     documents = [text for texts in files for text in texts]
     usable = [text for text in documents if text.strip()]
     for split in SPLITS:
-        assert found[split] == [text for text in dict.fromkeys(usable) if split_of(text_hash(text), HELD_OUT) == split]
-    results = dataset.manifest.results
-    assert results["documents_in"] == len(documents)
-    assert results["documents_out"] == len(set(usable))
-    assert results["duplicates"] == len(usable) - len(set(usable))
-    assert sum(results["rejected"].values()) == len(documents) - len(usable)
+        assert found[split] == [
+            text for text in dict.fromkeys(usable) if split_of(text_hash(text.encode()), HELD_OUT) == split
+        ]
+    facts = dataset.facts
+    assert facts.documents_in == len(documents)
+    assert facts.documents_out == len(set(usable))
+    assert facts.duplicates == len(usable) - len(set(usable))
+    assert sum(facts.rejected.values()) == len(documents) - len(usable)
 
 
 class Numbered:
-    """A data set whose every sequence is its part and its number there."""
+    """A dataset whose every sequence is its part and its number there."""
 
     sequence_length = 2
 
     def __init__(self, part: int, rows_of_shard: list[int], rows_per_group: int) -> None:
         self._part = part
-        self.groups_of_shard = dataset_module._groups_of(rows_of_shard, rows_per_group)
+        self.groups_of_shard = groups_of(rows_of_shard, rows_per_group)
         self.num_sequences = sum(rows_of_shard)
 
     def read_group(self, group: Group) -> npt.NDArray[np.int64]:
@@ -136,7 +139,7 @@ class Numbered:
 
 
 class Mixed(Mixture):
-    """A mixture of numbered data sets."""
+    """A mixture of numbered datasets."""
 
     def __init__(self, parts: list[Numbered], weights: list[int]) -> None:
         self.parts, self.weights = parts, weights  # type: ignore[assignment]  # stand-ins without files

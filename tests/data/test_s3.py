@@ -14,7 +14,8 @@ import pytest
 import s3fs
 
 from calm_core.config import DataConfig, TokenizerConfig
-from calm_core.data.preparing.steps import plan_partitions, scan_partition
+from calm_core.data.preparing.plan import plan_partitions
+from calm_core.data.preparing.scan import scan_partition
 from calm_core.data.reading.dataset import TokenDataset
 from calm_core.data.reading.loader import Loader
 from calm_core.data.stage import prepare_data
@@ -42,23 +43,27 @@ def trouble(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Artifact:
+def local(tmp_path: Path) -> Artifact[DatasetFacts]:
     (tmp_path / "texts.jsonl").write_text(LINES)
     return prepare_data(data_of(f"{tmp_path}/texts.jsonl"), TOKENIZER, f"{tmp_path}/dataset")
 
 
-def files_of(artifact: Artifact) -> dict[str, bytes]:
+def files_of(artifact: Artifact[DatasetFacts]) -> dict[str, bytes]:
     return {entry.path: artifact.read(entry.path) for entry in artifact.manifest.files}
 
 
 def all_rows(uri: str) -> list[list[int]]:
     train = TokenDataset(uri, "train")
     loader = Loader(train, 1, seed=0)
-    return [loader.next_batch().tokens[0].tolist() for _ in range(train.num_sequences)]
+    rows = [loader.next_batch().tokens[0].tolist() for _ in range(train.num_sequences)]
+    for stream in loader._streams:  # its threads read on, and would change the cache while a test looks at it
+        stream._decoding.shutdown(cancel_futures=True)
+        stream._fetching.shutdown(cancel_futures=True)
+    return rows
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_s3_and_disk_hold_the_same_bytes(s3_place: str, local: Artifact, workers: int) -> None:
+def test_s3_and_disk_hold_the_same_bytes(s3_place: str, local: Artifact[DatasetFacts], workers: int) -> None:
     storage.write(f"{s3_place}/texts.jsonl", LINES.encode())
     remote = prepare_data(data_of(f"{s3_place}/*.jsonl"), TOKENIZER, f"{s3_place}/dataset", workers)
     assert files_of(remote) == files_of(local)
@@ -66,7 +71,9 @@ def test_s3_and_disk_hold_the_same_bytes(s3_place: str, local: Artifact, workers
     assert all_rows(remote.uri) == all_rows(local.uri)
 
 
-def test_storms_of_errors_and_slow_answers_change_nothing(trouble: tuple[str, Trouble], local: Artifact) -> None:
+def test_storms_of_errors_and_slow_answers_change_nothing(
+    trouble: tuple[str, Trouble], local: Artifact[DatasetFacts]
+) -> None:
     place, storm = trouble
     storage.write(f"{place}/texts.jsonl", LINES.encode())
     storm.delay, storm.errors = 0.01, 3
@@ -78,7 +85,7 @@ def test_storms_of_errors_and_slow_answers_change_nothing(trouble: tuple[str, Tr
 
 
 def test_storage_that_stays_away_is_one_clear_line(
-    trouble: tuple[str, Trouble], local: Artifact, monkeypatch: pytest.MonkeyPatch
+    trouble: tuple[str, Trouble], local: Artifact[DatasetFacts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, storm = trouble
     storage.write(f"{place}/texts.jsonl", LINES.encode())
@@ -92,10 +99,10 @@ def test_storage_that_stays_away_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_shard_in_the_store_is_refused_by_name(s3_place: str, local: Artifact) -> None:
+def test_a_damaged_shard_in_the_store_is_refused_by_name(s3_place: str, local: Artifact[DatasetFacts]) -> None:
     storage.write(f"{s3_place}/texts.jsonl", LINES.encode())
     remote = prepare_data(data_of(f"{s3_place}/texts.jsonl"), TOKENIZER, f"{s3_place}/dataset")
-    shard = remote.manifest.results["splits"]["train"]["shards"][2]["path"]
+    shard = remote.facts.splits["train"].shards[2].path
     content = bytearray(remote.read(shard))
     content[len(content) // 2] ^= 1
     storage.write(f"{remote.uri}/{shard}", bytes(content))
@@ -107,27 +114,28 @@ def test_a_damaged_shard_in_the_store_is_refused_by_name(s3_place: str, local: A
 
 
 def test_a_shard_is_fetched_once_for_all_processes(
-    trouble: tuple[str, Trouble], local: Artifact, tmp_path: Path
+    trouble: tuple[str, Trouble], local: Artifact[DatasetFacts], tmp_path: Path
 ) -> None:
     place, storm = trouble
     storage.write(f"{place}/texts.jsonl", LINES.encode())
     remote = prepare_data(data_of(f"{place}/texts.jsonl"), TOKENIZER, f"{place}/dataset")
     program = (
-        "import sys; from calm_core.data.reading.loader import *; d = TokenDataset(sys.argv[1], 'train'); "
+        "import sys; from calm_core.data.reading.dataset import *; "
+        "from calm_core.data.reading.loader import *; d = TokenDataset(sys.argv[1], 'train'); "
         "l = Loader(d, 2, seed=0, rank=int(sys.argv[2]), world_size=2); "
         "[l.next_batch() for _ in range(d.num_sequences // 2)]"
     )
     before = storm.requests
     ranks = [subprocess.Popen([sys.executable, "-c", program, remote.uri, str(rank)]) for rank in range(2)]
     assert [rank.wait() for rank in ranks] == [0, 0]
-    shards = len(remote.manifest.results["splits"]["train"]["shards"])
+    shards = len(remote.facts.splits["train"].shards)
     cached = [path for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".")]
     assert len(cached) == shards
     assert storm.requests - before < 2 * shards + 20  # one HEAD and one GET each, and each rank's manifest
 
 
 def test_the_cache_is_bounded_and_a_damaged_copy_is_fetched_again(
-    s3_place: str, local: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_place: str, local: Artifact[DatasetFacts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.write(f"{s3_place}/texts.jsonl", LINES.encode())
     remote = prepare_data(data_of(f"{s3_place}/texts.jsonl"), TOKENIZER, f"{s3_place}/dataset")
@@ -144,7 +152,7 @@ def test_the_cache_is_bounded_and_a_damaged_copy_is_fetched_again(
 
 @pytest.mark.parametrize("on_s3", [False, True])
 def test_killed_preparing_processes_leave_no_trace_in_the_bytes(
-    on_s3: bool, s3_place: str, local: Artifact, tmp_path: Path
+    on_s3: bool, s3_place: str, local: Artifact[DatasetFacts], tmp_path: Path
 ) -> None:
     """Whenever the kill comes, the next run gives the bytes of an undisturbed one, and no half file shows."""
     folder = s3_place if on_s3 else f"{tmp_path}/killed"

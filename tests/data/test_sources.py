@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from calm_core.config import DataConfig
-from calm_core.data.sources.files import Partition, find_files, partition_files, read_documents
+from calm_core.data.sources.documents import read_documents
+from calm_core.data.sources.files import find_files
 from calm_core.data.sources.formats import Document
+from calm_core.data.sources.partitions import Partition, partition_files
 from calm_core.errors import ConfigError, SourceError, StorageError
 
 PLANS = tempfile.TemporaryDirectory()
@@ -30,8 +32,7 @@ def config_of(*sources: Path | str, partitions: int = 1, **settings: Any) -> Dat
 
 
 def plan_partitions(config: DataConfig) -> list[Partition]:
-    place = tempfile.mkdtemp(dir=PLANS.name)
-    return partition_files(find_files(config), config.partitions, place)
+    return partition_files(find_files(config), config.partitions, tempfile.mkdtemp(dir=PLANS.name))
 
 
 def read_all(config: DataConfig) -> list[Document]:
@@ -158,16 +159,29 @@ def test_a_partition_survives_json_that_knows_only_floats(tmp_path: Path) -> Non
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(9)))
     config = config_of(path, partitions=2)
-    sent = json.dumps([partition.model_dump() for partition in plan_partitions(config)])
-    travelled = [Partition.parse(values) for values in json.loads(sent, parse_int=float)]
-    documents = [document.text for partition in travelled for document in read_documents(partition, config)]
+    travelled = json.loads(json.dumps([part.model_dump() for part in plan_partitions(config)]), parse_int=float)
+    partitions = [Partition.parse(values) for values in travelled]
+    documents = [document.text for partition in partitions for document in read_documents(partition, config)]
     assert documents == [f"text {i}" for i in range(9)]
 
 
-@pytest.mark.parametrize("values", [{}, {"index": "one"}, {"index": 0, "pieces_uri": "a", "num_bytes": 1, "more": 2}])
-def test_a_damaged_partition_is_one_line(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"^a partition of the plan is damaged \(\w+: [^\n]*\); plan again$"):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pieces_uri": "plan", "num_bytes": 0}, r"partition\.index: Field required"),
+        (
+            {"index": "first", "pieces_uri": "plan", "num_bytes": 0},
+            r"partition\.index: Input should be a valid integer",
+        ),
+        ({"index": 0, "pieces_uri": "plan", "num_bytes": 0, "files": []}, r"partition\.files: Extra inputs"),
+        ([], r"partition: Input should be a valid dictionary"),
+    ],
+    ids=["missing", "wrong type", "unknown", "no object"],
+)
+def test_what_is_no_partition_is_refused_on_one_line(values: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         Partition.parse(values)
+    assert "\n" not in str(caught.value)
 
 
 def test_partitions_are_shares_of_nearly_equal_bytes(tmp_path: Path) -> None:
@@ -292,7 +306,7 @@ def test_an_unknown_protocol_is_named() -> None:
 
 
 def test_no_sources_is_an_error_that_says_how_to_name_them() -> None:
-    with pytest.raises(SourceError, match=r"data.sources is empty; name .jsonl"):
+    with pytest.raises(SourceError, match=r"data.sources is empty; name .*jsonl"):
         plan_partitions(config_of())
 
 

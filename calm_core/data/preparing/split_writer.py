@@ -1,4 +1,4 @@
-"""Documents of one split to shards."""
+"""Writing the documents of one split as shards."""
 
 from contextlib import ExitStack, suppress
 from types import TracebackType
@@ -33,8 +33,8 @@ class SplitWriter:
             eos_id=tokenizer.eos_id,
         )
         self._open = ExitStack()
-        self._shard: ShardWriter | None = None
-        self._shards: list[Shard] = []
+        self._shard: ShardWriter | None = None  # the one that is being written
+        self._shards: list[Shard] = []  # those that are complete
         self._documents = self._text_bytes = 0
         self._lengths = np.zeros(_LENGTH_BINS, dtype=np.int64)
 
@@ -53,7 +53,8 @@ class SplitWriter:
         """Append a document."""
         self._documents += 1
         self._text_bytes += text_bytes
-        self._lengths[(len(ids) + 1).bit_length() - 1] += 1  # its bin: floor(log2) of its tokens and the end
+        tokens = len(ids) + 1  # with its end
+        self._lengths[tokens.bit_length() - 1] += 1  # bin i: [2^i, 2^(i+1)) tokens
         for block in self._packer.push(ids):
             self._write(block)
 
@@ -73,9 +74,12 @@ class SplitWriter:
             shards=self._shards,
         )
 
+    @property
+    def _path(self) -> str:
+        return f"{self._split}-{len(self._shards):05d}.parquet"
+
     def _write(self, block: npt.NDArray[np.uint32]) -> None:
         if self._shard is None:
-            self._path = f"{self._split}-{len(self._shards):05d}.parquet"
             file = self._open.enter_context(self._writer.create(self._path))
             self._shard = ShardWriter(file, self._vocab_size, self._config.sequence_length)
         self._shard.write_group(block)

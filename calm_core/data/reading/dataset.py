@@ -1,4 +1,4 @@
-"""A dataset's sequences, from one artifact or from several that are mixed."""
+"""The sequences of a dataset, or of a mixture of datasets, by their number."""
 
 import bisect
 import threading
@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from calm_core.data.damage import is_damage
-from calm_core.data.reading.order import BLOCK_SHARDS, Group
+from calm_core.data.reading.order import BLOCK_SHARDS, Group, Numbers
 from calm_core.data.reading.shard_files import ShardFiles
 from calm_core.data.shards import ShardReader
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import ArtifactError
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import DatasetFacts, MixtureFacts, Split
+from calm_core.store.facts import DatasetFacts, Facts, MixtureFacts, Split
 
-DECODERS = 2  # threads that decode row groups
+DECODERS = 2  # threads that read row groups at a time
 _KEPT_GROUPS = 16  # decoded, for readers that go by number
 _OPEN_SHARDS = 4 * BLOCK_SHARDS * DECODERS
 
@@ -27,14 +27,17 @@ Sequences = npt.NDArray[np.unsignedinteger]
 
 
 class Dataset(Protocol):
-    """The sequences of one split, wherever they come from.
+    """The sequences of one split of a dataset, or of several that are read as one.
 
     Attributes:
         uri, digest: Of the artifact.
-        tokenizer, tokenizer_sha256, vocab_size, pad_id, eos_id: What its tokens mean.
-        sequence_length: T.
-        num_sequences: Of all parts together.
-        parts: The datasets that are read, each in an order of its own.
+        tokenizer: What its tokens mean.
+        tokenizer_sha256: Equal hashes say equal tokenizers.
+        pad_id, eos_id: The special tokens.
+        vocab_size: One more than the highest token.
+        sequence_length: T, tokens in a sequence.
+        num_sequences: Sequences of all parts.
+        parts: The datasets that it is made of; one that is not mixed is its only part.
         weights: The share of each part in every batch.
     """
 
@@ -42,15 +45,19 @@ class Dataset(Protocol):
     digest: str
     tokenizer: Tokenizer
     tokenizer_sha256: str
-    vocab_size: int
     pad_id: int
     eos_id: int
+    vocab_size: int
     sequence_length: int
     num_sequences: int
-    parts: "Sequence[TokenDataset]"
-    weights: Sequence[float]
 
-    def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    @property
+    def parts(self) -> Sequence["TokenDataset"]: ...
+
+    @property
+    def weights(self) -> Sequence[float]: ...
+
+    def rows(self, indices: Numbers) -> Numbers:
         """Sequences by their number, int64 [len(indices), T]."""
         ...
 
@@ -68,30 +75,38 @@ class TokenDataset:
 
     def __init__(self, uri: str, split: Split) -> None:
         self._artifact = Artifact(uri, DatasetFacts)
-        self.facts = facts = self._artifact.facts
         self.uri, self.digest = uri, self._artifact.digest
+        self.facts = facts = self._artifact.facts
+        self.pad_id, self.eos_id = facts.pad_id, facts.eos_id
+        self.vocab_size, self.sequence_length = facts.vocab_size, facts.sequence_length
         self.tokenizer_sha256 = self._artifact.entry("tokenizer.json").sha256
-        self.pad_id, self.eos_id, self.vocab_size = facts.pad_id, facts.eos_id, facts.vocab_size
         self.tokenizer = Tokenizer.from_bytes(self._artifact.read("tokenizer.json"), self.pad_id, self.eos_id)
-        self.sequence_length = facts.sequence_length
-        self.parts: Sequence[TokenDataset] = [self]
-        self.weights: Sequence[float] = [1.0]
         shards = facts.splits[split].shards
         self._shard_paths = [shard.path for shard in shards]
-        self.groups_of_shard = _groups_of([shard.rows for shard in shards], facts.rows_per_group)
+        self.num_sequences = sum(shard.rows for shard in shards)
+        self.groups_of_shard = groups_of([shard.rows for shard in shards], facts.rows_per_group)
         self._groups = [group for groups in self.groups_of_shard for group in groups]
         self._group_starts = [group.start for group in self._groups]
-        self.num_sequences = sum(shard.rows for shard in shards)
         self._files = ShardFiles(self._artifact)
-        self._readers: OrderedDict[tuple[int, int], ShardReader] = OrderedDict()
+        self._readers: OrderedDict[tuple[int, int], ShardReader] = OrderedDict()  # by shard and thread, oldest first
         self._readers_lock = threading.Lock()
-        self._decoded: OrderedDict[int, Sequences] = OrderedDict()
+        self._decoded: OrderedDict[int, Sequences] = OrderedDict()  # by the number of the group, oldest first
 
-    def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    @property
+    def parts(self) -> Sequence["TokenDataset"]:
+        """Itself: it is not mixed."""
+        return [self]
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """Its share in every batch."""
+        return [1.0]
+
+    def rows(self, indices: Numbers) -> Numbers:
         """Sequences by their number, int64 [len(indices), T]."""
         out = np.empty((len(indices), self.sequence_length), dtype=np.int64)
         for i, index in enumerate(indices.tolist()):
-            number = bisect.bisect_right(self._group_starts, index) - 1
+            number = bisect.bisect_right(self._group_starts, index) - 1  # the last group that starts no later
             if number not in self._decoded:
                 self._decoded[number] = self.read_group(self._groups[number])
                 if len(self._decoded) > _KEPT_GROUPS:
@@ -131,7 +146,8 @@ class TokenDataset:
         return reader
 
 
-def _groups_of(rows_of_shard: Sequence[int], rows_per_group: int) -> list[list[Group]]:
+def groups_of(rows_of_shard: Sequence[int], rows_per_group: int) -> list[list[Group]]:
+    """The row groups of each shard; all but a shard's last one are full."""
     starts = [0, *accumulate(rows_of_shard)]
     return [
         [
@@ -149,24 +165,28 @@ class Mixture:
         ArtifactError: It, or one of its datasets, is missing, damaged, or not the one that was mixed.
     """
 
+    parts: list[TokenDataset]
+    weights: list[float]
+
     def __init__(self, uri: str, split: Split) -> None:
         artifact = Artifact(uri, MixtureFacts)
+        facts = artifact.facts
         self.uri, self.digest = uri, artifact.digest
-        self.weights: Sequence[float] = artifact.facts.weights
-        self.parts: Sequence[TokenDataset] = [TokenDataset(part, split) for part in artifact.facts.datasets]
-        for part, digest in zip(self.parts, artifact.facts.digests, strict=True):
+        self.weights = facts.weights
+        self.parts = [TokenDataset(part, split) for part in facts.datasets]
+        for part, digest in zip(self.parts, facts.digests, strict=True):
             if part.digest != digest:
                 raise ArtifactError(f"{part.uri}: is not the dataset that was mixed into {self.uri}; mix again")
         first = self.parts[0]
         self.tokenizer, self.tokenizer_sha256 = first.tokenizer, first.tokenizer_sha256
         self.pad_id, self.eos_id = first.pad_id, first.eos_id
         self.vocab_size, self.sequence_length = first.vocab_size, first.sequence_length
-        self._starts = [0, *accumulate(part.num_sequences for part in self.parts)]
+        self._starts = [0, *accumulate(part.num_sequences for part in self.parts)]  # the number of each part's first
         self.num_sequences = self._starts[-1]
 
-    def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def rows(self, indices: Numbers) -> Numbers:
         """Sequences by their number, int64 [len(indices), T]: those of the first dataset, then of the next."""
-        part_of = np.searchsorted(self._starts, indices, side="right") - 1
+        part_of = np.searchsorted(self._starts, indices, side="right") - 1  # the last part that starts no later
         out = np.empty((len(indices), self.sequence_length), dtype=np.int64)
         for number, part in enumerate(self.parts):
             out[part_of == number] = part.rows(indices[part_of == number] - self._starts[number])
@@ -179,5 +199,5 @@ def open_dataset(uri: str, split: Split) -> Dataset:
     Raises:
         ArtifactError: The artifact is missing, half-written or damaged.
     """
-    is_mixture = Artifact(uri, DatasetFacts, MixtureFacts).manifest.kind == MixtureFacts.kind
-    return Mixture(uri, split) if is_mixture else TokenDataset(uri, split)
+    facts: Facts = Artifact(uri, DatasetFacts, MixtureFacts).facts
+    return Mixture(uri, split) if isinstance(facts, MixtureFacts) else TokenDataset(uri, split)

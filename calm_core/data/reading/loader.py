@@ -67,9 +67,16 @@ class Loader:
         return Batch(torch.from_numpy(rows), list(range(first, first + size)))
 
     def _read_mixed(self, first: int, out: npt.NDArray[np.int64]) -> None:
+        """Fill `out` with the sequences of the mixed stream from `first` on, each part's from its own stream.
+
+        What comes before them in the mixed stream says where each part's stream stands: with parts a and b,
+
+            mixed    a b a a | b a a b | ...      first = 4: 3 of a and 1 of b come before
+            out                b a a b            a's from place 3 of its stream on, b's from place 1
+        """
         choice = self._mix.parts(first, len(out))
         before = self._mix.counts(first)
-        after = self._mix.counts(first + self._global_batch_size)
+        after = self._mix.counts(first + self._global_batch_size)  # where the parts' streams stand at the next call
         for part, stream in enumerate(self._streams):
             if number := int((choice == part).sum()):
                 rows = np.empty((number, out.shape[1]), dtype=np.int64)

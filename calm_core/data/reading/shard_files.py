@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, first_line
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, FileEntry
 from calm_core.store.facts import Facts
@@ -86,8 +86,9 @@ class ShardFiles:
             self._checked.add(path)
             self._make_room(cached)
         except OSError as error:
+            reason = error.strerror or first_line(error)
             raise CalmError(
-                f"{self._folder}: the cache of shards cannot be written ({error.strerror or error}); free space, or "
+                f"{self._folder}: the cache of shards cannot be written ({reason}); free space, or "
                 f"set {CACHE_VARIABLE} to another folder and {CACHE_BYTES_VARIABLE} to less"
             ) from None
         return file

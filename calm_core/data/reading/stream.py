@@ -1,9 +1,4 @@
-"""The endless stream of a dataset's epochs, read ahead.
-
-A position counts sequences from the first one of epoch 0 on. An epoch is cut into windows (see `order`): the unit that
-is decoded, since its sequences are shuffled among each other. A rank reads a few positions of each global batch and
-skips those of the others, so of the windows ahead it needs only those that its next reads will touch.
-"""
+"""One dataset's sequences in the order of its epochs, read ahead."""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +15,8 @@ _FETCHES = 4  # shards that are fetched at a time
 
 
 class _Place(NamedTuple):
+    """A window of an epoch."""
+
     epoch: int
     window: int
 
@@ -30,7 +27,7 @@ class _Shard(NamedTuple):
 
 
 class _Decoding(NamedTuple):
-    """A window that begins at a place of the stream, and its row groups, which threads decode."""
+    """A window that begins at a position of the stream, and its row groups, which threads decode."""
 
     start: int
     order: Numbers
@@ -38,16 +35,29 @@ class _Decoding(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """A window's sequences, its places in the stream [start, end), and the row that each place holds."""
+    """A window's sequences, its positions in the stream [start, end), and the row that each position holds."""
 
     start: int
     end: int
     order: Numbers
     rows: Sequences
 
+    def at(self, first: int, end: int) -> Sequences:
+        """The sequences of positions [first, end)."""
+        sequences: Sequences = self.rows[self.order[first - self.start : end - self.start]]
+        return sequences
+
 
 class Stream:
     """The endless sequence of a dataset's epochs, read ahead by threads.
+
+    A position counts sequences from the start of the first epoch. Each epoch is cut into windows (see `EpochOrder`),
+    which are decoded whole. A rank reads some sequences, leaves those of the other ranks out, and reads on:
+
+        reads        |mine|......others......|mine|......others......|mine|......others......|
+        windows     [ 0               ][ 1               ][ 2               ][ 3              ]
+
+    While it works on a read, threads decode the windows of its next ones, and fetch the shards behind those.
 
     Args:
         dataset: The sequences.
@@ -79,49 +89,40 @@ class Stream:
         end = position + len(out)
         current = self._current
         if current and current.start <= position and end <= current.end:  # nearly always
-            out[:] = current.rows[current.order[position - current.start : end - current.start]]
+            out[:] = current.at(position, end)
             return
-        now = position // self.dataset.num_sequences
-        self._orders = {epoch: order for epoch, order in self._orders.items() if epoch >= now}
-        places = self._places(position, len(out))
-        self._read_ahead(places, position, len(out), stride)
+        epoch = position // self.dataset.num_sequences
+        self._orders = {number: order for number, order in self._orders.items() if number >= epoch}
+        places = self._windows_of(position, end)
+        self._read_ahead(places, position, end, stride)
         for place in places:
             self._current = window = self._wait_for(self._windows[place])
             first, last = max(position, window.start), min(end, window.end)
-            out[first - position : last - position] = window.rows[
-                window.order[first - window.start : last - window.start]
-            ]
+            out[first - position : last - position] = window.at(first, last)
 
-    def _read_ahead(self, places: list[_Place], position: int, number: int, stride: int) -> None:
-        """Decode the windows that are needed now and next, and fetch the shards behind them.
-
-        Args:
-            places: The windows of this read.
-            position, number: What this read takes.
-            stride: How much further on the next read will be.
-        """
-        wanted = dict.fromkeys(places)  # an ordered set
+    def _read_ahead(self, places: list[_Place], position: int, end: int, stride: int) -> None:
+        """Decode the windows of a read of [position, end), and those of the next reads that need others."""
+        wanted = dict.fromkeys(places)  # an ordered set: the next read may need the same window again
         for _ in range(_WINDOWS_AHEAD):
-            end = self._end_of(next(reversed(wanted)))
-            # Of the reads at position + stride, position + 2 stride, ..., the first that goes beyond this window's end.
-            reads = max(1, -(-(end - position - number + 1) // stride))
-            position += reads * stride
-            wanted |= dict.fromkeys(self._places(position, number))
+            last = next(reversed(wanted))
+            # Reads that end in the last window need no other; the first one that ends beyond it does.
+            reads = (self._end_of(last) - end) // stride + 1
+            position, end = position + reads * stride, end + reads * stride
+            wanted |= dict.fromkeys(self._windows_of(position, end))
         self._windows = {place: self._windows.get(place) or self._decode(place) for place in wanted}
 
-    def _end_of(self, place: _Place) -> int:
-        """The position behind a window."""
-        return place.epoch * self.dataset.num_sequences + self._order(place.epoch).end_of(place.window)
-
-    def _places(self, position: int, number: int) -> list[_Place]:
-        """The windows that hold sequences of the stream."""
+    def _windows_of(self, position: int, end: int) -> list[_Place]:
+        """The windows that hold positions [position, end) of the stream, which may go over the end of an epoch."""
         places = []
-        end = position + number
         while position < end:
             epoch, place = divmod(position, self.dataset.num_sequences)
             places.append(_Place(epoch, self._order(epoch).window_at(place)))
             position = self._end_of(places[-1])
         return places
+
+    def _end_of(self, place: _Place) -> int:
+        """The position behind a window."""
+        return place.epoch * self.dataset.num_sequences + self._order(place.epoch).end_of(place.window)
 
     def _order(self, epoch: int) -> EpochOrder:
         if epoch not in self._orders:
@@ -129,11 +130,14 @@ class Stream:
         return self._orders[epoch]
 
     def _decode(self, place: _Place) -> _Decoding:
+        """Begin to decode a window, and to fetch the shards that it and those behind it need."""
         order = self._order(place.epoch)
         window = order.window(place.window)
         needed = [_Shard(place.epoch, shard) for shard in order.shards_about(place.window)]
+        # Only begun here: a shard that cannot be fetched is an error once a window needs it, and no earlier.
         self._fetched = {
-            key: self._fetched.get(key) or self._fetching.submit(self.dataset.fetch, key.shard) for key in needed
+            shard: self._fetched.get(shard) or self._fetching.submit(self.dataset.fetch, shard.shard)
+            for shard in needed
         }
         groups = [self._decoding.submit(self.dataset.read_group, group) for group in window.groups]
         return _Decoding(place.epoch * self.dataset.num_sequences + window.start, window.order, groups)

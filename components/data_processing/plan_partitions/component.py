@@ -21,9 +21,9 @@ def plan_partitions(data: dict[str, Any], plan_root: str, code_version: str) -> 
         One description of a partition for each task of a loop.
     """
     from calm_core.config import DataConfig, parse_section
-    from calm_core.data.preparing import steps
+    from calm_core.data.preparing import plan as step
     from components.body import stage
 
     with stage(code_version):
-        partitions = steps.plan_partitions(parse_section(DataConfig, data), plan_root)
+        partitions = step.plan_partitions(parse_section(DataConfig, data), plan_root)
         return [partition.model_dump() for partition in partitions]

@@ -18,9 +18,10 @@ def scan_partition(
         scan: Hashes of the usable documents, and the rejects by reason.
     """
     from calm_core.config import DataConfig, parse_section
-    from calm_core.data.preparing import steps
-    from calm_core.data.sources.files import Partition
+    from calm_core.data.preparing import scan as step
+    from calm_core.data.sources.partitions import Partition
     from components.body import describe, stage
 
     with stage(code_version):
-        describe(scan, steps.scan_partition(Partition.parse(partition), parse_section(DataConfig, data), scan.uri))
+        config = parse_section(DataConfig, data)
+        describe(scan, step.scan_partition(Partition.parse(partition), config, scan.uri))

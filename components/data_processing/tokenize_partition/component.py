@@ -25,12 +25,16 @@ def tokenize_partition(
         shards: The partition's sequences of tokens as Parquet.
     """
     from calm_core.config import DataConfig, parse_section
-    from calm_core.data.preparing import steps
-    from calm_core.data.sources.files import Partition
+    from calm_core.data.preparing import tokenize as step
+    from calm_core.data.sources.partitions import Partition
     from components.body import describe, stage
 
     with stage(code_version):
-        artifact = steps.tokenize_partition(
-            Partition.parse(partition), parse_section(DataConfig, data), tokenizer_model.uri, duplicates.uri, shards.uri
+        artifact = step.tokenize_partition(
+            Partition.parse(partition),
+            parse_section(DataConfig, data),
+            tokenizer_model.uri,
+            duplicates.uri,
+            shards.uri,
         )
         describe(shards, artifact)

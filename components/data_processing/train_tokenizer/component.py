@@ -23,12 +23,12 @@ def train_tokenizer(
         tokenizer_model: The trained tokenizer.
     """
     from calm_core.config import DataConfig, TokenizerConfig, parse_section
-    from calm_core.data.preparing import steps
-    from calm_core.data.sources.files import Partition
+    from calm_core.data.preparing import train_tokenizer as step
+    from calm_core.data.sources.partitions import Partition
     from components.body import describe, stage
 
     with stage(code_version):
-        artifact = steps.train_tokenizer(
+        artifact = step.train_tokenizer(
             [Partition.parse(partition) for partition in partitions],
             parse_section(TokenizerConfig, tokenizer),
             parse_section(DataConfig, data),

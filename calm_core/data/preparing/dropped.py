@@ -1,0 +1,63 @@
+"""Which documents of a partition are dropped."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from calm_core.data.shards import column_of
+from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import DuplicatesFacts
+
+KEPT, DUPLICATE, NEAR_DUPLICATE = range(3)
+
+_SLICE_DOCUMENTS = 1 << 20  # that are written at a time; whole bytes of bits
+
+
+class Dropped:
+    """What is known so far of a partition's documents, in two bits each: duplicate, near-duplicate.
+
+    A document is bit `document % 8`, from the highest, of byte `document // 8`: the order of `numpy.unpackbits`.
+    """
+
+    def __init__(self, documents: int) -> None:
+        self._documents = documents
+        size = -(-documents // 8)  # rounded up
+        self._exact, self._near = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+
+    def mark(self, documents: npt.NDArray[np.uint32], *, near: bool) -> None:
+        """Set documents' bits."""
+        bits = self._near if near else self._exact
+        masks = (0b1000_0000 >> (documents & 7)).astype(np.uint8)
+        np.bitwise_or.at(bits, documents >> 3, masks)  # `bits[...] |= masks` would keep one document of each byte alone
+
+    def write(self, writer: ArtifactWriter[DuplicatesFacts], path: str) -> tuple[int, int]:
+        """Write what becomes of each document; returns how many are duplicates, and near-duplicates."""
+        exact_count = near_count = 0
+        schema = pa.schema({"kind": pa.uint8()})
+        with (
+            writer.create(path) as file,
+            pq.ParquetWriter(pa.PythonFile(file, "w"), schema, compression="zstd") as table,
+        ):
+            for start in range(0, self._documents, _SLICE_DOCUMENTS):
+                stop = min(start + _SLICE_DOCUMENTS, self._documents)
+                exact, near = (_unpacked(bits, start, stop) for bits in (self._exact, self._near))
+                near &= 1 - exact  # what is both counts as a duplicate
+                exact_count += int(exact.sum())
+                near_count += int(near.sum())
+                kinds = column_of(exact * DUPLICATE + near * NEAR_DUPLICATE, pa.uint8())
+                table.write_table(pa.Table.from_arrays([kinds], schema=schema))
+        return exact_count, near_count
+
+
+def _unpacked(bits: npt.NDArray[np.uint8], start: int, stop: int) -> npt.NDArray[np.uint8]:
+    """Bits [start, stop) as a number each; `start` is a multiple of 8."""
+    return np.unpackbits(bits[start // 8 : -(-stop // 8)])[: stop - start]
+
+
+def read_dropped(artifact: Artifact[DuplicatesFacts], path: str) -> tuple[int, Iterator[int]]:
+    """How many documents a partition has, and KEPT, DUPLICATE or NEAR_DUPLICATE for each of them, in order."""
+    file = pq.ParquetFile(artifact.open(path))
+    return file.metadata.num_rows, (kind for batch in file.iter_batches() for kind in batch.column(0).to_pylist())

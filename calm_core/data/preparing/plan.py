@@ -1,0 +1,32 @@
+"""The first step of preparing: the sources are found and cut into partitions."""
+
+from calm_core.config import DataConfig
+from calm_core.data.preparing.extension import Extension
+from calm_core.data.preparing.progress import STAGE
+from calm_core.data.sources.files import find_files
+from calm_core.data.sources.partitions import Partition, partition_files
+from calm_core.store import storage
+from calm_core.telemetry.progress import report, reported
+
+
+@reported(STAGE, "finding the sources")
+def plan_partitions(config: DataConfig, place: str) -> list[Partition]:
+    """Find the sources and cut them into `config.partitions` partitions of nearly equal bytes.
+
+    With `config.extends`, only the sources that this dataset lacks.
+
+    Args:
+        config: Settings of the sources.
+        place: URL of the folder in which the partitions' pieces are written, named by their content.
+
+    Raises:
+        SourceError: A source is missing, of an unknown kind, or has changed since it was added to the dataset.
+    """
+    storage.remove_partial(place)
+    files, first, extends = find_files(config), 0, ""
+    if extension := Extension.of(config):
+        files, first = extension.files_to_read(files)
+        extends = extension.parent.digest
+    partitions = partition_files(files, config.partitions, place, first_index=first, extends=extends)
+    report(STAGE, note=f"{len(files):,} files in {len(partitions)} partitions")
+    return partitions

@@ -1,0 +1,53 @@
+"""The documents of a partition.
+
+A bad document is counted by reason and kept out: documents in = documents out + rejects + duplicates.
+"""
+
+from collections.abc import Iterator
+from typing import IO
+
+from calm_core.config import DataConfig
+from calm_core.data.damage import is_damage
+from calm_core.data.sources.formats import Document, Range, format_of
+from calm_core.data.sources.partitions import Partition
+from calm_core.errors import ConfigError, SourceError, first_line
+from calm_core.store import storage
+
+_ENDLESS = 1 << 62  # the end of a range that has none
+
+
+def read_documents(partition: Partition, config: DataConfig) -> Iterator[Document]:
+    """All documents of a partition, rejected ones included, in the order of the sources.
+
+    A changed file is noticed by its tag in an object store, elsewhere by its size: a hash would read the whole file
+    again for each range of it. A fresh plan sees new content of the same size: a piece holds the file's digest.
+
+    Raises:
+        SourceError: A file has changed since it was planned, is gone, or is damaged.
+    """
+    for piece in partition.pieces():
+        uri, format_ = piece.file.uri, format_of(piece.file.uri)
+        if format_ is None:
+            raise ConfigError(f"{uri}: was planned by another version of the code; plan again")
+        same = storage.exists(uri) and storage.size(uri) == piece.file.size
+        if not same or storage.tag(uri) not in ("", piece.file.digest):
+            raise SourceError(f"{uri}: changed or removed since the run was planned; run again")
+        if piece.file.size == 0:
+            yield Document(f"{uri}:0", reason="empty_file")
+            continue
+        with storage.open_uri(uri) as file:
+            span = Range(piece.start, piece.end)
+            content: IO[bytes] = file
+            try:
+                if format_.unpack:
+                    content, span = format_.unpack(file), Range(0, _ENDLESS)
+                yield from format_.read(content, span, uri, config)
+            except Exception as error:  # each format has its own kinds of damage
+                if not is_damage(error):
+                    raise
+                if config.damaged_files == "fail":
+                    raise SourceError(
+                        f"{uri}: is truncated or damaged ({first_line(error)}); mend it, leave it out, or set "
+                        "data.damaged_files=reject to keep what comes before the damage"
+                    ) from None
+                yield Document(f"{uri}:damage", reason="damaged_file")

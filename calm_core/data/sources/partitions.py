@@ -1,0 +1,114 @@
+"""Partitions: how the files of the sources are shared out."""
+
+import json
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from calm_core.data.sources.formats import format_of
+from calm_core.errors import ArtifactError, ConfigError
+from calm_core.store import storage
+from calm_core.store.artifact import digest_of
+from calm_core.store.facts import Record, SourceFile
+
+
+class Piece(Record):
+    """A byte range of a source file, whose documents are those that begin in it; compressed files are never cut."""
+
+    file: SourceFile
+    start: int
+    end: int
+
+
+class Partition(Record):
+    """A share of the sources that is prepared on its own.
+
+    Its pieces lie in a file named by their digest, so that a partition is small enough for a pipeline's parameter, and
+    equal pieces are equal parameters: a cache key.
+
+    Attributes:
+        index: Place in the order of the sources.
+        pieces_uri: The file of its pieces.
+        num_bytes: Bytes of all its pieces.
+        extends: Digest of the dataset that is extended, empty where there is none.
+    """
+
+    index: int
+    pieces_uri: str
+    num_bytes: int
+    extends: str = ""
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """A partition from plain JSON values, as a pipeline hands it on.
+
+        Raises:
+            ConfigError: They are no partition.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(["partition", *map(str, first["loc"])])
+            raise ConfigError(f"{place}: {first['msg']}; hand on what the plan says, unchanged") from None
+
+    def pieces(self) -> list[Piece]:
+        """The pieces, read and checked.
+
+        Raises:
+            ArtifactError: Their file is gone or damaged.
+        """
+        try:
+            data = json.loads(storage.read(self.pieces_uri))
+        except (FileNotFoundError, ValueError):
+            raise ArtifactError(f"{self.pieces_uri}: the plan is missing or damaged; plan again") from None
+        if f"{digest_of(data)}.json" != self.pieces_uri.rpartition("/")[2]:
+            raise ArtifactError(f"{self.pieces_uri}: the plan is damaged; delete the file and plan again")
+        return _PIECES.validate_python(data)
+
+
+_PIECES = TypeAdapter(list[Piece])
+
+
+def partition_files(
+    files: list[SourceFile], number: int, place: str, *, first_index: int = 0, extends: str = ""
+) -> list[Partition]:
+    """Cut files into parts of nearly equal bytes, in their order, and write each part's pieces.
+
+    Args:
+        files: The files.
+        number: Partitions; some may be empty.
+        place: URL of the folder for the pieces.
+        first_index: Index of the first partition.
+        extends: Digest of the dataset that is extended.
+    """
+    # All files are thought of as one long file. Partition i ends at bounds[i] of it, and the last one at its end.
+    bounds = [sum(file.size for file in files) * i / number for i in range(1, number)]
+    shares: list[list[Piece]] = [[] for _ in range(number)]
+    offset = 0  # where the next file begins in the long one
+    for file in files:
+        for start, end in pairwise(_cuts(file, offset, bounds)):
+            middle = offset + (start + end) / 2  # a piece that is not cut at a bound goes where most of it lies
+            shares[bisect_right(bounds, middle)].append(Piece(file=file, start=start, end=end))
+        offset += file.size
+    return [_written(pieces, first_index + i, place, extends) for i, pieces in enumerate(shares)]
+
+
+def _cuts(file: SourceFile, offset: int, bounds: list[float]) -> list[int]:
+    """Where a file begins, is cut, and ends, in bytes of the file."""
+    format_ = format_of(file.uri)
+    if format_ is None or not format_.splits:
+        return [0, file.size]
+    inside = bounds[bisect_right(bounds, offset) : bisect_left(bounds, offset + file.size)]
+    return [0, *sorted({round(bound - offset) for bound in inside} - {0, file.size}), file.size]
+
+
+def _written(pieces: list[Piece], index: int, place: str, extends: str) -> Partition:
+    data = _PIECES.dump_python(pieces, mode="json")
+    uri = storage.join(place, f"{digest_of(data)}.json")
+    storage.write(uri, json.dumps(data).encode())
+    size = sum(piece.end - piece.start for piece in pieces)
+    return Partition(index=index, pieces_uri=uri, num_bytes=size, extends=extends)
