@@ -15,13 +15,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from calm_core.registry.register import register_model
 from packaging.requirements import Requirement
 
 from calm_core.config import EvaluationConfig, RegistryConfig
 from calm_core.evaluation.stage import evaluate
 from calm_core.generation.text import Sampling
 from calm_core.registry.load import load_generator
+from calm_core.registry.stage import register_model
 from pipelines.local.object_store import free_port
 
 MODEL = "models:/calm@champion"
@@ -121,7 +121,7 @@ def registry(dataset_uri: str, model_uris: tuple[str, str], tmp_path_factory: py
     with server(command, environment, folder / "log") as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", address)
         mlflow.set_tracking_uri(address)
-        register_model(RegistryConfig(), *model_uris, evaluation.uri, str(folder / "registration"))
+        register_model(RegistryConfig(), model_uris[1], evaluation.uri, str(folder / "registration"))
         yield address
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
 
