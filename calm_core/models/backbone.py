@@ -50,6 +50,7 @@ class Branches:
 
 def rotary(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary embedding, fp32 [*positions, E] (Su et al. 2021; halves rotated as in Llama)."""
+    # Numbers i and i + E/2 of a head are the two coordinates that turn together, so each angle stands twice.
     exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
     angles = positions.float().unsqueeze(-1) * theta**-exponents
     angles = torch.cat([angles, angles], dim=-1)
@@ -58,6 +59,7 @@ def rotary(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Ten
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply the rotary embedding to [..., E]."""
+    # (a, b) turned by t is (a cos t - b sin t, b cos t + a sin t): the partner of each number, with its sign.
     first, second = x.float().chunk(2, dim=-1)
     return (x.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
@@ -93,9 +95,11 @@ class Attention(nn.Module):
         q, k, v = self._heads(x_BPD, cos, sin)
         if past is not None:
             k, v = torch.cat([past.keys, k], dim=2), torch.cat([past.values, v], dim=2)
+        # One new position sees all before it, and without a past the mask is a plain triangle: both without a mask.
         if past is None or q.shape[2] == 1:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
         else:
+            # Query i stands at place (k - q) + i of all positions, so the triangle begins that far to the right.
             visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible.tril(k.shape[2] - q.shape[2]))
         return self._merge(out), KeyValues(k, v)
@@ -108,6 +112,9 @@ class Attention(nn.Module):
         keys, values = k.unsqueeze(3), v.unsqueeze(3)
         if own is not None:
             keys, values = torch.cat([own.keys, keys], dim=3), torch.cat([own.values, values], dim=3)
+        # Two score blocks and one softmax over both: the prefix is shared by all branches of a sequence, so its keys
+        # are used where they lie, one matrix product for all branches, and never copied for each of them. The own past
+        # of a branch is short. In fp32, as fused attention does it.
         scale = self.head_size**-0.5
         to_prefix = (q @ prefix.keys.transpose(2, 3)).float() * scale
         visible_BQP = torch.arange(prefix.keys.shape[2], device=q.device) <= start.unsqueeze(-1)
@@ -181,6 +188,7 @@ class Backbone(nn.Module):
 
     def branch(self, x_BQD: Tensor, branches: Branches) -> tuple[Tensor, Branches]:
         """Hidden states [B, Q, D] of one more position of each branch, and the branches with it."""
+        # A branch continues the sequence after its start, so its next position is start + 1 + what it has already.
         done = branches.own[0].keys.shape[3] if branches.own else 0
         cos, sin = (table.unsqueeze(1) for table in self._rotary(branches.start + 1 + done))
         own: list[KeyValues] = []

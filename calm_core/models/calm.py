@@ -29,6 +29,7 @@ def make_targets(
     """Sample the frozen encoder's posterior of each next chunk, only where it counts."""
     counted_BP = next_chunk_counts(real_BPK)
     posterior = autoencoder.encode(chunks_BPK[:, 1:][counted_BP])
+    # Drawn for all positions, also those that do not count: else a sequence's draws would depend on its padding.
     normal_RML = noise.normal(counted_BP.shape[1], samples, posterior.mean.shape[-1])[counted_BP]
     return Targets(counted_BP, posterior.mean, normal_RML.mul_(posterior.std.unsqueeze(1)))
 

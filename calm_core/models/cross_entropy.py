@@ -51,6 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += (normaliser - logits.gather(1, target)).sum()
             correct += (logits.argmax(1, keepdim=True) == target).sum()
             if grad_hidden_RD is not None and grad_weight_VD is not None:
+                # d loss / d logits = softmax - one-hot; made in the place of the logits, which are not needed again.
                 grad = logits.sub_(normaliser).exp_()
                 grad.scatter_(1, target, grad.gather(1, target) - 1)
                 grad = grad.to(h.dtype)
@@ -62,6 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        # The loss is a scalar, so the chain rule only scales what forward has computed.
         grad_hidden_RD, grad_weight_VD = ctx.grads
         scale = grad_outputs[0]
         return grad_hidden_RD * scale.to(grad_hidden_RD.dtype), (grad_weight_VD * scale).to(grad_hidden_RD.dtype), None

@@ -33,6 +33,7 @@ class _EnergyLoss(torch.autograd.Function):
         loss_R = torch.empty(len(samples_RNL), device=samples_RNL.device)
         grad_RNL = torch.empty_like(samples_RNL) if ctx.needs_input_grad[0] else None
         block = _BLOCK_POSITIONS[samples_RNL.device.type]
+        # Positions are independent, so a block's distances are made, used for loss and gradient, and forgotten.
         for start in range(0, len(samples_RNL), block):
             rows = slice(start, start + block)
             centred = samples_RNL[rows].float() - mean_RL[rows].float().unsqueeze(1)
@@ -54,6 +55,7 @@ class _EnergyLoss(torch.autograd.Function):
 def _to_targets(centred_RNL: Tensor, deviations_RML: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """2/(N M) sum ||x_n - z_m||^alpha, [R], and its gradient [R, N, L]."""
     scale = 2 / (centred_RNL.shape[1] * deviations_RML.shape[1])
+    # |x - z|^2 = |x|^2 + |z|^2 - 2 x.z, all pairs of a position in one matrix product.
     squares_RNM = torch.baddbmm(
         torch.linalg.vecdot(centred_RNL, centred_RNL).unsqueeze(2)
         + torch.linalg.vecdot(deviations_RML, deviations_RML).unsqueeze(1),
@@ -62,6 +64,7 @@ def _to_targets(centred_RNL: Tensor, deviations_RML: Tensor, alpha: float) -> tu
         alpha=-2,
     )
     power, slope = _power(squares_RNM, alpha)
+    # d power / d x = 2 slope (x - z), slope = d power / d square; summed over the targets without their differences.
     grad = slope.sum(2, keepdim=True) * centred_RNL - slope @ deviations_RML
     return scale * power.sum((1, 2)), grad.mul_(2 * scale)
 
@@ -71,6 +74,8 @@ def _between(centred_RNL: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     number = centred_RNL.shape[1]
     scale = 2 / (number * (number - 1))
     total_R, grad_RNL = torch.zeros(len(centred_RNL), device=centred_RNL.device), torch.zeros_like(centred_RNL)
+    # Shifting by k pairs sample n with n + k: over all k each unordered pair comes once, hence the 2 in the scale.
+    # Slices, not indices of pairs: gradients that are added through repeated indices add up in a varying order.
     for k in range(1, number):
         pair = centred_RNL[:, k:] - centred_RNL[:, :-k]
         power, slope = _power(torch.linalg.vecdot(pair, pair), alpha)
@@ -83,6 +88,7 @@ def _between(centred_RNL: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
 
 def _power(square: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """distance^alpha of a squared distance, and its derivative; at zero that is zero, instead of infinite."""
+    # sqrt has an infinite slope at zero, and zero times that is NaN: equal samples get the slope zero instead.
     zero = square < _SMALLEST_SQUARE
     square = square.clamp_min(_SMALLEST_SQUARE)
     power = square.sqrt() if alpha == 1 else square.pow(alpha / 2)

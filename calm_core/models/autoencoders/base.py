@@ -112,12 +112,13 @@ class Autoencoder(nn.Module, ABC):
             noise: One generator for each of the B sequences.
         """
         config = self.config
+        # The order of draws is part of what a seed means: tokens, latents, dropout.
         keep_BPK = noise.uniform(*chunks_BPK.shape[1:]) >= config.token_dropout if self.training else None
         posterior = self.posterior(chunks_BPK, keep_BPK)
         latents_BPL = posterior.sample(noise.normal(*posterior.mean.shape[1:]))
         if self.training:
             kept_BPL = noise.uniform(*latents_BPL.shape[1:]) >= config.latent_dropout
-            latents_BPL = latents_BPL * kept_BPL / (1 - config.latent_dropout)
+            latents_BPL = latents_BPL * kept_BPL / (1 - config.latent_dropout)  # the expectation stays
 
         cross_entropy, correct = linear_cross_entropy(
             self.states(latents_BPL)[real_BPK], self.embedding, chunks_BPK[real_BPK]

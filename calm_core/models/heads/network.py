@@ -31,6 +31,7 @@ class HeadBlock(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x [..., N, D], y [..., 1 or N, D] -> [..., N, D]; y's half of the first layer is computed once a position."""
+        # W [LayerNorm(x), y] = W_x LayerNorm(x) + W_y y: the second term is the same for all N samples of a position.
         first = cast(nn.Linear, self.linears[0])
         weight_x, weight_y = first.weight.chunk(2, dim=1)
         h = self.linears[1:](F.linear(self.in_ln(x), weight_x) + F.linear(y, weight_y, first.bias))
