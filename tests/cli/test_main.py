@@ -155,9 +155,11 @@ def test_the_librarys_messages_get_the_options_of_the_command_line(message: str,
 
 def test_what_can_be_trained_and_chosen_comes_from_the_registries(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("train", "house", "--dataset", "d", "--output", "o") == 2
-    assert all(kind in capsys.readouterr().err for kind in TrainingConfig.of_kind)
+    error = capsys.readouterr().err
+    assert all(kind in error for kind in TrainingConfig.of_kind)
     assert call("train", "calm", "--head", "round", "--dataset", "d", "--output", "o") == 2
-    assert all(kind in capsys.readouterr().err for kind in HEADS.classes)
+    error = capsys.readouterr().err
+    assert all(kind in error for kind in HEADS.classes)
 
 
 def test_a_head_is_calms_alone(capsys: pytest.CaptureFixture[str]) -> None:
