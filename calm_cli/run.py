@@ -89,7 +89,7 @@ def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors
         with _signals_as_exception():
             use_tracking(home, config.experiment)
             with _parent_run(config) as parent:
-                pipeline = LocalRun(config, home, lock, {PARENT_RUN_VARIABLE: parent.run_id})
+                pipeline = LocalRun.start(config, home, lock, {PARENT_RUN_VARIABLE: parent.run_id})
                 console.print(f"log: {pipeline.log}", markup=False, highlight=False, soft_wrap=True)
                 board = watch(pipeline, _stages(config), console)
                 if pipeline.poll():

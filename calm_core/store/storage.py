@@ -50,7 +50,7 @@ def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def translating_errors(uri: str) -> Iterator[None]:
     """Turn what a storage raises into one line that says what to do.
 
     Raises:
@@ -91,7 +91,7 @@ def open_uri(uri: str) -> io.BufferedReader:
         FileNotFoundError: There is none.
         StorageError: The storage failed, now or in a later call.
     """
-    with answering(uri):
+    with translating_errors(uri):
         filesystem, path = filesystem_of(uri)
         return io.BufferedReader(_Reading(filesystem.open(path, "rb"), uri), _BLOCK_BYTES)
 
@@ -110,7 +110,7 @@ class _Reading(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with answering(self._uri):
+        with translating_errors(self._uri):
             return int(self._file.readinto(buffer))  # type: ignore[attr-defined]  # of every binary file
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -128,7 +128,7 @@ def read(uri: str, start: int | None = None, end: int | None = None) -> bytes:
         FileNotFoundError: There is none.
         StorageError: The storage failed.
     """
-    with answering(uri):
+    with translating_errors(uri):
         filesystem, path = filesystem_of(uri)
         return bytes(filesystem.cat_file(path, start=start, end=end))
 
@@ -141,8 +141,8 @@ def write(uri: str, data: bytes) -> None:
 
 @contextmanager
 def _writing(uri: str) -> Iterator[None]:
-    """As `answering`, where a missing or other place is nothing that a caller waits for."""
-    with answering(uri):
+    """As `translating_errors`, where a missing or other place is nothing that a caller waits for."""
+    with translating_errors(uri):
         try:
             yield
         except _FOR_THE_CALLER as error:
@@ -230,21 +230,21 @@ def is_local(uri: str) -> bool:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder is at `uri`."""
-    with answering(uri):
+    with translating_errors(uri):
         filesystem, path = filesystem_of(uri)
         return bool(filesystem.exists(path))
 
 
 def size(uri: str) -> int:
     """Size of a file in bytes."""
-    with answering(uri):
+    with translating_errors(uri):
         filesystem, path = filesystem_of(uri)
         return int(filesystem.size(path))
 
 
 def tag(uri: str) -> str:
     """What an object store says to tell a file's content from other content; empty on other file systems."""
-    with answering(uri):
+    with translating_errors(uri):
         filesystem, path = filesystem_of(uri)
         info = filesystem.info(path)
     return f"etag-{info['ETag'].strip(chr(34))}-{info['size']}" if "ETag" in info else ""
@@ -257,14 +257,14 @@ def digest(uri: str) -> str:
 
 def is_folder(uri: str) -> bool:
     """Whether `uri` names a folder (on an object store: whether files lie below it)."""
-    with answering(uri):
+    with translating_errors(uri):
         filesystem, path = filesystem_of(uri)
         return bool(filesystem.isdir(path))
 
 
 def glob(pattern: str) -> list[str]:
     """Sorted URIs of the files and folders that match a pattern (or of the one that has this name)."""
-    with answering(pattern):
+    with translating_errors(pattern):
         filesystem, path = filesystem_of(pattern)
         paths = [path] if filesystem.exists(path) else filesystem.glob(path)
         return [filesystem.unstrip_protocol(p) for p in sorted(paths)]
@@ -273,14 +273,14 @@ def glob(pattern: str) -> list[str]:
 def remove(uris: list[str]) -> None:
     """Delete files that are there."""
     for uri in uris:
-        with answering(uri), suppress(FileNotFoundError):
+        with translating_errors(uri), suppress(FileNotFoundError):
             filesystem, path = filesystem_of(uri)
             filesystem.rm_file(path)
 
 
 def remove_folder(uri: str) -> None:
     """Delete a folder that is there, with all that lies below it."""
-    with answering(uri), suppress(FileNotFoundError):
+    with translating_errors(uri), suppress(FileNotFoundError):
         filesystem, path = filesystem_of(uri)
         filesystem.rm(path, recursive=True)
 
@@ -294,7 +294,7 @@ def remove_partial(uri: str) -> None:
 
 def files_below(uri: str) -> list[str]:
     """URIs of all files below a folder."""
-    with answering(uri):
+    with translating_errors(uri):
         filesystem, path = filesystem_of(uri)
         found = filesystem.find(path, detail=True)
         return [filesystem.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file"]
@@ -309,7 +309,7 @@ def copy(source_uri: str, target_uri: str) -> None:
     target_fs, target_path = filesystem_of(target_uri)
     if source_fs == target_fs:
         if not isinstance(source_fs, LocalFileSystem):
-            with answering(source_uri):
+            with translating_errors(source_uri):
                 source_fs.cp_file(source_path, target_path)
             return
         with suppress(OSError):  # another disk, or one that knows no second names
@@ -337,7 +337,7 @@ def fetch(uri: str, target: Path) -> None:
     """
     filesystem, path = filesystem_of(uri)
     try:
-        with answering(uri):
+        with translating_errors(uri):
             filesystem.get_file(path, str(target))
     except StorageError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:

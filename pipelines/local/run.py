@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -19,17 +20,26 @@ from pipelines.local.home import Home
 
 STOP_SECONDS = 30.0
 """How long stopped tasks may take to save what they are at."""
+_LOG_NAME, _PROGRESS_NAME, _OUTPUTS_NAME = "pipeline.log", "progress.jsonl", "outputs.json"
 
 
 class LocalRun:
-    """A run of `calm-train` in a child process, started on construction.
+    """A run of `calm-train` in a child process, which `start` starts.
 
     Attributes:
         log: The file with Kubeflow's chatter and the output of every task.
     """
 
-    def __init__(self, config: Config, home: Home, lock: int, environment: Mapping[str, str]) -> None:
-        """Start the run.
+    def __init__(self, folder: Path, process: "subprocess.Popen[bytes]") -> None:
+        self.log = folder / _LOG_NAME
+        self._progress = folder / _PROGRESS_NAME
+        self._outputs = folder / _OUTPUTS_NAME
+        self._process = process
+        self._read_bytes = 0
+
+    @classmethod
+    def start(cls, config: Config, home: Home, lock: int, environment: Mapping[str, str]) -> Self:
+        """Start a run.
 
         Args:
             config: Every setting of the run.
@@ -39,10 +49,6 @@ class LocalRun:
         """
         home.logs.mkdir(exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=time.strftime("run-%Y%m%d-%H%M%S-"), dir=home.logs))
-        self.log = folder / "pipeline.log"
-        self._progress = folder / "progress.jsonl"
-        self._outputs = folder / "outputs.json"
-        self._read_bytes = 0
         request = folder / "request.json"
         request.write_text(
             json.dumps(
@@ -50,21 +56,23 @@ class LocalRun:
                     "arguments": arguments_of(config, str(home.plans), str(home.checkpoints)),
                     "pipeline_root": str(home.pipeline_root),
                     "cache_root": str(home.cache),
-                    "outputs": str(self._outputs),
+                    "outputs": str(folder / _OUTPUTS_NAME),
                 }
             ),
             encoding="utf-8",
         )
-        with open(self.log, "wb") as log:
-            self._process = subprocess.Popen(
+        told = {PROGRESS_FILE_VARIABLE: str(folder / _PROGRESS_NAME), "PYTHONUNBUFFERED": "1"}
+        with open(folder / _LOG_NAME, "wb") as log:
+            process = subprocess.Popen(
                 [sys.executable, "-m", "pipelines.local.worker", str(request)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment, PROGRESS_FILE_VARIABLE: str(self._progress), "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, **environment, **told},
                 start_new_session=True,
                 pass_fds=(lock,),
             )
+        return cls(folder, process)
 
     def poll(self) -> int | None:
         """Exit status of the run, or None while it is at work."""

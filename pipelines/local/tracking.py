@@ -3,7 +3,7 @@
 import logging
 import os
 
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, first_line
 from calm_core.telemetry.mlflow_run import EXPERIMENT_VARIABLE, STAGE_TAG, TRACKING_URI_VARIABLE, Run
 from pipelines.local.home import Home
 
@@ -34,7 +34,7 @@ def use_tracking(home: Home, experiment: str) -> None:
         if client.get_experiment_by_name(experiment) is None:
             client.create_experiment(experiment, artifact_location=home.mlflow_artifacts.as_uri() if embedded else None)
     except MlflowException as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CalmError(f"{TRACKING_URI_VARIABLE} {tracking_uri(home)}: MLflow does not answer ({reason})") from None
 
 

@@ -58,7 +58,7 @@ class ShardFiles:
     def _open_local(self, path: str) -> IO[bytes]:
         _, local_path = storage.filesystem_of(storage.join(self._artifact.uri, path))
         try:
-            with storage.answering(local_path):
+            with storage.translating_errors(local_path):
                 file = _opened(Path(local_path))
         except FileNotFoundError:
             raise self._artifact.missing(path) from None
