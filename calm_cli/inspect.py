@@ -69,7 +69,10 @@ def show_dataset(artifact: Artifact[DatasetFacts], console: Console) -> None:
 
 
 def _rows() -> Table:
-    return Table(box=None, show_header=False, pad_edge=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
 
 
 def _counts(facts: DatasetFacts, size: int) -> Table:
