@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calm_core.evaluation.protocol import require_same_protocol
 from rich.console import Console
 from rich.table import Table
 
@@ -18,10 +17,13 @@ from calm_core.config import Config, resolve_config
 from calm_core.data.sources.factbook import write_factbook
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError
+from calm_core.evaluation.comparison import require_same_protocol
 from calm_core.evaluation.stage import evaluate
-from calm_core.scaling.cost import Estimate, estimate
-from calm_core.store.artifact import Artifact
+from calm_core.scaling.cost import Cost, estimate
+from calm_core.store.artifact import Artifact, FactsT
+from calm_core.store.facts import AutoencoderFacts, DatasetFacts, EvaluationFacts, Score
 from calm_core.training.stage import train
+from calm_core.training.tasks.make import TASKS
 from pipelines import profiles
 
 CHUNK_SIZES = (1, 2, 4)
@@ -45,7 +47,7 @@ def main() -> None:
     config = configure()
     budget = estimate(config, gpus=1)["CALM"].training_flops
     dataset = _made(
-        folder / "dataset", "dataset", config, lambda uri: prepare_data(config.data, config.tokenizer, uri)
+        folder / "dataset", DatasetFacts, config, lambda uri: prepare_data(config.data, config.tokenizer, uri)
     ).uri
     console = Console(width=140)
     console.print(f"{budget:.3g} training FLOPs for each language model")
@@ -57,7 +59,7 @@ def main() -> None:
         scores.append(_row(table, folder, configure, dataset, chunk_size, budget))
         require_same_protocol(scores)
     console.print(table)
-    console.print(f"protocol: {scores[0].manifest.results['protocol']}", highlight=False)
+    console.print(f"protocol: {scores[0].facts.protocol}", highlight=False)
 
 
 def _row(
@@ -67,7 +69,7 @@ def _row(
     dataset: str,
     chunk_size: int | None,
     budget: float,
-) -> Artifact:
+) -> Artifact[EvaluationFacts]:
     """Train and score one model; None is the baseline."""
     name = "transformer" if chunk_size is None else f"calm-{chunk_size}"
     settings = [] if chunk_size is None else [f"autoencoder.model.chunk_size={chunk_size}"]
@@ -82,14 +84,14 @@ def _row(
     if chunk_size is not None:
         autoencoder = _made(
             folder / f"autoencoder-{chunk_size}",
-            "autoencoder",
+            AutoencoderFacts,
             config.autoencoder,
             lambda uri: train(config.autoencoder, dataset, uri, seed=config.seed, checkpoint_root=checkpoints),
         )
     autoencoder_uri = autoencoder.uri if autoencoder else ""
     model = _made(
         folder / name,
-        section,
+        TASKS[section].facts,
         getattr(config, section),
         lambda uri: train(
             getattr(config, section),
@@ -108,38 +110,38 @@ def _row(
         seed=config.seed,
         autoencoder_uri=autoencoder_uri,
     )
-    results = score.manifest.results
+    facts = score.facts
     table.add_row(
-        results["model"],
-        f"{model.manifest.results['trained_tokens']:,}",
+        facts.model,
+        f"{model.facts.trained_tokens:,}",
         f"{steps:,}",
-        f"{model.manifest.timings['seconds'] / 60:.1f}",
+        f"{model.facts.seconds / 60:.1f}",
         "" if autoencoder is None else f"{estimate(config, gpus=1)['autoencoder'].training_flops:.2g}",
-        "" if autoencoder is None else f"{results['autoencoder_accuracy']:.2%}",
-        *(_interval(value) for value in (results["brierlm"], *results["brier"].values())),
+        "" if autoencoder is None else f"{facts.autoencoder_accuracy:.2%}",
+        *(_interval(value) for value in (facts.brierlm, *facts.brier.values())),
     )
     return score
 
 
-def _cost(config: Config, section: str) -> Estimate:
+def _cost(config: Config, section: str) -> Cost:
     return estimate(config, gpus=1)["Transformer" if section == "transformer" else "CALM"]
 
 
-def _made(path: Path, kind: str, config: Any, make: Callable[[str], Artifact]) -> Artifact:
+def _made(path: Path, kind: type[FactsT], config: Any, make: Callable[[str], Artifact[Any]]) -> Artifact[FactsT]:
     """The artifact at a path, made unless it is there with the same settings."""
     settings = config.model_dump(mode="json")
     try:
         artifact = Artifact(str(path), kind)
-        if kind == "dataset" or settings.items() <= artifact.manifest.config.items():
+        if kind is DatasetFacts or settings.items() <= artifact.manifest.config.items():
             return artifact
     except ArtifactError:
         pass
     return make(str(path))
 
 
-def _interval(score: dict[str, float]) -> str:
-    digits = 2 if score["high"] > 0.5 else 4
-    return f"{score['value']:.{digits}f} [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
+def _interval(score: Score) -> str:
+    digits = 2 if score.high > 0.5 else 4
+    return f"{score.value:.{digits}f} [{score.low:.{digits}f}, {score.high:.{digits}f}]"
 
 
 if __name__ == "__main__":

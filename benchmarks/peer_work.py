@@ -83,11 +83,13 @@ def read_datasets(folder: str) -> Numbers:
         more: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
         by_row = DataLoader(torch_rows, batch_size=BATCH, shuffle=True, **more)
         by_batch = DataLoader(numpy_rows, sampler=sampler, batch_size=None, **more)
-        loaders[f"rows, {workers} workers"] = lambda loader=by_row: (batch[_COLUMN] for batch in loader)
-        loaders[f"batches, {workers} workers"] = lambda loader=by_batch: (
-            torch.as_tensor(batch[_COLUMN]) for batch in loader
-        )
+        loaders[f"rows, {workers} workers"] = partial(_column, by_row)
+        loaders[f"batches, {workers} workers"] = partial(_column, by_batch)
     return _speeds(loaders, epochs=1)
+
+
+def _column(loader: Iterable[dict[str, Any]]) -> Iterator[torch.Tensor]:
+    return (torch.as_tensor(batch[_COLUMN]) for batch in loader)
 
 
 def read_litdata(folder: str, sequence_length: str) -> Numbers:

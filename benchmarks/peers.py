@@ -24,8 +24,8 @@ def _python() -> Path:
         return python
     print(f"installing {_REQUIREMENTS.name} into {_FOLDER} ...", file=sys.stderr)
     for command in (
-        [sys.executable, "-m", "venv", "--clear", _FOLDER],
-        [python, "-m", "pip", "install", "--quiet", "--requirement", _REQUIREMENTS],
+        [sys.executable, "-m", "venv", "--clear", str(_FOLDER)],
+        [str(python), "-m", "pip", "install", "--quiet", "--requirement", str(_REQUIREMENTS)],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

@@ -56,7 +56,8 @@ def plain_energy_loss(samples_RNL: Tensor, mean_RL: Tensor, deviations_RML: Tens
     to_target = (samples_RNL.unsqueeze(2) - targets_RML.unsqueeze(1)).norm(dim=-1).pow(alpha)
     between = (samples_RNL.unsqueeze(2) - samples_RNL.unsqueeze(1) + 1e-12).norm(dim=-1).pow(alpha)
     n = samples_RNL.shape[1]
-    return 2 * to_target.mean((1, 2)) - between.sum((1, 2)) / (n * (n - 1))
+    loss_R: Tensor = 2 * to_target.mean((1, 2)) - between.sum((1, 2)) / (n * (n - 1))
+    return loss_R
 
 
 def _plain_block(block: HeadBlock, x: Tensor, y: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 
@@ -10,7 +11,9 @@ from benchmarks.measure import Row, compared, peak_bytes, side_by_side
 from benchmarks.sizes import LARGE, SMALL, K, L, M, N, V, baseline, models, plain_energy_loss, written_plainly
 from calm_core.models.energy_score import energy_loss
 from calm_core.models.noise import SequenceNoise
-from calm_core.training.tasks import CalmTask, Task, TransformerTask
+from calm_core.training.tasks.base import Task
+from calm_core.training.tasks.calm import CalmTask
+from calm_core.training.tasks.transformer import TransformerTask
 
 POSITIONS = 4 * 1024 // K
 _LOSSES = {"plain": plain_energy_loss, "ours": energy_loss}
@@ -37,7 +40,7 @@ def rows() -> Iterator[Row]:
 def baseline_rows() -> Iterator[Row]:
     for vocab_size in (V, 128_256):
         calm, autoencoder = models(SMALL, head_layers=4, vocab_size=vocab_size)
-        tasks: dict[str, Task] = {
+        tasks: dict[str, Task[Any]] = {
             "baseline": TransformerTask(baseline(SMALL, vocab_size), pad_id=0),
             "CALM": CalmTask(calm, autoencoder, pad_id=0),
         }
@@ -70,11 +73,11 @@ def _peak(name: str) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def _step(task: Task, batch: int, tokens: int) -> Callable[[], object]:
+def _step(task: Task[Any], batch: int, tokens: int) -> Callable[[], object]:
     """A training step as the loop does it, with torch's own AdamW."""
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(task.model.parameters(), lr=1e-4)
-    vocab_size = int(task.model.vocab_size)  # type: ignore[arg-type] # every model has one
+    vocab_size = int(cast(Any, task.model).vocab_size)  # every model has one
     tokens_BT = torch.randint(1, vocab_size, (batch, tokens), generator=generator)
     counts = task.counts(tokens_BT)
 
