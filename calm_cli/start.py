@@ -4,6 +4,8 @@ import sys
 
 from calm_core.errors import EXIT_FAILED
 
+_OURS = ("calm_", "components", "pipelines")  # missing, these are a fault of the library and no extra
+
 
 def main() -> None:
     """Run the command line; the bare library comes without what it needs."""
@@ -12,6 +14,8 @@ def main() -> None:
 
         command_line()
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith(_OURS):
+            raise
         print(
             f"error {error.name} is not installed; the command line and the stages are extras of the library: "
             "pip install 'calm-pipelines[all]'",

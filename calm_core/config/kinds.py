@@ -75,6 +75,8 @@ class Kinds(Generic[KindT]):
         if not isinstance(settings, Mapping):
             raise ValueError(f"expected a kind with its settings, e.g. {{kind: {next(iter(self.classes))}}}")
         kind = settings.get("kind", next(iter(self.classes)))
+        if not isinstance(kind, str):
+            raise ValueError(f"kind {kind!r} is no name; there are {', '.join(self.classes)}")
         return self.settings_of(kind).model_validate({**settings, "kind": kind})
 
     def switched(self, settings: Any, kind: str) -> dict[str, Any]:

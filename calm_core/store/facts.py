@@ -274,6 +274,22 @@ class TransformerFacts(ModelFacts, kind="transformer"):
     """A trained token-level Transformer."""
 
 
+class SpecFacts(Facts, kind="training-spec"):
+    """What the ranks of a training train; the spec itself is the artifact's config."""
+
+
+class OutcomeFacts(Facts, kind="training-outcome"):
+    """How a training job ended.
+
+    Attributes:
+        message: The number that matters, or why the job did not finish; one line.
+        exit_code: That of the rank.
+    """
+
+    message: str
+    exit_code: Count = 0
+
+
 class Score(Record):
     """A number with its confidence interval."""
 

@@ -32,12 +32,13 @@ class Stage:
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
         self.name = name
         self._settings = settings
-        self._open = ExitStack()
         self._note: str | None = None
 
     def __enter__(self) -> Self:
-        self._open.enter_context(reported(self.name))
-        self.run = self._open.enter_context(stage_run(self.name, self._settings))
+        with ExitStack() as entered:  # if MLflow does not answer, that is reported as the stage's failure
+            entered.enter_context(reported(self.name))
+            self.run = entered.enter_context(stage_run(self.name, self._settings))
+            self._open = entered.pop_all()
         return self
 
     def __exit__(

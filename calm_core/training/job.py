@@ -17,26 +17,10 @@ from calm_core.data.reading.dataset import open_dataset
 from calm_core.errors import ArtifactError, CalmError, ConfigError
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter, digest_of
-from calm_core.store.facts import AutoencoderFacts, Count, DatasetFacts, Facts, MixtureFacts, Record
+from calm_core.store.facts import AutoencoderFacts, DatasetFacts, MixtureFacts, OutcomeFacts, Record, SpecFacts
 from calm_core.training.tasks.base import Inputs
 
 ModelConfig = AutoencoderConfig | CalmConfig | TransformerConfig
-
-
-class SpecFacts(Facts, kind="training-spec"):
-    """What the ranks train; the spec itself is the artifact's config."""
-
-
-class OutcomeFacts(Facts, kind="training-outcome"):
-    """How a job ended.
-
-    Attributes:
-        message: The number that matters, or why the job did not finish; one line.
-        exit_code: That of the rank.
-    """
-
-    message: str
-    exit_code: Count = 0
 
 
 class TrainingSpec(Record):

@@ -118,6 +118,7 @@ class Trainer:
         validating = self.step % self.config.validation_interval == 0 or self._finished
         if validating:
             metrics |= {f"validation_{name}": value for name, value in self.validator.metrics().items()}
+            require_finite(self.stage, self.step, metrics)
         if validating or self.step % self.config.log_interval == 0:
             metrics |= {"learning_rate": self.engine.get_lr()[0]}
             self.sinks.log(

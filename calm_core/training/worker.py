@@ -6,6 +6,7 @@ Exit codes: 0 finished, 1 failed, 2 wrong settings, 75 interrupted (a checkpoint
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import deepspeed
@@ -16,13 +17,14 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from calm_core.data.reading.dataset import open_dataset
 from calm_core.data.reading.loader import Loader
-from calm_core.errors import EXIT_FAILED, CalmError, first_line
+from calm_core.errors import EXIT_FAILED, CalmError, StorageError, first_line
 from calm_core.store.artifact import ArtifactWriter
+from calm_core.store.facts import OutcomeFacts
 from calm_core.telemetry.mlflow_run import Run
 from calm_core.telemetry.sinks import Curves, MetricSink, MlflowSink, ProgressSink, Sinks
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.engine import start_engine, wants_bf16, whole_weights
-from calm_core.training.job import Job, OutcomeFacts, TrainingSpec, open_inputs
+from calm_core.training.job import Job, TrainingSpec, open_inputs
 from calm_core.training.loop import Trainer
 from calm_core.training.tasks.base import Inputs, Task
 from calm_core.training.tasks.make import make_task
@@ -38,7 +40,8 @@ def main(spec_uri: str) -> None:
         _start_distributed()
         _train(spec, job)
     except Exception as error:  # whatever it was, whoever waits for the ranks gets one line; the error passes on
-        job.write_outcome(_failure(error, spec))
+        with suppress(StorageError):  # it must not hide the error, which elastic's own file tells too
+            job.write_outcome(_failure(error, spec))
         raise
     finally:
         if dist.is_initialized():
@@ -53,7 +56,8 @@ def _failure(error: Exception, spec: TrainingSpec) -> OutcomeFacts:
 
 
 def _start_distributed() -> None:
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if threads := os.environ.get("OMP_NUM_THREADS"):  # plain torchrun leaves it unset for a single rank
+        torch.set_num_threads(int(threads))
     # DeepSpeed would compile this op for CPU ranks on one node, which fails on a machine without a C++ compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     cuda = torch.cuda.is_available()

@@ -107,6 +107,8 @@ MISTAKES = [
     # kinds
     ("calm.model.head=other", "calm.model.head: there is no 'other'; there are energy, diffusion, flow"),
     ("calm.model.head=3", "calm.model.head: expected a kind with its settings, e.g. {kind: energy}"),
+    ("calm.model.head.kind=[1]", "calm.model.head: kind [1] is no name; there are energy, diffusion, flow"),
+    ("calm.model.head.kind=", "calm.model.head: kind None is no name"),
     ("calm.model.head.sampling_steps=3", "calm.model.head.sampling_steps: is a setting of another kind than the one"),
     ("autoencoder.model.kind=other", "autoencoder.model: there is no 'other'; there are mlp"),
     # no key=value

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from calm_core.config import Config, resolve_config
+from calm_core.config import Config, EnergyHeadConfig, FlowHeadConfig, resolve_config
 from calm_core.errors import ConfigError
 from pipelines import profiles
 from pipelines.arguments import arguments_of
@@ -87,3 +87,13 @@ def test_arguments_hold_every_section_and_no_null() -> None:
     assert sections == {"data", "tokenizer", "autoencoder", "calm", "transformer", "evaluation", "registry"}
     assert arguments["seed"] == 3
     assert None not in list(leaves(arguments))
+
+
+def test_another_kind_in_a_profile_starts_from_its_own_defaults(tmp_path: Path) -> None:
+    """Its base has an energy head with settings that a flow head does not know."""
+    (tmp_path / "mine.yaml").write_text("base: tiny\ncalm: {model: {head: {kind: flow, sampling_steps: 4}}}\n")
+    config = resolve_config(profiles.load(str(tmp_path / "mine.yaml")))
+    assert config.calm.model.head == FlowHeadConfig(sampling_steps=4)
+    (tmp_path / "same.yaml").write_text("base: tiny\ncalm: {model: {head: {noise_size: 8}}}\n")
+    head = resolve_config(profiles.load(str(tmp_path / "same.yaml"))).calm.model.head
+    assert head == EnergyHeadConfig(num_layers=2, model_samples=4, target_samples=16, noise_size=8)

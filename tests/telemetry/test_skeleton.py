@@ -53,3 +53,13 @@ def test_a_failure_is_one_line_and_the_run_has_failed(error: Exception, progress
     expected = {"a.txt: is gone": "a.txt: is gone", "two\nlines": "ValueError: two", "": "ValueError: ValueError"}
     assert told(progress)[-1] == ("failed", expected[str(error)])
     assert mlflow.MlflowClient().get_run(stage.run.run_id).info.status == "FAILED"
+
+
+def test_an_mlflow_that_does_not_answer_is_the_stages_failure(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(mlflow.exceptions.MlflowException), Stage("find", {}):
+        pytest.fail("the block was entered")
+    [starting, (state, note)] = told(progress)
+    assert starting == ("running", "starting")
+    assert state == "failed" and note.startswith("MlflowException: ")
