@@ -84,6 +84,28 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def child(uri: str, path: str) -> str:
+    """The URI of a file below a folder, where something from outside names the file.
+
+    Args:
+        uri: The folder.
+        path: The file's path in it, with "/" between its parts.
+
+    Raises:
+        StorageError: The path is empty, absolute, has parts "." or "..", a backslash or a control character; or a link
+            leads out of the folder.
+    """
+    is_plain = path.isprintable() and "\\" not in path and ":" not in path
+    if not is_plain or any(part in ("", ".", "..") for part in path.split("/")):
+        raise StorageError(f"{uri}: names a file {path!r:.200}, which is no plain path inside the folder")
+    filesystem, folder = filesystem_of(uri)
+    if isinstance(filesystem, LocalFileSystem):
+        real = Path(folder).resolve()
+        if not (real / path).resolve().is_relative_to(real):
+            raise StorageError(f"{uri}: {path} is a link that leads out of the folder; replace it by the file")
+    return join(uri, path)
+
+
 def open_uri(uri: str) -> io.BufferedReader:
     """Open a file for reading.
 

@@ -1,0 +1,17 @@
+"""A short run of every campaign; ``python tests/reliability`` makes the long one."""
+
+from pathlib import Path
+
+import pytest
+from campaign import run
+from campaigns import CAMPAIGNS
+
+SHORT = 60
+
+
+@pytest.mark.parametrize("name", CAMPAIGNS)
+def test_wrong_inputs_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    cases, _ = CAMPAIGNS[name]
+    tally = run(cases, tmp_path, SHORT, seed=1)
+    assert tally.bad == 0, "\n".join(tally.examples)
+    assert tally.answers.total() == SHORT
