@@ -9,7 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from calm_cli.inspect import UriArgument
 from calm_cli.options import OutputOption
-from calm_core.errors import ConfigError
+from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
 from calm_core.store.facts import MixtureFacts
 
@@ -74,5 +74,7 @@ def verify(uri: UriArgument) -> None:
         markup=False,
     )
     if isinstance(artifact.facts, MixtureFacts):
-        for dataset in artifact.facts.datasets:
+        for dataset, digest in zip(artifact.facts.datasets, artifact.facts.digests, strict=True):
             verify(dataset)
+            if Artifact.of_any_kind(dataset).digest != digest:
+                raise ArtifactError(f"{dataset}: is not the dataset that was mixed into {uri}; mix again")

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -29,6 +29,9 @@ _NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 FactsT = TypeVar("FactsT", bound=Facts)
 FactsT_co = TypeVar("FactsT_co", bound=Facts, covariant=True)
+
+
+KindName = Annotated[str, Field(pattern=r"^[a-z][a-z -]{0,63}$")]
 
 
 class FileEntry(BaseModel):
@@ -49,7 +52,7 @@ class Manifest(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: str
+    kind: KindName
     schema_version: int = Field(ge=1)
     config: dict[str, Any]
     parents: dict[str, str]
@@ -129,7 +132,7 @@ class Manifest(BaseModel):
 
 
 class _Head(BaseModel):
-    kind: str
+    kind: KindName
     schema_version: int
 
 

@@ -32,6 +32,7 @@ Seconds = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
+LENGTH_BINS = 33  # 2^32 tokens are more than a document may have
 _ROUNDING = 1e-6
 
 
@@ -159,7 +160,7 @@ class SplitCounts(Record):
     tokens: Count
     padding: Count
     text_bytes: Count
-    document_lengths: list[Count]
+    document_lengths: Annotated[list[Count], Field(min_length=LENGTH_BINS, max_length=LENGTH_BINS)]
     shards: list[Shard]
 
     @model_validator(mode="after")

@@ -378,9 +378,9 @@ def names_in(uri: str) -> list[str]:
 
 
 def remove(uris: list[str]) -> None:
-    """Delete files that are there."""
+    """Delete files that are there; a folder stays."""
     for uri in uris:
-        with translating_errors(uri), suppress(FileNotFoundError):
+        with translating_errors(uri), suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
             filesystem, path = filesystem_of(uri)
             filesystem.rm_file(path)
 

@@ -1,7 +1,16 @@
 """The lines of the final table."""
 
 from calm_cli.summary import data_lines, interval, score_lines
-from calm_core.store.facts import BrierScores, DatasetFacts, EvaluationFacts, References, Score, Shard, SplitCounts
+from calm_core.store.facts import (
+    LENGTH_BINS,
+    BrierScores,
+    DatasetFacts,
+    EvaluationFacts,
+    References,
+    Score,
+    Shard,
+    SplitCounts,
+)
 
 
 def split(documents: int, tokens: int) -> SplitCounts:
@@ -11,7 +20,7 @@ def split(documents: int, tokens: int) -> SplitCounts:
         tokens=tokens,
         padding=2048 - tokens,
         text_bytes=1,
-        document_lengths=[documents],
+        document_lengths=[documents, *[0] * (LENGTH_BINS - 1)],
         shards=[Shard(path=f"{documents}.parquet", rows=1)],
     )
 

@@ -104,7 +104,10 @@ class ShardFiles:
         """Bring a file into the cache; it is opened before it gets its name, since it may be removed right after."""
         partial = cached.with_name(f".{cached.name}.partial")
         try:
-            storage.fetch(self._artifact.uri_of(path), partial)
+            uri = self._artifact.uri_of(path)
+            if storage.size(uri) != entry.size:  # first: it may have become larger than the disk
+                raise self._artifact.damaged(path)
+            storage.fetch(uri, partial)
             file = _opened(partial)
             if not _is_whole(file, entry):
                 file.close()
@@ -141,6 +144,8 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _is_whole(file: IO[bytes], entry: FileEntry) -> bool:
+    if os.fstat(file.fileno()).st_size != entry.size:
+        return False
     digest = hashlib.sha256()
     while block := file.read(_BLOCK_BYTES):
         digest.update(block)
