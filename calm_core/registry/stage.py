@@ -172,5 +172,5 @@ def _download(artifact: Artifact[Facts], folder: Path) -> None:
     """Copy a checked artifact to local disk, manifest included, so that whoever loads it can check it again."""
     folder.mkdir()
     for entry in artifact.manifest.files:
-        (folder / entry.path).write_bytes(artifact.read(entry.path))
-    storage.copy(storage.join(artifact.uri, MANIFEST_NAME), str(folder / MANIFEST_NAME))
+        storage.write(storage.child(str(folder), entry.path), artifact.read(entry.path))
+    storage.copy(storage.child(artifact.uri, MANIFEST_NAME), str(folder / MANIFEST_NAME))
