@@ -6,8 +6,8 @@ A reader checks what it reads: a missing, half-written or damaged artifact is an
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from types import TracebackType
@@ -22,6 +22,7 @@ from calm_core.store.facts import ORIGIN, TIMING, Facts
 
 MANIFEST_NAME = "manifest.json"
 _COPIES = 16  # at a time
+_CHECKS = 8
 
 FactsT = TypeVar("FactsT", bound=Facts)
 FactsT_co = TypeVar("FactsT_co", bound=Facts, covariant=True)
@@ -317,6 +318,34 @@ class Artifact(Generic[FactsT_co]):
             raise self.missing(path) from None
         if sha256 != self.entry(path).sha256:
             raise self.damaged(path)
+
+    def check_files(
+        self, paths: Iterable[str] | None = None, on_checked: Callable[[FileEntry], object] | None = None
+    ) -> None:
+        """Check files, many at a time.
+
+        Args:
+            paths: Which; unset, all of them.
+            on_checked: Called with the entry of each file once it has been checked.
+
+        Raises:
+            ArtifactError: Some are missing or damaged: names the first by path, and says how many more.
+        """
+        damage: dict[str, ArtifactError] = {}
+        with ThreadPoolExecutor(_CHECKS) as pool:
+            checks = {pool.submit(self.check, path): path for path in (self._entries if paths is None else paths)}
+            for check in as_completed(checks):
+                path, error = checks[check], check.exception()
+                if isinstance(error, ArtifactError):
+                    damage[path] = error
+                elif error:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise error
+                if on_checked:
+                    on_checked(self.entry(path))
+        if damage:
+            more = f" (and {len(damage) - 1} more files)" if len(damage) > 1 else ""
+            raise ArtifactError(f"{damage[min(damage)]}{more}")
 
 
 def reusable(
