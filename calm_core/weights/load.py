@@ -58,7 +58,12 @@ def load_transformer(artifact: Artifact[TransformerFacts]) -> Transformer:
 
 
 def load_weights(artifact: Artifact[ModelFacts]) -> dict[str, Tensor]:
-    """The weights of a model's artifact, by parameter name."""
+    """The weights of a model's artifact, by parameter name.
+
+    Raises:
+        ArtifactError: One of its files is missing or damaged; all are checked, so a model is taken whole.
+    """
+    artifact.check_files(entry.path for entry in artifact.manifest.files if entry.path != WEIGHTS_NAME)
     return dict(safetensors.torch.load(artifact.read(WEIGHTS_NAME)))
 
 
