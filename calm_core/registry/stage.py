@@ -88,13 +88,15 @@ class ScoredModel:
         """The three artifacts.
 
         Raises:
-            ArtifactError: One is unusable, or the evaluation is of another model.
+            ArtifactError: One is unusable or damaged, or the evaluation is of another model.
         """
         calm = Artifact(calm_uri, CalmFacts)
         scored = cls(autoencoder_of(calm, autoencoder_uri), calm, Artifact(evaluation_uri, EvaluationFacts))
         for name, artifact in (("autoencoder", scored.autoencoder), ("calm", scored.calm)):
             if scored.evaluation.manifest.parents.get(name) != artifact.digest:
                 raise ArtifactError(f"{evaluation_uri}: is the evaluation of another {name} than {artifact.uri}")
+        for whole in (scored.autoencoder, scored.calm, scored.evaluation):
+            whole.check_files()  # also where the model is registered already, and nothing else would read them
         return scored
 
     @property

@@ -28,6 +28,7 @@ _BLOCK_BYTES = 1 << 20
 _PARTIAL = ".calm.partial"
 _LEFTOVER = re.compile(r"\..+\.\d+\.calm\.partial", re.DOTALL)
 _ATTEMPTS = 7
+_TAG = "etag-"
 _REMOTE_BLOCK_BYTES = 8 << 20  # what a request moves, and what an open file keeps in memory
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FOR_THE_CALLER = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -335,7 +336,12 @@ def tag(uri: str) -> str:
     with translating_errors(uri):
         filesystem, path = filesystem_of(uri)
         info = filesystem.info(path)
-    return f"etag-{info['ETag'].strip(chr(34))}-{info['size']}" if "ETag" in info else ""
+    return f"{_TAG}{info['ETag'].strip(chr(34))}-{info['size']}" if "ETag" in info else ""
+
+
+def is_tag(digest: str) -> bool:
+    """Whether a digest is an object store's tag, and no SHA-256."""
+    return digest.startswith(_TAG)
 
 
 def digest(uri: str) -> str:

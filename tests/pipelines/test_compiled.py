@@ -12,7 +12,7 @@ from pipelines.compile import TRAIN_PIPELINE, compile_train
 SECTIONS = {"data", "tokenizer", "autoencoder", "calm", "transformer", "evaluation", "registry"}
 
 SECTIONS_OF_TASK = {
-    "plan-partitions": {"data"},
+    "plan-partitions": {"data", "tokenizer"},
     "scan-partition": {"data"},
     "find-duplicates": {"data"},
     "train-tokenizer": {"tokenizer", "data"},
