@@ -64,7 +64,7 @@ def run(
 
       calm run --set calm.learning_rate=5e-4 --set seed=1
     """
-    config = configuration(profile, set_, source, text_field)
+    config = configuration(profile, set_, {"data.sources": source or None, "data.text_field": text_field})
     home = Home.find()
     with home.lock() as lock:
         raise typer.Exit(run_pipeline(with_text(config, home), home, lock, Console(), Console(stderr=True)))

@@ -1,6 +1,5 @@
 """The stages one by one, with the arguments and the meaning that they have in Python and in the pipeline."""
 
-import json
 import os
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
@@ -81,8 +80,8 @@ def prepare(
 
       calm prepare --extends out/dataset --source 'texts/*.jsonl.gz' --output out/dataset-2
     """
-    settings = [*(set_ or []), *([f"data.extends={json.dumps(extends)}"] if extends else [])]
-    config = configuration(profile, settings, source, text_field)
+    options = {"data.extends": extends or None, "data.sources": source or None, "data.text_field": text_field}
+    config = configuration(profile, set_, options)
     from calm_core.data.stage import prepare_data
 
     config = with_text(config, _begin(config))
@@ -122,7 +121,7 @@ def train(
 
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
-    config = configuration(profile, [*(set_ or []), *([f"{HEADS.setting}={head}"] if head else [])])
+    config = configuration(profile, set_, {HEADS.setting: head})
     home = _begin(config)
     _end(
         stage.train(
