@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from calm_cli.inspect import UriArgument
 from calm_cli.options import OutputOption
+from calm_cli.screen import Screen
 from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
 from calm_core.store.facts import MixtureFacts
@@ -46,10 +46,10 @@ def mix(
         if not uri:
             raise ConfigError(f"{item}: give each dataset its weight, e.g. out/web=0.8")
     mixture = mix_datasets(weights, output)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Screen(soft_wrap=True)
     for uri, share in zip(weights, mixture.facts.weights, strict=True):
-        console.print(f"{share:6.1%}  {uri}", markup=False)
-    console.print(f"mixture: {mixture.uri}", markup=False)
+        console.print(f"{share:6.1%}  {uri}")
+    console.print(f"mixture: {mixture.uri}")
 
 
 def verify(uri: UriArgument) -> None:
@@ -67,7 +67,7 @@ def verify(uri: UriArgument) -> None:
     damage: list[str] = []
     started = time.monotonic()
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    screen = Console(stderr=True)
+    screen = Screen(stderr=True)
     bars = Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
     with ThreadPoolExecutor(_CHECKED_AT_A_TIME) as pool, bars as progress:
         task = progress.add_task("", total=sum(sizes.values()))
@@ -84,10 +84,9 @@ def verify(uri: UriArgument) -> None:
         more = f" (and {len(others)} more files)" if others else ""
         raise ArtifactError(first + more)
     seconds = time.monotonic() - started
-    Console(highlight=False, soft_wrap=True).print(
+    Screen(soft_wrap=True).print(
         f"{uri}: whole, {len(sizes):,} files of the {manifest.kind} and {MANIFEST_NAME}, "
         f"{sum(sizes.values()):,} bytes in {seconds:.1f} s",
-        markup=False,
     )
     if isinstance(artifact.facts, MixtureFacts):
         for dataset in artifact.facts.datasets:

@@ -4,7 +4,6 @@ import os
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
-from rich.console import Console
 
 from calm_cli.inspect import show_dataset
 from calm_cli.options import (
@@ -19,8 +18,10 @@ from calm_cli.options import (
     configuration,
     with_text,
 )
+from calm_cli.screen import Screen
 from calm_core.config import HEADS, Config, TrainingConfig
 from calm_core.errors import ConfigError
+from calm_core.shown import visible
 from pipelines.local.home import Home
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def _begin(config: Config) -> Home:
 
 def _end(artifact: "Artifact[Facts]") -> None:
     """Show what has been made."""
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{artifact.manifest.kind}: {artifact.uri}", f"digest: {artifact.digest}", sep="\n", markup=False)
+    console = Screen(soft_wrap=True)
+    console.print(f"{artifact.manifest.kind}: {artifact.uri}", f"digest: {artifact.digest}", sep="\n")
     console.print_json(data={**artifact.manifest.results, **artifact.manifest.timings})
 
 
@@ -86,8 +87,8 @@ def prepare(
 
     config = with_text(config, _begin(config))
     dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1)
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"\ndataset: {dataset.uri}", f"digest: {dataset.digest}", "", sep="\n", markup=False)
+    console = Screen(soft_wrap=True)
+    console.print(f"\ndataset: {dataset.uri}", f"digest: {dataset.digest}", "", sep="\n")
     show_dataset(dataset, console)
 
 
@@ -184,8 +185,8 @@ def compare(
     for artifact in artifacts:
         facts = artifact.facts
         brier = [f"{facts.brier[n].value:.4f}" for n in sorted(facts.brier)]
-        table.add_row(artifact.uri, facts.model, *brier, interval(facts.brierlm, 3))
-    Console().print(table)
+        table.add_row(visible(artifact.uri), visible(facts.model), *brier, interval(facts.brierlm, 3))
+    Screen().print(table)
 
 
 def register(

@@ -19,6 +19,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from calm_core.errors import CalmError, StorageError, first_line
+from calm_core.shown import WHERE_SECRETS_GO, holds_secret
 
 _BLOCK_BYTES = 1 << 20
 _PARTIAL = ".partial"
@@ -32,8 +33,10 @@ def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a URI, and the path there.
 
     Raises:
-        StorageError: No file system has this protocol.
+        StorageError: No file system has this protocol, or the URI carries a secret.
     """
+    if holds_secret(uri):
+        raise StorageError(f"{uri}: {WHERE_SECRETS_GO}")
     options: dict[str, Any] = {}
     if uri.startswith(("s3://", "s3a://")):
         # Without a cache of listings, what another process writes or deletes is seen.

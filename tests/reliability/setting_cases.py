@@ -9,38 +9,52 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from campaign import Case, Lie
+
 from calm_cli.settings import settings_lines
 from calm_core.config import Config, Section, resolve_config
 from calm_core.errors import CalmError
-from campaign import Case, Lie
 from pipelines import profiles
 
 SECRET = "s3cr3t"
 
 TEXTS: dict[str, Any] = {  # each with its meaning in YAML 1.2, that of its core schema
     "1": 1, "0": 0, "-1": -1, "+5": 5, "12": 12, "0777": 777, "0o17": 15, "0x1F": 31, "010": 10, "1_000": "1_000",
-    "1e8": 1e8, "1E3": 1e3, "1e-3": 1e-3, "2.5": 2.5, ".5": 0.5, "5.": 5.0, "-0.0": 0.0, "512.0": 512.0, "1e400": math.inf,
-    "1e300": 1e300, "1:30": "1:30", "1:30:00": "1:30:00", "190:20:30.15": "190:20:30.15", "0b11": "0b11", "1,000": "1,000",
+    "1e8": 1e8, "1E3": 1e3, "1e-3": 1e-3, "2.5": 2.5, ".5": 0.5, "5.": 5.0, "-0.0": 0.0, "512.0": 512.0,
+    "1e400": math.inf,
+    "1e300": 1e300, "1:30": "1:30", "1:30:00": "1:30:00", "190:20:30.15": "190:20:30.15", "0b11": "0b11",
+    "1,000": "1,000",
     "no": "no", "yes": "yes", "on": "on", "off": "off", "y": "y", "n": "n", "No": "No", "NO": "NO", "true": True,
     "True": True, "FALSE": False, "tRue": "tRue", "null": None, "~": None, "": None, "Null": None, "nul": "nul",
-    ".nan": math.nan, ".inf": math.inf, "-.inf": -math.inf, ".NaN": math.nan, "nan": "nan", "inf": "inf", "Infinity": "Infinity",
-    "2024-01-31": "2024-01-31", "2024-01-31 10:00:00": "2024-01-31 10:00:00", "'12'": "12", '"12"': "12", "'no'": "no",
-    "=": "=", "<<": "<<", "a b": "a b", "a#b": "a#b", "a #b": "a", "'it''s'": "it's", '"a\\tb"': "a\tb", '"\\x41"': "A",
-    '"\\ud83d\\ude00"': "😀", "😀": "😀", "日本": "日本", "é": "é", "a=b": "a=b", "[]": [], "[a]": ["a"], "[a, b]": ["a", "b"],
-    "[1, 2.5]": [1, 2.5], "[0.9, 0.95]": [0.9, 0.95], "[true, 0.5]": [True, 0.5], "[no, 1:30]": ["no", "1:30"], "[[a]]": [["a"]],
-    "{}": {}, "{a: 1}": {"a": 1}, "{kind: flow}": {"kind": "flow"}, "flow": "flow", "energy": "energy", "fp32": "fp32",
+    ".nan": math.nan, ".inf": math.inf, "-.inf": -math.inf, ".NaN": math.nan, "nan": "nan", "inf": "inf",
+    "Infinity": "Infinity",
+    "2024-01-31": "2024-01-31", "2024-01-31 10:00:00": "2024-01-31 10:00:00", "'12'": "12", '"12"': "12",
+    "'no'": "no",
+    "=": "=", "<<": "<<", "a b": "a b", "a#b": "a#b", "a #b": "a", "'it''s'": "it's", '"a\\tb"': "a\tb",
+    '"\\x41"': "A",
+    '"\\ud83d\\ude00"': "😀", "😀": "😀", "日本": "日本", "é": "é", "a=b": "a=b", "[]": [], "[a]": ["a"], "[a, b]": ["a",
+    "b"],
+    "[1, 2.5]": [1, 2.5], "[0.9, 0.95]": [0.9, 0.95], "[true, 0.5]": [True, 0.5], "[no, 1:30]": ["no", "1:30"],
+    "[[a]]": [["a"]],
+    "{}": {}, "{a: 1}": {"a": 1}, "{kind: flow}": {"kind": "flow"}, "flow": "flow", "energy": "energy",
+    "fp32": "fp32",
     "s3://bucket/*.jsonl": "s3://bucket/*.jsonl", "abfs://container@account.dfs/x": "abfs://container@account.dfs/x",
     "{{$.inputs}}": ..., "'{{$}}'": "{{$}}", "'{{$.inputs.parameters[''seed'']}}'": "{{$.inputs.parameters['seed']}}",
 }  # fmt: skip
 """... is for what is no YAML."""
 
 BROKEN = [
-    "[", "{a: b: c}", "'a", '"a', "&x a", "*x", "!!float x", "!!python/object/apply:os.system [ls]", "!a b", "%a", "@a", "`a",
-    "[" * 3000, "{a: " * 3000, "- " * 3000, "? " * 3000, "9" * 5000, "-" + "9" * 5000, "0x" + "f" * 5000, "1e" + "9" * 5000,
-    "0." + "1" * 5000, '"\\ud83d"', '"\\U99999999"', '"\\U00110000"', "a\x00b", "a\x1b[2Jb", "a\x85b", "a\u2028b", "\ud800",
-    "a\n---\nb", "%YAML 1." + "9" * 5000 + "\n--- a", "{a: 1, a: 2}", "{1: 2}", "{[a]: b}", "&a [*a]", "a: b: c", "\t- a",
+    "[", "{a: b: c}", "'a",
+    '"a', "&x a", "*x", "!!float x", "!!python/object/apply:os.system [ls]", "!a b", "%a", "@a", "`a",
+    "[" * 3000, "{a: " * 3000, "- " * 3000, "? " * 3000, "9" * 5000, "-" + "9" * 5000, "0x" + "f" * 5000,
+    "1e" + "9" * 5000,
+    "0." + "1" * 5000, '"\\ud83d"', '"\\U99999999"', '"\\U00110000"', "a\x00b", "a\x1b[2Jb", "a\x85b", "a\u2028b",
+    "\ud800",
+    "a\n---\nb", "%YAML 1." + "9" * 5000 + "\n--- a", "{a: 1, a: 2}", "{1: 2}", "{[a]: b}", "&a [*a]", "a: b: c",
+    "\t- a",
     "x" * 300_000, "[" + "a," * 150_000 + "]", "{b: &b [1], c: *b}",
-    "{a0: &a0 [x, x], " + ", ".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 30)) + "}", "{<<: {a: 1}, <<: {b: 2}}",
+    "{a0: &a0 [x, x], " + ", ".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 30)) + "}",
+    "{<<: {a: 1}, <<: {b: 2}}",
 ]  # fmt: skip
 """What no setting may be read from."""
 
@@ -61,16 +75,26 @@ CONTROLS = [
 ]
 
 SECRETS = [
-    f"https://user:{SECRET}@host/x.jsonl", f"s3://KEY:{SECRET}/+=@bucket/x", f"https://{SECRET}@host/x", f"ftp://u:{SECRET}@h",
-    f"simplecache::https://u:{SECRET}@h/x", f"https://h/x?X-Amz-Signature={SECRET}", f"https://h/x?token={SECRET}&a=1",
-    f"https://h/x?a=1&sig={SECRET}", f"s3://b/x?AWSAccessKeyId={SECRET}", f"HTTPS://U:{SECRET}@H/*", f"https://u:1{SECRET}@h",
+    f"https://user:{SECRET}@host/x.jsonl", f"s3://KEY:{SECRET}/+=@bucket/x", f"https://{SECRET}@host/x",
+    f"ftp://u:{SECRET}@h",
+    f"simplecache::https://u:{SECRET}@h/x", f"https://h/x?X-Amz-Signature={SECRET}",
+    f"https://h/x?token={SECRET}&a=1",
+    f"https://h/x?a=1&sig={SECRET}", f"s3://b/x?AWSAccessKeyId={SECRET}", f"HTTPS://U:{SECRET}@H/*",
+    f"https://u:1{SECRET}@h",
     f"postgresql://u:{SECRET}@h/db", f"https://h/#access_token={SECRET}", f"sftp://u:p@{SECRET}@h/x",
 ]  # fmt: skip
 
 KEYS = [
-    "", ".", "calm.", ".calm", "calm..steps", "calm.stepz", "steps", "calm.model.head.nose_size", "Calm.steps", "calm steps",
-    "calm.steps.more", "seed.x", "a" * 10_000, ".".join("a" * 2000), "calm\x1b[2J", "calm.\u202esteps", "\ud800", "__class__",
+    "", ".", "calm.", ".calm", "calm..steps", "calm.stepz", "steps", "calm.model.head.nose_size", "Calm.steps",
+    "calm steps",
+    "calm.steps.more", "seed.x", "a" * 10_000, ".".join("a" * 2000), "calm\x1b[2J", "calm.\u202esteps", "\ud800",
+    "__class__",
     "model_config", "calm.kind", "data.sources.0", "calm.model", "{}", "calm.of_kind",
+]  # fmt: skip
+
+BASES = [
+    "profile.yaml", "./profile.yaml", "a\x00.yaml", "x" * 5000, "../" * 50, "no such", "", 3, [], None, "tiny", "TINY",
+    "loop.yaml", "folder.yaml", "\ud83d", "\x1b[2J", f"https://u:{SECRET}@h/x.yaml", "/dev/zero", "zero.yaml",
 ]  # fmt: skip
 
 NUMBERS = [
@@ -390,8 +414,7 @@ def _round_trip(rng: random.Random, known: list[tuple[str, Any]], folder: Path) 
 
 
 def _base(rng: random.Random, folder: Path) -> Case:
-    base = rng.choice(["profile.yaml", "./profile.yaml", "a\x00.yaml", "x" * 5000, "../" * 50, "no such", "", 3, [], None, "tiny", "TINY",
-                       "loop.yaml", "folder.yaml", "\ud83d", "\x1b[2J", f"https://u:{SECRET}@h/x.yaml", "/dev/zero", "zero.yaml"])  # fmt: skip
+    base = rng.choice(BASES)
     (folder / "folder.yaml").mkdir(exist_ok=True)
     for name, target in (("loop.yaml", "loop.yaml"), ("zero.yaml", "/dev/zero")):
         if not (folder / name).is_symlink():
