@@ -68,5 +68,5 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    sys.stdout, sys.stderr = SafeLog(sys.stdout), SafeLog(sys.stderr)  # type: ignore[assignment]  # they write text
+    sys.stdout, sys.stderr = SafeLog(sys.stdout), SafeLog(sys.stderr)
     run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
