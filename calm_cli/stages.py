@@ -39,9 +39,13 @@ CheckpointsOption = Annotated[
 ]
 
 
-def _begin(config: Config) -> Home:
-    """Make MLflow ready for the stage's record."""
+def _begin(config: Config, *uris: str) -> Home:
+    """Refuse URIs that cannot be used, then make MLflow ready for the stage's record."""
+    from calm_core.store import storage
     from pipelines.local.tracking import use_tracking
+
+    for uri in uris:
+        storage.filesystem_of(uri)
 
     home = Home.find()
     use_tracking(home, config.experiment)
@@ -85,7 +89,7 @@ def prepare(
     config = configuration(profile, set_, options)
     from calm_core.data.stage import prepare_data
 
-    config = with_text(config, _begin(config))
+    config = with_text(config, _begin(config, output))
     dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1)
     console = Screen(soft_wrap=True)
     console.print(f"\ndataset: {dataset.uri}", f"digest: {dataset.digest}", "", sep="\n")
@@ -123,7 +127,7 @@ def train(
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
     config = configuration(profile, set_, {HEADS.setting: head})
-    home = _begin(config)
+    home = _begin(config, dataset, autoencoder, output, checkpoints or "")
     _end(
         stage.train(
             getattr(config, kind),
@@ -157,7 +161,7 @@ def evaluate(
     from calm_core.evaluation import stage
 
     config = configuration(profile, set_)
-    _begin(config)
+    _begin(config, model, dataset, autoencoder, output)
     _end(stage.evaluate(config.evaluation, dataset, model, output, seed=config.seed, autoencoder_uri=autoencoder))
 
 
@@ -206,5 +210,5 @@ def register(
     from calm_core.registry.stage import register_model
 
     config = configuration(profile, set_)
-    _begin(config)
+    _begin(config, model, evaluation, autoencoder, output)
     _end(register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder))
