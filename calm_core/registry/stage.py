@@ -50,7 +50,7 @@ def register_model(
         CalmError: MLFLOW_TRACKING_URI is not set, or the evaluation is of another model.
     """
     settings = config.model_dump(mode="json")
-    with Stage(STAGE, settings) as stage:
+    with Stage(STAGE, settings, output_uri) as stage:
         if not os.environ.get(mlflow_run.TRACKING_URI_VARIABLE):
             raise CalmError(
                 f"{STAGE}: set {mlflow_run.TRACKING_URI_VARIABLE} to the MLflow server that holds the registry"

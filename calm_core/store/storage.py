@@ -23,6 +23,7 @@ from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.implementations.local import LocalFileSystem
 
 from calm_core.errors import CalmError, StorageError, first_line
+from calm_core.shown import WHERE_SECRETS_GO, holds_secret
 
 _BLOCK_BYTES = 1 << 20
 _PARTIAL = ".calm.partial"
@@ -44,8 +45,10 @@ def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
     All that a user, a setting or a manifest names as a place goes through here.
 
     Raises:
-        StorageError: It is empty, has a control character, or no file system has this protocol.
+        StorageError: It is empty, has a control character or a secret, or no file system has this protocol.
     """
+    if holds_secret(uri):
+        raise StorageError(f"{uri}: {WHERE_SECRETS_GO}")
     if not uri or _NO_TEXT.search(uri):
         reason = "has a control character or is no UTF-8; rename it" if uri else "is empty; name a file or folder"
         raise StorageError(f"{uri!a:.300}: the path {reason}")
