@@ -205,25 +205,31 @@ class ArtifactWriter(Generic[FactsT]):
         self._files: list[FileEntry] = []
 
     def __enter__(self) -> Self:
+        replaced = self.check()
         storage.remove_partial(self.uri)
-        if storage.exists(storage.join(self.uri, MANIFEST_NAME)):  # being replaced: from here on it is not complete
-            replaced = [MANIFEST_NAME, *self._replaced_paths()]
-            storage.remove([storage.child(self.uri, path) for path in replaced])
+        storage.remove([storage.child(self.uri, path) for path in replaced])  # from here on it is not complete
         return self
 
-    def _replaced_paths(self) -> list[str]:
-        """The files of the artifact that lies here; none of a damaged one, since nothing vouches for their names.
+    def check(self) -> list[str]:
+        """Refuse a place that cannot be written, before the work whose result shall go there.
+
+        Returns:
+            Files of an artifact that lies there and is replaced, the manifest first; of a damaged one the manifest
+            alone, since nothing vouches for the names in it.
 
         Raises:
-            ArtifactError: It is an input, or is not ours to replace.
+            ArtifactError: What lies there is an input, or is not ours to replace.
+            StorageError: It is no place, or the storage failed.
         """
+        if not storage.exists(storage.join(self.uri, MANIFEST_NAME)):
+            return []
         try:
             manifest = Manifest.read(self.uri)
         except ArtifactError as error:
             # A damaged one of this kind may be replaced; that of something else, nobody has asked for.
             with suppress(*_NO_FILE):
                 if f'"kind": "{self._kind}"'.encode() in storage.read(storage.child(self.uri, MANIFEST_NAME), 0, 256):
-                    return []
+                    return [MANIFEST_NAME]
             raise ArtifactError(f"{error}; or name another output") from None
         if manifest.digest in self._parents.values():
             raise ArtifactError(f"{self.uri}: is an input of what is to be written there; name another output")
@@ -231,7 +237,7 @@ class ArtifactWriter(Generic[FactsT]):
             raise ArtifactError(
                 f"{self.uri}: holds an artifact of kind {manifest.kind}, not {self._kind}; name another output"
             )
-        return [entry.path for entry in manifest.files]
+        return [MANIFEST_NAME, *(entry.path for entry in manifest.files)]
 
     def write(self, path: str, data: bytes) -> None:
         """Write one file from memory."""
