@@ -50,6 +50,7 @@ def evaluate(
     settings = config.model_dump(mode="json") | {"seed": seed}
     artifact = Artifact(model_uri, *SCORED)
     with Stage(stage_name(artifact.facts.kind), settings, output_uri) as stage:
+        ArtifactWriter(output_uri, EvaluationFacts, {}, {}).check()
         dataset = open_dataset(dataset_uri, "validation")
         _require_same_tokenizer(artifact, dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

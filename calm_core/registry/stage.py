@@ -55,6 +55,7 @@ def register_model(
             raise CalmError(
                 f"{STAGE}: set {mlflow_run.TRACKING_URI_VARIABLE} to the MLflow server that holds the registry"
             )
+        ArtifactWriter(output_uri, RegistrationFacts, {}, {}).check()
         scored = ScoredModel.open(calm_uri, evaluation_uri, autoencoder_uri)
         number = _find_version(config.model_name, scored.evaluation.digest)
         if number is None:
