@@ -9,6 +9,8 @@ from rich.text import Text
 
 from calm_cli.board import Board
 from calm_cli.display import clock
+from calm_cli.screen import lines_of
+from calm_core.shown import visible
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, DatasetFacts, EvaluationFacts, RegistrationFacts, Score
@@ -102,13 +104,13 @@ def show(finished: Finished, board: Board, console: Console) -> None:
         ),
     ):
         for name, value in lines:
-            table.add_row(name, Text(value))
+            table.add_row(name, Text(visible(value)))
         table.add_section()
         table.add_row("", "")
     console.print(table)
 
     for sample in finished.evaluation_report.facts.samples:
-        console.print(Text.assemble((sample.prompt, "bold"), sample.text), soft_wrap=True)
+        console.print(Text.assemble((lines_of(sample.prompt), "bold"), lines_of(sample.text)), soft_wrap=True)
         console.print()
     registration = finished.registration.facts
     console.print(
@@ -121,7 +123,5 @@ def show(finished: Finished, board: Board, console: Console) -> None:
         "  calm run --set calm.learning_rate=5e-4   # reruns only what depends on it",
         "  calm ui                                  # curves, settings, lineage",
         sep="\n",
-        markup=False,
-        highlight=False,
         soft_wrap=True,
     )

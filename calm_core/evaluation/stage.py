@@ -49,7 +49,7 @@ def evaluate(
     """
     settings = config.model_dump(mode="json") | {"seed": seed}
     artifact = Artifact(model_uri, *SCORED)
-    with Stage(stage_name(artifact.facts.kind), settings) as stage:
+    with Stage(stage_name(artifact.facts.kind), settings, output_uri) as stage:
         dataset = open_dataset(dataset_uri, "validation")
         _require_same_tokenizer(artifact, dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -50,7 +50,7 @@ def register_model(
         CalmError: MLFLOW_TRACKING_URI is not set, or the evaluation is of another model.
     """
     settings = config.model_dump(mode="json")
-    with Stage(STAGE, settings) as stage:
+    with Stage(STAGE, settings, output_uri) as stage:
         if not os.environ.get(mlflow_run.TRACKING_URI_VARIABLE):
             raise CalmError(
                 f"{STAGE}: set {mlflow_run.TRACKING_URI_VARIABLE} to the MLflow server that holds the registry"
@@ -174,5 +174,5 @@ def _download(artifact: Artifact[Facts], folder: Path) -> None:
     """Copy a checked artifact to local disk, manifest included, so that whoever loads it can check it again."""
     folder.mkdir()
     for entry in artifact.manifest.files:
-        (folder / entry.path).write_bytes(artifact.read(entry.path))
-    storage.copy(storage.join(artifact.uri, MANIFEST_NAME), str(folder / MANIFEST_NAME))
+        storage.write(storage.child(str(folder), entry.path), artifact.read(entry.path))
+    storage.copy(storage.child(artifact.uri, MANIFEST_NAME), str(folder / MANIFEST_NAME))

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from calm_core.shown import redacted
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -31,7 +33,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = str(value)[:_MAX_PARAMETER_LENGTH]
+            flat[prefix + key] = redacted(str(value))[:_MAX_PARAMETER_LENGTH]
     return flat
 
 

@@ -43,7 +43,7 @@ def train(
         output_uri=output_uri,
         seed=seed,
     )
-    with Stage(spec.stage, spec.settings) as stage:
+    with Stage(spec.stage, spec.settings, output_uri, checkpoint_root) as stage:
         spec = check_inputs(spec)
         _require_even_batches(spec, launcher.world_size(config.processes))
         job = Job.of(spec, checkpoint_root)

@@ -14,10 +14,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kfp import components, local
 
+from calm_core.shown import redacted, visible
 from pipelines.compile import TRAIN_PIPELINE
 from pipelines.local.cache import use_checked_cache
 
@@ -44,6 +45,19 @@ def run(request: dict[str, Any]) -> None:
     Path(request["outputs"]).write_text(json.dumps(outputs, indent=1), encoding="utf-8")
 
 
+class SafeLog:
+    """A stream of text without the secrets of URLs, which tracebacks and the libraries' logs may hold."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(redacted(visible(text, keep="\n\t\r")))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def end_with_parent(temporary: str) -> None:
     """Stop this process and its tasks when the one that started it is gone, so that no run works on unwatched.
 
@@ -63,4 +77,5 @@ def end_with_parent(temporary: str) -> None:
 
 if __name__ == "__main__":
     end_with_parent(os.environ["TMPDIR"])
+    sys.stdout, sys.stderr = SafeLog(sys.stdout), SafeLog(sys.stderr)
     run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -175,8 +175,8 @@ def test_another_schema_version_is_refused_as_such_and_not_as_damage(
 ) -> None:
     """A folder written by newer code must not be called damaged: the advice would be to delete it."""
     path = folder / MANIFEST_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 2} | other_fields))
-    with pytest.raises(ArtifactError, match=r"manifest\.json: schema version 2, this code reads 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 3} | other_fields))
+    with pytest.raises(ArtifactError, match=r"manifest\.json: schema version 3, this code reads 2"):
         Artifact(str(folder), KIND)
 
 
