@@ -220,8 +220,10 @@ class ArtifactWriter(Generic[FactsT]):
         try:
             manifest = Manifest.read(self.uri)
         except ArtifactError as error:
-            # A damaged one of this kind may be replaced; of something else, nobody has asked for it.
-            if f'"kind": "{self._kind}"'.encode() in _manifest_bytes(self.uri):
+            # A damaged one of this kind may be replaced, and one that a crash has left empty; of something else, nobody
+            # has asked for it.
+            data = _manifest_bytes(self.uri)
+            if f'"kind": "{self._kind}"'.encode() in data or not data.strip(b"\0"):
                 return []
             raise ArtifactError(f"{error}; or name another output") from None
         if manifest.digest in self._parents.values():
