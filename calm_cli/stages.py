@@ -44,7 +44,7 @@ def _begin(config: Config, *uris: str) -> Home:
     from calm_core.store import storage
     from pipelines.local.tracking import use_tracking
 
-    for uri in uris:
+    for uri in filter(None, uris):  # unset options are empty
         storage.filesystem_of(uri)
 
     home = Home.find()

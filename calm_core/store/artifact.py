@@ -226,9 +226,11 @@ class ArtifactWriter(Generic[FactsT]):
         try:
             manifest = Manifest.read(self.uri)
         except ArtifactError as error:
-            # A damaged one of this kind may be replaced; that of something else, nobody has asked for.
+            # A damaged one of this kind may be replaced, and one that a crash has left empty; that of something else,
+            # nobody has asked for.
             with suppress(*_NO_FILE):
-                if f'"kind": "{self._kind}"'.encode() in storage.read(storage.child(self.uri, MANIFEST_NAME), 0, 256):
+                head = storage.read(storage.child(self.uri, MANIFEST_NAME), 0, 256)
+                if f'"kind": "{self._kind}"'.encode() in head or not head.strip(b"\0"):
                     return [MANIFEST_NAME]
             raise ArtifactError(f"{error}; or name another output") from None
         if manifest.digest in self._parents.values():

@@ -87,6 +87,14 @@ def test_artifacts_join_the_stages_and_the_plan_alone_hands_on_a_parameter(pipel
     assert with_parameters == {"comp-plan-partitions"}
 
 
+def test_a_tokenizer_that_is_named_is_in_the_key_by_its_content(pipeline: dict[str, Any]) -> None:
+    """As the plan, which is never cached, has found it: in a cluster as on this machine."""
+    digest = tasks_of(pipeline)["train-tokenizer"]["inputs"]["parameters"]["tokenizer_digest"]
+    assert digest == {
+        "taskOutputParameter": {"outputParameterKey": "tokenizer_digest", "producerTask": "plan-partitions"}
+    }
+
+
 def test_outputs_are_the_artifacts_of_the_stages(pipeline: dict[str, Any]) -> None:
     assert set(pipeline["root"]["outputDefinitions"]["artifacts"]) == {
         "dataset",
