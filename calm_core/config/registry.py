@@ -16,7 +16,7 @@ def _not_blank(name: str) -> str:
 
 def _no_version(alias: str) -> str:
     if re.fullmatch(r"(?i)v[0-9]+|latest", alias):
-        raise ValueError(f"{alias} means a version to MLflow; choose another alias")
+        raise ValueError(f"to MLflow {alias} is a version; choose another alias")
     return alias
 
 
