@@ -1,7 +1,6 @@
 """Datasets and their files: `calm data mix` and `calm verify`."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Annotated
 
 import typer
@@ -13,8 +12,6 @@ from calm_cli.options import OutputOption
 from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
 from calm_core.store.facts import MixtureFacts
-
-_CHECKED_AT_A_TIME = 8
 
 
 def mix(
@@ -63,32 +60,21 @@ def verify(uri: UriArgument) -> None:
     """
     artifact = Artifact.of_any_kind(uri)
     manifest = artifact.manifest
-    sizes = {entry.path: entry.size for entry in manifest.files}
-    damage: list[str] = []
+    size = sum(entry.size for entry in manifest.files)
     started = time.monotonic()
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     screen = Console(stderr=True)
-    bars = Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
-    with ThreadPoolExecutor(_CHECKED_AT_A_TIME) as pool, bars as progress:
-        task = progress.add_task("", total=sum(sizes.values()))
-        checks = {pool.submit(artifact.check, path): path for path in sizes}
-        for check in as_completed(checks):
-            if isinstance(error := check.exception(), ArtifactError):
-                damage.append(str(error))
-            elif error:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise error
-            progress.advance(task, sizes[checks[check]])
-    if damage:
-        first, *others = sorted(damage)
-        more = f" (and {len(others)} more files)" if others else ""
-        raise ArtifactError(first + more)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("", total=size)
+        artifact.check_files(on_checked=lambda entry: progress.advance(task, entry.size))
     seconds = time.monotonic() - started
     Console(highlight=False, soft_wrap=True).print(
-        f"{uri}: whole, {len(sizes):,} files of the {manifest.kind} and {MANIFEST_NAME}, "
-        f"{sum(sizes.values()):,} bytes in {seconds:.1f} s",
+        f"{uri}: whole, {len(manifest.files):,} files of the {manifest.kind} and {MANIFEST_NAME}, "
+        f"{size:,} bytes in {seconds:.1f} s",
         markup=False,
     )
     if isinstance(artifact.facts, MixtureFacts):
-        for dataset in artifact.facts.datasets:
+        for dataset, digest in zip(artifact.facts.datasets, artifact.facts.digests, strict=True):
             verify(dataset)
+            if Artifact.of_any_kind(dataset).digest != digest:
+                raise ArtifactError(f"{dataset}: is not the dataset that was mixed into {uri}; mix again")

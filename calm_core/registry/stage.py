@@ -231,4 +231,4 @@ def _download(artifact: Artifact[Facts], folder: Path) -> None:
     """Copy a checked artifact to local disk, manifest included, so that whoever loads it can check it again."""
     for entry in artifact.manifest.files:
         storage.write(storage.child(str(folder), entry.path), artifact.read(entry.path))
-    storage.copy(storage.join(artifact.uri, MANIFEST_NAME), str(folder / MANIFEST_NAME))
+    storage.copy(storage.child(artifact.uri, MANIFEST_NAME), str(folder / MANIFEST_NAME))

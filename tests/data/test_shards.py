@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from calm_core.data.shards import ShardReader, ShardWriter
+from calm_core.data.shards import ShardReader, ShardShape, ShardWriter
 
 
 def shard(sequences: npt.NDArray[np.int64], vocab_size: int, rows_per_group: int) -> bytes:
@@ -33,7 +33,7 @@ def test_sequences_come_back_in_the_smallest_type(vocab_size: int, item: pa.Data
 
 def test_a_row_group_is_read_alone() -> None:
     sequences = np.arange(10 * 8).reshape(10, 8)
-    reader = ShardReader(io.BytesIO(shard(sequences, 300, rows_per_group=4)))
+    reader = ShardReader(io.BytesIO(shard(sequences, 300, rows_per_group=4)), ShardShape(10, 8, 300, 4))
     assert [reader.read_group(i).tolist() for i in (2, 0)] == [sequences[8:].tolist(), sequences[:4].tolist()]
 
 

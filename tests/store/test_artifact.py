@@ -141,6 +141,19 @@ def test_a_damaged_file_is_refused_by_name(damage: str, folder: Path) -> None:
     assert artifact.read("a.json") == b'{"x": 1}'  # the others are still good
 
 
+def test_all_files_are_checked_and_each_damage_counts(folder: Path) -> None:
+    artifact, checked = Artifact(str(folder), KIND), []
+    artifact.check_files(on_checked=lambda entry: checked.append(entry.path))
+    assert sorted(checked) == ["a.json", "b/second.bin"]
+    (folder / "b" / "second.bin").write_bytes(b"cOntent")
+    artifact.check_files(["a.json"])
+    with pytest.raises(ArtifactError, match=r"b/second\.bin: file is damaged [^(]*\(SHA-256 differs\); [^(]*$"):
+        artifact.check_files()
+    (folder / "a.json").unlink()
+    with pytest.raises(ArtifactError, match=r"a\.json: file is missing; .* \(and 1 more files\)$"):
+        artifact.check_files()
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema_version": 1}', b'{"schema_version": []}']
 )
@@ -162,8 +175,8 @@ def test_another_schema_version_is_refused_as_such_and_not_as_damage(
 ) -> None:
     """A folder written by newer code must not be called damaged: the advice would be to delete it."""
     path = folder / MANIFEST_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 2} | other_fields))
-    with pytest.raises(ArtifactError, match=r"manifest\.json: schema version 2, this code reads 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 3} | other_fields))
+    with pytest.raises(ArtifactError, match=r"manifest\.json: schema version 3, this code reads 2"):
         Artifact(str(folder), KIND)
 
 

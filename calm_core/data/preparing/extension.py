@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from calm_core.config import DataConfig
+from calm_core.data.tokenizers.stored import tokenizer_of
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import ConfigError, SourceError
 from calm_core.store.artifact import Artifact
@@ -30,11 +31,11 @@ class Extension:
     def __init__(self, config: DataConfig) -> None:
         self.parent = Artifact(config.extends, DatasetFacts)
         self._replace = config.replace_changed
-        settings = self.parent.manifest.config
+        settings = self.parent.manifest.config | self.parent.facts.part("results")  # both, where both tell it
         for name in _KEPT:
-            if settings[name] != getattr(config, name):
+            if (found := settings.get(name)) != getattr(config, name):
                 raise ConfigError(
-                    f"data.{name}: the dataset {config.extends} has {settings[name]}, not {getattr(config, name)}; set "
+                    f"data.{name}: the dataset {config.extends} has {found!s:.100}, not {getattr(config, name)}; set "
                     f"it so, or prepare a new dataset"
                 )
 
@@ -77,5 +78,4 @@ class Extension:
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer."""
-        facts = self.parent.facts
-        return Tokenizer.from_bytes(self.parent.read("tokenizer.json"), facts.pad_id, facts.eos_id)
+        return tokenizer_of(self.parent, self.parent.facts)

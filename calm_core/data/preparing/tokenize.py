@@ -12,7 +12,7 @@ from calm_core.data.preparing.splits import split_of, text_hash
 from calm_core.data.sources.documents import read_documents
 from calm_core.data.sources.partitions import Partition
 from calm_core.data.tokenizers.encoder import encoder
-from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.data.tokenizers.stored import tokenizer_of
 from calm_core.errors import SourceError
 from calm_core.store.artifact import Artifact, ArtifactWriter, reusable
 from calm_core.store.facts import DuplicatesFacts, ShardsFacts, TokenizerFacts
@@ -36,7 +36,7 @@ def tokenize_partition(
     settings = document_settings(partition, config) | shape_settings(config)
     if made := reusable(output_uri, ShardsFacts, settings, parents):
         return made
-    tokenizer = Tokenizer.from_bytes(trained.read("tokenizer.json"), trained.facts.pad_id, trained.facts.eos_id)
+    tokenizer = tokenizer_of(trained, trained.facts)
     encode = encoder(tokenizer, trained.facts.engine)
     documents, kinds = read_dropped(found, f"dropped/{partition.index:05d}.parquet")
     progress, tokens = Progress(documents), 0
