@@ -8,5 +8,5 @@ from calm_core.config.base import Section
 class RegistryConfig(Section):
     """Where the model is registered in MLflow."""
 
-    model_name: str = Field("calm", pattern=r"^[^/:.\"%']+$")
+    model_name: str = Field("calm", pattern=r"^[^/:.\"%'?#@]+$")
     alias: str = Field("champion", pattern=r"^[A-Za-z][\w-]*$")

@@ -1,8 +1,8 @@
 """The files of a registered model, brought to this machine; nothing of them is run.
 
-MLflow's own loader imports the module that a model names, with the code that lies beside it, and unpickles what it finds:
-whoever may write to a registry could run code wherever somebody loads from it. So MLflow is only asked where the files
-lie. Those of a CALM model are data, which `calm_core.registry.load` reads.
+MLflow's own loader imports the module that a model names, with the code that lies beside it, and unpickles what it
+finds: whoever may write to a registry could run code wherever somebody loads from it. So MLflow is only asked where the
+files lie. Those of a CALM model are data, which `calm_core.registry.load` reads.
 """
 
 import shutil
@@ -153,11 +153,12 @@ def _located(uri: str, empty: str) -> _Files:
     """The files of a model, wherever MLflow says that they lie."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
     if not uri.startswith("models:"):  # files of runs are listed from the run's root
         root, _, name = uri.rstrip("/").rpartition("/")
         return _RemoteFiles(empty, get_artifact_repository(root), f"{name}/")
-    repository = get_artifact_repository(uri).repo
+    repository = ModelsArtifactRepository(uri).repo
     if isinstance(repository, LocalArtifactRepository):
         return _Files(str(Path(repository.artifact_dir).absolute()))
     return _RemoteFiles(empty, repository, "")

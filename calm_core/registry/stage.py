@@ -112,7 +112,7 @@ class ScoredModel:
         tags = {f"calm.{kind}_digest": digest for kind, digest in self.digests.items()}
         tags["calm.dataset_digest"] = self.evaluation.manifest.parents["dataset"]
         tags["calm.code_version"] = code_version()
-        tags["calm.brierlm"] = f"{score.value:.4f} [{score.low:.4f}, {score.high:.4f}]"
+        tags["calm.brierlm"] = f"{score.value:.4f} {score.interval(4)}"
         if parent := os.environ.get(mlflow_run.PARENT_RUN_VARIABLE):
             tags["calm.pipeline_run"] = parent
         return tags
@@ -134,7 +134,7 @@ def _find_version(model_name: str, scored: ScoredModel, checked: str = "") -> st
 
     # Of all models: a name in the filter would have to be quoted.
     found = MlflowClient().search_model_versions(f"tags.`{_EVALUATION_TAG}` = '{scored.evaluation.digest}'")
-    for number in sorted((str(version.version) for version in found if version.name == model_name), key=int):
+    for number in sorted((str(each.version) for each in found if each.name == model_name), key=int):
         with suppress(CalmError):
             if number != checked:
                 _check(_uri(model_name, number), scored)
