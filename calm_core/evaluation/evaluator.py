@@ -68,7 +68,7 @@ class Evaluator:
                 return
         raise ArtifactError(
             f"{self.dataset.uri}: none of its {self.sequences:,} held-out sequences has a position with {MAX_N} tokens "
-            "of text after it, so nothing can be scored; prepare longer documents, or more with data.validation_fraction"
+            "of text after it, so nothing can be scored; prepare longer documents, or raise data.validation_fraction"
         )
 
     def autoencoder_accuracy(self, autoencoder: Autoencoder) -> float:

@@ -96,6 +96,11 @@ class ScoredModel:
         """
         calm = Artifact(calm_uri, CalmFacts)
         scored = cls(autoencoder_of(calm, autoencoder_uri), calm, Artifact(evaluation_uri, EvaluationFacts))
+        if not {"autoencoder", "calm", "dataset"} <= scored.evaluation.manifest.parents.keys():
+            raise ArtifactError(
+                f"{evaluation_uri}: is no evaluation of a CALM model ({scored.evaluation.facts.model}), "
+                "and no other model is registered"
+            )
         for name, artifact in (("autoencoder", scored.autoencoder), ("calm", scored.calm)):
             if scored.evaluation.manifest.parents.get(name) != artifact.digest:
                 raise ArtifactError(f"{evaluation_uri}: is the evaluation of another {name} than {artifact.uri}")

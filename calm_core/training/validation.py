@@ -37,7 +37,7 @@ class Validator:
         if not self._counts.all():
             raise ArtifactError(
                 f"{dataset.uri}: in the {number:,} held-out sequences that validate, no token counts; prepare longer "
-                "documents, or more with data.validation_fraction"
+                "documents, or raise data.validation_fraction"
             )
 
     def _batches(self) -> Iterator[Batch]:
