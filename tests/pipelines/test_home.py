@@ -50,7 +50,7 @@ def test_a_home_that_no_database_url_can_name_is_refused_before_anything_is_writ
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(CalmError, match="cannot keep its database.*set CALM_HOME to another folder"):
+    with pytest.raises(CalmError, match=r"cannot keep its database.*set CALM_HOME to another folder"):
         Home.find()
     assert set(tmp_path.rglob("*")) == before
 
@@ -73,9 +73,7 @@ def test_a_home_with_unusual_characters_has_its_files_where_they_belong_and_can_
     assert set(tmp_path.iterdir()) == {moved.path}
 
 
-def test_records_of_files_that_are_still_there_stay_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_records_of_files_that_are_still_there_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an experiment whose files another home holds."""
     other = begin(tmp_path / "other", monkeypatch)
     with sqlite3.connect(other.mlflow_database) as database:
