@@ -8,8 +8,10 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from calm_core.errors import CalmError
+from calm_core.registry.files import _RemoteFiles
 from calm_core.registry.load import load_generator
 
 
@@ -136,3 +138,24 @@ def test_a_folder_of_a_models_name_is_not_taken_for_the_model(tmp_path: Path, mo
     (tmp_path / "models:" / "calm@champion").mkdir(parents=True)
     with pytest.raises(CalmError, match=r"^models:/calm@champion: cannot be loaded from sqlite"):
         load_generator("models:/calm@champion")
+
+
+@pytest.mark.parametrize("place", ["", "model/"])
+def test_files_from_elsewhere_are_copied_as_far_as_they_are_what_they_should_be(place: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "source" / place, tmp_path / "target"
+    (source / "folder").mkdir(parents=True)
+    target.mkdir()
+    (source / "file").write_bytes(b"12345")
+    (tmp_path / "secret").write_bytes(b"12345")
+    files = _RemoteFiles(str(target), LocalArtifactRepository((tmp_path / "source").as_uri()), place)
+    for path, limit, message in (
+        ("file", 4, "5 bytes, more than expected"),
+        ("folder", 5, "is missing"),
+        ("nowhere", 5, "is missing"),
+        ("../secret", 5, "no plain path"),
+        (str(tmp_path / "secret"), 5, "no plain path"),
+    ):
+        with pytest.raises(CalmError, match=message):
+            files.bring(path, limit)
+    assert list(target.rglob("*")) == []
+    assert files.read("file", 5) == b"12345"

@@ -82,6 +82,13 @@ def test_a_consumer_predicts_with_a_data_frame(registration: Artifact[Registrati
     assert model.input_example is not None
 
 
+def test_every_address_of_a_model_is_understood(registration: Artifact[RegistrationFacts]) -> None:
+    version = mlflow.MlflowClient().get_model_version("calm", registration.facts.version)
+    addresses = ["models:/calm@champion", registration.facts.model_uri, version.source, f"runs:/{version.run_id}/model"]
+    texts = [load_generator(address).generate(["the"], max_new_tokens=4, seed=1) for address in addresses]
+    assert len(addresses) == 4 and all(text == texts[0] for text in texts)
+
+
 def test_the_model_holds_no_pickle_and_needs_the_library_alone(registration: Artifact[RegistrationFacts]) -> None:
     folder = Path(mlflow.artifacts.download_artifacts("models:/calm@champion"))
     assert not [path for path in folder.rglob("*") if path.suffix in {".pkl", ".pt", ".bin", ".pickle"}]
