@@ -23,5 +23,5 @@ def _no_version(alias: str) -> str:
 class RegistryConfig(Section):
     """Where the model is registered in MLflow."""
 
-    model_name: Annotated[Name, AfterValidator(_not_blank)] = Field("calm", pattern=r"^[^/:.\"%']+$")
+    model_name: Annotated[Name, AfterValidator(_not_blank)] = Field("calm", pattern=r"^[^/:.\"%'?#@]+$")
     alias: Annotated[Name, AfterValidator(_no_version)] = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
