@@ -9,7 +9,7 @@ from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import DatasetFacts, MixtureFacts
 
-_EQUAL = ("vocab_size", "pad_id", "eos_id", "sequence_length", "document_alignment")
+_EQUAL = ("vocab_size", "pad_id", "eos_id", "bos_id", "packing", "sequence_length", "document_alignment")
 
 
 def mix_datasets(weights: Mapping[str, float], output_uri: str) -> Artifact[MixtureFacts]:

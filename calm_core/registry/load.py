@@ -42,7 +42,11 @@ def load_generator(uri: str, autoencoder_uri: str = "") -> TextGenerator:
         return _registered(uri)
     if Manifest.read(uri).kind == TransformerFacts.kind:
         transformer = Artifact(uri, TransformerFacts)
-        return TextGenerator(TransformerTokens(_ready(load_transformer(transformer))), load_tokenizer(transformer))
+        return TextGenerator(
+            TransformerTokens(_ready(load_transformer(transformer))),
+            load_tokenizer(transformer),
+            transformer.facts.packing,
+        )
     calm = Artifact(uri, CalmFacts)
     return _calm_generator(calm, autoencoder_of(calm, autoencoder_uri))
 
@@ -64,7 +68,7 @@ def _registered(uri: str) -> TextGenerator:
 
 def _calm_generator(calm: Artifact[CalmFacts], autoencoder: Artifact[AutoencoderFacts]) -> TextGenerator:
     chunks = CalmChunks(_ready(load_calm(calm, autoencoder)), _ready(load_autoencoder(autoencoder)))
-    return TextGenerator(chunks, load_tokenizer(calm))
+    return TextGenerator(chunks, load_tokenizer(calm), calm.facts.packing)
 
 
 def _ready(model: ModuleT) -> ModuleT:

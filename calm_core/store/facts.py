@@ -18,6 +18,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Split = Literal["train", "validation"]
+Packing = Literal["documents", "contiguous"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
@@ -106,6 +107,7 @@ class SplitCounts(Record):
 
     Attributes:
         document_lengths: How many documents have [2^i, 2^(i+1)) tokens.
+        left_out: Tokens at the ends of partitions that fill no sequence.
     """
 
     documents: Count
@@ -114,6 +116,7 @@ class SplitCounts(Record):
     padding: Count
     text_bytes: Count
     document_lengths: list[Count]
+    left_out: Count = 0
     shards: list[Shard]
 
 
@@ -136,11 +139,16 @@ class DuplicatesFacts(Facts, kind="duplicates"):
 
 
 class Vocabulary(Record):
-    """What tokens mean beside their tokenizer."""
+    """What tokens mean beside their tokenizer.
+
+    Attributes:
+        bos_id: The token that begins each document; None: none does.
+    """
 
     vocab_size: Annotated[int, Field(ge=1)]
     pad_id: Count
     eos_id: Count
+    bos_id: Count | None = None
 
 
 class EncodedVocabulary(Vocabulary):
@@ -178,8 +186,13 @@ class DocumentCounts(Record):
 
 
 class DatasetFacts(Facts, EncodedVocabulary, DocumentCounts, kind="dataset"):
-    """A tokenised dataset."""
+    """A tokenised dataset.
 
+    Attributes:
+        packing: How documents became sequences (see `Packer`).
+    """
+
+    packing: Packing = "documents"
     sequence_length: Annotated[int, Field(ge=1)]
     document_alignment: Annotated[int, Field(ge=1)]
     rows_per_group: Annotated[int, Field(ge=1)]
@@ -206,12 +219,14 @@ class ModelFacts(Facts, Vocabulary):
     """A trained model of any kind.
 
     Attributes:
+        packing: Of the text that it was trained on, so of the text that it writes.
         trained_tokens: None of a model that was trained elsewhere.
         validation: Metrics on held-out text after the last step.
     """
 
     schema_version: ClassVar[int] = 2
 
+    packing: Packing = "documents"
     parameters: Count
     trained_tokens: Count | None = None
     validation: dict[str, Number] = {}

@@ -82,6 +82,8 @@ def open_inputs(spec: TrainingSpec, device: torch.device, dtype: torch.dtype) ->
         CalmError: An input is damaged, or has changed since.
     """
     dataset = open_dataset(spec.dataset_uri, "train")
+    if empty := [part.uri for part in dataset.parts if not part.num_sequences]:
+        raise CalmError(f"{spec.stage}: {empty[0]}: has no training text, all of it is held out; name another dataset")
     autoencoder = Artifact(spec.autoencoder_uri, AutoencoderFacts) if spec.autoencoder_uri else None
     found = {"dataset": dataset.digest} | ({"autoencoder": autoencoder.digest} if autoencoder else {})
     if found != spec.parents:

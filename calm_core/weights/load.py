@@ -64,7 +64,11 @@ def load_weights(artifact: Artifact[ModelFacts]) -> dict[str, Tensor]:
 
 def load_tokenizer(artifact: Artifact[ModelFacts]) -> Tokenizer:
     """The tokenizer inside a model's artifact."""
-    return Tokenizer.from_bytes(artifact.read(TOKENIZER_NAME), artifact.facts.pad_id, artifact.facts.eos_id)
+    return Tokenizer.from_bytes(artifact.read(TOKENIZER_NAME), *_special(artifact.facts))
+
+
+def _special(facts: ModelFacts) -> tuple[int, int, int | None]:
+    return facts.pad_id, facts.eos_id, facts.bos_id
 
 
 def autoencoder_of(calm: Artifact[CalmFacts], uri: str = "") -> Artifact[AutoencoderFacts]:

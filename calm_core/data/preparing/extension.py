@@ -10,6 +10,8 @@ from calm_core.store.facts import DatasetFacts, SourceFile
 
 _KEPT = (
     "sequence_length",
+    "packing",
+    "start_of_text",
     "document_alignment",
     "rows_per_group",
     "validation_fraction",
@@ -32,9 +34,10 @@ class Extension:
         self._replace = config.replace_changed
         settings = self.parent.manifest.config
         for name in _KEPT:
-            if settings[name] != getattr(config, name):
+            own = settings.get(name, DataConfig.model_fields[name].default)  # older datasets had no choice
+            if own != getattr(config, name):
                 raise ConfigError(
-                    f"data.{name}: the dataset {config.extends} has {settings[name]}, not {getattr(config, name)}; set "
+                    f"data.{name}: the dataset {config.extends} has {own}, not {getattr(config, name)}; set "
                     f"it so, or prepare a new dataset"
                 )
 
@@ -78,4 +81,4 @@ class Extension:
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer."""
         facts = self.parent.facts
-        return Tokenizer.from_bytes(self.parent.read("tokenizer.json"), facts.pad_id, facts.eos_id)
+        return Tokenizer.from_bytes(self.parent.read("tokenizer.json"), facts.pad_id, facts.eos_id, facts.bos_id)

@@ -36,7 +36,8 @@ def tokenize_partition(
     settings = document_settings(partition, config) | shape_settings(config)
     if made := reusable(output_uri, ShardsFacts, settings, parents):
         return made
-    tokenizer = Tokenizer.from_bytes(trained.read("tokenizer.json"), trained.facts.pad_id, trained.facts.eos_id)
+    special = trained.facts.pad_id, trained.facts.eos_id, trained.facts.bos_id
+    tokenizer = Tokenizer.from_bytes(trained.read("tokenizer.json"), *special)
     encode = encoder(tokenizer, trained.facts.engine)
     documents, kinds = read_dropped(found, f"dropped/{partition.index:05d}.parquet")
     progress, tokens = Progress(documents), 0

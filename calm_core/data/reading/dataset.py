@@ -17,7 +17,7 @@ from calm_core.data.shards import ShardReader
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import ArtifactError
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import DatasetFacts, Facts, MixtureFacts, Split
+from calm_core.store.facts import DatasetFacts, Facts, MixtureFacts, Packing, Split
 
 DECODERS = 2  # threads that read row groups at a time
 _KEPT_GROUPS = 16  # decoded, for readers that go by number
@@ -34,6 +34,8 @@ class Dataset(Protocol):
         tokenizer: What its tokens mean.
         tokenizer_sha256: Equal hashes say equal tokenizers.
         pad_id, eos_id: The special tokens.
+        bos_id: The token that begins each document; None: none does.
+        packing: How documents became sequences.
         vocab_size: One more than the highest token.
         sequence_length: T, tokens in a sequence.
         num_sequences: Sequences of all parts.
@@ -47,6 +49,8 @@ class Dataset(Protocol):
     tokenizer_sha256: str
     pad_id: int
     eos_id: int
+    bos_id: int | None
+    packing: Packing
     vocab_size: int
     sequence_length: int
     num_sequences: int
@@ -77,10 +81,12 @@ class TokenDataset:
         self._artifact = Artifact(uri, DatasetFacts)
         self.uri, self.digest = uri, self._artifact.digest
         self.facts = facts = self._artifact.facts
-        self.pad_id, self.eos_id = facts.pad_id, facts.eos_id
+        self.pad_id, self.eos_id, self.bos_id = facts.pad_id, facts.eos_id, facts.bos_id
+        self.packing = facts.packing
         self.vocab_size, self.sequence_length = facts.vocab_size, facts.sequence_length
         self.tokenizer_sha256 = self._artifact.entry("tokenizer.json").sha256
-        self.tokenizer = Tokenizer.from_bytes(self._artifact.read("tokenizer.json"), self.pad_id, self.eos_id)
+        special = self.pad_id, self.eos_id, self.bos_id
+        self.tokenizer = Tokenizer.from_bytes(self._artifact.read("tokenizer.json"), *special)
         shards = facts.splits[split].shards
         self._shard_paths = [shard.path for shard in shards]
         self.num_sequences = sum(shard.rows for shard in shards)
@@ -179,7 +185,8 @@ class Mixture:
                 raise ArtifactError(f"{part.uri}: is not the dataset that was mixed into {self.uri}; mix again")
         first = self.parts[0]
         self.tokenizer, self.tokenizer_sha256 = first.tokenizer, first.tokenizer_sha256
-        self.pad_id, self.eos_id = first.pad_id, first.eos_id
+        self.pad_id, self.eos_id, self.bos_id = first.pad_id, first.eos_id, first.bos_id
+        self.packing = first.packing
         self.vocab_size, self.sequence_length = first.vocab_size, first.sequence_length
         self._starts = [0, *accumulate(part.num_sequences for part in self.parts)]  # the number of each part's first
         self.num_sequences = self._starts[-1]
