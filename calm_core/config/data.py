@@ -41,7 +41,7 @@ class DataConfig(Section):
     packing: Literal["documents", "contiguous"] = Field(
         "documents",
         description="documents: each ends with an end-of-text token and begins on a multiple of document_alignment; "
-        "contiguous: as the public code packs, no end, no padding, chunks straddle documents, and the rest that fills no "
+        "contiguous: as the public code packs, no end, no padding, chunks straddle documents, the rest that fills no "
         "sequence is left out",
     )
     start_of_text: bool = Field(

@@ -21,7 +21,7 @@ from calm_core.store.facts import DatasetFacts, EvaluationFacts, TransformerFact
 from calm_core.training.stage import train
 from tests.conftest import sentences
 
-DOCUMENTS = [sentences(seed, 1 + seed % 5) for seed in range(60)]
+DOCUMENTS = list(dict.fromkeys(sentences(seed, 1 + seed % 5) for seed in range(60)))
 PUBLIC = {"packing": "contiguous", "start_of_text": True}
 T = 32
 
