@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from calm_core.config import EvaluationConfig
-from calm_core.data.reading.dataset import Dataset, open_dataset
+from calm_core.data.reading.dataset import Dataset, open_dataset, require_whole_chunks
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.evaluation.brier import MAX_N, frequencies
 from calm_core.evaluation.evaluator import Evaluator
@@ -54,6 +54,7 @@ def evaluate(
         _require_same_tokenizer(artifact, dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         scored = SCORED[type(artifact.facts)](artifact, autoencoder_uri, device)
+        require_whole_chunks(dataset, scored.chunk_size)
         interval = _position_interval(config, scored.chunk_size)
         evaluator = Evaluator(config, dataset, interval, scored.chunk_size, seed, device, stage)
         facts = _measure(evaluator, scored, dataset_uri)

@@ -6,16 +6,20 @@ was stopped in between, <stage>-resumed.safetensors.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import deepspeed
+import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from calm_core.config import TrainingConfig
+from calm_core.errors import CalmError
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.engine import start_engine, whole_weights
+from calm_core.training.guards import require_step
 
 STEPS, SEQUENCES, SIZE = 4, 64, 16
 STAGES = (0, 1, 2, 3)
@@ -59,9 +63,20 @@ def train(stage: int, folder: Path, stop: int = STEPS) -> dict[str, Tensor]:
         for sequence in batch[dist.get_rank() * own :][:own]:
             engine.backward(loss_of(engine(sequence)) * ranks * engine.gradient_accumulation_steps())
             engine.step()
+    if stop == STEPS:
+        leave_a_step_out(engine, own)
     if stop < STEPS:
         checkpointer.save(engine, stop, {"step": stop})
     return whole_weights(model, config)
+
+
+def leave_a_step_out(engine: Any, own: int) -> None:
+    """A gradient that is no number: in bf16 the engine takes no step, and counts it."""
+    for _ in range(own):
+        engine.backward(engine(torch.full((1, SIZE), torch.inf, dtype=torch.bfloat16)).float().sum())
+        engine.step()
+    with pytest.raises(CalmError, match="the gradient is not finite at step 5"):
+        require_step("train", STEPS + 1, engine.skipped_steps)
 
 
 def main(folder: Path) -> None:

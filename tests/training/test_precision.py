@@ -39,7 +39,8 @@ def test_bf16_sums_gradients_in_fp32_and_saves_the_fp32_weights(
 ) -> None:
     """64 micro-batches a step in all: summed in bf16 they move the weights, which go 4e-3 far, by 6e-5 more or less.
 
-    In every ZeRO stage, and stopped in between; a buffer that is rounded would show as well.
+    In every ZeRO stage, stopped in between, and with a step at the end that cannot be taken; a buffer that is rounded
+    would show as well.
     """
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     subprocess.run(

@@ -15,7 +15,7 @@ from calm_core.data.reading.order import BLOCK_SHARDS, Group, Numbers
 from calm_core.data.reading.shard_files import ShardFiles
 from calm_core.data.shards import ShardReader
 from calm_core.data.tokenizers.tokenizer import Tokenizer
-from calm_core.errors import ArtifactError
+from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import DatasetFacts, Facts, MixtureFacts, Packing, Split
 
@@ -198,6 +198,20 @@ class Mixture:
         for number, part in enumerate(self.parts):
             out[part_of == number] = part.rows(indices[part_of == number] - self._starts[number])
         return out
+
+
+def require_whole_chunks(dataset: Dataset, chunk_size: int) -> None:
+    """Refuse chunks that would straddle documents which were packed so that they need not.
+
+    Raises:
+        ConfigError: The documents do not begin on a multiple of the chunk size.
+    """
+    for part in dataset.parts:
+        if part.packing == "documents" and part.facts.document_alignment % chunk_size:
+            raise ConfigError(
+                f"{part.uri}: its documents begin on multiples of {part.facts.document_alignment} tokens, which is no "
+                f"multiple of the chunk size {chunk_size}; prepare it with another data.document_alignment"
+            )
 
 
 def open_dataset(uri: str, split: Split) -> Dataset:
