@@ -114,6 +114,8 @@ def _write(
             vocab_size=dataset.vocab_size,
             pad_id=dataset.pad_id,
             eos_id=dataset.eos_id,
+            bos_id=dataset.bos_id,
+            packing=dataset.packing,
             trained_tokens=spec.config.steps * spec.config.global_batch_size * dataset.sequence_length,
             validation=_validation(last),
             seconds=seconds,
