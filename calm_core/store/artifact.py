@@ -226,9 +226,11 @@ class ArtifactWriter(Generic[FactsT]):
         try:
             manifest = Manifest.read(self.uri)
         except ArtifactError as error:
-            # A damaged one of this kind may be replaced; that of something else, nobody has asked for.
+            # A damaged one of this kind may be replaced, and one that a crash has left empty; that of something else,
+            # nobody has asked for.
             with suppress(*_NO_FILE):
-                if f'"kind": "{self._kind}"'.encode() in storage.read(storage.child(self.uri, MANIFEST_NAME), 0, 256):
+                head = storage.read(storage.child(self.uri, MANIFEST_NAME), 0, 256)
+                if f'"kind": "{self._kind}"'.encode() in head or not head.strip(b"\0"):
                     return [MANIFEST_NAME]
             raise ArtifactError(f"{error}; or name another output") from None
         if manifest.digest in self._parents.values():
@@ -254,14 +256,19 @@ class ArtifactWriter(Generic[FactsT]):
     def copy(self, source: "Artifact[Facts]", paths: Mapping[str, str]) -> None:
         """Copy files of another artifact, side by side.
 
-        Their entries are taken over, so a damaged copy is found by whoever reads it.
+        Each is checked first: its entry is taken over, and a copy may be no more than a second name of the same bytes.
+        So nothing is published that its source's manifest does not vouch for; a file is read once for it.
 
         Args:
             source: Where they are.
             paths: The new path of each path.
+
+        Raises:
+            ArtifactError: One is missing or damaged.
         """
 
         def copy_one(path: str, target_path: str) -> None:
+            source.check(path)
             try:
                 storage.copy(source.uri_of(path), storage.child(self.uri, target_path))
             except _NO_FILE:
@@ -435,7 +442,11 @@ class Artifact(Generic[FactsT_co]):
 def reusable(
     uri: str, kind: type[FactsT], config: Mapping[str, Any], parents: Mapping[str, str]
 ) -> Artifact[FactsT] | None:
-    """What lies at a URI already, if it was made from the same inputs by the same code."""
+    """What lies at a URI already, if it was made from the same inputs by the same code, and all its files are whole.
+
+    Its files are read for this, once. What takes them over later may not read them again, and a damaged part that is
+    taken for a made one would be published anew in each run; making it anew is what repairs it.
+    """
     if not storage.exists(storage.join(uri, MANIFEST_NAME)):
         return None
     try:
@@ -444,4 +455,10 @@ def reusable(
         return None
     manifest = artifact.manifest
     same = manifest.config == json.loads(json.dumps(dict(config))) and manifest.parents == dict(parents)
-    return artifact if same and manifest.code_version == code_version() else None
+    if not same or manifest.code_version != code_version():
+        return None
+    try:
+        artifact.check_files()
+    except ArtifactError:
+        return None
+    return artifact

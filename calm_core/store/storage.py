@@ -23,11 +23,13 @@ from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.implementations.local import LocalFileSystem
 
 from calm_core.errors import CalmError, StorageError, first_line
+from calm_core.shown import WHERE_SECRETS_GO, holds_secret
 
 _BLOCK_BYTES = 1 << 20
 _PARTIAL = ".calm.partial"
 _LEFTOVER = re.compile(r"\..+\.\d+\.calm\.partial", re.DOTALL)
 _ATTEMPTS = 7
+_TAG = "etag-"
 _REMOTE_BLOCK_BYTES = 8 << 20  # what a request moves, and what an open file keeps in memory
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FOR_THE_CALLER = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -43,8 +45,10 @@ def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
     All that a user, a setting or a manifest names as a place goes through here.
 
     Raises:
-        StorageError: It is empty, has a control character, or no file system has this protocol.
+        StorageError: It is empty, has a control character or a secret, or no file system has this protocol.
     """
+    if holds_secret(uri):
+        raise StorageError(f"{uri}: {WHERE_SECRETS_GO}")
     if not uri or _NO_TEXT.search(uri):
         reason = "has a control character or is no UTF-8; rename it" if uri else "is empty; name a file or folder"
         raise StorageError(f"{uri!a:.300}: the path {reason}")
@@ -335,7 +339,12 @@ def tag(uri: str) -> str:
     with translating_errors(uri):
         filesystem, path = filesystem_of(uri)
         info = filesystem.info(path)
-    return f"etag-{info['ETag'].strip(chr(34))}-{info['size']}" if "ETag" in info else ""
+    return f"{_TAG}{info['ETag'].strip(chr(34))}-{info['size']}" if "ETag" in info else ""
+
+
+def is_tag(digest: str) -> bool:
+    """Whether a digest is an object store's tag, and no SHA-256."""
+    return digest.startswith(_TAG)
 
 
 def digest(uri: str) -> str:

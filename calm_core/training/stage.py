@@ -43,7 +43,7 @@ def train(
         output_uri=output_uri,
         seed=seed,
     )
-    with Stage(spec.stage, spec.settings) as stage:
+    with Stage(spec.stage, spec.settings, output_uri, checkpoint_root) as stage:
         spec = check_inputs(spec)
         ArtifactWriter(output_uri, TASKS[config.kind].facts, {}, spec.parents).check()
         _require_even_batches(spec, launcher.world_size(config.processes))

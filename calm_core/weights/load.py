@@ -74,8 +74,10 @@ def load_weights(artifact: Artifact[ModelFacts]) -> dict[str, Tensor]:
     """The weights of a model's artifact, by parameter name.
 
     Raises:
-        ArtifactError: The file is missing or damaged, or holds something else than finite numbers.
+        ArtifactError: One of the artifact's files is missing or damaged: all are checked, so a model is taken whole. Or
+            the weights hold something else than finite numbers.
     """
+    artifact.check_files(entry.path for entry in artifact.manifest.files if entry.path != WEIGHTS_NAME)
     try:
         weights = dict(safetensors.torch.load(artifact.read(WEIGHTS_NAME)))
     except ArtifactError:
