@@ -55,7 +55,7 @@ class Finished:
 
 def interval(score: Score, digits: int = 4) -> str:
     """A score with its confidence interval."""
-    return f"{score.value:.{digits}f}  [{score.low:.{digits}f}, {score.high:.{digits}f}]"
+    return f"{score.value:.{digits}f}  {score.interval(digits)}"
 
 
 def data_lines(facts: DatasetFacts) -> Iterator[tuple[str, str]]:
@@ -86,7 +86,8 @@ def speed_lines(finished: Finished) -> Iterator[tuple[str, str]]:
     """Tokens per second."""
     yield "autoencoder training", f"{finished.autoencoder_model.facts.tokens_per_second:,.0f} tokens/s"
     yield "CALM training", f"{finished.calm_model.facts.tokens_per_second:,.0f} tokens/s"
-    yield "generation", f"{finished.evaluation_report.facts.generation_tokens_per_second:,.0f} tokens/s"
+    if rate := finished.evaluation_report.facts.generation_tokens_per_second:  # without prompts nothing is written
+        yield "generation", f"{rate:,.0f} tokens/s"
 
 
 def show(finished: Finished, board: Board, console: Console) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 from calm_core.errors import ConfigError
 from calm_core.shown import WHERE_SECRETS_GO, brief, holds_secret, redacted, shortened, visible
@@ -82,19 +83,25 @@ def _first_error_line(section_type: type[Section], error: ValidationError) -> st
         close = difflib.get_close_matches(key, moved or names, n=1, cutoff=0.6 if moved else 0.75)
         hint = f"did you mean {close[0]}?" if close else "`calm config` lists all settings"
         return f"unknown setting {key}; {hint}"
-    message = _MESSAGES.get(first["type"], first["msg"].removeprefix("Value error, "))
-    message = message[:1].lower() + message[1:]
     if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
-    return f"{key}: {message} (got {brief(first['input'])})"
+    return f"{key}: {_in_our_words(first)} (got {brief(first['input'])})"
 
 
-_MESSAGES = {
-    "tuple_type": "expected a list, e.g. [first, second]",
-    "model_type": "expected a section with settings of its own",
-    "model_attributes_type": "expected a section with settings of its own",
-}
-"""In place of what pydantic says in terms of Python."""
+def _in_our_words(error: ErrorDetails) -> str:
+    """What pydantic finds, where it says so in terms of Python, or without a reason."""
+    bound = error.get("ctx", {}).get("le", 0)
+    match error["type"]:
+        case "tuple_type":
+            return "expected a list, e.g. [first, second]"
+        case "model_type" | "model_attributes_type":
+            return "expected a section with settings of its own"
+        case "string_type":
+            return """expected text; a number or a word like true is text in quotes, e.g. '"12"'"""
+        case "less_than_equal" if bound > 1000:
+            return f"expected at most {bound:,}, which is beyond every published model"
+    return error["msg"][:1].lower() + error["msg"][1:]
 
 
 def setting_names(section_type: type[Section]) -> Iterator[str]:

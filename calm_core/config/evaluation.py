@@ -1,10 +1,15 @@
 """Settings of scores."""
 
+import math
 from typing import Annotated
 
 from pydantic import Field
 
 from calm_core.config.base import Section
+from calm_core.errors import ConfigError
+
+SCORED_TOKENS = 4
+"""Tokens after a position whose prediction BrierLM scores."""
 
 
 class EvaluationConfig(Section):
@@ -29,3 +34,20 @@ class EvaluationConfig(Section):
     prompt_tokens: int = Field(64, ge=1, le=2**20, description="tokens written for each prompt")
     temperature: float = Field(0.5, ge=0.001, le=1, description="temperature of the texts that are shown")
     temperature_samples: int = Field(200, ge=1, le=2**20, description="samples per chunk of the temperature sampler")
+
+    def interval(self, chunk_size: int, sequence_length: int) -> int:
+        """Tokens between two scored positions of a model with chunks of K tokens.
+
+        Raises:
+            ConfigError: It is no multiple of K, or leaves no position in a sequence.
+        """
+        interval = self.position_interval or math.lcm(SCORED_TOKENS, chunk_size)
+        if interval % chunk_size:
+            raise ConfigError(f"evaluation.position_interval ({interval}) must be a multiple of K ({chunk_size})")
+        scored = chunk_size * -(-SCORED_TOKENS // chunk_size)
+        if interval + scored > sequence_length:
+            raise ConfigError(
+                f"evaluation.position_interval ({interval}) leaves no position to score in sequences of "
+                f"{sequence_length} tokens (data.sequence_length), since {scored} tokens have to follow one"
+            )
+        return interval

@@ -16,12 +16,12 @@ def _not_blank(name: str) -> str:
 
 def _no_version(alias: str) -> str:
     if re.fullmatch(r"(?i)v[0-9]+|latest", alias):
-        raise ValueError(f"{alias} means a version to MLflow; choose another alias")
+        raise ValueError(f"to MLflow {alias} is a version; choose another alias")
     return alias
 
 
 class RegistryConfig(Section):
     """Where the model is registered in MLflow."""
 
-    model_name: Annotated[Name, AfterValidator(_not_blank)] = Field("calm", pattern=r"^[^/:.\"%']+$")
+    model_name: Annotated[Name, AfterValidator(_not_blank)] = Field("calm", pattern=r"^[^/:.\"%'?#@]+$")
     alias: Annotated[Name, AfterValidator(_no_version)] = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")

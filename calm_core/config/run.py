@@ -44,6 +44,7 @@ class Config(Section):
                 f"data.sequence_length ({self.data.sequence_length}) must hold two chunks of "
                 f"autoencoder.model.chunk_size ({chunk_size})"
             )
+        self.evaluation.interval(chunk_size, self.data.sequence_length)  # refused now, not once all is trained
         return self
 
 

@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from types import TracebackType
 from typing import Annotated, Any, Generic, Self, TypeVar
@@ -80,8 +80,8 @@ class Manifest(BaseModel):
 
     @property
     def own_checksum(self) -> str:
-        """What `checksum` has to be: SHA-256 of all other fields."""
-        return digest_of(self.model_dump(exclude={"checksum"}))
+        """What `checksum` has to be: SHA-256 of all other fields that were given."""
+        return digest_of(self.model_dump(exclude={"checksum"}, exclude_unset=True))
 
     @classmethod
     def read(cls, uri: str, expected: str = "") -> Self:
@@ -103,7 +103,7 @@ class Manifest(BaseModel):
             raise ArtifactError(message) from None
         # The head alone first: a manifest of a later schema may have other fields, and is not damaged.
         with _undamaged(uri, _ADVICE_FOR_ANY):
-            head = _Head.model_validate_json(data)
+            head = _Head.model_validate_json(data, strict=True)
         kind = Facts.of_kind.get(head.kind)
         if kind and head.schema_version > kind.schema_version:
             raise _other_schema(uri, head.schema_version, kind)
@@ -205,26 +205,33 @@ class ArtifactWriter(Generic[FactsT]):
         self._files: list[FileEntry] = []
 
     def __enter__(self) -> Self:
+        replaced = self.check()
         storage.remove_partial(self.uri)
-        if storage.exists(storage.join(self.uri, MANIFEST_NAME)):  # being replaced: from here on it is not complete
-            replaced = [MANIFEST_NAME, *self._replaced_paths()]
-            storage.remove([storage.child(self.uri, path) for path in replaced])
+        storage.remove([storage.child(self.uri, path) for path in replaced])  # from here on it is not complete
         return self
 
-    def _replaced_paths(self) -> list[str]:
-        """The files of the artifact that lies here; none of a damaged one, since nothing vouches for their names.
+    def check(self) -> list[str]:
+        """Refuse a place that cannot be written, before the work whose result shall go there.
+
+        Returns:
+            Files of an artifact that lies there and is replaced, the manifest first; of a damaged one the manifest
+            alone, since nothing vouches for the names in it.
 
         Raises:
-            ArtifactError: It is an input, or is not ours to replace.
+            ArtifactError: What lies there is an input, or is not ours to replace.
+            StorageError: It is no place, or the storage failed.
         """
+        if not storage.exists(storage.join(self.uri, MANIFEST_NAME)):
+            return []
         try:
             manifest = Manifest.read(self.uri)
         except ArtifactError as error:
-            # A damaged one of this kind may be replaced, and one that a crash has left empty; of something else, nobody
-            # has asked for it.
-            data = _manifest_bytes(self.uri)
-            if f'"kind": "{self._kind}"'.encode() in data or not data.strip(b"\0"):
-                return []
+            # A damaged one of this kind may be replaced, and one that a crash has left empty; that of something else,
+            # nobody has asked for.
+            with suppress(*_NO_FILE):
+                head = storage.read(storage.child(self.uri, MANIFEST_NAME), 0, 256)
+                if f'"kind": "{self._kind}"'.encode() in head or not head.strip(b"\0"):
+                    return [MANIFEST_NAME]
             raise ArtifactError(f"{error}; or name another output") from None
         if manifest.digest in self._parents.values():
             raise ArtifactError(f"{self.uri}: is an input of what is to be written there; name another output")
@@ -232,7 +239,7 @@ class ArtifactWriter(Generic[FactsT]):
             raise ArtifactError(
                 f"{self.uri}: holds an artifact of kind {manifest.kind}, not {self._kind}; name another output"
             )
-        return [entry.path for entry in manifest.files]
+        return [MANIFEST_NAME, *(entry.path for entry in manifest.files)]
 
     def write(self, path: str, data: bytes) -> None:
         """Write one file from memory."""

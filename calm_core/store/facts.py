@@ -396,17 +396,25 @@ class OutcomeFacts(Facts, kind="training-outcome"):
 
 
 class Score(Record):
-    """A number with its confidence interval."""
+    """A number with its confidence interval, which is unknown where there was one sequence to resample."""
 
     value: Number
-    low: Number
-    high: Number
+    low: Number | None = None
+    high: Number | None = None
 
     @model_validator(mode="after")
     def _interval_has_an_order(self) -> Self:
-        if self.low > self.high:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("the interval has one end")
+        if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"the interval begins at {self.low}, above its end at {self.high}")
         return self
+
+    def interval(self, digits: int, scale: float = 1.0) -> str:
+        """The interval of `scale` times the number, as text."""
+        if self.low is None or self.high is None:
+            return "[unknown: one sequence]"
+        return f"[{scale * self.low:.{digits}f}, {scale * self.high:.{digits}f}]"
 
 
 class BrierScores(Record):

@@ -142,9 +142,13 @@ def test_documents_and_file_names_do_not_act_on_the_terminal(tmp_path: Path, cap
     texts = tmp_path / "texts"
     texts.mkdir()
     documents = [json.dumps({"text": f"document {i} {EVIL} of many words"}) for i in range(40)]
-    (texts / "a\x1b[2J\u202e[red].jsonl").write_text("\n".join([*documents, '{"no": 1}', "broken"]))
+    evil = texts / "a\x1b[2J\u202e[red].jsonl"
+    evil.write_text("\n".join([*documents, '{"no": 1}', "broken"]))
     dataset = str(tmp_path / "dataset")
-    assert call("prepare", "--source", f"{texts}/*.jsonl", "--output", dataset, "--workers", "1", *SMALL) == 0
+    prepare = ("prepare", "--source", f"{texts}/*.jsonl", "--output", dataset, "--workers", "1", *SMALL)
+    assert call(*prepare) == 1
+    evil.rename(texts / "a\u202e[red].jsonl")
+    assert call(*prepare) == 0
     assert call("inspect", dataset) == 0
     assert call("verify", dataset) == 0
     assert call("inspect", str(tmp_path / f"no{EVIL}")) == 1
@@ -154,6 +158,7 @@ def test_documents_and_file_names_do_not_act_on_the_terminal(tmp_path: Path, cap
         "\\x1b]0;title\\x07\\x9b31m\\u202e[red]:warning:\\x08",
         "rejected: ",
         "a\\x1b[2J",
+        "a\\u202e[red].jsonl",
     ):
         assert seen in shown.out
 

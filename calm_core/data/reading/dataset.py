@@ -84,10 +84,6 @@ class TokenDataset:
         self.vocab_size, self.sequence_length = facts.vocab_size, facts.sequence_length
         self.tokenizer_sha256 = self.artifact.entry(TOKENIZER_NAME).sha256
         self.tokenizer = tokenizer_of(self.artifact, facts)
-        if self.tokenizer.vocab_size != facts.vocab_size:
-            raise self.artifact.damaged(
-                TOKENIZER_NAME, f"{self.tokenizer.vocab_size:,} tokens, not {facts.vocab_size:,}"
-            )
         self._shards = shards = facts.splits[split].shards
         for shard in shards:
             if shard.rows // facts.rows_per_group > self.artifact.entry(shard.path).size // _GROUP_BYTES:
