@@ -191,11 +191,13 @@ def test_a_run_repairs_what_it_finds_damaged_and_repeats_nothing_else(
 
 
 def test_a_tokenizer_that_is_named_by_path_counts_by_its_content(tmp_path: Path) -> None:
-    """The run ends after preparing: the autoencoder's batch size does not fit."""
+    """The run ends after preparing: a file is where checkpoints go."""
     place = Workplace(tmp_path)
     place.write("a.jsonl", [document(number) for number in range(40)])
     (place.folder / "tok").mkdir()
-    settings = ["--set", "tokenizer.source=tok", "--set", "autoencoder.micro_batch_size=3"]
+    (place.folder / ".calm").mkdir()
+    (place.folder / ".calm" / "checkpoints").touch()
+    settings = ["--set", "tokenizer.source=tok"]
 
     def prepared() -> str:
         ended = place.run(*settings)
