@@ -12,11 +12,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from kfp import components, local
 
-from calm_core.shown import redacted, visible
+from calm_core.shown import SafeStream
 from pipelines.compile import TRAIN_PIPELINE
 
 
@@ -41,19 +41,6 @@ def run(request: dict[str, Any]) -> None:
     Path(request["outputs"]).write_text(json.dumps(outputs, indent=1), encoding="utf-8")
 
 
-class SafeLog:
-    """A stream of text without the secrets of URLs, which tracebacks and the libraries' logs may hold."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        return self._stream.write(redacted(visible(text, keep="\n\t\r")))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 def end_with_parent() -> None:
     """Stop this process and its tasks when the one that started it is gone, so that no run works on unwatched."""
     parent = os.getppid()
@@ -68,5 +55,5 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    sys.stdout, sys.stderr = SafeLog(sys.stdout), SafeLog(sys.stderr)
+    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
     run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
