@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from calm_cli.screen import Screen, lines_of
+from calm_cli.screen import Screen
 from calm_core.errors import ConfigError
-from calm_core.shown import visible
+from calm_core.shown import lines_of, visible
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import SPLITS, DatasetFacts, MixtureFacts, ModelFacts, SplitCounts
 
