@@ -1,21 +1,31 @@
 """A byte-level BPE tokenizer: any text becomes tokens and comes back unchanged."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from calm_core.data.tokenizers import llama
-from calm_core.errors import ArtifactError, CalmError, first_line
+from calm_core.data.tokenizers import llama, trial
+from calm_core.errors import ArtifactError, CalmError
+from calm_core.shown import visible
 from calm_core.store import storage
 
 PAD_TOKEN, EOS_TOKEN = "<|pad|>", "<|endoftext|>"
 
+MAX_FILE_BYTES = 256 * 2**20  # of a tokenizer.json from elsewhere: several times the largest known one
+_MAX_SETTINGS_BYTES = 16 * 2**20  # of a file beside it
+_MAX_VOCABULARY = 2**24  # the embedding has a row for every id up to the highest
+_LONGEST_TRAINED_WORD = 256  # bytes of a word that the trainer sees as one
+_UNKNOWN_TEXT = "\U0010fffd"  # of private use: hardly any vocabulary has it
+
 
 class Tokenizer:
     """Text to token ids and back; special tokens spelled out in a text stay ordinary text.
+
+    No text is ever encoded with `pad_id` or `eos_id`.
 
     Args:
         backend: What encodes and decodes.
@@ -38,7 +48,10 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
         """Learn merges from texts; the same texts in the same order give the same tokenizer."""
         backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # The trainer's time is quadratic in the length of a word, so it sees a very long one in pieces.
+        pieces = pre_tokenizers.FixedLength(_LONGEST_TRAINED_WORD)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, pieces])
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -47,24 +60,36 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
+        backend.pre_tokenizer = words
         return cls(backend)
 
     @classmethod
     def from_bytes(cls, data: bytes, pad_id: int | None = None, eos_id: int | None = None) -> "Tokenizer":
-        """Read the content of a tokenizer.json."""
-        return cls(tokenizers.Tokenizer.from_buffer(data), pad_id, eos_id)
+        """Read the content of a tokenizer.json.
+
+        Raises:
+            CalmError: It is none.
+        """
+        return cls(_read_backend(data, "tokenizer.json"), pad_id, eos_id)
 
     @classmethod
     def load(cls, source: str, pad_token: str | None = None, eos_token: str | None = None) -> "Tokenizer":
-        """Read a tokenizer.json, a folder in Hugging Face's format, or Llama 3's tokenizer.model.
+        """Read a tokenizer.json, a folder in Hugging Face's format, or Llama 3's tokenizer.model, to train with.
 
         Args:
             source: The file or folder, local or on any fsspec URL.
             pad_token, eos_token: Names of the special tokens; unset, as the format or the files beside it say.
 
         Raises:
-            CalmError: There is no tokenizer, it is of another kind, or it has no such token.
+            CalmError: There is no tokenizer, it is of another kind, it has no such token, or one of the two is no
+                token beside the text: both are the same, or a word of a text is one.
         """
+        tokenizer = cls._load(source, pad_token, eos_token)
+        tokenizer._require_own_special_tokens(source)
+        return tokenizer
+
+    @classmethod
+    def _load(cls, source: str, pad_token: str | None, eos_token: str | None) -> "Tokenizer":
         if source.endswith(".model"):
             backend = llama.read_tokenizer(source)
             pad_id = _named_id(backend, source, "pad_token", pad_token or llama.PAD_TOKEN)
@@ -73,7 +98,7 @@ class Tokenizer:
         if not source.endswith(".json") and not storage.exists(storage.join(source, "tokenizer.json")):
             for model in (storage.join(source, "tokenizer.model"), storage.join(source, "original/tokenizer.model")):
                 if storage.exists(model):
-                    return cls.load(model, pad_token, eos_token)
+                    return cls._load(model, pad_token, eos_token)
         file_name = source.rpartition("/")[2] if source.endswith(".json") else "tokenizer.json"
         return cls.from_folder(folder, pad_token=pad_token, eos_token=eos_token, file_name=file_name)
 
@@ -103,12 +128,16 @@ class Tokenizer:
         Raises:
             CalmError: There is no tokenizer, or it has no such token.
         """
+        source = storage.join(uri, file_name)
         try:
-            backend = tokenizers.Tokenizer.from_buffer(storage.read(storage.join(uri, file_name)))
+            data = storage.read(source, 0, MAX_FILE_BYTES + 1)
         except FileNotFoundError:
             raise CalmError(f"{uri}: holds no {file_name}; name a folder in Hugging Face's format") from None
-        except ValueError as error:
-            raise CalmError(f"{storage.join(uri, file_name)}: is no tokenizer.json ({first_line(error)})") from None
+        if len(data) > MAX_FILE_BYTES:
+            raise CalmError(f"{source}: has more than {MAX_FILE_BYTES:,} bytes, as no tokenizer.json has")
+        if complaint := trial.complaint(data):
+            raise CalmError(f"{source}: is no tokenizer.json that can be used ({visible(complaint)})")
+        backend = _read_backend(data, source)
         names = {"pad_token": PAD_TOKEN, "eos_token": EOS_TOKEN} | _special_names(uri)
         if eos_id is None:
             eos_id = _named_id(backend, uri, "eos_token", eos_token or names["eos_token"])
@@ -127,21 +156,158 @@ class Tokenizer:
         """One more than the highest token id; below the asked size when the texts held too few different words."""
         return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token that stands for text which the vocabulary does not have."""
+        model = self._backend.model
+        if isinstance(model, models.Unigram):
+            number = json.loads(self._backend.to_str())["model"]["unk_id"]
+        else:
+            number = self._backend.token_to_id(model.unk_token) if model.unk_token else None
+        return None if number is None else int(number)
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        """Tokens that no text may become; the unknown token is one that it may."""
+        added = self._backend.get_added_tokens_decoder()
+        special = {number for number, token in added.items() if token.special} - {self.unknown_id}
+        return frozenset(special | {self.pad_id, self.eos_id})
+
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        """Token ids of a text, without special tokens.
+
+        Raises:
+            CalmError: The tokenizer cannot encode it, or cannot tell a word of it from the end of a document or from
+                padding.
+        """
+        ids = self._encode(text)
+        if self._special_ids.isdisjoint(ids):
+            return ids
+        return [part for number in ids for part in self._as_text(number)]
+
+    def _encode(self, text: str) -> list[int]:
+        with _named_failures("encode"):
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; special tokens are left out."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        with _named_failures("decode"):
+            text: str = self._backend.decode(
+                [number for number in ids if number not in (self.pad_id, self.eos_id)], skip_special_tokens=True
+            )
         return text
+
+    def _as_text(self, number: int) -> Sequence[int]:
+        """The token itself; of a special token, which some vocabularies find in a text, others that spell it."""
+        if number not in self._special_ids:
+            return (number,)
+        if spelled := self._spelled.get(number):
+            return spelled
+        if number in (self.pad_id, self.eos_id):
+            raise CalmError(
+                f"the text holds {self._shown(number)}, which this tokenizer cannot tell from "
+                f"{'the end of a document' if number == self.eos_id else 'padding'}; take another tokenizer"
+            )
+        return (number,)
+
+    @cached_property
+    def _spelled(self) -> dict[int, list[int]]:
+        """Special tokens as text: tokens of their characters, where these put together give them again."""
+        spelled = {number: self._characters(number) for number in self._special_ids}
+        return {
+            number: ids
+            for number, ids in spelled.items()
+            if self._special_ids.isdisjoint(ids) and self.decode(ids) == self._backend.id_to_token(number)
+        }
+
+    def _characters(self, number: int) -> list[int]:
+        """Tokens of the characters of a token's name, as far as there are any, or of their bytes."""
+        prefix = getattr(self._backend.model, "continuing_subword_prefix", None) or ""
+        ids: list[int | None] = []
+        for i, character in enumerate(self._backend.id_to_token(number) or ""):
+            whole = self._backend.token_to_id(prefix * (i > 0) + character)
+            ids += [whole] if whole is not None else map(self._byte_id, character.encode())
+        return [one for one in ids if one is not None]
+
+    def _byte_id(self, byte: int) -> int | None:
+        number: int | None = self._backend.token_to_id(f"<0x{byte:02X}>")
+        return number
+
+    def _require_own_special_tokens(self, source: str) -> None:
+        """Raise a CalmError where padding or the end of a document is nothing of its own: a text may hold it."""
+        if self.pad_id == self.eos_id:
+            raise CalmError(
+                f"{source}: {self._shown(self.pad_id)} is both padding and the end of a document, so that a model "
+                "never learns to stop; name another token with tokenizer.pad_token"
+            )
+        added = self._backend.get_added_tokens_decoder()
+        for role, number in (("pad_token", self.pad_id), ("eos_token", self.eos_id)):
+            name = self._backend.id_to_token(number)
+            word = self._backend.decode([number], skip_special_tokens=False)
+            texts = [form.format(text) for text in (name, word) for form in ("{}", " {}", "a{}a", "a {} a", "\n{}\n")]
+            found = any(self._gives(number, text) for text in (*texts, _UNKNOWN_TEXT, f"a {_UNKNOWN_TEXT}"))
+            is_special = number in added and added[number].special
+            if found and not (is_special and number in self._spelled):
+                raise CalmError(
+                    f"{source}: the {role} {self._shown(number)} is an ordinary word of this tokenizer, which a text "
+                    f"may hold; name another one with tokenizer.{role}"
+                )
+
+    def _gives(self, number: int, text: str) -> bool:
+        try:
+            return number in self._encode(text)
+        except CalmError:  # a vocabulary need not have every character
+            return False
+
+    def _shown(self, number: int) -> str:
+        return visible(self._backend.id_to_token(number) or str(number))[:80]
+
+
+@contextmanager
+def _named_failures(doing: str) -> Iterator[None]:
+    """Turn what the library raises, its panics too, into a CalmError."""
+    try:
+        yield
+    except BaseException as error:
+        # pyo3's PanicException is no Exception, and there is no module to import it from.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CalmError(f"the tokenizer cannot {doing} this text ({_reason(error)})") from None
+
+
+def _reason(error: BaseException) -> str:
+    return visible((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
+
+
+def _read_backend(data: bytes, source: str) -> tokenizers.Tokenizer:
+    """What a tokenizer.json holds.
+
+    Raises:
+        CalmError: It is none, or no model can have its vocabulary.
+    """
+    try:
+        backend = tokenizers.Tokenizer.from_buffer(data)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CalmError(f"{source}: is no tokenizer.json ({_reason(error)})") from None
+    ids = backend.get_vocab(with_added_tokens=True).values()
+    if not ids or max(ids) >= _MAX_VOCABULARY:
+        what = f"has a token with the id {max(ids):,}; the highest possible is {_MAX_VOCABULARY - 1:,}" if ids else ""
+        raise CalmError(f"{source}: {what or 'has no tokens'}")
+    if isinstance(backend.model, models.BPE):
+        backend.model.dropout = None  # would encode a text differently each time
+    return backend
 
 
 def _named_id(backend: tokenizers.Tokenizer, uri: str, role: str, name: str) -> int:
-    number = backend.token_to_id(name)
+    try:
+        number = backend.token_to_id(name)
+    except UnicodeEncodeError:  # half a character is in no vocabulary
+        number = None
     if number is None:
-        raise CalmError(f"{uri}: the tokenizer has no token {name}; name one with tokenizer.{role}")
+        raise CalmError(f"{uri}: the tokenizer has no token {visible(name)[:80]}; name one with tokenizer.{role}")
     return int(number)
 
 
@@ -152,8 +318,8 @@ def _special_names(uri: str) -> dict[str, str]:
         if not storage.exists(storage.join(uri, file_name)):
             continue
         try:
-            tokens = dict(json.loads(storage.read(storage.join(uri, file_name))))
-        except (ValueError, TypeError):
+            tokens = dict(json.loads(storage.read(storage.join(uri, file_name), 0, _MAX_SETTINGS_BYTES)))
+        except (ValueError, TypeError, RecursionError):
             raise CalmError(f"{storage.join(uri, file_name)}: is no JSON object; mend or delete it") from None
         for role, token in tokens.items():
             name = token.get("content") if isinstance(token, dict) else token
