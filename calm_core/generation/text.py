@@ -1,5 +1,6 @@
 """Text from a language model: prompts of any length in one batch, temperature, stop strings, streaming, seeds."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +10,22 @@ from torch import Tensor
 
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
+from calm_core.generation.continuation import Continuation
 from calm_core.generation.temperature import FREE, BudgetExceeded, choose_chunks, power_sample
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Backbone, Branches
 from calm_core.models.calm import Calm
 from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.models.transformer import Transformer
+from calm_core.shown import visible
 
 _PREFIX_SAMPLES = 256  # chunks that are drawn to continue a prompt that ends inside a chunk
 _EXACT_BLOCK = 32  # chunks that the exact sampler draws at a time
-_UNFINISHED = "\ufffd"  # what the bytes of half a character decode to
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+MIN_TEMPERATURE = 1e-6  # below it 1/T leaves the range in which fp32 tells samples apart
+MAX_SAMPLES = 2**16
+MAX_NEW_TOKENS = 2**20
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,8 @@ class Sampling:
     """How the next chunk is chosen.
 
     Attributes:
-        temperature: In (0, 1].
-        samples: S, samples of the batch approximation of a temperature below 1.
+        temperature: In [MIN_TEMPERATURE, 1].
+        samples: S, samples of the batch approximation of a temperature below 1, at most MAX_SAMPLES.
         budget: Draws for each chunk of the exact sampler; 0 takes the batch approximation, as does a chunk that the
             prompt has begun.
     """
@@ -37,10 +44,12 @@ class Sampling:
     budget: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature <= 1:
-            raise CalmError(f"temperature must be above 0 and at most 1 (got {self.temperature})")
-        if self.samples < 1:
-            raise CalmError(f"samples must be at least 1 (got {self.samples})")
+        if not MIN_TEMPERATURE <= self.temperature <= 1:
+            raise CalmError(
+                f"temperature must be above 0 and at most 1, and no less than {MIN_TEMPERATURE} (got {self.temperature})"
+            )
+        if not 1 <= self.samples <= MAX_SAMPLES:
+            raise CalmError(f"samples must be 1 to {MAX_SAMPLES:,} (got {self.samples})")
         if self.budget < 0:
             raise CalmError(f"budget must be at least 0 (got {self.budget})")
 
@@ -153,13 +162,15 @@ class _Text:
 
     Attributes:
         begun: Tokens of the prompt in the chunk that is written first.
-        tokens: All new tokens.
-        told: How many characters have been handed out.
+        continuation: What the new tokens add to the prompt's text.
+        length: How many new tokens there are.
+        held: Characters that are not handed out yet, because they may begin a stop string.
     """
 
     begun: list[int]
-    tokens: list[int] = field(default_factory=list)
-    told: int = 0
+    continuation: Continuation
+    length: int = 0
+    held: str = ""
     ended: bool = False
 
 
@@ -264,7 +275,9 @@ class TextGenerator:
         boundary = [self.tokenizer.eos_id] + [self.tokenizer.pad_id] * (size - 1)
         encoded = [self.tokenizer.encode(prompt) for prompt in prompts]
         whole = [boundary + tokens[: len(tokens) // size * size] for tokens in encoded]
-        texts = [_Text(tokens[len(tokens) // size * size :]) for tokens in encoded]
+        texts = [
+            _Text(tokens[len(tokens) // size * size :], Continuation(self.tokenizer, tokens)) for tokens in encoded
+        ]
         longest = max(len(tokens) for tokens in whole)
         filled = [tokens + [self.tokenizer.pad_id] * (longest - len(tokens)) for tokens in whole]
         chunks_BPK = torch.tensor(filled, device=self.device).unflatten(1, (-1, size))
@@ -278,16 +291,18 @@ class TextGenerator:
         new, text.begun = chunk[len(text.begun) :], []
         if self.tokenizer.eos_id in new:
             new, text.ended = new[: new.index(self.tokenizer.eos_id)], True
-        text.tokens = (text.tokens + new)[:max_new_tokens]
-        text.ended = text.ended or len(text.tokens) == max_new_tokens
-        written = self.tokenizer.decode(text.tokens)
-        places = [place for string in stop if (place := written.find(string)) >= 0]
+        new = new[: max_new_tokens - text.length]
+        text.length += len(new)
+        text.ended = text.ended or text.length == max_new_tokens
+        text.held += text.continuation.add(new)
+        if text.ended:
+            text.held += text.continuation.finish()
+        places = [place for string in stop if (place := text.held.find(string)) >= 0]
         if places:
-            written, text.ended = written[: min(places)], True
-        elif not text.ended:
-            written = _certain(written, stop)
-        piece = written[text.told :]
-        text.told += len(piece)
+            piece, text.ended = text.held[: min(places)], True
+        else:
+            piece = text.held if text.ended else _certain(text.held, stop)
+        text.held = text.held[len(piece) :]
         return piece
 
 
@@ -298,16 +313,22 @@ def _checked_seeds(
     seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(prompts):
         raise CalmError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each")
-    if max_new_tokens < 1:
-        raise CalmError("max_new_tokens must be at least 1")
+    if not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
+        raise CalmError(f"max_new_tokens must be 1 to {MAX_NEW_TOKENS:,} (got {max_new_tokens})")
     if "" in stop:
         raise CalmError("a stop string must not be empty")
+    for what, texts in (("prompt", prompts), ("stop string", stop)):
+        for number, text in enumerate(texts, 1):
+            if half := _HALF_CHARACTER.search(text):
+                raise CalmError(
+                    f"{what} {number}: holds half a character ({visible(half[0])} at {half.start()}), which is no text; "
+                    "take it out, or check the encoding that it was read with"
+                )
     return seeds
 
 
 def _certain(written: str, stop: Sequence[str]) -> str:
-    """A text without its end, as far as that is half a character or may begin a stop string."""
-    written = written.rstrip(_UNFINISHED)
+    """A text without its end, as far as that may begin a stop string."""
     held = max(
         (n for string in stop for n in range(1, len(string)) if written.endswith(string[:n])),
         default=0,

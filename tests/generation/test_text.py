@@ -6,6 +6,7 @@ import torch
 from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig, TransformerModelConfig
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
+from calm_core.generation.continuation import Continuation
 from calm_core.generation.text import CalmChunks, Sampling, TextGenerator, TransformerTokens
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
@@ -154,10 +155,11 @@ def test_an_exhausted_budget_is_one_clear_line(generator: TextGenerator) -> None
 def test_exactly_the_asked_number_of_tokens(
     generator: TextGenerator, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    lengths: list[int] = []
-    monkeypatch.setattr(generator.tokenizer, "decode", lambda ids: lengths.append(len(ids)) or "")
+    told: list[int] = []
+    add = Continuation.add
+    monkeypatch.setattr(Continuation, "add", lambda self, ids: (told.extend(ids), add(self, ids))[1])
     generator.generate(["the river flows"], max_new_tokens=number, seed=3)
-    assert lengths[-1] == number
+    assert len(told) == number
 
 
 @pytest.mark.parametrize("prompt", ["", "t", "the", "the river", "the river flows past the old"])

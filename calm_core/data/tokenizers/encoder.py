@@ -53,7 +53,7 @@ def choose_engine(tokenizer: Tokenizer, sample: Iterable[str]) -> tuple[Engine, 
 
 
 def _tried(fast: Encode, text: str) -> npt.NDArray[np.uint32] | None:
-    """A text's token ids; None where the pattern is too much for tiktoken's engine."""
+    """A text's token ids; None where tiktoken's engine for patterns fails on it."""
     try:
         return fast(text)
     except BaseException as error:
@@ -101,7 +101,15 @@ def _tiktoken(tokenizer: Tokenizer) -> Encode | None:
     ids = np.zeros(len(ranks), dtype=np.uint32)
     for token, number in vocabulary.items():
         ids[ranks[bytes(symbols[symbol] for symbol in token)]] = number
-    return lambda text: ids[encoding.encode_to_numpy(text, disallowed_special=())]
+    lengths = np.array([len(token) for token in ranks], dtype=np.int64)  # in the order of the ranks
+
+    def encode(text: str) -> npt.NDArray[np.uint32]:
+        found = encoding.encode_to_numpy(text, disallowed_special=())
+        if lengths[found].sum() != len(text.encode()):  # tiktoken leaves out what its pattern does not match
+            raise ValueError
+        return ids[found]
+
+    return encode
 
 
 def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:

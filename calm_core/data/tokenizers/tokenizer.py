@@ -173,6 +173,11 @@ class Tokenizer:
         special = {number for number, token in added.items() if token.special} - {self.unknown_id}
         return frozenset(special | {self.pad_id, self.eos_id})
 
+    def id_of(self, name: str) -> int | None:
+        """The id of a token by its name, which is its text in some vocabularies alone; None where there is none."""
+        number: int | None = self._backend.token_to_id(name)
+        return number
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens.
 
@@ -226,13 +231,9 @@ class Tokenizer:
         prefix = getattr(self._backend.model, "continuing_subword_prefix", None) or ""
         ids: list[int | None] = []
         for i, character in enumerate(self._backend.id_to_token(number) or ""):
-            whole = self._backend.token_to_id(prefix * (i > 0) + character)
-            ids += [whole] if whole is not None else map(self._byte_id, character.encode())
+            whole = self.id_of(prefix * (i > 0) + character)
+            ids += [whole] if whole is not None else [self.id_of(f"<0x{byte:02X}>") for byte in character.encode()]
         return [one for one in ids if one is not None]
-
-    def _byte_id(self, byte: int) -> int | None:
-        number: int | None = self._backend.token_to_id(f"<0x{byte:02X}>")
-        return number
 
     def _require_own_special_tokens(self, source: str) -> None:
         """Raise a CalmError where padding or the end of a document is nothing of its own: a text may hold it."""
