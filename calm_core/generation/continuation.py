@@ -1,6 +1,5 @@
 """The text of tokens that follow other tokens."""
 
-import os
 from collections.abc import Sequence
 
 from calm_core.data.tokenizers.tokenizer import Tokenizer
@@ -35,7 +34,7 @@ class Continuation:
         text = self._text()
         certain = text.rstrip(_UNFINISHED)
         if self._breaker is not None:
-            certain = os.path.commonprefix([certain, self._text(self._breaker)])
+            certain = _shared_beginning(certain, self._text(self._breaker))
         piece = certain[self._told :]
         self._told += len(piece)
         if certain == text and certain:
@@ -53,3 +52,8 @@ class Continuation:
         if whole.startswith(before):
             return whole[len(before) :]
         return self._tokenizer.decode([*self._ids[self._known :], *more])  # bytes that the text before cannot go with
+
+
+def _shared_beginning(one: str, other: str) -> str:
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
+    return one[:length]

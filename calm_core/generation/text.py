@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if not MIN_TEMPERATURE <= self.temperature <= 1:
             raise CalmError(
-                f"temperature must be above 0 and at most 1, and no less than {MIN_TEMPERATURE} (got {self.temperature})"
+                f"temperature must be above 0 and at most 1, not below {MIN_TEMPERATURE} (got {self.temperature})"
             )
         if not 1 <= self.samples <= MAX_SAMPLES:
             raise CalmError(f"samples must be 1 to {MAX_SAMPLES:,} (got {self.samples})")
@@ -213,7 +213,6 @@ class TextGenerator:
             texts[number] += piece
         return texts
 
-    @torch.no_grad()
     def stream(
         self,
         prompts: Sequence[str],
@@ -226,12 +225,17 @@ class TextGenerator:
         """Pieces of the continuations as they are written, each with the number of its prompt.
 
         A piece holds whole characters, and nothing that may turn out to begin a stop string. Arguments and errors as in
-        `generate`.
+        `generate`; the arguments are checked at once.
         """
         seeds = _checked_seeds(prompts, max_new_tokens, seed, stop)
+        return self._stream(prompts, max_new_tokens, sampling or Sampling(), seeds, stop)
+
+    @torch.no_grad()
+    def _stream(
+        self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seeds: Sequence[int], stop: Sequence[str]
+    ) -> Iterator[tuple[int, str]]:
         if not prompts:
             return
-        sampling = sampling or Sampling()
         noise = SequenceNoise([derive_seed(seed, "generate") for seed in seeds], self.device)
         texts, hidden_BD, branches = self._read(prompts)
         living = list(range(len(prompts)))  # the prompt of each row of the batch; a text that has ended leaves it
@@ -321,8 +325,8 @@ def _checked_seeds(
         for number, text in enumerate(texts, 1):
             if half := _HALF_CHARACTER.search(text):
                 raise CalmError(
-                    f"{what} {number}: holds half a character ({visible(half[0])} at {half.start()}), which is no text; "
-                    "take it out, or check the encoding that it was read with"
+                    f"{what} {number}: holds half a character ({visible(half[0])} at {half.start()}), which is no "
+                    "text; take it out, or check the encoding that it was read with"
                 )
     return seeds
 

@@ -39,7 +39,8 @@ def tokenize_partition(
     tokenizer = Tokenizer.from_bytes(trained.read("tokenizer.json"), trained.facts.pad_id, trained.facts.eos_id)
     encode = encoder(tokenizer, trained.facts.engine)
     documents, kinds = read_dropped(found, f"dropped/{partition.index:05d}.parquet")
-    progress, tokens = Progress(documents), 0
+    progress, tokens, changed, unknown = Progress(documents), 0, 0, 0
+    loses_nothing = trained.facts.engine == "tiktoken"  # every byte of a text is part of a token
     with (
         ArtifactWriter(output_uri, ShardsFacts, settings, parents) as writer,
         SplitWriter(writer, "train", config, tokenizer) as train,
@@ -54,7 +55,16 @@ def tokenize_partition(
             split = split_of(text_hash(data), config.validation_fraction)
             (train if split == "train" else validation).add(ids, len(data))
             tokens += len(ids)
-        writer.facts = ShardsFacts(partition=partition.index, train=train.finish(), validation=validation.finish())
+            if not loses_nothing:
+                changed += tokenizer.decode(ids.tolist()) != text
+                unknown += tokenizer.count_unknown(ids)
+        writer.facts = ShardsFacts(
+            partition=partition.index,
+            train=train.finish(),
+            validation=validation.finish(),
+            changed_documents=changed,
+            unknown_tokens=unknown,
+        )
         progress.tell(_note(partition, tokens), documents, tokens)
     return Artifact(output_uri, ShardsFacts)
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -172,6 +174,10 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         special = {number for number, token in added.items() if token.special} - {self.unknown_id}
         return frozenset(special | {self.pad_id, self.eos_id})
+
+    def count_unknown(self, ids: npt.NDArray[np.uint32]) -> int:
+        """How many tokens stand for text that the vocabulary does not have."""
+        return 0 if self.unknown_id is None else int(np.count_nonzero(ids == self.unknown_id))
 
     def id_of(self, name: str) -> int | None:
         """The id of a token by its name, which is its text in some vocabularies alone; None where there is none."""
