@@ -26,6 +26,7 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 MIN_TEMPERATURE = 1e-6  # below it 1/T leaves the range in which fp32 tells samples apart
 MAX_SAMPLES = 2**16
 MAX_NEW_TOKENS = 2**20
+MAX_PROMPT_TOKENS = 2**17  # the time to read a prompt grows with the square of its length
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ class TextGenerator:
         """
         size = self.model.chunk_size
         boundary = [self.tokenizer.eos_id] + [self.tokenizer.pad_id] * (size - 1)
-        encoded = [self.tokenizer.encode(prompt) for prompt in prompts]
+        encoded = [self._encoded(prompt, number) for number, prompt in enumerate(prompts, 1)]
         whole = [boundary + tokens[: len(tokens) // size * size] for tokens in encoded]
         texts = [
             _Text(tokens[len(tokens) // size * size :], Continuation(self.tokenizer, tokens)) for tokens in encoded
@@ -289,6 +290,14 @@ class TextGenerator:
         last_B = torch.tensor([len(tokens) // size - 1 for tokens in whole], device=self.device)
         hidden_BD = hidden_BPD[torch.arange(len(prompts), device=self.device), last_B]
         return texts, hidden_BD, Branches(last_B.unsqueeze(1), prefix)
+
+    def _encoded(self, prompt: str, number: int) -> list[int]:
+        tokens = self.tokenizer.encode(prompt)
+        if len(tokens) > MAX_PROMPT_TOKENS:
+            raise CalmError(
+                f"prompt {number}: has {len(tokens):,} tokens, and at most {MAX_PROMPT_TOKENS:,} are read; give its end"
+            )
+        return tokens
 
     def _write(self, text: _Text, chunk: list[int], max_new_tokens: int, stop: Sequence[str]) -> str:
         """Append a chunk; returns the characters that are certain now."""
