@@ -68,7 +68,7 @@ class DataConfig(Section):
 class TokenizerConfig(Section):
     """Byte-level BPE, trained on the training documents; or one that exists."""
 
-    vocab_size: int = Field(2048, ge=258, le=2**32, description="tokens, the 256 bytes and 2 special tokens included")
+    vocab_size: int = Field(2048, ge=258, le=2**24, description="tokens, the 256 bytes and 2 special tokens included")
     max_training_bytes: int = Field(
         100_000_000, ge=1, description="bytes of training text that the merges are learned from"
     )

@@ -140,8 +140,9 @@ def test_bad_arguments_are_refused(generator: TextGenerator) -> None:
         generator.generate(["x"], seed=[1, 2])
     with pytest.raises(CalmError, match="stop string must not be empty"):
         generator.generate(["x"], stop=[""])
-    with pytest.raises(CalmError, match="max_new_tokens"):
-        generator.generate(["x"], max_new_tokens=0)
+    for number in (0, -1, 10**12):
+        with pytest.raises(CalmError, match=r"max_new_tokens must be 1 to 1,048,576 \(got"):
+            generator.generate(["x"], max_new_tokens=number)
     assert generator.generate([]) == []
 
 
@@ -192,7 +193,26 @@ def test_an_end_of_text_inside_a_chunk_ends_the_text_there(
     assert generator.generate(["", ""], max_new_tokens=50) == ["ab", "ab"]
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, 1.5])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1.5, float("nan"), 5e-324])
 def test_an_impossible_temperature_is_refused(generator: TextGenerator, temperature: float) -> None:
     with pytest.raises(CalmError, match="temperature must be above 0 and at most 1"):
         generator.generate(["x"], sampling=Sampling(temperature))
+
+
+@pytest.mark.parametrize("samples", [0, 10**12])
+def test_an_impossible_number_of_samples_is_refused(samples: int) -> None:
+    with pytest.raises(CalmError, match=r"samples must be 1 to 65,536"):
+        Sampling(0.5, samples=samples)
+
+
+def test_half_a_character_is_refused_before_anything_is_written(generator: TextGenerator) -> None:
+    """As Python gives it for an argument that is no UTF-8."""
+    with pytest.raises(CalmError, match=r"prompt 2: holds half a character \(\\udce9 at 3\), which is no text"):
+        generator.stream(["fine", "caf\udce9"])
+    with pytest.raises(CalmError, match="stop string 1: holds half a character"):
+        generator.stream(["fine"], stop=["\ud800"])
+
+
+def test_a_prompt_that_is_too_long_to_read_is_refused(generator: TextGenerator) -> None:
+    with pytest.raises(CalmError, match="prompt 2: has 200,000 tokens, and at most 131,072 are read"):
+        generator.generate(["x", "z" * 200_000])

@@ -13,7 +13,7 @@ from calm_core.data.sources.documents import read_documents
 from calm_core.data.sources.partitions import Partition
 from calm_core.data.tokenizers.encoder import encoder
 from calm_core.data.tokenizers.tokenizer import Tokenizer
-from calm_core.errors import SourceError
+from calm_core.errors import CalmError, SourceError
 from calm_core.store.artifact import Artifact, ArtifactWriter, reusable
 from calm_core.store.facts import DuplicatesFacts, ShardsFacts, TokenizerFacts
 from calm_core.telemetry.progress import reported
@@ -51,7 +51,10 @@ def tokenize_partition(
                 progress.tell(_note(partition, tokens), done, tokens)
             if kind != KEPT:
                 continue
-            data, ids = text.encode("utf-8"), encode(text)
+            try:
+                data, ids = text.encode("utf-8"), encode(text)
+            except CalmError as error:
+                raise SourceError(f"partition {partition.index}, document {done + 1}: {error}") from None
             split = split_of(text_hash(data), config.validation_fraction)
             (train if split == "train" else validation).add(ids, len(data))
             tokens += len(ids)

@@ -246,19 +246,20 @@ class Tokenizer:
         if self.pad_id == self.eos_id:
             raise CalmError(
                 f"{source}: {self._shown(self.pad_id)} is both padding and the end of a document, so that a model "
-                "never learns to stop; name another token with tokenizer.pad_token"
+                "never learns to stop; name another special token with tokenizer.pad_token, or add one to the file"
             )
         added = self._backend.get_added_tokens_decoder()
         for role, number in (("pad_token", self.pad_id), ("eos_token", self.eos_id)):
             name = self._backend.id_to_token(number)
-            word = self._backend.decode([number], skip_special_tokens=False)
+            with _named_failures("decode"):
+                word = self._backend.decode([number], skip_special_tokens=False)
             texts = [form.format(text) for text in (name, word) for form in ("{}", " {}", "a{}a", "a {} a", "\n{}\n")]
             found = any(self._gives(number, text) for text in (*texts, _UNKNOWN_TEXT, f"a {_UNKNOWN_TEXT}"))
             is_special = number in added and added[number].special
             if found and not (is_special and number in self._spelled):
                 raise CalmError(
                     f"{source}: the {role} {self._shown(number)} is an ordinary word of this tokenizer, which a text "
-                    f"may hold; name another one with tokenizer.{role}"
+                    f"may hold; name a special token with tokenizer.{role}, or add one to the file"
                 )
 
     def _gives(self, number: int, text: str) -> bool:
