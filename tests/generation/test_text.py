@@ -1,7 +1,9 @@
 """Text generation: lengths, batches, seeds, stop strings, streaming, and prompts that end inside a chunk."""
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig, TransformerModelConfig
 from calm_core.data.tokenizers.tokenizer import Tokenizer
@@ -216,3 +218,20 @@ def test_half_a_character_is_refused_before_anything_is_written(generator: TextG
 def test_a_prompt_that_is_too_long_to_read_is_refused(generator: TextGenerator) -> None:
     with pytest.raises(CalmError, match="prompt 2: has 200,000 tokens, and at most 131,072 are read"):
         generator.generate(["x", "z" * 200_000])
+
+
+def test_the_space_after_a_prompt_is_written(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer that writes no space before a text's first word: alone, the new tokens would lose theirs."""
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=["<pad>", "</s>"], show_progress=False)
+    backend.train_from_iterator(["the old port flows"] * 4, trainer)
+    spaced = TextGenerator(generator.model, Tokenizer.from_bytes(backend.to_str().encode(), 0, 1))
+    prompt, text = "the old port", " flows the old"
+    begun, whole = spaced.tokenizer.encode(prompt), [*spaced.tokenizer.encode(prompt + text), 1]
+    whole += [1] * (-len(whole) % K)
+    left = iter(torch.tensor(whole[len(begun) // K * K :]).view(-1, K))
+    monkeypatch.setattr(spaced.model, "choose", lambda hidden, *_: next(left).expand(len(hidden), K))
+    pieces = [piece for _, piece in spaced.stream([prompt], max_new_tokens=50)]
+    assert prompt + "".join(pieces) == prompt + text
+    assert len(pieces) > 1
