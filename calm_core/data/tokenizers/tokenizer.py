@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer: any text becomes tokens and comes back unchanged."""
+"""Tokenizers: our own byte-level BPE, which gives back any text unchanged, and those from elsewhere."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
