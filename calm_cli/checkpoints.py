@@ -3,9 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from calm_cli.options import AutoencoderOption
+from calm_cli.screen import Screen
 
 
 def import_(
@@ -32,10 +32,10 @@ def import_(
     from calm_core.weights.huggingface import import_checkpoint
 
     artifacts = import_checkpoint(folder, output, autoencoder_folder=autoencoder, tokenizer_folder=tokenizer)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Screen(soft_wrap=True)
     for kind, artifact in artifacts.items():
         parameters = artifact.facts.parameters
-        console.print(f"{kind}: {artifact.uri}  ({parameters:,} parameters)", markup=False)
+        console.print(f"{kind}: {artifact.uri}  ({parameters:,} parameters)")
 
 
 def export(
@@ -52,4 +52,4 @@ def export(
     from calm_core.weights.huggingface import export_checkpoint
 
     folder = export_checkpoint(model, output, autoencoder_uri=autoencoder)
-    Console(soft_wrap=True, highlight=False).print(f"written: {folder}", markup=False)
+    Screen(soft_wrap=True).print(f"written: {folder}")

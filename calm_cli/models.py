@@ -8,7 +8,7 @@ import typer
 
 from calm_cli.options import AutoencoderOption
 from calm_core.errors import CalmError
-from calm_core.shown import visible
+from calm_core.shown import redacted, visible
 from calm_core.telemetry.mlflow_run import DEFAULT_EXPERIMENT, REGISTERED
 from pipelines.local.home import Home
 
@@ -93,10 +93,11 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this ma
     home = Home.find()
     uri = tracking_uri(home)
     if uri.startswith(("http://", "https://")):
-        raise CalmError(f"MLFLOW_TRACKING_URI names a server that runs already: open {uri}")
+        raise CalmError(f"MLFLOW_TRACKING_URI names a server that runs already: open {redacted(uri)}")
     require_store(home)
     print(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
-    command += ["--default-artifact-root", home.mlflow_artifacts.as_uri(), "--host", "127.0.0.1", "--port", str(port)]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not in the command, which every user of the machine sees
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--default-artifact-root", home.mlflow_artifacts.as_uri()]
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.execv(command[0], command)  # the server takes this process's place, and with it Ctrl-C and termination

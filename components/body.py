@@ -4,13 +4,16 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kfp import dsl
 
 if TYPE_CHECKING:
+    from calm_core.config import Section
     from calm_core.store.artifact import Artifact
     from calm_core.store.facts import Facts
+
+SectionT = TypeVar("SectionT", bound="Section")
 
 
 @contextmanager
@@ -35,6 +38,18 @@ def stage(code_version: str) -> Iterator[None]:
     except CalmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
+
+
+def settings(section_type: type[SectionT], values: Mapping[str, Any]) -> SectionT:
+    """A section of the settings, from a parameter that `pipelines.arguments` has made.
+
+    Raises:
+        ConfigError: One line that names the first bad key.
+    """
+    from calm_core.config import parse_section
+    from components.quoting import unquoted
+
+    return parse_section(section_type, unquoted(values))
 
 
 def describe(

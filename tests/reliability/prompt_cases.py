@@ -60,7 +60,7 @@ PIECES = [
 HALVES = ["\ud800", "\udfff", "\udce9", "\ud83d"]
 
 
-def prompt_cases(folder: Path, numbers: random.Random) -> Iterator[Case]:
+def cases(folder: Path, numbers: random.Random) -> Iterator[Case]:
     """Texts through tiny random models and several tokenizers; what must be refused; and damaged tokenizers."""
     files = {name: make() for name, make in TOKENIZERS.items()}
     generators = [make(Tokenizer.from_bytes(*files[name])) for name in files for make in (_calm, _transformer)]

@@ -100,6 +100,7 @@ class _Inputs:
         self._shared = {"tokenizer": self._tokenizer.digest, "duplicates": self._duplicates.digest}
         self._refuse_other_origins()
         self._extension = Extension.of(config)
+        self._refuse_other_base()
         # Its partitions go before the new ones. Of a replaced dataset none is taken over: the first new one is 0.
         self._base = self._extension.parent if self._extension and self._first else None
         self._counts = count_documents(
@@ -127,6 +128,18 @@ class _Inputs:
                 raise ArtifactError(
                     f"{shards.uri}: was made with other settings or from other sources; tokenise it again"
                 )
+
+    def _refuse_other_base(self) -> None:
+        """Raise an ArtifactError where the dataset that is extended has been replaced while this one was prepared."""
+        base = self._extension.parent.digest if self._extension else ""
+        planned = {partition.extends for partition in self._partitions}
+        # The duplicates name it only where they were compared with it.
+        made_of = [made.manifest.parents.get("extends", base) for made in (self._tokenizer, self._duplicates)]
+        if {*planned, *made_of} != {base}:
+            raise ArtifactError(
+                f"{self._config.extends or 'data.extends'}: the dataset that is extended has changed since the run was "
+                "planned; run again"
+            )
 
     @property
     def parents(self) -> dict[str, str]:

@@ -8,10 +8,10 @@ from typing import IO
 
 from calm_core.config import DataConfig
 from calm_core.data.damage import is_damage
+from calm_core.data.sources.content import open_planned
 from calm_core.data.sources.formats import Document, Range, format_of
 from calm_core.data.sources.partitions import Partition
 from calm_core.errors import ConfigError, SourceError, first_line
-from calm_core.store import storage
 
 _ENDLESS = 1 << 62  # the end of a range that has none
 
@@ -19,8 +19,7 @@ _ENDLESS = 1 << 62  # the end of a range that has none
 def read_documents(partition: Partition, config: DataConfig) -> Iterator[Document]:
     """All documents of a partition, rejected ones included, in the order of the sources.
 
-    A changed file is noticed by its tag in an object store, elsewhere by its size: a hash would read the whole file
-    again for each range of it. A fresh plan sees new content of the same size: a piece holds the file's digest.
+    Every byte that is read has been compared with the plan (see `content`).
 
     Raises:
         SourceError: A file has changed since it was planned, is gone, or is damaged.
@@ -29,13 +28,10 @@ def read_documents(partition: Partition, config: DataConfig) -> Iterator[Documen
         uri, format_ = piece.file.uri, format_of(piece.file.uri)
         if format_ is None:
             raise ConfigError(f"{uri}: was planned by another version of the code; plan again")
-        same = storage.exists(uri) and storage.size(uri) == piece.file.size
-        if not same or storage.tag(uri) not in ("", piece.file.digest):
-            raise SourceError(f"{uri}: changed or removed since the run was planned; run again")
-        if piece.file.size == 0:
-            yield Document(f"{uri}:0", reason="empty_file")
-            continue
-        with storage.open_uri(uri) as file:
+        with open_planned(piece.file, partition.plan_uri) as file:
+            if piece.file.size == 0:
+                yield Document(f"{uri}:0", reason="empty_file")
+                continue
             span = Range(piece.start, piece.end)
             content: IO[bytes] = file
             try:

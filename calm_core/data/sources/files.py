@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from calm_core.config import DataConfig
+from calm_core.data.sources.content import FoundFile
 from calm_core.data.sources.formats import FORMATS, format_of
 from calm_core.errors import SourceError
 from calm_core.store import storage
-from calm_core.store.facts import SourceFile
 
 _FILES_AT_A_TIME = 16
 
 
-def find_files(config: DataConfig) -> list[SourceFile]:
+def find_files(config: DataConfig) -> list[FoundFile]:
     """All files of the sources, each once, in the order of the sources.
 
     Raises:
@@ -23,14 +23,7 @@ def find_files(config: DataConfig) -> list[SourceFile]:
         raise SourceError("data.sources is empty; name .jsonl or .txt files, e.g. texts/*.jsonl")
     uris = list(dict.fromkeys(uri for source in config.sources for uri in _files_of(source)))
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
-        return list(pool.map(_source_file, uris))
-
-
-def _source_file(uri: str) -> SourceFile:
-    try:
-        return SourceFile(uri=uri, size=storage.size(uri), digest=storage.digest(uri))
-    except FileNotFoundError:
-        raise SourceError(f"{uri}: is missing; restore it, or leave it out of data.sources") from None
+        return list(pool.map(FoundFile.at, uris))
 
 
 def _files_of(source: str) -> Iterator[str]:
