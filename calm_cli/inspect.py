@@ -83,6 +83,8 @@ def _counts(facts: DatasetFacts, size: int) -> Table:
     table.add_row("documents out", f"{facts.documents_out:,}")
     table.add_row("exact duplicates", f"{facts.duplicates:,}")
     table.add_row("near-duplicates", f"{facts.near_duplicates:,}")
+    table.add_row("documents changed by the tokenizer", f"{facts.changed_documents:,}")
+    table.add_row("unknown tokens", f"{facts.unknown_tokens:,}")
     for reason, count in facts.rejected.items():
         table.add_row(f"rejected: {reason}", f"{count:,}")
     table.add_row("changed by normalisation", f"{facts.normalized:,}")

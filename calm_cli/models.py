@@ -5,12 +5,10 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from calm_cli.options import AutoencoderOption
 from calm_core.errors import CalmError
-from calm_core.shown import redacted
+from calm_core.shown import redacted, visible
 from calm_core.telemetry.mlflow_run import DEFAULT_EXPERIMENT, REGISTERED
 from pipelines.local.home import Home
 
@@ -35,6 +33,8 @@ def generate(
 ) -> None:
     """Continue prompts with a model. A single prompt's text appears as it is written.
 
+    A file or pipe gets prompt and text byte for byte, and a newline after each; a terminal shows control characters.
+
     Examples:
 
       calm generate "The climate of" --temperature 0.5 --seed 1
@@ -54,21 +54,31 @@ def generate(
 
     sampling = Sampling(temperature, samples, budget if exact else 0)
     generator = load_generator(model, autoencoder)
-    console = Console(soft_wrap=True, highlight=False)
     pieces = generator.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
     if len(prompts) == 1:
-        console.print(Text(prompts[0], "bold"), end="")
+        _write(prompts[0], bold=True)
         try:
             for _, piece in pieces:
-                console.print(Text(piece), end="")
+                _write(piece)
         finally:
-            console.print()
+            _write("\n")
         return
     texts = [""] * len(prompts)
     for number, piece in pieces:
         texts[number] += piece
     for prompt, text in zip(prompts, texts, strict=True):
-        console.print(Text.assemble((prompt, "bold"), text))
+        _write(prompt, bold=True)
+        _write(text + "\n")
+
+
+def _write(text: str, bold: bool = False) -> None:
+    """Write a text, byte for byte; to a terminal, with its control characters shown instead of acting."""
+    if sys.stdout.isatty():
+        text = visible(text, keep="\n\t")
+        text = typer.style(text, bold=True) if bold else text
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
 
 
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000) -> None:

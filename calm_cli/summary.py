@@ -67,6 +67,8 @@ def data_lines(facts: DatasetFacts) -> Iterator[tuple[str, str]]:
         yield "", example
     near = f" and {facts.near_duplicates:,} near-duplicates" if facts.near_duplicates else ""
     yield "duplicates dropped", f"{facts.duplicates:,}{near}"
+    if facts.changed_documents or facts.unknown_tokens:
+        yield "changed by the tokenizer", f"{facts.changed_documents:,}, {facts.unknown_tokens:,} unknown tokens"
     yield "tokens", ", ".join(f"{split.tokens:,} {name}" for name, split in facts.splits.items())
 
 

@@ -226,7 +226,19 @@ class TokenizerFacts(Facts, EncodedVocabulary, kind="tokenizer"):
     """A tokenizer."""
 
 
-class ShardsFacts(Facts, kind="shards"):
+class TextLoss(Record):
+    """What a tokenizer could not keep of the documents in the shards.
+
+    Attributes:
+        changed_documents: Those that do not come back as they were when their tokens are decoded.
+        unknown_tokens: Tokens that stand for text which the vocabulary does not have.
+    """
+
+    changed_documents: Count = 0
+    unknown_tokens: Count = 0
+
+
+class ShardsFacts(Facts, TextLoss, kind="shards"):
     """A partition's sequences."""
 
     partition: Count
@@ -242,7 +254,7 @@ class ShardsFacts(Facts, kind="shards"):
         return self.train if name == "train" else self.validation
 
 
-class DocumentCounts(Record):
+class DocumentCounts(TextLoss):
     """What became of the documents of the sources."""
 
     documents_in: Count

@@ -45,17 +45,12 @@ def run(request: dict[str, Any]) -> None:
     Path(request["outputs"]).write_text(json.dumps(outputs, indent=1), encoding="utf-8")
 
 
-<<<<<<< HEAD
 def end_with_parent(temporary: str) -> None:
     """Stop this process and its tasks when the one that started it is gone, so that no run works on unwatched.
 
     Args:
         temporary: A folder to remove then, as the other process would.
     """
-=======
-def end_with_parent() -> None:
-    """Stop this process and its tasks when the one that started it is gone, so that no run works on unwatched."""
->>>>>>> settings
     parent = os.getppid()
 
     def watch() -> None:
@@ -68,11 +63,6 @@ def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-<<<<<<< HEAD
     end_with_parent(os.environ["TMPDIR"])
     sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
-=======
-    end_with_parent()
-    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
->>>>>>> settings
     run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

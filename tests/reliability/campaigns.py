@@ -1,10 +1,12 @@
 """The campaigns by name, each with the number of cases that docs/reliability.md reports."""
 
 import manifest_cases
+import prompt_cases
 import setting_cases
 from campaign import Cases
 
 CAMPAIGNS: dict[str, tuple[Cases, int]] = {
     "manifests": (manifest_cases.cases, 2000),
     "settings": (setting_cases.cases, 2000),
+    "prompts": (prompt_cases.cases, 1000),
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from calm_core.config import DataConfig
 from calm_core.data.preparing.counts import (
     count_documents,
+    lost_text,
     refuse_empty_splits,
     refuse_lost_documents,
     refuse_too_many_rejects,
@@ -102,7 +103,9 @@ class _Inputs:
         self._refuse_other_base()
         # Its partitions go before the new ones. Of a replaced dataset none is taken over: the first new one is 0.
         self._base = self._extension.parent if self._extension and self._first else None
-        self._counts = count_documents([scan.facts for scan in self._scans], self._duplicates.facts)
+        self._counts = count_documents(
+            [scan.facts for scan in self._scans], self._duplicates.facts, [part.facts for part in self._shards]
+        )
         self._examples = [example for scan in self._scans for example in scan.facts.reject_examples][:SHOWN_REJECTS]
         refuse_too_many_rejects(self._counts, self._examples, config)
 
@@ -219,9 +222,12 @@ def _headline(facts: DatasetFacts) -> dict[str, int]:
         "padding": sum(split.padding for split in facts.splits.values()),
         "left_out": sum(split.left_out for split in facts.splits.values()),
         "vocab_size": facts.vocab_size,
+        "changed_documents": facts.changed_documents,
+        "unknown_tokens": facts.unknown_tokens,
     }
 
 
 def _summary(facts: DatasetFacts) -> str:
     rejected = sum(facts.rejected.values())
-    return f"{facts.documents_out:,} documents, {facts.tokens:,} tokens, {rejected:,} rejected"
+    lost = f"; {text}" if (text := lost_text(facts)) else ""
+    return f"{facts.documents_out:,} documents, {facts.tokens:,} tokens, {rejected:,} rejected{lost}"
