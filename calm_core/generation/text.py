@@ -24,8 +24,8 @@ _PREFIX_SAMPLES = 256  # chunks that are drawn to continue a prompt that ends in
 _EXACT_BLOCK = 32  # chunks that the exact sampler draws at a time
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
-MIN_TEMPERATURE = 1e-6  # below it 1/T leaves the range in which fp32 tells samples apart
-MAX_SAMPLES = 2**16
+MIN_TEMPERATURE = 0.001  # 1/T equal samples are what a chunk needs
+MAX_SAMPLES = 2**20
 MAX_NEW_TOKENS = 2**20
 MAX_PROMPT_TOKENS = 2**17  # the time to read a prompt grows with the square of its length
 

@@ -6,7 +6,7 @@ marked ORIGIN (where the inputs lay) or TIMING (seconds, rates) are of one run, 
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -238,12 +238,23 @@ class TextLoss(Record):
     unknown_tokens: Count = 0
 
 
+def _require_losses_of(loss: TextLoss, splits: Collection[SplitCounts]) -> None:
+    """Raise a ValueError where more was lost than there is."""
+    _require_at_most("changed_documents", loss.changed_documents, "documents", sum(s.documents for s in splits))
+    _require_at_most("unknown_tokens", loss.unknown_tokens, "tokens", sum(s.tokens for s in splits))
+
+
 class ShardsFacts(Facts, TextLoss, kind="shards"):
     """A partition's sequences."""
 
     partition: Count
     train: SplitCounts
     validation: SplitCounts
+
+    @model_validator(mode="after")
+    def _losses_are_of_these(self) -> Self:
+        _require_losses_of(self, (self.train, self.validation))
+        return self
 
     @property
     def paths(self) -> list[str]:
@@ -299,6 +310,7 @@ class DatasetFacts(Facts, EncodedVocabulary, DocumentCounts, kind="dataset"):
         for name, split in self.splits.items():
             held = split.sequences * self.sequence_length
             _require_sum(f"places in the {name} sequences", held, "tokens and padding", (split.tokens, split.padding))
+        _require_losses_of(self, splits)
         _require_once(self.paths)
         return self
 

@@ -557,5 +557,8 @@ def test_documents_that_a_tokenizer_changes_are_counted_and_shown(
     dataset = prepare_data(data_of(write_lines(tmp_path / "a.jsonl", documents)), config, f"{tmp_path}/dataset")
     assert dataset.facts.changed_documents == changed_documents
     assert bool(dataset.facts.unknown_tokens) == has_unknown
+    for name in ("changed_documents", "unknown_tokens"):
+        with pytest.raises(ValueError, match=f"{name} .* are more than"):
+            type(dataset.facts).model_validate(dataset.facts.model_dump() | {name: 10**6})
     shown = dict(data_lines(dataset.facts)).get("changed by the tokenizer", "")
     assert shown.startswith(str(changed_documents)) if changed_documents else not shown

@@ -246,7 +246,7 @@ def test_packed_documents_with_a_start_follow_the_end_of_another(
 
 @pytest.mark.parametrize("samples", [0, 10**12])
 def test_an_impossible_number_of_samples_is_refused(samples: int) -> None:
-    with pytest.raises(CalmError, match=r"samples must be 1 to 65,536"):
+    with pytest.raises(CalmError, match=r"samples must be 1 to 1,048,576"):
         Sampling(0.5, samples=samples)
 
 

@@ -203,7 +203,7 @@ def _text(numbers: random.Random) -> str:
 def _text_case(generator: TextGenerator, numbers: random.Random) -> Case:
     prompts = [_text(numbers) for _ in range(numbers.choice([1, 1, 2, 3]))]
     seeds = [numbers.choice([0, 1, -1, 2**63, 10**30, numbers.randrange(100)]) for _ in prompts]
-    temperature = numbers.choice([1.0, 1.0, 0.7, 0.5, 1e-6])
+    temperature = numbers.choice([1.0, 1.0, 0.7, 0.5, 0.001])
     stop = [numbers.choice(["e", "the", " ", "\n", "\ufffd", "zzz", "</s>"])] if numbers.random() < 0.3 else []
     length = numbers.choice([1, 2, 7, 24])
     sampling = Sampling(temperature, samples=numbers.choice([1, 8]))
@@ -264,7 +264,7 @@ def _refused_case(generator: TextGenerator, numbers: random.Random) -> Case:
         "seeds": lambda: generator.generate(prompts, seed=list(range(len(prompts) + numbers.choice([-1, 1, 5])))),
         "tokens": lambda: generator.generate(prompts, max_new_tokens=numbers.choice([0, -1, -big, big])),
         "temperature": lambda: Sampling(
-            numbers.choice([0.0, -0.0, -1.0, 1.0001, float("nan"), float("inf"), -float("inf"), 1e-300, 5e-324])
+            numbers.choice([0.0, -0.0, -1.0, 1.0001, float("nan"), float("inf"), -float("inf"), 1e-4, 1e-300, 5e-324])
         ),
         "samples": lambda: Sampling(0.5, samples=numbers.choice([0, -1, -big, big])),
         "budget": lambda: Sampling(0.5, budget=-numbers.choice([1, big])),

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from calm_core.config import DataConfig
 from calm_core.data.preparing.counts import (
     count_documents,
@@ -161,18 +163,23 @@ class _Inputs:
             counts = sum_documents([old, counts])
             splits = {split: sum_splits([old.splits[split], new]) for split, new in splits.items()}
         refuse_empty_splits(counts, splits, self._config)
-        return DatasetFacts(
-            **counts.model_dump(),
-            **self._tokenizer.facts.model_dump(),
-            packing=self._config.packing,
-            sequence_length=self._config.sequence_length,
-            document_alignment=self._config.document_alignment if self._config.packing == "documents" else 1,
-            rows_per_group=self._config.rows_per_group,
-            partitions=self._first + len(self._shards),
-            splits=splits,
-            sources=self._sources(),
-            reject_examples=self._examples,
-        )
+        try:
+            return DatasetFacts(
+                **counts.model_dump(),
+                **self._tokenizer.facts.model_dump(),
+                packing=self._config.packing,
+                sequence_length=self._config.sequence_length,
+                document_alignment=self._config.document_alignment if self._config.packing == "documents" else 1,
+                rows_per_group=self._config.rows_per_group,
+                partitions=self._first + len(self._shards),
+                splits=splits,
+                sources=self._sources(),
+                reject_examples=self._examples,
+            )
+        except ValidationError as error:
+            raise ArtifactError(
+                f"the partitions' counts cannot be true ({error.errors()[0]['msg']:.200}); tokenise them again"
+            ) from None
 
     def _split_counts(self, split: Split) -> SplitCounts:
         parts = [shards.facts.split(split) for shards in self._shards]
