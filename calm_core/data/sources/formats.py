@@ -330,12 +330,13 @@ FORMATS = {
     ".parquet": Format(read_parquet, splits=True),
     ".txt": Format(read_txt, splits=True),
 }
+ARROW_SUFFIX = ".arrow"
 ARROW = Format(read_arrow, splits=False)
 """The files of a folder that datasets has saved; alone they are no source, since the folder says which belong to it."""
 
 
 def format_of(uri: str) -> Format | None:
     """The format that a file's suffix names, if any."""
-    if uri.endswith(".arrow"):
+    if uri.endswith(ARROW_SUFFIX):
         return ARROW
     return next((format_ for suffix, format_ in FORMATS.items() if uri.endswith(suffix)), None)
