@@ -38,6 +38,8 @@ Reason = Literal[
 
 _JSON_BYTES = 6  # JSON may spend this many bytes on one byte of text, as in \\u0001
 _OTHER_FIELDS = 16 << 20  # room in a line for more than its text
+_MOST_VALUES = 2_000_000  # in a line; each takes up to 150 bytes of memory
+_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _BATCH_BYTES, _MOST_ROWS = 64 << 20, 1 << 13  # of a column, decoded at a time
 _MOST_IN_FOOTER = 1 << 18  # row groups, or columns, of a Parquet file
 _BLANK_LINE, _LINE_END = re.compile(rb"\n\r?\n"), re.compile(rb"\n")
@@ -259,8 +261,12 @@ def _as_bytes(column: Any) -> Any:
 
 
 def _of_json(origin: str, data: bytes, config: DataConfig) -> Document:
+    if _has_too_many_values(data):
+        return Document(origin, reason="too_large")
     try:
         line = _parsed(data)
+        if isinstance(line, dict) and _repeats(config.text_field, data):
+            return Document(origin, reason="broken_json")
     except UnicodeDecodeError:
         return Document(origin, reason="not_utf8")
     except (ValueError, RecursionError):
@@ -277,6 +283,25 @@ def _parsed(data: bytes) -> Any:
         return from_json(data, cache_strings="none")
     except ValueError:
         return json.loads(data.decode("utf-8"))
+
+
+def _has_too_many_values(data: bytes) -> bool:
+    """Whether a line is so many numbers or empty objects that they would fill the memory: each has a mark before it."""
+    if _marks(data) <= _MOST_VALUES:
+        return False
+    return _marks(_JSON_STRING.sub(b"", data)) > _MOST_VALUES
+
+
+def _marks(data: bytes) -> int:
+    return sum(map(data.count, (b",", b"[", b"{"))) if len(data) > _MOST_VALUES else 0
+
+
+def _repeats(field: str, data: bytes) -> bool:
+    """Whether an object has a field twice, so that one of the two texts would be lost."""
+    if data.count(json.dumps(field, ensure_ascii=False).encode()) < 2:  # a spelling with escapes is not looked for
+        return False
+    pairs = json.loads(data, object_pairs_hook=list)  # an object as its pairs, inner ones as well
+    return [name for name, _ in pairs].count(field) > 1
 
 
 def _of_utf8(origin: str, data: bytes | bytearray | pa.Buffer, config: DataConfig) -> Document:
