@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from calm_core.config import DataConfig
-from calm_core.data.damage import is_damage
+from calm_core.data.damage import is_damage, is_unsupported
 from calm_core.data.sources.content import open_planned
 from calm_core.data.sources.formats import Document, Range, format_of
 from calm_core.data.sources.partitions import Partition
@@ -43,6 +43,10 @@ def read_documents(partition: Partition, config: DataConfig) -> Iterator[Documen
             except MemoryError as error:  # how much there is must not decide what a file holds
                 raise SourceError(f"{uri}: needs more memory than there is ({first_line(error)})") from None
             except Exception as error:  # each format has its own kinds of damage
+                if is_unsupported(error):
+                    raise SourceError(
+                        f"{uri}: is of a form that is not read ({first_line(error)}); write it again, e.g. as .jsonl"
+                    ) from None
                 if not is_damage(error):
                     raise
                 if config.damaged_files == "fail":
