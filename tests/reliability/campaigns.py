@@ -4,9 +4,11 @@ import manifest_cases
 import prompt_cases
 import setting_cases
 from campaign import Cases
+from source_cases import source_cases
 
 CAMPAIGNS: dict[str, tuple[Cases, int]] = {
     "manifests": (manifest_cases.cases, 2000),
     "settings": (setting_cases.cases, 2000),
     "prompts": (prompt_cases.cases, 1000),
+    "sources": (source_cases, 1000),
 }

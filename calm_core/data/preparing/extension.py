@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from calm_core.config import DataConfig
+from calm_core.data.preparing.keys import refuse_other_keys
 from calm_core.data.sources.content import FoundFile
 from calm_core.data.tokenizers.stored import tokenizer_of
 from calm_core.data.tokenizers.tokenizer import Tokenizer
@@ -28,7 +29,8 @@ class Extension:
     Its documents keep their split, since that depends on their text and `validation_fraction` alone.
 
     Raises:
-        ConfigError: Its sequences or splits have another shape than the settings ask for.
+        ConfigError: Its sequences or splits have another shape than the settings ask for, or it knows near-duplicates
+            by other keys.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -42,6 +44,7 @@ class Extension:
                     f"data.{name}: the dataset {config.extends} has {own!s:.100}, not {getattr(config, name)}; set "
                     f"it so, or prepare a new dataset"
                 )
+        refuse_other_keys(self.parent, config.near_duplicate_threshold)
 
     @classmethod
     def of(cls, config: DataConfig) -> "Extension | None":
