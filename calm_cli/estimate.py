@@ -11,7 +11,7 @@ from calm_cli.screen import Screen
 _FORMULA = """\
 forward = 2 x weights of matrix products + 4 x positions x hidden size x layers (attention); backward = 2 x forward.
 CALM trains with the head once for each model sample and the encoder forward; it writes with the head and the decoder.
-memory = parameters and gradients (bf16 unless fp32 is set), fp32 copy and Adam's moments, shared as ZeRO's stage says;
+memory = parameters (bf16 unless fp32 is set), fp32 gradients, copy and Adam's moments, shared as ZeRO's stage says;
 and the activations of one micro-batch, a rough count."""
 
 

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from calm_cli.screen import Screen, lines_of
+from calm_cli.screen import Screen
 from calm_core.errors import ConfigError
-from calm_core.shown import visible
+from calm_core.shown import lines_of, visible
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import SPLITS, DatasetFacts, MixtureFacts, ModelFacts, SplitCounts
 
@@ -87,12 +87,14 @@ def _counts(facts: DatasetFacts, size: int) -> Table:
         table.add_row(f"rejected: {reason}", f"{count:,}")
     table.add_row("changed by normalisation", f"{facts.normalized:,}")
     table.add_row("vocabulary", f"{facts.vocab_size:,} tokens, encoded by {facts.engine}")
+    start = "" if facts.bos_id is None else ", each begins with a token of its own"
+    table.add_row("packing", facts.packing + start)
     table.add_row("bytes on disk", f"{size:,}, {size / max(facts.tokens, 1):.2f} a token")
     return table
 
 
 def _splits(facts: DatasetFacts) -> Table:
-    names = ("documents", "sequences", "tokens", "padding", "text_bytes")
+    names = ("documents", "sequences", "tokens", "padding", "left_out", "text_bytes")
     table = Table("split", *(name.replace("_", " ") for name in names), "shards", box=None, pad_edge=False)
     for split, counts in facts.splits.items():
         table.add_row(split, *(f"{getattr(counts, name):,}" for name in names), f"{len(counts.shards):,}")
@@ -147,6 +149,8 @@ def _show_sequences(dataset: "Dataset", split: str, number: int, console: Consol
         console.print(f"\n{split} sequence {place:,}", style="bold")
         documents = [[]]  # type: list[list[int]]
         for token in tokens:
+            if token == dataset.bos_id and dataset.packing == "contiguous":
+                documents.append([])
             documents[-1].append(token)
             if token == dataset.eos_id:
                 documents.append([])

@@ -12,9 +12,10 @@ from calm_cli.estimate import estimate
 from calm_cli.inspect import inspect
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
 from calm_cli.run import run
-from calm_cli.screen import Screen, lines_of
+from calm_cli.screen import Screen
 from calm_cli.settings import settings_lines
 from calm_core.errors import EXIT_FAILED, CalmError
+from calm_core.shown import lines_of
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False

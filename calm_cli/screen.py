@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.segment import Segment
 
-from calm_core.shown import redacted, visible
+from calm_core.shown import visible
 
 
 class Screen(Console):
@@ -27,8 +27,3 @@ class Screen(Console):
             segment if segment.control else segment._replace(text=visible(segment.text, keep="\n\t"))
             for segment in buffer
         )
-
-
-def lines_of(text: str) -> str:
-    """Text from outside with its lines and tabs, anything else in it seen instead of acting, and no secrets."""
-    return redacted(visible(text, keep="\n\t"))

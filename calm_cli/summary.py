@@ -9,8 +9,7 @@ from rich.text import Text
 
 from calm_cli.board import Board
 from calm_cli.display import clock
-from calm_cli.screen import lines_of
-from calm_core.shown import visible
+from calm_core.shown import lines_of, visible
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, DatasetFacts, EvaluationFacts, RegistrationFacts, Score

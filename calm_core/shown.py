@@ -1,6 +1,7 @@
 """Text from outside, made fit to be shown: nothing in it acts on a terminal, and no secret is told."""
 
 import re
+from typing import Any, TextIO
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What acts on a terminal rather than being shown (C0, DEL, C1), ends a line, turns the direction, or is half a
@@ -61,6 +62,29 @@ def shortened(text: str, limit: int = 80) -> str:
 def brief(value: object, limit: int = 80) -> str:
     """A value as a message repeats it: its repr, shortened."""
     return shortened(repr(value), limit)
+
+
+def lines_of(text: str) -> str:
+    """A text whose lines and tabs stay; anything else in it is seen instead of acting, and there are no secrets."""
+    return redacted(visible(text, keep="\n\t"))
+
+
+class SafeStream:
+    """A stream of text for a log, whose tracebacks and libraries' lines are no text of ours.
+
+    Args:
+        stream: Where it is written, as `lines_of` makes it; a carriage return stays, for bars of progress.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write("\r".join(map(lines_of, text.split("\r"))))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _without_secrets(url: re.Match[str]) -> str:

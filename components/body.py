@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,15 +22,17 @@ def stage(code_version: str) -> Iterator[None]:
     """Run a calm_core stage as the task of a pipeline.
 
     The code version of the task's cache key is the one that the stage writes into its manifest. A `CalmError` ends the
-    task with its one line instead of a traceback, and with its exit code.
+    task with its one line instead of a traceback, and with its exit code; a fault of ours with its traceback, without
+    secrets of URLs.
 
     Args:
         code_version: The image digest in a cluster, the digest of the installed library on one machine.
 
     Raises:
-        SystemExit: The stage failed with a `CalmError`.
+        SystemExit: The stage failed.
     """
-    from calm_core.errors import CalmError
+    from calm_core.errors import EXIT_FAILED, CalmError
+    from calm_core.shown import lines_of
     from calm_core.store.code_version import CODE_VERSION_VARIABLE
 
     os.environ[CODE_VERSION_VARIABLE] = code_version
@@ -38,6 +41,9 @@ def stage(code_version: str) -> Iterator[None]:
     except CalmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
+    except Exception:  # a fault of ours: what the libraries say of URLs is not for a pod's log
+        sys.stderr.write(lines_of(traceback.format_exc()))
+        raise SystemExit(EXIT_FAILED) from None
 
 
 def settings(section_type: type[SectionT], values: Mapping[str, Any]) -> SectionT:

@@ -35,7 +35,10 @@ class DataConfig(Section):
     )
     unicode_normalization: Literal["none", "NFC", "NFKC"] = Field("none", description="form that every text is put in")
     validation_fraction: float = Field(
-        0.05, gt=0, lt=1, description="share of documents held out, by a hash of the text"
+        0.05,
+        gt=0,
+        le=1,
+        description="share of documents held out, by a hash of the text; 1: all of them, a set to score models on",
     )
     near_duplicate_threshold: float = Field(
         0.0,
@@ -44,7 +47,18 @@ class DataConfig(Section):
         description="drop documents about this similar to an earlier one (Jaccard, MinHash), 0.5 to 0.95; 0: off",
     )
     sequence_length: int = Field(512, ge=2, le=2**24, description="tokens in a sequence")
-    document_alignment: int = Field(8, ge=1, le=2**24, description="documents begin on a multiple of this many tokens")
+    packing: Literal["documents", "contiguous"] = Field(
+        "documents",
+        description="documents: each ends with an end-of-text token and begins on a multiple of document_alignment; "
+        "contiguous: as the public code packs, no end, no padding, chunks straddle documents, the rest that fills no "
+        "sequence is left out",
+    )
+    start_of_text: bool = Field(
+        False, description="each document begins with the tokenizer's start-of-text token; contiguous needs it"
+    )
+    document_alignment: int = Field(
+        8, ge=1, le=2**24, description="packing documents: documents begin on a multiple of this many tokens"
+    )
     rows_per_group: int = Field(256, ge=1, le=2**20, description="sequences in a Parquet row group")
     rows_per_shard: int = Field(
         16384, ge=1, le=2**30, description="sequences in a Parquet file, a multiple of rows_per_group"
@@ -58,7 +72,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _units_are_whole(self) -> Self:
-        for whole, unit in (("sequence_length", "document_alignment"), ("rows_per_shard", "rows_per_group")):
+        aligned = [("sequence_length", "document_alignment")] if self.packing == "documents" else []
+        for whole, unit in (*aligned, ("rows_per_shard", "rows_per_group")):
             if getattr(self, whole) % getattr(self, unit):
                 raise ValueError(
                     f"{whole} ({getattr(self, whole)}) must be a multiple of {unit} ({getattr(self, unit)})"
@@ -67,6 +82,10 @@ class DataConfig(Section):
             raise ValueError(
                 f"sequence_length ({self.sequence_length}) x rows_per_group ({self.rows_per_group}) must not exceed "
                 f"{LARGEST_GROUP} tokens: a row group is held in memory"
+            )
+        if self.packing == "contiguous" and not self.start_of_text:
+            raise ValueError(
+                "packing contiguous needs start_of_text=true: nothing else would tell where a document ends"
             )
         if 0 < self.near_duplicate_threshold < 0.5:
             raise ValueError(
@@ -95,3 +114,6 @@ class TokenizerConfig(Section):
     )
     pad_token: Name | None = Field(None, description="of that tokenizer; unset: as its files say")
     eos_token: Name | None = Field(None, description="of that tokenizer, ends a document; unset: as its files say")
+    bos_token: Name | None = Field(
+        None, description="of that tokenizer, begins a document with data.start_of_text; unset: as its files say"
+    )

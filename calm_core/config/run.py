@@ -34,10 +34,15 @@ class Config(Section):
     @model_validator(mode="after")
     def _chunks_do_not_straddle_documents(self) -> Self:
         chunk_size = self.autoencoder.model.chunk_size
-        if self.data.document_alignment % chunk_size:
+        if self.data.packing == "documents" and self.data.document_alignment % chunk_size:
             raise ValueError(
                 f"data.document_alignment ({self.data.document_alignment}) must be a multiple of "
                 f"autoencoder.model.chunk_size ({chunk_size}), else a chunk straddles two documents"
+            )
+        if self.data.sequence_length % chunk_size:
+            raise ValueError(
+                f"data.sequence_length ({self.data.sequence_length}) must be a multiple of "
+                f"autoencoder.model.chunk_size ({chunk_size})"
             )
         if self.data.sequence_length < 2 * chunk_size:
             raise ValueError(
@@ -45,6 +50,24 @@ class Config(Section):
                 f"autoencoder.model.chunk_size ({chunk_size})"
             )
         self.evaluation.interval(chunk_size, self.data.sequence_length)  # refused now, not once all is trained
+        return self
+
+    @model_validator(mode="after")
+    def _tokenizer_has_texts(self) -> Self:
+        if self.data.validation_fraction == 1 and not (self.tokenizer.source or self.data.extends):
+            raise ValueError(
+                "data.validation_fraction (1) leaves no text to learn a tokenizer from; name the model's own with "
+                "tokenizer.source"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _start_of_text_is_used(self) -> Self:
+        if self.tokenizer.bos_token is not None and not self.data.start_of_text:
+            raise ValueError(
+                f"tokenizer.bos_token ({self.tokenizer.bos_token}) begins documents with data.start_of_text=true only; "
+                "set that, or leave it out"
+            )
         return self
 
 

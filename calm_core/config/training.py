@@ -25,7 +25,7 @@ class TrainingConfig(Section):
     processes: int | None = Field(
         None, ge=1, le=1024, description="ranks on this node; unset: one a GPU, or one on CPU"
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage; bf16 runs 0 as 1")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on CPU")
     learning_rate: float = Field(3e-4, ge=1e-12, le=10)
     warmup_steps: int = Field(100, ge=0, le=MOST_STEPS, description="linear warm-up")

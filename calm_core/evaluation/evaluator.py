@@ -11,6 +11,7 @@ from calm_core.config import EvaluationConfig
 from calm_core.data.reading.dataset import Dataset
 from calm_core.errors import ArtifactError
 from calm_core.evaluation.brier import MAX_N, BrierAccumulator, next_tokens
+from calm_core.evaluation.comparison import NO_START
 from calm_core.evaluation.samplers import BrierModel
 from calm_core.models.autoencoders.base import Autoencoder, reconstruct, to_chunks
 from calm_core.models.noise import SequenceNoise, derive_seed
@@ -107,6 +108,8 @@ class Evaluator:
             "sequence_length": self.dataset.sequence_length,
             "stride": self.dataset.sequence_length,
             "position_interval": self.interval,
+            "packing": self.dataset.packing,
+            "start_of_text": NO_START if self.dataset.bos_id is None else self.dataset.bos_id,
             "document_boundaries": "packed; attention crosses them; a position counts if its next 4 tokens are real",
             "samples": self.config.samples,
             "sequences": self.sequences,

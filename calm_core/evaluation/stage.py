@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from calm_core.config import EvaluationConfig
-from calm_core.data.reading.dataset import Dataset, open_dataset
+from calm_core.data.reading.dataset import Dataset, open_dataset, require_whole_chunks
 from calm_core.errors import ArtifactError
 from calm_core.evaluation.brier import frequencies
 from calm_core.evaluation.evaluator import Evaluator
 from calm_core.evaluation.report import render_report
 from calm_core.evaluation.samplers import UnigramSampler
 from calm_core.evaluation.scored import SCORED, Scored
-from calm_core.generation.text import Sampling, TextGenerator
+from calm_core.generation.text import Sampling
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import EvaluationFacts, ModelFacts, References, TextSample
 from calm_core.telemetry.stage import Stage
@@ -54,6 +54,7 @@ def evaluate(
         _require_same_tokenizer(artifact, dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         scored = SCORED[type(artifact.facts)](artifact, autoencoder_uri, device)
+        require_whole_chunks(dataset, scored.chunk_size)
         interval = config.interval(scored.chunk_size, dataset.sequence_length)
         evaluator = Evaluator(config, dataset, interval, scored.chunk_size, seed, device, stage)
         evaluator.require_positions()
@@ -112,15 +113,17 @@ def _references(evaluator: Evaluator, scored: Scored, dataset_uri: str) -> Refer
 
 
 def _train_frequencies(dataset_uri: str) -> Tensor:
-    train = open_dataset(dataset_uri, "train")
-    rows = train.rows(np.arange(min(train.num_sequences, _FREQUENCY_SEQUENCES)))
-    return frequencies(torch.from_numpy(rows), train.vocab_size, train.pad_id)
+    counted = open_dataset(dataset_uri, "train")
+    if not counted.num_sequences:  # a set that is held out whole
+        counted = open_dataset(dataset_uri, "validation")
+    rows = counted.rows(np.arange(min(counted.num_sequences, _FREQUENCY_SEQUENCES)))
+    return frequencies(torch.from_numpy(rows), counted.vocab_size, counted.pad_id)
 
 
 def _write_samples(evaluator: Evaluator, scored: Scored) -> list[TextSample]:
     config = evaluator.config
     evaluator.stage.report(note="writing text")
-    texts = TextGenerator(scored.writer, evaluator.dataset.tokenizer).generate(
+    texts = scored.generator.generate(
         config.prompts,
         max_new_tokens=config.prompt_tokens,
         sampling=Sampling(config.temperature, config.temperature_samples),

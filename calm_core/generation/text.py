@@ -15,6 +15,7 @@ from calm_core.models.backbone import Backbone, Branches
 from calm_core.models.calm import Calm
 from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.models.transformer import Transformer
+from calm_core.store.facts import Packing
 
 _PREFIX_SAMPLES = 256  # chunks that are drawn to continue a prompt that ends inside a chunk
 _EXACT_BLOCK = 32  # chunks that the exact sampler draws at a time
@@ -167,11 +168,17 @@ class TextGenerator:
     """Continues prompts.
 
     Equal seeds give equal text for a prompt, whatever else is asked for beside it.
+
+    Args:
+        model: What writes.
+        tokenizer: What its tokens mean, and which of them begins a document, if any does.
+        packing: Of the text that the model was trained on: it tells how a document begins.
     """
 
-    def __init__(self, model: NextChunk, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: NextChunk, tokenizer: Tokenizer, packing: Packing = "documents") -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.packing = packing
         self.device = next(model.backbone.parameters()).device
 
     def generate(
@@ -257,14 +264,11 @@ class TextGenerator:
     def _read(self, prompts: Sequence[str]) -> tuple[list[_Text], Tensor, Branches]:
         """The state after the whole chunks of each prompt, and their keys and values.
 
-        A document follows the chunk that ends the one before it. Shorter prompts are filled up at their ends, where
-        nothing that counts can see it.
+        Shorter prompts are filled up at their ends, where nothing that counts can see it.
         """
         size = self.model.chunk_size
-        boundary = [self.tokenizer.eos_id] + [self.tokenizer.pad_id] * (size - 1)
-        encoded = [self.tokenizer.encode(prompt) for prompt in prompts]
-        whole = [boundary + tokens[: len(tokens) // size * size] for tokens in encoded]
-        texts = [_Text(tokens[len(tokens) // size * size :]) for tokens in encoded]
+        started = [self._start(prompt) for prompt in prompts]
+        whole, texts = [tokens for tokens, _ in started], [_Text(begun) for _, begun in started]
         longest = max(len(tokens) for tokens in whole)
         filled = [tokens + [self.tokenizer.pad_id] * (longest - len(tokens)) for tokens in whole]
         chunks_BPK = torch.tensor(filled, device=self.device).unflatten(1, (-1, size))
@@ -273,11 +277,26 @@ class TextGenerator:
         hidden_BD = hidden_BPD[torch.arange(len(prompts), device=self.device), last_B]
         return texts, hidden_BD, Branches(last_B.unsqueeze(1), prefix)
 
+    def _start(self, prompt: str) -> tuple[list[int], list[int]]:
+        """A prompt as the start of a document: its whole chunks, and what it has begun of the next one.
+
+        Of packed documents, one follows the chunk that ends the one before it. Contiguous ones begin anywhere in a
+        chunk; so the prompt ends with a chunk, and more of the token that begins it fill the chunk before it.
+        """
+        size, bos_id = self.model.chunk_size, self.tokenizer.bos_id
+        tokens = ([] if bos_id is None else [bos_id]) + self.tokenizer.encode(prompt)
+        if self.packing == "contiguous" and bos_id is not None:
+            return [bos_id] * (-len(tokens) % size) + tokens, []
+        boundary = [self.tokenizer.eos_id] + [self.tokenizer.pad_id] * (size - 1)
+        kept = len(tokens) // size * size
+        return boundary + tokens[:kept], tokens[kept:]
+
     def _write(self, text: _Text, chunk: list[int], max_new_tokens: int, stop: Sequence[str]) -> str:
         """Append a chunk; returns the characters that are certain now."""
         new, text.begun = chunk[len(text.begun) :], []
-        if self.tokenizer.eos_id in new:
-            new, text.ended = new[: new.index(self.tokenizer.eos_id)], True
+        ends = (self.tokenizer.eos_id, self.tokenizer.bos_id)  # of contiguous documents the next one's start ends one
+        if (end := next((i for i, token in enumerate(new) if token in ends), None)) is not None:
+            new, text.ended = new[:end], True
         text.tokens = (text.tokens + new)[:max_new_tokens]
         text.ended = text.ended or len(text.tokens) == max_new_tokens
         written = self.tokenizer.decode(text.tokens)

@@ -42,7 +42,11 @@ def load_generator(uri: str, autoencoder_uri: str = "") -> TextGenerator:
             return calm_generator(calm, autoencoder)
     if Manifest.read(uri).kind == TransformerFacts.kind:
         transformer = Artifact(uri, TransformerFacts)
-        return TextGenerator(TransformerTokens(_ready(load_transformer(transformer))), load_tokenizer(transformer))
+        return TextGenerator(
+            TransformerTokens(_ready(load_transformer(transformer))),
+            load_tokenizer(transformer),
+            transformer.facts.packing,
+        )
     calm = Artifact(uri, CalmFacts)
     return calm_generator(calm, autoencoder_of(calm, autoencoder_uri))
 
@@ -50,7 +54,7 @@ def load_generator(uri: str, autoencoder_uri: str = "") -> TextGenerator:
 def calm_generator(calm: Artifact[CalmFacts], autoencoder: Artifact[AutoencoderFacts]) -> TextGenerator:
     """The text generator of a CALM model, whose files are checked while they are read."""
     chunks = CalmChunks(_ready(load_calm(calm, autoencoder)), _ready(load_autoencoder(autoencoder)))
-    return TextGenerator(chunks, load_tokenizer(calm))
+    return TextGenerator(chunks, load_tokenizer(calm), calm.facts.packing)
 
 
 def _ready(model: ModuleT) -> ModuleT:

@@ -31,6 +31,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Split = Literal["train", "validation"]
+Packing = Literal["documents", "contiguous"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 LENGTH_BINS = 33  # 2^32 tokens are more than a document may have
 _ROUNDING = 1e-6
@@ -153,6 +154,7 @@ class SplitCounts(Record):
 
     Attributes:
         document_lengths: How many documents have [2^i, 2^(i+1)) tokens.
+        left_out: Tokens at the ends of partitions that fill no sequence.
     """
 
     documents: Count
@@ -161,6 +163,7 @@ class SplitCounts(Record):
     padding: Count
     text_bytes: Count
     document_lengths: Annotated[list[Count], Field(min_length=LENGTH_BINS, max_length=LENGTH_BINS)]
+    left_out: Count = 0
     shards: list[Shard]
 
     @model_validator(mode="after")
@@ -195,16 +198,21 @@ class DuplicatesFacts(Facts, kind="duplicates"):
 
 
 class Vocabulary(Record):
-    """What tokens mean beside their tokenizer."""
+    """What tokens mean beside their tokenizer.
+
+    Attributes:
+        bos_id: The token that begins each document; None: none does.
+    """
 
     vocab_size: Annotated[int, Field(ge=1, le=2**32)]
     pad_id: Count
     eos_id: Count
+    bos_id: Count | None = None
 
     @model_validator(mode="after")
     def _special_tokens_are_tokens(self) -> Self:
-        for name in ("pad_id", "eos_id"):
-            _require_at_most(name, getattr(self, name), "the highest token", self.vocab_size - 1)
+        for name in ("pad_id", "eos_id", "bos_id"):
+            _require_at_most(name, getattr(self, name) or 0, "the highest token", self.vocab_size - 1)
         return self
 
 
@@ -254,8 +262,13 @@ class DocumentCounts(Record):
 
 
 class DatasetFacts(Facts, EncodedVocabulary, DocumentCounts, kind="dataset"):
-    """A tokenised dataset."""
+    """A tokenised dataset.
 
+    Attributes:
+        packing: How documents became sequences (see `Packer`).
+    """
+
+    packing: Packing = "documents"
     sequence_length: Annotated[int, Field(ge=1, le=2**24)]
     document_alignment: Annotated[int, Field(ge=1, le=2**24)]
     rows_per_group: Annotated[int, Field(ge=1, le=2**24)]
@@ -308,6 +321,7 @@ class ModelFacts(Facts, Vocabulary):
     """A trained model of any kind.
 
     Attributes:
+        packing: Of the text that it was trained on, so of the text that it writes.
         trained_tokens: None of a model that was trained elsewhere.
         validation: Metrics on held-out text after the last step.
     """
@@ -315,6 +329,7 @@ class ModelFacts(Facts, Vocabulary):
     schema_version: ClassVar[int] = 3
     checksum_since: ClassVar[int] = 3
 
+    packing: Packing = "documents"
     parameters: Annotated[Count, Field(ge=1)]
     trained_tokens: Count | None = None
     validation: dict[str, Number] = {}

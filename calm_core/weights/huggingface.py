@@ -100,6 +100,9 @@ class _PublicFolder:
             "vocab_size": self.vocab_size,
             "pad_id": self.tokenizer.pad_id,
             "eos_id": self.tokenizer.eos_id,
+            "bos_id": self.tokenizer.bos_id,
+            # The public code packs like this, with BOS in front; where BOS is EOS, the folder is one of our exports.
+            "packing": "documents" if self.tokenizer.bos_id is None else "contiguous",
         }
 
     def write(self, writer: "ArtifactWriter[Any]", weights: Weights) -> None:
@@ -252,7 +255,10 @@ def _tokenizer(config: Mapping[str, Any], folders: list[str]) -> Tokenizer:
     folder = next((folder for folder in named if (Path(folder) / "tokenizer.json").exists()), named[0])
     eos = config.get("eos_token_id")
     eos_id = eos[0] if isinstance(eos, list) else eos
-    return Tokenizer.from_folder(folder, config.get("pad_token_id"), eos_id, end_fills_up=True)
+    tokenizer = Tokenizer.from_folder(folder, config.get("pad_token_id"), eos_id, end_fills_up=True)
+    if (bos_id := config.get("bos_token_id")) != tokenizer.eos_id:
+        tokenizer.bos_id = bos_id
+    return tokenizer
 
 
 def _autoencoder_path(path: Path, config: Mapping[str, Any], asked: str) -> Path:
@@ -346,7 +352,9 @@ def _common_config(facts: ModelFacts) -> dict[str, Any]:
         "vocab_size": facts.vocab_size,
         "pad_token_id": facts.pad_id,
         "eos_token_id": facts.eos_id,
-        "bos_token_id": facts.eos_id,  # what a document of ours follows
+        "bos_token_id": facts.eos_id
+        if facts.bos_id is None
+        else facts.bos_id,  # what a document follows, or begins with
     }
 
 

@@ -14,11 +14,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from kfp import components, local
 
-from calm_core.shown import redacted, visible
+from calm_core.shown import SafeStream
 from pipelines.compile import TRAIN_PIPELINE
 from pipelines.local.cache import use_checked_cache
 
@@ -45,25 +45,17 @@ def run(request: dict[str, Any]) -> None:
     Path(request["outputs"]).write_text(json.dumps(outputs, indent=1), encoding="utf-8")
 
 
-class SafeLog:
-    """A stream of text without the secrets of URLs, which tracebacks and the libraries' logs may hold."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        return self._stream.write(redacted(visible(text, keep="\n\t\r")))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
+<<<<<<< HEAD
 def end_with_parent(temporary: str) -> None:
     """Stop this process and its tasks when the one that started it is gone, so that no run works on unwatched.
 
     Args:
         temporary: A folder to remove then, as the other process would.
     """
+=======
+def end_with_parent() -> None:
+    """Stop this process and its tasks when the one that started it is gone, so that no run works on unwatched."""
+>>>>>>> settings
     parent = os.getppid()
 
     def watch() -> None:
@@ -76,6 +68,11 @@ def end_with_parent(temporary: str) -> None:
 
 
 if __name__ == "__main__":
+<<<<<<< HEAD
     end_with_parent(os.environ["TMPDIR"])
-    sys.stdout, sys.stderr = SafeLog(sys.stdout), SafeLog(sys.stderr)
+    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
+=======
+    end_with_parent()
+    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
+>>>>>>> settings
     run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

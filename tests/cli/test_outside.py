@@ -15,8 +15,8 @@ from calm_cli.main import main
 from calm_cli.screen import Screen
 from calm_core.config import AutoencoderConfig
 from calm_core.errors import CalmError
+from calm_core.shown import SafeStream
 from calm_core.training.stage import train
-from pipelines.local.worker import SafeLog
 
 SECRET = "s3cr3t"
 HTTPS, S3 = f"https://user:{SECRET}@127.0.0.1:9/a.jsonl", f"s3://KEY:{SECRET}@bucket/place"
@@ -114,7 +114,7 @@ def test_a_tracking_uri_with_a_password_is_not_told(
 
 def test_the_log_of_a_run_holds_no_secret_and_nothing_that_acts() -> None:
     stream = io.StringIO()
-    log = SafeLog(stream)
+    log = SafeStream(stream)
     print(f"Traceback\n  File x\nOSError: cannot reach {HTTPS}\x1b[2J", file=log)
     assert stream.getvalue() == "Traceback\n  File x\nOSError: cannot reach https://***@127.0.0.1:9/a.jsonl\\x1b[2J\n"
 

@@ -149,7 +149,7 @@ def test_no_setting_takes_any_size(name: str) -> None:
     for value in (10**18, 10**30, 1e300, math.inf, math.nan, "x" * 1_000_000, ["x" * 1_000_000], ["x"] * 100_000):
         with pytest.raises(ConfigError) as caught:
             resolve_config({}, [f"calm.model.head.kind={chosen}"], {name: value})
-        assert str(caught.value).startswith(f"{name}: ")
+        assert str(caught.value).startswith(name)
         assert "another kind" not in str(caught.value)
         assert len(str(caught.value)) < 400
 

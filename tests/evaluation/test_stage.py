@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from calm_core.evaluation.evaluator import Evaluator
 from calm_core.evaluation.stage import evaluate
 from calm_core.models.transformer import Transformer
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import AutoencoderFacts, EvaluationFacts, TransformerFacts
+from calm_core.store.facts import AutoencoderFacts, DatasetFacts, EvaluationFacts, TransformerFacts
 from calm_core.weights.load import load_transformer
 
 Evaluation = Artifact[EvaluationFacts]
@@ -183,6 +185,30 @@ def test_settings_that_leave_nothing_to_score_are_refused_before_the_training(
         return
     with pytest.raises(ConfigError, match=message):
         resolve_config({}, settings)
+
+
+def test_a_score_of_before_is_one_of_our_packing(evaluation: Evaluation) -> None:
+    """Its protocol does not say so: there was no other."""
+
+    def with_protocol(**changes: str) -> Evaluation:
+        protocol = {k: v for k, v in evaluation.facts.protocol.items() if k not in ("packing", "start_of_text")}
+        facts = evaluation.facts.model_copy(update={"protocol": protocol | changes})
+        return cast(Evaluation, SimpleNamespace(uri="old", facts=facts))
+
+    require_same_protocol([evaluation, with_protocol()])
+    with pytest.raises(CalmError, match="packing contiguous against documents"):
+        require_same_protocol([with_protocol(packing="contiguous"), with_protocol()])
+
+
+def test_chunks_that_would_straddle_packed_documents_are_refused(
+    dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path
+) -> None:
+    data = Artifact(dataset_uri, DatasetFacts)
+    with ArtifactWriter(str(tmp_path / "data"), DatasetFacts, data.manifest.config, data.manifest.parents) as writer:
+        writer.copy(data, {entry.path: entry.path for entry in data.manifest.files})
+        writer.facts = data.facts.model_copy(update={"document_alignment": 2})
+    with pytest.raises(CalmError, match="begin on multiples of 2 tokens, which is no multiple of the chunk size 4"):
+        evaluate_calm(str(tmp_path / "data"), model_uris, tmp_path / "out")
 
 
 def test_positions_inside_a_chunk_are_refused(dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path) -> None:

@@ -194,3 +194,46 @@ def test_an_end_of_text_inside_a_chunk_ends_the_text_there(
 def test_an_impossible_temperature_is_refused(generator: TextGenerator, temperature: float) -> None:
     with pytest.raises(CalmError, match="temperature must be above 0 and at most 1"):
         generator.generate(["x"], sampling=Sampling(temperature))
+
+
+@pytest.fixture
+def contiguous(generator: TextGenerator) -> TextGenerator:
+    """A model of documents that begin with a token of their own, anywhere in a chunk."""
+    tokenizer = Tokenizer.train(["the river flows past the old port " * 20], 280, start_of_text=True)
+    return TextGenerator(generator.model, tokenizer, "contiguous")
+
+
+@pytest.mark.parametrize("prompt", ["", "t", "the river", "the river flows", "the river flows past the old port"])
+def test_contiguous_text_begins_with_bos_and_ends_with_the_prompt(
+    contiguous: TextGenerator, prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the public code where the chunks come out even; else the prompt still touches what follows it."""
+    seen: list[torch.Tensor] = []
+    embed = contiguous.model.embed
+    monkeypatch.setattr(contiguous.model, "embed", lambda chunks: seen.append(chunks) or embed(chunks))
+    contiguous.generate([prompt], max_new_tokens=1)
+    bos_id, tokens = contiguous.tokenizer.bos_id, contiguous.tokenizer.encode(prompt)
+    assert bos_id is not None
+    fed = seen[0].flatten().tolist()
+    assert fed == [bos_id] * (-(len(tokens) + 1) % K) + [bos_id, *tokens]
+    assert contiguous.tokenizer.pad_id not in fed
+
+
+def test_the_start_of_the_next_document_ends_a_text(contiguous: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = contiguous.tokenizer.encode("a")[0], contiguous.tokenizer.encode("b")[0]
+    chunk = torch.tensor([a, b, contiguous.tokenizer.bos_id, a])
+    monkeypatch.setattr(contiguous.model, "choose", lambda hidden, *_: chunk.expand(len(hidden), K))
+    assert contiguous.generate(["", "the"], max_new_tokens=50) == ["ab", "ab"]
+
+
+def test_packed_documents_with_a_start_follow_the_end_of_another(
+    contiguous: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = TextGenerator(contiguous.model, contiguous.tokenizer, "documents")
+    eos_id, pad_id, bos_id = packed.tokenizer.eos_id, packed.tokenizer.pad_id, packed.tokenizer.bos_id
+    ids = packed.tokenizer.encode("the river flows past")
+    whole = (len(ids) + 1) // K * K
+    assert packed._start("the river flows past") == (
+        [eos_id, *[pad_id] * (K - 1), *[bos_id, *ids][:whole]],
+        [bos_id, *ids][whole:],
+    )

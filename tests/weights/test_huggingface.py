@@ -205,6 +205,7 @@ def test_the_settings_of_the_folder_reach_the_model(folders: Path) -> None:
         HEAD_LAYERS,
     )
     facts = artifacts["calm"].facts
+    assert (facts.bos_id, facts.packing) == (0, "contiguous")  # as the public code packs
     assert (facts.eos_id, facts.pad_id) == (1, 1)  # no padding token: the end of a text fills up
 
 

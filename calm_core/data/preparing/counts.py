@@ -48,6 +48,7 @@ def sum_splits(counts: Sequence[SplitCounts]) -> SplitCounts:
         padding=sum(count.padding for count in counts),
         text_bytes=sum(count.text_bytes for count in counts),
         document_lengths=[sum(column) for column in lengths],
+        left_out=sum(count.left_out for count in counts),
         shards=[shard for count in counts for shard in count.shards],
     )
 
@@ -86,8 +87,18 @@ def refuse_lost_documents(counts: DocumentCounts, splits: Splits) -> None:
 
 
 def refuse_empty_splits(counts: DocumentCounts, splits: Splits, config: DataConfig) -> None:
-    """Raise a SourceError where there is nothing to train on, or nothing to validate with."""
+    """Raise a SourceError where there is nothing to train on, or nothing to validate with.
+
+    A set that is held out whole has nothing to train on.
+    """
     for name, split in splits.items():
+        if name == "train" and config.validation_fraction == 1:
+            continue
+        if split.documents and not split.sequences:
+            raise SourceError(
+                f"the {name} split fills no sequence: its {split.documents} documents have {split.left_out} tokens, a "
+                f"sequence {config.sequence_length}; add documents or lower data.sequence_length"
+            )
         if not split.sequences:
             raise SourceError(
                 f"the {name} split is empty: {counts.documents_out} documents, validation_fraction "

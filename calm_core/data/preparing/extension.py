@@ -12,6 +12,8 @@ from calm_core.store.facts import DatasetFacts, SourceFile
 
 _KEPT = (
     "sequence_length",
+    "packing",
+    "start_of_text",
     "document_alignment",
     "rows_per_group",
     "validation_fraction",
@@ -34,9 +36,10 @@ class Extension:
         self._replace = config.replace_changed
         settings = self.parent.manifest.config | self.parent.facts.part("results")  # both, where both tell it
         for name in _KEPT:
-            if (found := settings.get(name)) != getattr(config, name):
+            own = settings.get(name, DataConfig.model_fields[name].default)  # older datasets had no choice
+            if own != getattr(config, name):
                 raise ConfigError(
-                    f"data.{name}: the dataset {config.extends} has {found!s:.100}, not {getattr(config, name)}; set "
+                    f"data.{name}: the dataset {config.extends} has {own!s:.100}, not {getattr(config, name)}; set "
                     f"it so, or prepare a new dataset"
                 )
 

@@ -161,8 +161,9 @@ class _Inputs:
         return DatasetFacts(
             **counts.model_dump(),
             **self._tokenizer.facts.model_dump(),
+            packing=self._config.packing,
             sequence_length=self._config.sequence_length,
-            document_alignment=self._config.document_alignment,
+            document_alignment=self._config.document_alignment if self._config.packing == "documents" else 1,
             rows_per_group=self._config.rows_per_group,
             partitions=self._first + len(self._shards),
             splits=splits,
@@ -216,6 +217,7 @@ def _headline(facts: DatasetFacts) -> dict[str, int]:
         "near_duplicates": facts.near_duplicates,
         "tokens": facts.tokens,
         "padding": sum(split.padding for split in facts.splits.values()),
+        "left_out": sum(split.left_out for split in facts.splits.values()),
         "vocab_size": facts.vocab_size,
     }
 

@@ -29,6 +29,8 @@ class SplitWriter:
             document_alignment=config.document_alignment,
             pad_id=tokenizer.pad_id,
             eos_id=tokenizer.eos_id,
+            bos_id=tokenizer.bos_id,
+            packing=config.packing,
         )
         self._open = ExitStack()
         self._shard: ShardWriter | None = None  # the one that is being written
@@ -51,7 +53,7 @@ class SplitWriter:
         """Append a document."""
         self._documents += 1
         self._text_bytes += text_bytes
-        tokens = len(ids) + 1  # with its end
+        tokens = len(ids) + self._packer.added
         self._lengths[tokens.bit_length() - 1] += 1  # bin i: [2^i, 2^(i+1)) tokens
         for block in self._packer.push(ids):
             self._write(block)
@@ -69,6 +71,7 @@ class SplitWriter:
             padding=self._packer.padding,
             text_bytes=self._text_bytes,
             document_lengths=self._lengths.tolist(),
+            left_out=self._packer.left_out,
             shards=self._shards,
         )
 

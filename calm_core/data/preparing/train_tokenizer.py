@@ -48,6 +48,7 @@ def train_tokenizer(
     settings = config.model_dump(mode="json", exclude={"source"})
     settings |= {
         "validation_fraction": data.validation_fraction,
+        "start_of_text": data.start_of_text,
         "partitions": [document_settings(partition, data) for partition in partitions],
     }
     extension = Extension.of(data)
@@ -65,7 +66,11 @@ def train_tokenizer(
         engine, why_slow = choose_engine(tokenizer, training_texts(partitions, data, _CHECKED_BYTES))
         writer.write("tokenizer.json", tokenizer.to_bytes())
         writer.facts = TokenizerFacts(
-            vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id, engine=engine
+            vocab_size=tokenizer.vocab_size,
+            pad_id=tokenizer.pad_id,
+            eos_id=tokenizer.eos_id,
+            bos_id=tokenizer.bos_id,
+            engine=engine,
         )
         notice = f", encoded by the slower engine: {why_slow}" if why_slow else ""
         report(STAGE, note=f"tokenizer of {tokenizer.vocab_size:,} tokens{notice}")
@@ -74,9 +79,11 @@ def train_tokenizer(
 
 def _found_or_trained(partitions: Sequence[Partition], config: TokenizerConfig, data: DataConfig) -> Tokenizer:
     if config.source:
-        return Tokenizer.load(config.source, config.pad_token, config.eos_token)
+        special = config.pad_token, config.eos_token, config.bos_token
+        return Tokenizer.load(config.source, *special, start_of_text=data.start_of_text)
     report(STAGE, note="training the tokenizer")
-    return Tokenizer.train(training_texts(partitions, data, config.max_training_bytes), config.vocab_size)
+    texts = training_texts(partitions, data, config.max_training_bytes)
+    return Tokenizer.train(texts, config.vocab_size, start_of_text=data.start_of_text)
 
 
 def training_texts(partitions: Sequence[Partition], data: DataConfig, max_bytes: int) -> Iterator[str]:

@@ -18,13 +18,13 @@ from calm_core.data.tokenizers.stored import TOKENIZER_NAME, tokenizer_of
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import ArtifactError, ConfigError, first_line
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import DatasetFacts, Facts, MixtureFacts, Split
+from calm_core.store.facts import DatasetFacts, Facts, MixtureFacts, Packing, Split
 
 DECODERS = 2  # threads that read row groups at a time
 _KEPT_GROUPS = 16  # decoded, for readers that go by number
 _OPEN_SHARDS = 4 * BLOCK_SHARDS * DECODERS
 _GROUP_BYTES = 64  # of a file, that each row group takes at least
-_EQUAL = ("vocab_size", "pad_id", "eos_id", "sequence_length", "document_alignment")
+_EQUAL = ("vocab_size", "pad_id", "eos_id", "bos_id", "packing", "sequence_length", "document_alignment")
 
 Sequences = npt.NDArray[np.unsignedinteger]
 
@@ -37,6 +37,8 @@ class Dataset(Protocol):
         tokenizer: What its tokens mean.
         tokenizer_sha256: Equal hashes say equal tokenizers.
         pad_id, eos_id: The special tokens.
+        bos_id: The token that begins each document; None: none does.
+        packing: How documents became sequences.
         vocab_size: One more than the highest token.
         sequence_length: T, tokens in a sequence.
         num_sequences: Sequences of all parts.
@@ -50,6 +52,8 @@ class Dataset(Protocol):
     tokenizer_sha256: str
     pad_id: int
     eos_id: int
+    bos_id: int | None
+    packing: Packing
     vocab_size: int
     sequence_length: int
     num_sequences: int
@@ -80,7 +84,8 @@ class TokenDataset:
         self.artifact = Artifact(uri, DatasetFacts)
         self.uri, self.digest = uri, self.artifact.digest
         self.facts = facts = self.artifact.facts
-        self.pad_id, self.eos_id = facts.pad_id, facts.eos_id
+        self.pad_id, self.eos_id, self.bos_id = facts.pad_id, facts.eos_id, facts.bos_id
+        self.packing = facts.packing
         self.vocab_size, self.sequence_length = facts.vocab_size, facts.sequence_length
         self.tokenizer_sha256 = self.artifact.entry(TOKENIZER_NAME).sha256
         self.tokenizer = tokenizer_of(self.artifact, facts)
@@ -205,7 +210,8 @@ class Mixture:
         require_alike([part.artifact for part in self.parts])
         first = self.parts[0]
         self.tokenizer, self.tokenizer_sha256 = first.tokenizer, first.tokenizer_sha256
-        self.pad_id, self.eos_id = first.pad_id, first.eos_id
+        self.pad_id, self.eos_id, self.bos_id = first.pad_id, first.eos_id, first.bos_id
+        self.packing = first.packing
         self.vocab_size, self.sequence_length = first.vocab_size, first.sequence_length
         self._starts = [0, *accumulate(part.num_sequences for part in self.parts)]  # the number of each part's first
         self.num_sequences = self._starts[-1]
@@ -217,6 +223,20 @@ class Mixture:
         for number, part in enumerate(self.parts):
             out[part_of == number] = part.rows(indices[part_of == number] - self._starts[number])
         return out
+
+
+def require_whole_chunks(dataset: Dataset, chunk_size: int) -> None:
+    """Refuse chunks that would straddle documents which were packed so that they need not.
+
+    Raises:
+        ConfigError: The documents do not begin on a multiple of the chunk size.
+    """
+    for part in dataset.parts:
+        if part.packing == "documents" and part.facts.document_alignment % chunk_size:
+            raise ConfigError(
+                f"{part.uri}: its documents begin on multiples of {part.facts.document_alignment} tokens, which is no "
+                f"multiple of the chunk size {chunk_size}; prepare it with another data.document_alignment"
+            )
 
 
 def open_dataset(uri: str, split: Split) -> Dataset:

@@ -13,14 +13,14 @@ from calm_core.data.tokenizers.byte_level import byte_of_symbol
 from calm_core.errors import CalmError
 from calm_core.store import storage
 
-PAD_TOKEN, EOS_TOKEN = "<|finetune_right_pad_id|>", "<|end_of_text|>"
+PAD_TOKEN, EOS_TOKEN, BOS_TOKEN = "<|finetune_right_pad_id|>", "<|end_of_text|>", "<|begin_of_text|>"
 
 _PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _SPECIAL_TOKENS = (
-    "<|begin_of_text|>",
+    BOS_TOKEN,
     EOS_TOKEN,
     "<|reserved_special_token_0|>",
     "<|reserved_special_token_1|>",

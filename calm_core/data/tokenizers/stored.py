@@ -16,7 +16,7 @@ def tokenizer_of(artifact: Artifact[Facts], vocabulary: Vocabulary) -> Tokenizer
     """
     data, known = artifact.read(TOKENIZER_NAME), vocabulary.vocab_size
     try:
-        tokenizer = Tokenizer.from_bytes(data, vocabulary.pad_id, vocabulary.eos_id)
+        tokenizer = Tokenizer.from_bytes(data, vocabulary.pad_id, vocabulary.eos_id, vocabulary.bos_id)
         size = tokenizer.vocab_size
     except Exception as error:  # the library raises plain ones
         raise artifact.damaged(TOKENIZER_NAME, f"no tokenizer: {first_line(error):.200}") from None

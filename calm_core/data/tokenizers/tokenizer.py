@@ -11,7 +11,7 @@ from calm_core.data.tokenizers import llama
 from calm_core.errors import ArtifactError, CalmError, first_line
 from calm_core.store import storage
 
-PAD_TOKEN, EOS_TOKEN = "<|pad|>", "<|endoftext|>"
+PAD_TOKEN, EOS_TOKEN, BOS_TOKEN = "<|pad|>", "<|endoftext|>", "<|startoftext|>"
 
 
 class Tokenizer:
@@ -21,46 +21,69 @@ class Tokenizer:
         backend: What encodes and decodes.
         pad_id: The token that fills chunks up; unset, the id of PAD_TOKEN.
         eos_id: The token that ends a document; unset, the id of EOS_TOKEN.
+        bos_id: The token that begins a document; None: none does.
 
     Raises:
         ArtifactError: A token is unset, and the backend has none of that name.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, pad_id: int | None = None, eos_id: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        pad_id: int | None = None,
+        eos_id: int | None = None,
+        bos_id: int | None = None,
+    ) -> None:
         self._backend = backend
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
         self.pad_id = _special_id(backend, PAD_TOKEN) if pad_id is None else pad_id
         self.eos_id = _special_id(backend, EOS_TOKEN) if eos_id is None else eos_id
+        self.bos_id = bos_id
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn merges from texts; the same texts in the same order give the same tokenizer."""
+    def train(cls, texts: Iterable[str], vocab_size: int, *, start_of_text: bool = False) -> "Tokenizer":
+        """Learn merges from texts; the same texts in the same order give the same tokenizer.
+
+        With `start_of_text` it has a token that begins a document.
+        """
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=[PAD_TOKEN, EOS_TOKEN],
+            special_tokens=[PAD_TOKEN, EOS_TOKEN, *([BOS_TOKEN] if start_of_text else [])],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
-        return cls(backend)
+        return cls(backend, bos_id=_special_id(backend, BOS_TOKEN) if start_of_text else None)
 
     @classmethod
-    def from_bytes(cls, data: bytes, pad_id: int | None = None, eos_id: int | None = None) -> "Tokenizer":
+    def from_bytes(
+        cls, data: bytes, pad_id: int | None = None, eos_id: int | None = None, bos_id: int | None = None
+    ) -> "Tokenizer":
         """Read the content of a tokenizer.json."""
-        return cls(tokenizers.Tokenizer.from_buffer(data), pad_id, eos_id)
+        return cls(tokenizers.Tokenizer.from_buffer(data), pad_id, eos_id, bos_id)
 
     @classmethod
-    def load(cls, source: str, pad_token: str | None = None, eos_token: str | None = None) -> "Tokenizer":
+    def load(
+        cls,
+        source: str,
+        pad_token: str | None = None,
+        eos_token: str | None = None,
+        bos_token: str | None = None,
+        *,
+        start_of_text: bool = False,
+    ) -> "Tokenizer":
         """Read a tokenizer.json, a folder in Hugging Face's format, or Llama 3's tokenizer.model.
 
         Args:
             source: The file or folder, local or on any fsspec URL.
-            pad_token, eos_token: Names of the special tokens; unset, as the format or the files beside it say.
+            pad_token, eos_token, bos_token: Names of the special tokens; unset, as the format or the files beside it
+                say.
+            start_of_text: Whether documents begin with the third one.
 
         Raises:
             CalmError: There is no tokenizer, it is of another kind, or it has no such token.
@@ -68,14 +91,23 @@ class Tokenizer:
         if source.endswith(".model"):
             backend = llama.read_tokenizer(source)
             pad_id = _named_id(backend, source, "pad_token", pad_token or llama.PAD_TOKEN)
-            return cls(backend, pad_id, _named_id(backend, source, "eos_token", eos_token or llama.EOS_TOKEN))
+            eos_id = _named_id(backend, source, "eos_token", eos_token or llama.EOS_TOKEN)
+            bos_id = _named_id(backend, source, "bos_token", bos_token or llama.BOS_TOKEN) if start_of_text else None
+            return cls(backend, pad_id, eos_id, bos_id)
         folder = source.rpartition("/")[0] or "." if source.endswith(".json") else source
         if not source.endswith(".json") and not storage.exists(storage.join(source, "tokenizer.json")):
             for model in (storage.join(source, "tokenizer.model"), storage.join(source, "original/tokenizer.model")):
                 if storage.exists(model):
-                    return cls.load(model, pad_token, eos_token)
+                    return cls.load(model, pad_token, eos_token, bos_token, start_of_text=start_of_text)
         file_name = source.rpartition("/")[2] if source.endswith(".json") else "tokenizer.json"
-        return cls.from_folder(folder, pad_token=pad_token, eos_token=eos_token, file_name=file_name)
+        return cls.from_folder(
+            folder,
+            pad_token=pad_token,
+            eos_token=eos_token,
+            bos_token=bos_token,
+            start_of_text=start_of_text,
+            file_name=file_name,
+        )
 
     @classmethod
     def from_folder(
@@ -86,6 +118,8 @@ class Tokenizer:
         *,
         pad_token: str | None = None,
         eos_token: str | None = None,
+        bos_token: str | None = None,
+        start_of_text: bool = False,
         end_fills_up: bool = False,
         file_name: str = "tokenizer.json",
     ) -> "Tokenizer":
@@ -94,8 +128,9 @@ class Tokenizer:
         Args:
             uri: The folder, local or on any fsspec URL.
             pad_id, eos_id: Known ids; unset ones are looked up.
-            pad_token, eos_token: Their names; unset ones are those of tokenizer_config.json or special_tokens_map.json,
-                or our own.
+            pad_token, eos_token, bos_token: Their names; unset ones are those of tokenizer_config.json or
+                special_tokens_map.json, or our own.
+            start_of_text: Whether documents begin with the third one.
             end_fills_up: Without a padding token, take the end of text for it. A model that is trained like this never
                 learns to stop, so it is for trained ones.
             file_name: The tokenizer's own file.
@@ -109,14 +144,15 @@ class Tokenizer:
             raise CalmError(f"{uri}: holds no {file_name}; name a folder in Hugging Face's format") from None
         except ValueError as error:
             raise CalmError(f"{storage.join(uri, file_name)}: is no tokenizer.json ({first_line(error)})") from None
-        names = {"pad_token": PAD_TOKEN, "eos_token": EOS_TOKEN} | _special_names(uri)
+        names = {"pad_token": PAD_TOKEN, "eos_token": EOS_TOKEN, "bos_token": BOS_TOKEN} | _special_names(uri)
         if eos_id is None:
             eos_id = _named_id(backend, uri, "eos_token", eos_token or names["eos_token"])
         if pad_id is None and end_fills_up and backend.token_to_id(pad_token or names["pad_token"]) is None:
             pad_id = eos_id
         if pad_id is None:
             pad_id = _named_id(backend, uri, "pad_token", pad_token or names["pad_token"])
-        return cls(backend, pad_id, eos_id)
+        bos_id = _named_id(backend, uri, "bos_token", bos_token or names["bos_token"]) if start_of_text else None
+        return cls(backend, pad_id, eos_id, bos_id)
 
     def to_bytes(self) -> bytes:
         """The content of a tokenizer.json."""
@@ -157,7 +193,7 @@ def _special_names(uri: str) -> dict[str, str]:
             raise CalmError(f"{storage.join(uri, file_name)}: is no JSON object; mend or delete it") from None
         for role, token in tokens.items():
             name = token.get("content") if isinstance(token, dict) else token
-            if role in ("pad_token", "eos_token") and isinstance(name, str):
+            if role in ("pad_token", "eos_token", "bos_token") and isinstance(name, str):
                 names[role] = name
     return names
 
