@@ -6,7 +6,6 @@ from typing import Any
 from calm_core.config import Config, Section
 from calm_core.errors import ConfigError
 from calm_core.store.code_version import code_version
-from components import body
 from components.quoting import is_safe, quoted
 
 _MAX_SECTION_BYTES = 48 << 10  # all inputs of a task, those that are artifacts included, are one argument of 128 KiB
@@ -45,18 +44,9 @@ def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[s
 def _argument(name: str, section: Section) -> dict[str, Any]:
     argument: dict[str, Any] = quoted(section.model_dump(mode="json", exclude_none=True))
     text = json.dumps(argument)
-    try:
-        json.dumps(argument, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise ConfigError(f"{name}: holds half a character (a lone surrogate); write the whole one") from None
     if len(text) > _MAX_SECTION_BYTES:
         raise ConfigError(
             f"{name}: these settings are {len(text):,} bytes, and Kubeflow hands on {_MAX_SECTION_BYTES:,} at most; "
             "shorten them, e.g. name many sources by one pattern"
         )
-    # Kubeflow's numbers are all of one kind, that of JavaScript.
-    arrived = body.settings(type(section), json.loads(text, parse_int=float))
-    for key, value in section:
-        if getattr(arrived, key) != value:
-            raise ConfigError(f"{name}.{key}: Kubeflow cannot hand on {value!r:.200}; write it otherwise")
     return argument
