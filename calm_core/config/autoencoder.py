@@ -29,10 +29,10 @@ class MlpAutoencoderConfig(AutoencoderModelConfig):
     hidden_size: int = Field(512, ge=1)
     intermediate_size: int = Field(1280, ge=1)
     num_encoder_layers: int = Field(
-        2, ge=1, description="residual blocks; the first half (rounded up) before squeezing"
+        2, ge=0, description="residual blocks; the first half (rounded up) before squeezing"
     )
     num_decoder_layers: int = Field(
-        2, ge=1, description="residual blocks; the first half (rounded down) before expansion"
+        2, ge=0, description="residual blocks; the first half (rounded down) before expansion"
     )
     rms_norm_eps: float = Field(1e-6, gt=0)
 

@@ -187,13 +187,19 @@ def test_a_round_trip_is_exact(folders: Path, layout: str, tied: bool, dtype: to
         autoencoder_folder=str(folders / "autoencoder2"),
         tokenizer_folder=tokenizer,
     )
+    # The copy is always there, since the public loader needs it; and ae_path names what the folder holds.
+    inner["decoder.lm_head_weight"] = inner["encoder.embed_tokens.weight"]
+    outer["ae_model.decoder.lm_head_weight"] = inner["encoder.embed_tokens.weight"]
     back = export_checkpoint(artifacts["calm"].uri, str(folders / "back"), autoencoder_uri=artifacts["autoencoder"].uri)
     assert equal(safetensors.torch.load_file(back / "model.safetensors"), outer)
-    assert json.loads((back / "config.json").read_text()) == CALM_CONFIG
-    back = export_checkpoint(artifacts["autoencoder"].uri, str(folders / "back-ae"))
-    assert equal(safetensors.torch.load_file(back / "model.safetensors"), inner)
-    assert json.loads((back / "config.json").read_text()) == AUTOENCODER_CONFIG
-    assert (back / "tokenizer.json").exists()
+    assert json.loads((back / "config.json").read_text()) == CALM_CONFIG | {"ae_path": "autoencoder"}
+    back_inner = export_checkpoint(artifacts["autoencoder"].uri, str(folders / "back-ae"))
+    for folder in (back_inner, back / "autoencoder"):
+        assert equal(safetensors.torch.load_file(folder / "model.safetensors"), inner)
+        assert json.loads((folder / "config.json").read_text()) == AUTOENCODER_CONFIG
+    for folder in (back, back_inner, back / "autoencoder"):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (folder / name).read_bytes() == (folders / "tokenizer" / name).read_bytes()
 
 
 def test_the_settings_of_the_folder_reach_the_model(folders: Path) -> None:
