@@ -5,6 +5,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -64,7 +65,21 @@ def start_engine(model: torch.nn.Module, config: TrainingConfig) -> Any:
     return engine
 
 
-def whole_weights(model: torch.nn.Module, config: TrainingConfig) -> dict[str, torch.Tensor]:
-    """The whole model's weights on CPU, contiguous; gathered from all ranks under ZeRO-3."""
+def whole_weights(engine: Any, config: TrainingConfig) -> dict[str, torch.Tensor]:
+    """The whole model's weights on CPU, contiguous, gathered from all ranks; every rank calls it.
+
+    In bf16 these are the fp32 weights that the optimiser steps, not their roundings that the model computes with.
+    """
+    model, optimizer = engine.module, engine.optimizer
     with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=config.zero_stage == 3):
-        return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    if not wants_bf16(config):
+        return weights
+    if config.zero_stage == 0:
+        rounded = [p for group in optimizer.fp16_groups for p in group]
+        stepped = dict(zip(map(id, rounded), [p for group in optimizer.fp32_groups for p in group], strict=True))
+        masters = {name: stepped[id(p)] for name, p in model.named_parameters()}
+    else:
+        masters = {name: safe_get_full_fp32_param(p) for name, p in model.named_parameters()}
+    # Constants of a head are used as they were rounded.
+    return {name: masters.get(name, value).detach().float().cpu().clone() for name, value in weights.items()}

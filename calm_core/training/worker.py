@@ -74,7 +74,7 @@ def _train(spec: TrainingSpec, job: Job) -> None:
     task = make_task(spec.config, inputs)
     trainer = _make_trainer(spec, job, task, inputs)
     trainer.fit()
-    weights = whole_weights(task.model, spec.config)
+    weights = whole_weights(trainer.engine, spec.config)
     if dist.get_rank() == 0:
         _write(spec, trainer, inputs, weights, time.monotonic() - started)
         job.write_outcome(OutcomeFacts(message=trainer.headline()))
