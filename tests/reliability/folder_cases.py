@@ -1,7 +1,6 @@
 """Public checkpoints with something wrong in them, given to `calm import`."""
 
 import copy
-import itertools
 import json
 import os
 import pickle
@@ -52,7 +51,7 @@ _TRUTH: dict[str, dict[str, tuple[tuple[str, ...], Any]]] = {
     "calm": {
         "rope_theta": (("rope_theta",), 10000.0),
         "rms_norm_eps": (("rms_norm_eps",), 1e-6),
-        "num_attention_heads": (("num_attention_heads",), None),
+        "num_attention_heads": (("num_attention_heads",), 0),
         "num_samples": (("head", "model_samples"), 8),
         "beta": (("head", "alpha"), 1.0),
     },
@@ -101,7 +100,7 @@ class _Folders:
                 said, value = self.configs[kind].get(theirs), settings
                 for step in path:
                     value = value[step]
-                if value != (default if said is None else said) or isinstance(said, bool):
+                if value != float(default if said is None else said) or isinstance(said, bool):
                     raise Lie(f"{kind}: {theirs} is {said!r}, the model has {value!r}")
             stored = load_weights(artifact)
             if not all(value.isfinite().all() for value in stored.values()):
@@ -125,15 +124,15 @@ def folder_cases(inside: Path, rng: random.Random) -> Iterator[Case]:
     inner = random_weights(autoencoder_shapes(), 1)
     outer = random_weights(calm_shapes(), 2) | {f"ae_model.{name}": value for name, value in inner.items()}
     base = _Folders({"autoencoder": AUTOENCODER_CONFIG, "calm": CALM_CONFIG}, {"autoencoder": inner, "calm": outer})
-    kinds = [_edit_config, _edit_config, _edit_weights, _edit_weights, _spoil_json, _spoil_weights, _spoil_index,
-             _replace_pickle, _edit_tokenizer]  # fmt: skip
-    for number in itertools.count():
+    edits, spoils = (_edit_config, _edit_weights), (_spoil_json, _spoil_weights, _spoil_index, _replace_pickle,
+                                                    _edit_tokenizer)  # fmt: skip
+    while True:
         folders = copy.deepcopy(base)
         folders.layout = rng.choice(_LAYOUTS)
-        edits = [rng.choice(kinds) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
-        if number < len(kinds):
-            edits = [kinds[number]]
-        name = "; ".join(edit(folders, rng) for edit in edits)
+        chosen = [rng.choice(edits) for _ in range(rng.choice((0, 1, 1, 1, 2)))]
+        if not chosen or rng.random() < 0.2:
+            chosen.append(rng.choice(spoils))
+        name = "; ".join(edit(folders, rng) for edit in chosen)
 
         def act(folders: _Folders = folders) -> None:
             folders.import_below(inside / "case", tokenizer)
@@ -266,7 +265,8 @@ def _spoil_weights(folders: _Folders, rng: random.Random) -> str:
             path.write_bytes(data)
 
     folders.spoil.append(spoil)
-    folders.must_refuse |= edit in ("empty", "other header", "link", "folder")
+    # Without weights of its own, the autoencoder is read from its copy in the CALM folder.
+    folders.must_refuse |= edit in ("empty", "other header", "link") or (edit == "folder" and kind == "calm")
     return f"{kind}: {edit} {seed}"
 
 
@@ -287,8 +287,7 @@ def _spoil_index(folders: _Folders, rng: random.Random) -> str:
     value, kind = rng.choice(values), rng.choice(("autoencoder", "calm"))
 
     def spoil(root: Path) -> None:
-        index = next((root / kind).glob("*.index.json"))
-        index.write_text(json.dumps(value))
+        next((root / kind).glob("*.index.json")).write_text(json.dumps(value))
 
     folders.spoil.append(spoil)
     folders.must_refuse = True

@@ -25,9 +25,9 @@ def block(prefix: str) -> dict[str, tuple[int, ...]]:
     }
 
 
-def autoencoder_shapes() -> dict[str, tuple[int, ...]]:
+def autoencoder_shapes(layers: int = 2) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"encoder.embed_tokens.weight": (V, D)}
-    for i in range(2):
+    for i in range(layers):
         shapes |= block(f"encoder.encoder_layers.{i}") | block(f"decoder.decoder_layers.{i}")
     return shapes | {
         "encoder.squeeze_layer.weight": (D, K * D),

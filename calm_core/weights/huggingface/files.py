@@ -5,6 +5,7 @@ Weights are mapped into memory: their names, shapes and dtypes are known before 
 
 import json
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def has_file(folder: Path, name: str) -> bool:
     Raises:
         StorageError: The name leaves the folder, or a link does.
     """
-    return Path(storage.child(str(folder), name)).is_file()
+    with suppress(OSError):  # longer than any name can be, or in a folder that is closed
+        return Path(storage.child(str(folder), name)).is_file()
+    return False
 
 
 def read_file(folder: Path, name: str, largest: int = _LARGEST_TOKENIZER) -> bytes:
