@@ -1,6 +1,7 @@
 """Writing public folders, as the public code reads them with transformers 4.43 and tokenizers 0.19."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,28 @@ from calm_core.weights.huggingface.config import (
     theirs,
 )
 from calm_core.weights.huggingface.files import SAFETENSORS_NAME, Weights
-from calm_core.weights.huggingface.importing import AUTOENCODER_PREFIX, ORIGINAL, TIED, TOKENIZER_FILES
+from calm_core.weights.huggingface.importing import AUTOENCODER_PREFIX, ORIGINAL, TIED, TOKENIZER_FILES, Tell
 from calm_core.weights.load import TOKENIZER_NAME, autoencoder_of, load_weights
 
 _AUTOENCODER_FOLDER = "autoencoder"
+_TARGET_SAMPLES = 100  # fixed in the public code
 _AUTOENCODER_KIND, _HEAD_KIND = "mlp", "energy"  # what the public format can express
 
 
-def export_checkpoint(uri: str, output: str, *, autoencoder_uri: str = "") -> Path:
+def export_checkpoint(uri: str, output: str, *, autoencoder_uri: str = "", tell: Tell | None = None) -> Path:
     """Write an `autoencoder` or `calm` artifact as a public folder: config.json, model.safetensors, the tokenizer.
 
     Args:
         uri: The artifact.
         output: The folder that is made; in that of a CALM model, `autoencoder` is the folder that its `ae_path` names.
         autoencoder_uri: The autoencoder of a CALM model; unset, where it was when the model was trained on it.
+        tell: Called with a line for each setting of training that the format cannot hold.
 
     Raises:
         CalmError: An artifact is unusable, or of a kind or shape that the public code does not have; or artifacts lie
             where the folder would be made.
     """
+    calm: Artifact[CalmFacts] | None = None
     if Manifest.read(uri).kind == CalmFacts.kind:
         calm = Artifact(uri, CalmFacts)
         autoencoder = autoencoder_of(calm, autoencoder_uri)
@@ -54,6 +58,10 @@ def export_checkpoint(uri: str, output: str, *, autoencoder_uri: str = "") -> Pa
     for folder in folders:
         if storage.exists(storage.join(folder, MANIFEST_NAME)):
             raise CalmError(f"{folder}: is an artifact's folder, whose files would be replaced; name another output")
+    if tell:
+        for artifact in (autoencoder, calm) if calm else (autoencoder,):
+            for line in _untold(artifact):
+                tell(line)
     for folder, files in folders.items():
         for name, data in files.items():
             storage.write(storage.join(folder, name), data)
@@ -107,6 +115,17 @@ def _calm_config(artifact: Artifact[CalmFacts]) -> dict[str, Any]:
         **theirs(head, HEAD_SETTINGS),
     }
     return (_kept_config(artifact) or _common_config(artifact.facts) | known) | {"ae_path": _AUTOENCODER_FOLDER}
+
+
+def _untold(artifact: Artifact[Any]) -> Iterator[str]:
+    """What the public code would train on with other settings than this model had."""
+    model = artifact.manifest.config["model"]
+    latent, token = model.get("latent_dropout"), model.get("token_dropout")
+    if latent != token:
+        yield f"{artifact.uri}: ae_dropout stands for both dropouts: {latent} is written, token_dropout {token} is not"
+    samples = model.get("head", {}).get("target_samples", _TARGET_SAMPLES)
+    if samples != _TARGET_SAMPLES:
+        yield f"{artifact.uri}: the public code has {_TARGET_SAMPLES} target samples, this model {samples}"
 
 
 def _common_config(facts: ModelFacts) -> dict[str, Any]:
