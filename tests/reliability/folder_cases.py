@@ -84,6 +84,9 @@ class _Folders:
             if output.exists():
                 raise Lie("a refused import left something behind") from None
             raise
+        finally:
+            if (place / "run-by-unpickling").exists():
+                raise Lie("a pickle has run code")
         if self.must_refuse:
             raise Lie("accepted")
         self._compare(artifacts)
@@ -113,9 +116,12 @@ class _Folders:
                         raise Lie(f"{kind}: {name} has other numbers")
 
 
+@dataclass(frozen=True)
 class _Runs:
+    place: Path
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("run-by-unpickling",)
+        return os.mkdir, (str(self.place / "run-by-unpickling"),)
 
 
 def folder_cases(inside: Path, rng: random.Random) -> Iterator[Case]:
@@ -304,7 +310,7 @@ def _replace_pickle(folders: _Folders, rng: random.Random) -> str:
         path = root / kind / "pytorch_model.bin"
         big = torch.zeros(1).expand(10**6, 10**6)
         contents: dict[str, Any] = {
-            "code": weights | {"run": _Runs()},
+            "code": weights | {"run": _Runs(root)},
             "views": {name: torch.zeros(1).expand(value.shape) for name, value in weights.items()} | {"big": big},
             "a list": list(weights.values()),
             "numbers for names": dict(enumerate(weights.values())),
@@ -313,7 +319,7 @@ def _replace_pickle(folders: _Folders, rng: random.Random) -> str:
             "no storage": {name: value.to("meta") for name, value in weights.items()},
         }
         if edit == "plain pickle":
-            path.write_bytes(pickle.dumps({"run": _Runs()}))
+            path.write_bytes(pickle.dumps({"run": _Runs(root)}))
         elif edit in contents:
             torch.save(contents[edit], path)
         else:
