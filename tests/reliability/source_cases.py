@@ -144,7 +144,8 @@ BAD_LINES: list[bytes] = [
     b'{"text": 3}', b'{"text": null}', b'{"text": ""}', b'{"text": " \\n"}', b'{"text": "\\ud800"}', b'{"text": {}}',
     b'{"text": "' + b"x" * (LIMIT + 1) + b'"}', b'{"text": "one", "text": "two"}', b'{"text": "twice", "text": 2}',
     b'{"text": ' + b"9" * 6000 + b"}", b'{"text": "two"}{"text": "objects"}', b"{'text': 'quotes'}", b'{"text": tru}',
-    b'\xef\xbb\xbf\xef\xbb\xbf{"text": "a mark in the middle"}', b'[{"text": "an array"}, {"text": "of two"}]', b'{"a":' * 5000,
+    b'\xef\xbb\xbf\xef\xbb\xbf{"text": "a mark in the middle"}', b'[{"text": "an array"}, {"text": "of two"}]',
+    b'{"a":' * 5000,
 ]  # fmt: skip
 
 
