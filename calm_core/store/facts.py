@@ -385,7 +385,7 @@ class AutoencoderFacts(ModelFacts, kind="autoencoder"):
     """A trained autoencoder.
 
     Attributes:
-        tied: Names of second copies of tied weights that a public checkpoint had.
+        tied: Unset; earlier versions noted here which second copies of weights a public checkpoint had.
     """
 
     tied: list[str] | None = None

@@ -415,6 +415,14 @@ def test_what_is_read_or_an_artifact_is_not_written_over(folders: Path) -> None:
     artifacts["autoencoder"].check("config.json")
 
 
+def test_an_import_that_cannot_be_written_leaves_nothing_behind(folders: Path) -> None:
+    (folders / "out").mkdir()
+    (folders / "out" / "calm").write_text("a file in the way")
+    with pytest.raises(CalmError, match="cannot be written"):
+        imported(folders)
+    assert [path.name for path in (folders / "out").iterdir()] == ["calm"]
+
+
 def test_a_tokenizer_of_ours_is_written_for_older_readers(model_uris: tuple[str, str], tmp_path: Path) -> None:
     folder = export_checkpoint(model_uris[1], str(tmp_path / "public"), autoencoder_uri=model_uris[0])
     data = (folder / "tokenizer.json").read_bytes()

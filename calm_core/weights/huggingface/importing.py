@@ -186,16 +186,16 @@ def _require_other_places(sources: list[Path], outputs: list[str]) -> None:
 
 @contextmanager
 def _all_or_nothing(output_uri: str, kinds: dict[str, type[ModelFacts]]) -> Iterator[None]:
-    """Refuse places where artifacts of other kinds lie; leave no new folder behind when the block fails."""
+    """Refuse places where artifacts of other kinds lie; leave no new folder behind when writing fails."""
     for uri, kind in kinds.items():
         if storage.exists(storage.join(uri, MANIFEST_NAME)) and (found := Manifest.read(uri).kind) != kind.kind:
             raise ArtifactError(f"{uri}: holds an artifact of kind {found}, not {kind.kind}; name another output")
-    is_new = not storage.exists(output_uri)
+    new = [uri for uri in (output_uri, *kinds) if not storage.exists(uri)]
     try:
         yield
     except BaseException:
-        if is_new:
-            storage.remove_folder(output_uri)
+        for uri in new:
+            storage.remove_folder(uri)
         raise
 
 
