@@ -15,8 +15,9 @@ from pipelines.local.tracking import require_store, use_tracking
 @pytest.fixture(autouse=True)
 def no_other_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_LOGGING_LEVEL"):
+        monkeypatch.setenv(name, "")  # so that it is as before again after the test, whatever is set in between
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     yield
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unset, or it would count for all tests after these
 

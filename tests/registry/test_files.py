@@ -29,12 +29,11 @@ class Payload(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]  #
 
 
 @pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An experiment in a new store; returns its id."""
     folder = tmp_path_factory.mktemp("mlflow")
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("evil", (folder / "artifacts").as_uri())
-    mlflow.set_experiment("evil")
-    yield
+    yield mlflow.create_experiment("evil", (folder / "artifacts").as_uri())
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unset, or it would count for all tests after these
 
 
@@ -52,9 +51,9 @@ def addresses(logged: "mlflow.models.model.ModelInfo") -> list[str]:
     return [f"models:/evil/{version}", "models:/evil@champion", logged.model_uri, f"runs:/{logged.run_id}/model"]
 
 
-def test_a_pickled_model_is_not_unpickled(tmp_path: Path) -> None:
+def test_a_pickled_model_is_not_unpickled(experiment: str, tmp_path: Path) -> None:
     trace = tmp_path / "ran"
-    with mlflow.start_run():
+    with mlflow.start_run(experiment_id=experiment):
         logged = mlflow.pyfunc.log_model(name="model", python_model=Payload(trace), pip_requirements=[])
     for uri in addresses(logged):
         with pytest.raises(CalmError, match=f"{uri}: is not a CALM model"):
@@ -62,13 +61,13 @@ def test_a_pickled_model_is_not_unpickled(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def log_with_code(tmp_path: Path, loader: str) -> "mlflow.models.model.ModelInfo":
+def log_with_code(experiment: str, tmp_path: Path, loader: str) -> "mlflow.models.model.ModelInfo":
     """Log a model that brings a module of the loader's name along, which leaves a file behind when it is imported."""
     module = tmp_path / "code" / f"{loader.replace('.', '/')}.py"
     module.parent.mkdir(parents=True)
     module.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef _load_pyfunc(path): return None\n")
     (tmp_path / "data").mkdir(exist_ok=True)
-    with mlflow.start_run():
+    with mlflow.start_run(experiment_id=experiment):
         return mlflow.pyfunc.log_model(
             name="model",
             loader_module=loader,
@@ -80,10 +79,10 @@ def log_with_code(tmp_path: Path, loader: str) -> "mlflow.models.model.ModelInfo
 
 @pytest.mark.parametrize("loader", ["evil_loader", "calm_core.registry.load"])
 def test_code_that_a_model_brings_along_is_not_imported(
-    loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loader: str, experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    logged = log_with_code(tmp_path, loader)
+    logged = log_with_code(experiment, tmp_path, loader)
     (tmp_path / "ran").unlink(missing_ok=True)
     monkeypatch.delitem(sys.modules, "evil_loader", raising=False)
     for uri in addresses(logged):
