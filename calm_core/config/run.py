@@ -3,24 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, model_validator
 
+from calm_core.config import text as settings_text
 from calm_core.config.autoencoder import AUTOENCODERS, AutoencoderConfig
-from calm_core.config.base import Section, parse_section
+from calm_core.config.base import Name, Section, parse_section
 from calm_core.config.data import DataConfig, TokenizerConfig
 from calm_core.config.evaluation import EvaluationConfig
 from calm_core.config.heads import HEADS
 from calm_core.config.language_model import CalmConfig, TransformerConfig
 from calm_core.config.registry import RegistryConfig
 from calm_core.errors import ConfigError
+from calm_core.shown import shortened
 
 
 class Config(Section):
     """Every setting of a pipeline run."""
 
     seed: int = Field(0, ge=0, lt=2**31)
-    experiment: str = Field("calm", min_length=1, description="MLflow experiment")
+    experiment: Name = Field("calm", min_length=1, description="MLflow experiment")
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
@@ -48,6 +49,7 @@ class Config(Section):
                 f"data.sequence_length ({self.data.sequence_length}) must hold two chunks of "
                 f"autoencoder.model.chunk_size ({chunk_size})"
             )
+        self.evaluation.interval(chunk_size, self.data.sequence_length)  # refused now, not once all is trained
         return self
 
     @model_validator(mode="after")
@@ -69,8 +71,15 @@ class Config(Section):
         return self
 
 
-def resolve_config(profile: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """A profile's values with `section.key=value` overrides applied; values are read as YAML.
+def resolve_config(
+    profile: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> Config:
+    """A profile's values with overrides applied.
+
+    Args:
+        profile: Sections with settings.
+        overrides: `section.key=value`, the value read as YAML.
+        given: Values that are no text to read, by `section.key`; they come last.
 
     Raises:
         ConfigError: An override is no `key=value`, or a key or value is refused.
@@ -79,9 +88,16 @@ def resolve_config(profile: Mapping[str, Any], overrides: Sequence[str] = ()) ->
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"override {override}: expected section.key=value, e.g. calm.learning_rate=1e-3")
+            raise ConfigError(
+                f"override {shortened(override)}: expected section.key=value, e.g. calm.learning_rate=1e-3"
+            )
         values = _overridden(values, key.strip(), _parse_value(text, override))
+    for key, value in (given or {}).items():
+        values = _overridden(values, key, value)
     return parse_section(Config, values)
+
+
+_DEEPEST_KEY = 10
 
 
 def _overridden(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -89,7 +105,10 @@ def _overridden(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     for kinds in (HEADS, AUTOENCODERS):
         if key in (kinds.setting, f"{kinds.setting}.kind") and isinstance(value, str):
             key, value = kinds.setting, kinds.switched(_value_at(values, kinds.setting.split(".")), value)
-    return _with_value(values, key.split("."), value)
+    path = key.split(".")
+    if len(path) > _DEEPEST_KEY:
+        raise ConfigError(f"unknown setting {shortened(key)}; `calm config` lists all settings")
+    return _with_value(values, path, value)
 
 
 def _value_at(values: Any, path: list[str]) -> Any:
@@ -100,9 +119,9 @@ def _value_at(values: Any, path: list[str]) -> Any:
 
 def _parse_value(text: str, override: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override}: the value is not valid YAML") from None
+        return settings_text.read(text)
+    except ValueError as error:
+        raise ConfigError(f"override {shortened(override)}: the value is not valid YAML ({error})") from None
 
 
 def _with_value(values: Any, path: list[str], value: Any) -> dict[str, Any]:

@@ -15,8 +15,12 @@ def require_same_protocol(evaluations: Sequence[Artifact[EvaluationFacts]]) -> N
     """Refuse to compare scores that were not measured alike.
 
     Raises:
-        CalmError: Two protocols differ; the message names each difference.
+        CalmError: Two protocols differ; the message names each difference. Or a score is of no position at all, as
+            earlier versions gave one.
     """
+    for evaluation in evaluations:
+        if evaluation.facts.protocol.get("positions") == 0:
+            raise CalmError(f"{evaluation.uri}: no position counted, so its score says nothing; evaluate on more text")
     first, *others = evaluations
     expected = _EARLIER | first.facts.protocol
     for other in others:

@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from calm_core.config import DataConfig
+from calm_core.data.preparing.merge import Prepared, merge_partitions
+from calm_core.data.preparing.plan import plan_partitions
 from calm_core.data.reading.dataset import TokenDataset
 from calm_core.data.reading.loader import Loader
 from calm_core.data.reading.order import EpochOrder
@@ -258,6 +260,86 @@ def test_a_full_disk_is_one_clear_line_and_with_more_room_the_same_command_finis
             Artifact(f"{disk}/dataset", DatasetFacts)
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         assert files_of(prepare_data(data, TOKENIZER, f"{disk}/dataset")) == files_of(expected)
+
+
+def flip(path: Path) -> None:
+    """Change a byte in its place, as a disk does: every name of the file has it."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, Artifact[DatasetFacts]]:
+    """A dataset of 3 partitions with keys of near-duplicates, and the settings that make it."""
+    folder = tmp_path_factory.mktemp("small")
+    documents = texts(20) + texts(20)[:5]
+    data = data_of(write_lines(folder / "texts.jsonl", documents), partitions=3, near_duplicate_threshold=0.9)
+    return data, prepare_data(data, TOKENIZER, f"{folder}/dataset")
+
+
+@pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "left there"])
+@pytest.mark.parametrize("kind", ["tokenizer.json", "train/*", "validation/*", "documents/*"])
+def test_doing_what_the_message_about_a_damaged_dataset_says_repairs_it(
+    kind: str, deleted: bool, small: tuple[DataConfig, Artifact[DatasetFacts]], tmp_path: Path
+) -> None:
+    """Its files are second names of those of the parts, which are damaged with them."""
+    data, expected = small
+    dataset = prepare_data(data, TOKENIZER, f"{tmp_path}/dataset")
+    damaged = next(Path(dataset.uri).glob(kind))
+    assert damaged.stat().st_nlink > 1
+    flip(damaged)
+    with pytest.raises(ArtifactError, match=rf"{damaged.name}: file is damaged .* delete {dataset.uri} and run"):
+        dataset.check_files()
+    if deleted:
+        shutil.rmtree(dataset.uri)
+    assert files_of(prepare_data(data, TOKENIZER, dataset.uri)) == files_of(expected)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone", "emptied"])
+def test_a_damaged_part_is_made_anew_and_never_published(
+    damage: str, small: tuple[DataConfig, Artifact[DatasetFacts]], tmp_path: Path
+) -> None:
+    """Each file of each part, one after the other; the dataset is new each time, so that it needs the parts."""
+    data, expected = small
+    parts = Path(prepare_data(data, TOKENIZER, f"{tmp_path}/dataset").uri + ".parts")
+    files = sorted(path.relative_to(parts) for path in parts.rglob("*") if path.is_file())
+    assert {file.parts[0].split("-")[0] for file in files} == {"plan", "scan", "duplicates", "tokenizer", "shards"}
+    for file in files:
+        match damage:
+            case "flipped":
+                flip(parts / file)
+            case "gone":
+                (parts / file).unlink()
+            case "emptied":
+                os.truncate(parts / file, 0)
+        shutil.rmtree(tmp_path / "dataset")
+        assert files_of(prepare_data(data, TOKENIZER, f"{tmp_path}/dataset")) == files_of(expected), file
+
+
+def test_a_damaged_part_is_refused_where_it_cannot_be_made_anew(
+    small: tuple[DataConfig, Artifact[DatasetFacts]], tmp_path: Path
+) -> None:
+    """As in a pipeline, where the parts are those of other tasks."""
+    data, _ = small
+    dataset = prepare_data(data, TOKENIZER, f"{tmp_path}/dataset")
+    place = f"{dataset.uri}.parts"
+    prepared = Prepared(
+        partitions=plan_partitions(data, f"{place}/plan"),
+        scan_uris=[f"{place}/scan-{i:05d}" for i in range(3)],
+        shards_uris=[f"{place}/shards-{i:05d}" for i in range(3)],
+        duplicates_uri=f"{place}/duplicates",
+        tokenizer_uri=f"{place}/tokenizer",
+    )
+    for kind in ("scan-*/keys/*", "shards-*/*.parquet", "tokenizer/tokenizer.json"):
+        damaged = next(Path(place).glob(kind))
+        flip(damaged)
+        with pytest.raises(ArtifactError, match=rf"{damaged.name}: file is damaged"):
+            merge_partitions(data, prepared, f"{tmp_path}/again")
+        with pytest.raises(ArtifactError):
+            Artifact(f"{tmp_path}/again", DatasetFacts)
+        flip(damaged)
 
 
 def test_a_full_cache_of_shards_is_one_clear_line(

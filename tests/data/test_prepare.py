@@ -387,15 +387,12 @@ def test_a_refused_run_leaves_the_dataset_that_is_there(tmp_path: Path) -> None:
     assert files_of(Artifact(f"{tmp_path}/dataset", DatasetFacts)) == before
 
 
-def test_a_source_that_changes_after_the_scan_is_one_line(data: DataConfig, prepared: Prepared, tmp_path: Path) -> None:
-    """Its size stays, but a line more is in it: the marks of duplicates would go to other documents."""
-    [source] = {file.uri for file in Artifact(f"{tmp_path}/dataset", DatasetFacts).facts.sources}
-    content = Path(source.removeprefix("file://")).read_bytes()
-    Path(source.removeprefix("file://")).write_bytes(content.replace(b"a river a river", b'a"}\n{"text": "1', 1))
-    arguments = data, prepared.tokenizer_uri, prepared.duplicates_uri
-    with pytest.raises(SourceError, match=r"partition \d: its sources have changed since they were scanned; run again"):
-        for i, partition in enumerate(prepared.partitions):
-            tokenize_partition(partition, *arguments, f"{tmp_path}/again-{i}")
+def test_marks_of_duplicates_that_are_of_other_documents_are_refused(
+    data: DataConfig, prepared: Prepared, tmp_path: Path
+) -> None:
+    other = prepared.partitions[1].model_copy(update={"index": 0})
+    with pytest.raises(ArtifactError, match=r"partition 0: the duplicates are of other documents; find them again"):
+        tokenize_partition(other, data, prepared.tokenizer_uri, prepared.duplicates_uri, f"{tmp_path}/again")
 
 
 @pytest.mark.parametrize("in_the_way", ["a file", "a folder that is one"])

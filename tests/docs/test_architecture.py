@@ -7,7 +7,7 @@ import grimp
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-EVERYWHERE = {"calm_core", "errors"}  # the package itself, and what every room may raise: not drawn
+EVERYWHERE = {"calm_core", "errors", "shown"}  # the package itself, and what every room may raise and show: not drawn
 
 Arrow = tuple[str, str]
 

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 
 from calm_core.config import DataConfig
+from calm_core.data.preparing.keys import refuse_other_keys
+from calm_core.data.sources.content import FoundFile
+from calm_core.data.tokenizers.stored import tokenizer_of
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import ConfigError, SourceError
 from calm_core.store.artifact import Artifact
@@ -26,20 +29,22 @@ class Extension:
     Its documents keep their split, since that depends on their text and `validation_fraction` alone.
 
     Raises:
-        ConfigError: Its sequences or splits have another shape than the settings ask for.
+        ConfigError: Its sequences or splits have another shape than the settings ask for, or it knows near-duplicates
+            by other keys.
     """
 
     def __init__(self, config: DataConfig) -> None:
         self.parent = Artifact(config.extends, DatasetFacts)
         self._replace = config.replace_changed
-        settings = self.parent.manifest.config
+        settings = self.parent.manifest.config | self.parent.facts.part("results")  # both, where both tell it
         for name in _KEPT:
             own = settings.get(name, DataConfig.model_fields[name].default)  # older datasets had no choice
             if own != getattr(config, name):
                 raise ConfigError(
-                    f"data.{name}: the dataset {config.extends} has {own}, not {getattr(config, name)}; set "
+                    f"data.{name}: the dataset {config.extends} has {own!s:.100}, not {getattr(config, name)}; set "
                     f"it so, or prepare a new dataset"
                 )
+        refuse_other_keys(self.parent, config.near_duplicate_threshold)
 
     @classmethod
     def of(cls, config: DataConfig) -> "Extension | None":
@@ -56,13 +61,14 @@ class Extension:
         """How many partitions are in it; those that are added are counted on from here."""
         return self.parent.facts.partitions
 
-    def files_to_read(self, found: Sequence[SourceFile]) -> tuple[list[SourceFile], int]:
+    def files_to_read(self, found: Sequence[FoundFile]) -> tuple[list[FoundFile], int]:
         """Which of the files that were found have to be read, and the index of their first partition.
 
         Index 0 means that everything is prepared anew, because a file has been replaced.
 
         Raises:
-            SourceError: A file has changed under its name, and no replacement was asked for.
+            SourceError: A file has changed under its name, and no replacement was asked for; or one that is not named
+                again, and has to be read again, has changed or is gone.
         """
         digest_of_name = {file.uri: file.digest for file in self.files}
         changed = [file.uri for file in found if digest_of_name.get(file.uri, file.digest) != file.digest]
@@ -76,9 +82,18 @@ class Extension:
                 "or set data.replace_changed=true to prepare all sources anew without the old content"
             )
         digests = {file.digest for file in found}  # of these, also those that were moved
-        return [f for f in self.files if f.uri not in changed and f.digest not in digests] + list(found), 0
+        kept = [file for file in self.files if file.uri not in changed and file.digest not in digests]
+        return [*map(self._found_again, kept), *found], 0
+
+    def _found_again(self, file: SourceFile) -> FoundFile:
+        found = FoundFile.at(file.uri)
+        if found.digest != file.digest:
+            raise SourceError(
+                f"{file.uri}: changed since it was added to {self.parent.uri}; name it in data.sources as well, or "
+                "restore it"
+            )
+        return found
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer."""
-        facts = self.parent.facts
-        return Tokenizer.from_bytes(self.parent.read("tokenizer.json"), facts.pad_id, facts.eos_id, facts.bos_id)
+        return tokenizer_of(self.parent, self.parent.facts)

@@ -15,14 +15,17 @@ reading the same buckets of all of them.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from datasketch import MinHash, MinHashLSH
 
+from calm_core.errors import ConfigError
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import Facts, ScanFacts
@@ -37,6 +40,17 @@ _BUCKET_SHIFT = np.uint64(64 - (BUCKETS - 1).bit_length())  # leaves the first 1
 _KEY_BYTES = 16
 _RUN_DOCUMENTS = 1 << 20  # keys that are sorted at a time
 _PERMUTATIONS, _SHINGLE_WORDS = 128, 5
+_BLOCK_WORDS = 1 << 14
+_NEAR, _OLD_BAND = "near", re.compile(r"(^|-)band-\d+-\d+\.bin$")
+
+# Scripts without spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, Tai, Javanese and their kin, and what
+# Unicode calls ideographic, Chinese characters and Japanese kana. Kept as it is: other ranges would be other keys.
+_UNSPACED = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f\u2e80-\u2fff"
+    "\u3001-\u30ff\u31a0-\u31ff\u3400-\u4dbf\u4e00-\ua4cf\ua980-\ua9ff\uaa60-\uaadf\uf900-\ufaff\uff66-\uff9d"
+    "\U00016fe0-\U0001b2ff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
 
 Records = npt.NDArray[np.void]
 Numbers = npt.NDArray[np.int64]
@@ -49,7 +63,22 @@ def text_key(text_hash: bytes) -> bytes:
 
 def band_names(threshold: float) -> list[str]:
     """Names of the keys of near-duplicates; none when they are not looked for."""
-    return [f"band-{i:03d}" for i in range(_minhash(threshold)[1])] if threshold else []
+    return [f"{_NEAR}-{i:03d}" for i in range(_minhash(threshold)[1])] if threshold else []
+
+
+def refuse_other_keys(artifact: Artifact[Facts], threshold: float) -> None:
+    """Raise a ConfigError where a dataset's keys of near-duplicates cannot be compared with those of new documents."""
+    names = {entry.path.rpartition("/")[2] for entry in artifact.manifest.files}
+    if threshold and any(_OLD_BAND.search(name) for name in names):
+        raise ConfigError(
+            f"{artifact.uri}: its keys of near-duplicates are those of an earlier version, which knew words between "
+            "spaces alone; prepare all sources anew as a dataset of its own, without data.extends"
+        )
+
+
+def words_of(text: str) -> Iterator[str]:
+    """The words of a text, in lower case; in a script that puts no spaces between words, each character is one."""
+    return (match[0] for match in _WORD.finditer(text.lower()))
 
 
 def band_keys(text: str, threshold: float) -> Iterator[bytes]:
@@ -59,10 +88,13 @@ def band_keys(text: str, threshold: float) -> Iterator[bytes]:
     similarity.
     """
     empty, bands, rows = _minhash(threshold)
-    words = text.lower().split()
-    shingles = {" ".join(words[i : i + _SHINGLE_WORDS]) for i in range(max(1, len(words) - _SHINGLE_WORDS + 1))}
-    signature = empty.copy()
-    signature.update_batch([shingle.encode("utf-8") for shingle in sorted(shingles)])
+    signature, words = empty.copy(), words_of(text)
+    block = list(islice(words, _BLOCK_WORDS))
+    while block:  # a signature of all shingles at once would take a KiB for each of them
+        shingles = {" ".join(block[i : i + _SHINGLE_WORDS]) for i in range(max(1, len(block) - _SHINGLE_WORDS + 1))}
+        signature.update_batch([shingle.encode("utf-8") for shingle in shingles])
+        new = list(islice(words, _BLOCK_WORDS))
+        block = block[1 - _SHINGLE_WORDS :] + new if new else []
     values = np.asarray(signature.hashvalues, dtype=">u8")
     for i in range(bands):
         yield hashlib.blake2b(values[i * rows : (i + 1) * rows].tobytes(), digest_size=_KEY_BYTES).digest()
@@ -121,7 +153,12 @@ class KeyFile(NamedTuple):
             ArtifactError: The file is missing or damaged.
         """
         self.artifact.check(self.path)
-        return np.frombuffer(self._read(0, _INDEX_BYTES), dtype=_INDEX).astype(np.int64)
+        index = self._read(0, _INDEX_BYTES)
+        starts = np.frombuffer(index[: len(index) // _INDEX.itemsize * _INDEX.itemsize], dtype=_INDEX).astype(np.int64)
+        size = self.artifact.entry(self.path).size - _INDEX_BYTES
+        if len(starts) <= BUCKETS or starts[0] or (np.diff(starts) < 0).any() or size != starts[-1] * _RECORD.itemsize:
+            raise self.artifact.damaged(self.path, "its index is of other keys")
+        return starts
 
     def records(self, starts: Numbers, first: int, end: int) -> Records:
         """The records of buckets [first, end)."""
@@ -129,7 +166,7 @@ class KeyFile(NamedTuple):
         return np.frombuffer(self._read(start, stop) if start < stop else b"", dtype=_RECORD)
 
     def _read(self, start: int, stop: int) -> bytes:
-        return storage.read(storage.join(self.artifact.uri, self.path), start, stop)
+        return storage.read(self.artifact.uri_of(self.path), start, stop)
 
 
 def key_files(artifact: Artifact[Facts], prefix: str) -> list[KeyFile]:

@@ -12,9 +12,7 @@ from calm_core.data.preparing.packing import Packer
 from calm_core.data.shards import ShardWriter
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.store.artifact import ArtifactWriter
-from calm_core.store.facts import Shard, ShardsFacts, Split, SplitCounts
-
-_LENGTH_BINS = 33  # of the histogram: 2^32 tokens are more than a document may have
+from calm_core.store.facts import LENGTH_BINS, Shard, ShardsFacts, Split, SplitCounts
 
 
 class SplitWriter:
@@ -38,7 +36,7 @@ class SplitWriter:
         self._shard: ShardWriter | None = None  # the one that is being written
         self._shards: list[Shard] = []  # those that are complete
         self._documents = self._text_bytes = 0
-        self._lengths = np.zeros(_LENGTH_BINS, dtype=np.int64)
+        self._lengths = np.zeros(LENGTH_BINS, dtype=np.int64)
 
     def __enter__(self) -> Self:
         return self

@@ -12,8 +12,8 @@ from calm_core.data.preparing.splits import split_of, text_hash
 from calm_core.data.sources.documents import read_documents
 from calm_core.data.sources.partitions import Partition
 from calm_core.data.tokenizers.encoder import encoder
-from calm_core.data.tokenizers.tokenizer import Tokenizer
-from calm_core.errors import SourceError
+from calm_core.data.tokenizers.stored import tokenizer_of
+from calm_core.errors import ArtifactError, CalmError, SourceError
 from calm_core.store.artifact import Artifact, ArtifactWriter, reusable
 from calm_core.store.facts import DuplicatesFacts, ShardsFacts, TokenizerFacts
 from calm_core.telemetry.progress import reported
@@ -29,18 +29,19 @@ def tokenize_partition(
         A `shards` artifact: train-*.parquet, validation-*.parquet, and counts by split.
 
     Raises:
-        SourceError: The sources hold other documents than when they were scanned.
+        SourceError: The sources have changed since they were planned.
+        ArtifactError: The tokenizer or the duplicates are damaged, or of other documents.
     """
     trained, found = Artifact(tokenizer_uri, TokenizerFacts), Artifact(duplicates_uri, DuplicatesFacts)
     parents = {"tokenizer": trained.digest, "duplicates": found.digest}
     settings = document_settings(partition, config) | shape_settings(config)
     if made := reusable(output_uri, ShardsFacts, settings, parents):
         return made
-    special = trained.facts.pad_id, trained.facts.eos_id, trained.facts.bos_id
-    tokenizer = Tokenizer.from_bytes(trained.read("tokenizer.json"), *special)
+    tokenizer = tokenizer_of(trained, trained.facts)
     encode = encoder(tokenizer, trained.facts.engine)
     documents, kinds = read_dropped(found, f"dropped/{partition.index:05d}.parquet")
-    progress, tokens = Progress(documents), 0
+    progress, tokens, changed, unknown = Progress(documents), 0, 0, 0
+    loses_nothing = trained.facts.engine == "tiktoken"  # every byte of a text is part of a token
     with (
         ArtifactWriter(output_uri, ShardsFacts, settings, parents) as writer,
         SplitWriter(writer, "train", config, tokenizer) as train,
@@ -51,11 +52,23 @@ def tokenize_partition(
                 progress.tell(_note(partition, tokens), done, tokens)
             if kind != KEPT:
                 continue
-            data, ids = text.encode("utf-8"), encode(text)
+            try:
+                data, ids = text.encode("utf-8"), encode(text)
+            except CalmError as error:
+                raise SourceError(f"partition {partition.index}, document {done + 1}: {error}") from None
             split = split_of(text_hash(data), config.validation_fraction)
             (train if split == "train" else validation).add(ids, len(data))
             tokens += len(ids)
-        writer.facts = ShardsFacts(partition=partition.index, train=train.finish(), validation=validation.finish())
+            if not loses_nothing:
+                changed += tokenizer.decode(ids.tolist()) != text
+                unknown += tokenizer.count_unknown(ids)
+        writer.facts = ShardsFacts(
+            partition=partition.index,
+            train=train.finish(),
+            validation=validation.finish(),
+            changed_documents=changed,
+            unknown_tokens=unknown,
+        )
         progress.tell(_note(partition, tokens), documents, tokens)
     return Artifact(output_uri, ShardsFacts)
 
@@ -65,9 +78,7 @@ def _usable_texts(partition: Partition, config: DataConfig, kinds: Iterator[int]
     usable = (document for document in read_documents(partition, config) if not document.reason)
     for document, kind in zip_longest(usable, kinds):
         if document is None or kind is None:  # one more, or one less, than were scanned
-            raise SourceError(
-                f"partition {partition.index}: its sources have changed since they were scanned; run again"
-            )
+            raise ArtifactError(f"partition {partition.index}: the duplicates are of other documents; find them again")
         yield document.text, kind
 
 

@@ -1,72 +1,137 @@
 """Sources of text: which files there are."""
 
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
 from calm_core.config import DataConfig
-from calm_core.data.sources.formats import FORMATS, format_of
+from calm_core.data.sources.content import FoundFile
+from calm_core.data.sources.formats import ARROW_SUFFIX, FORMATS
 from calm_core.errors import SourceError
 from calm_core.store import storage
-from calm_core.store.facts import SourceFile
 
 _FILES_AT_A_TIME = 16
+_HIDDEN = (".", "_")
+"""How names begin that other data libraries skip as well: what an editor, a system or a writer keeps for itself."""
 
 
-def find_files(config: DataConfig) -> list[SourceFile]:
+def find_files(config: DataConfig) -> list[FoundFile]:
     """All files of the sources, each once, in the order of the sources.
+
+    A file that two names lead to, by a link or by "..", is one file.
 
     Raises:
         SourceError: A source is missing, matches nothing, or has an unknown suffix.
     """
     if not config.sources:
         raise SourceError("data.sources is empty; name .jsonl or .txt files, e.g. texts/*.jsonl")
-    uris = list(dict.fromkeys(uri for source in config.sources for uri in _files_of(source)))
+    uris: dict[str, str] = {}
+    for source in config.sources:
+        for uri in _files_of(source):
+            uris.setdefault(_real(uri), uri)
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
-        return list(pool.map(_source_file, uris))
+        return list(pool.map(FoundFile.at, uris.values()))
 
 
-def _source_file(uri: str) -> SourceFile:
-    try:
-        return SourceFile(uri=uri, size=storage.size(uri), digest=storage.digest(uri))
-    except FileNotFoundError:
-        raise SourceError(f"{uri}: is missing; restore it, or leave it out of data.sources") from None
+def _real(uri: str) -> str:
+    """The same for all names of a file."""
+    if not storage.is_local(uri):
+        return uri
+    path = os.path.realpath(storage.filesystem_of(uri)[1])
+    if Path(path).exists() and not Path(path).is_file():  # on a pipe, reading would wait
+        raise SourceError(f"{uri}: is no file that can be read again and again; copy its content into one")
+    return path
 
 
 def _files_of(source: str) -> Iterator[str]:
+    """The files that a source names; none that it matches is left out unseen."""
     found = storage.glob(source)
     if not found:
         raise SourceError(f"{source}: no such file, and nothing matches; check data.sources")
-    files = 0
+    is_pattern = found != [storage.absolute(source)]
+    matches = [uri for uri in found if not (is_pattern and _is_hidden(uri, source))]
+    if not matches:
+        raise SourceError(
+            f"{source}: matches only names that begin with . or _, which are skipped; spell the name to read one"
+        )
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
-        are_folders = list(pool.map(storage.is_folder, found))
-    for uri, is_folder in zip(found, are_folders, strict=True):
-        for file in _files_of_folder(uri) if is_folder else [uri]:
-            if format_of(file) is None or (file.endswith(".arrow") and file == uri):
-                raise SourceError(
-                    f"{file}: unknown kind of source; {', '.join(FORMATS)} files are read, and folders that "
-                    "datasets has saved"
-                )
-            files += 1
-            yield file
+        are_folders = list(pool.map(storage.is_folder, matches))
+    plain_folders, files = [], []
+    for uri, is_folder in zip(matches, are_folders, strict=True):
+        inside = _files_of_folder(uri) if is_folder else [_of_known_kind(uri)]
+        if inside is None:
+            plain_folders.append(uri)
+        files += inside or []
+    for folder in plain_folders:  # fine where the pattern goes into it
+        if not is_pattern or not {uri for uri in storage.files_below(folder) if not _is_hidden(uri, source)} <= {
+            *files
+        }:
+            raise SourceError(f"{folder}: is a folder; name its files, e.g. {storage.join(folder, '*.jsonl')}")
     if not files:
-        raise SourceError(f"{source}: is a folder; name its files, e.g. {storage.join(source, '*.jsonl')}")
+        raise SourceError(f"{source}: matches only folders without files; check data.sources")
+    yield from files
 
 
-def _files_of_folder(uri: str) -> list[str]:
-    """The data files of a folder that Hugging Face's datasets has saved; none of any other folder."""
-    if storage.exists(storage.join(uri, "dataset_dict.json")):
-        splits = json.loads(storage.read(storage.join(uri, "dataset_dict.json")))["splits"]
-        names = ", ".join(storage.join(uri, split) for split in splits)
+def _is_hidden(uri: str, pattern: str) -> bool:
+    """Whether a name on the way to a match is one to skip, and the pattern does not spell it."""
+    spelled = [name for name in storage.absolute(pattern).split("/") if name.startswith(_HIDDEN)]
+    return any(
+        part.startswith(_HIDDEN) and not any(part == name or fnmatchcase(part, name) for name in spelled)
+        for part in uri.split("/")
+    )
+
+
+def _of_known_kind(uri: str, *suffixes: str) -> str:
+    if not uri.endswith(suffixes or tuple(FORMATS)):
+        raise SourceError(
+            f"{uri}: unknown kind of source; {', '.join(suffixes or FORMATS)} files are read"
+            + (
+                ""
+                if suffixes
+                else ", folders of such files that are named like one, and folders that datasets has saved"
+            )
+        )
+    return uri
+
+
+def _files_of_folder(uri: str) -> list[str] | None:
+    """The data files of a folder that is one data set, None for any other folder.
+
+    It is one that Hugging Face's datasets has saved, or, as Spark and other writers of several parts make it, one whose
+    name ends like a file of their format.
+    """
+    if storage.exists(file := storage.join(uri, "dataset_dict.json")):
+        splits = _read_object(file).get("splits")
+        if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
+            raise SourceError(f"{file}: does not name the splits; save the dataset again")
+        names = ", ".join(storage.child(uri, split) for split in splits)
         raise SourceError(f"{uri}: holds several splits; name those to read: {names}")
-    if not storage.exists(storage.join(uri, "state.json")):
-        return []
+    if storage.exists(file := storage.join(uri, "state.json")) and "_data_files" in (state := _read_object(file)):
+        if state.get("_indices_data_files"):
+            raise SourceError(f"{uri}: holds a selection of rows; call its flatten_indices() and save it again")
+        listed = state["_data_files"] if isinstance(state["_data_files"], list) else []
+        files = [name for entry in listed if isinstance(entry, dict) and isinstance(name := entry.get("filename"), str)]
+        if not files or len({*files}) < len(listed):
+            raise SourceError(f"{file}: does not name the files of the dataset, each once; save it again")
+        return [_of_known_kind(storage.child(uri, name), ARROW_SUFFIX) for name in files]
+    suffix = next((suffix for suffix in FORMATS if uri.endswith(suffix)), None)
+    if suffix is None:
+        return None
+    parts = sorted(part for part in storage.files_below(uri) if not _is_hidden(part, uri))
+    if not parts:
+        raise SourceError(f"{uri}: is a folder without files; leave it out of data.sources")
+    return [_of_known_kind(part, suffix) for part in parts]
+
+
+def _read_object(uri: str) -> dict[str, Any]:
     try:
-        state = json.loads(storage.read(storage.join(uri, "state.json")))
-    except ValueError:
-        raise SourceError(f"{storage.join(uri, 'state.json')}: is no JSON; save the dataset again") from None
-    if not isinstance(state, dict) or "_data_files" not in state:
-        return []
-    if state.get("_indices_data_files"):
-        raise SourceError(f"{uri}: holds a selection of rows; call its flatten_indices() and save it again")
-    return [storage.join(uri, file["filename"]) for file in state["_data_files"]]
+        content = json.loads(storage.read(uri))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise SourceError(f"{uri}: is no JSON object; save the dataset again")
+    return content

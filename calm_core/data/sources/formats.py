@@ -4,12 +4,12 @@ A reader yields every document that begins in its range, bad ones with their rea
 """
 
 import codecs
-import io
 import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import IO, Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -17,6 +17,11 @@ import pyarrow.parquet as pq
 from pydantic_core import from_json
 
 from calm_core.config import DataConfig
+from calm_core.data.damage import is_damage
+from calm_core.data.sources.arrow_messages import Bounded, has_compressed_batches
+from calm_core.data.sources.parquet_pages import page_sizes
+from calm_core.data.sources.unpacking import Unpack, Unpacked, unpack_gzip, unpack_zstd
+from calm_core.errors import SourceError
 
 Reason = Literal[
     "broken_json",
@@ -33,10 +38,12 @@ Reason = Literal[
 
 _JSON_BYTES = 6  # JSON may spend this many bytes on one byte of text, as in \\u0001
 _OTHER_FIELDS = 16 << 20  # room in a line for more than its text
-_BATCH_BYTES = 8 << 20  # of a column, decoded at a time
+_MOST_VALUES = 2_000_000  # in a line; each takes up to 150 bytes of memory
+_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_BATCH_BYTES, _MOST_ROWS = 64 << 20, 1 << 13  # of a column, decoded at a time
+_MOST_IN_FOOTER = 1 << 18  # row groups, or columns, of a Parquet file
 _BLANK_LINE, _LINE_END = re.compile(rb"\n\r?\n"), re.compile(rb"\n")
 _LONGEST_MARK = 3
-_UNPACKED_BYTES = 4096  # asked for at a time; before damage, Arrow gives no part of what was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,7 @@ Reader = Callable[[IO[bytes], Range, str, DataConfig], Iterator[Document]]
 
 def read_jsonl(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> Iterator[Document]:
     """One JSON object a line; blank lines are none. Of a line that is too long only the first bytes are kept."""
-    limit = config.max_document_bytes * _JSON_BYTES + _OTHER_FIELDS
+    limit = _longest(config)
     offset = span.start
     if span.start:
         file.seek(span.start - 1)
@@ -81,6 +88,11 @@ def read_jsonl(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> It
             yield Document(origin, reason="too_large")
         elif line.strip():
             yield _of_json(origin, line if offset > len(line) else line.removeprefix(codecs.BOM_UTF8), config)
+
+
+def _longest(config: DataConfig) -> int:
+    """The bytes that a usable document may take in a file."""
+    return config.max_document_bytes * _JSON_BYTES + _OTHER_FIELDS
 
 
 def _skip_line(file: IO[bytes]) -> int:
@@ -96,8 +108,13 @@ def read_txt(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> Iter
     """A text file whole, or cut at blank lines (else at a line's end) into documents of about the configured size.
 
     A document begins at the first blank line's end in each block of that size, so where the cuts are depends on the
-    text alone, not on the range.
+    text alone, not on the range. UTF-16 is recognised by its mark: its later parts may well look like UTF-8.
     """
+    file.seek(0)
+    if file.read(len(codecs.BOM_UTF16)) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        if span.start == 0:
+            yield Document(f"{uri}:0", reason="not_utf8")
+        return
     size = max(1, min(config.txt_document_bytes, config.max_document_bytes // 2))
     start = span.start // size * size
     file.seek(max(start - _LONGEST_MARK, 0))
@@ -139,63 +156,117 @@ def _of_part(origin: str, data: bytes | bytearray, config: DataConfig) -> Iterat
 
 def read_parquet(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> Iterator[Document]:
     """A column of strings; a range owns the row groups that begin in it."""
+    unpacked = Unpacked(file, uri)
     try:
-        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-    except pa.ArrowInvalid:
-        if span.start:  # the first range says for all of them that the file cannot be opened
+        parquet = pq.ParquetFile(
+            file,
+            pre_buffer=False,
+            buffer_size=1 << 20,
+            thrift_container_size_limit=_MOST_IN_FOOTER,
+            page_checksum_verification=True,
+        )
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+        if metadata.num_rows != sum(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)):
+            raise pa.ArrowInvalid("the row groups do not hold as many rows as the file says")
+    except Exception as error:
+        if span.start and is_damage(error):  # the first range says for all of them that the file cannot be opened
             return
         raise
+    unpacked.add_rows(metadata.num_rows)
     first_row = 0
-    for number in range(parquet.metadata.num_row_groups):
-        group = parquet.metadata.row_group(number)
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
         columns = [group.column(i) for i in range(group.num_columns)]
-        offset = min(c.dictionary_page_offset if c.has_dictionary_page else c.data_page_offset for c in columns)
-        if span.start <= offset < span.end:
-            if config.text_field not in parquet.schema_arrow.names:
-                for row in range(first_row, first_row + group.num_rows):
-                    yield Document(f"{uri}:row {row}", reason="missing_field")
+        offset = min(
+            (c.dictionary_page_offset if c.has_dictionary_page else c.data_page_offset for c in columns), default=0
+        )
+        if span.start <= min(max(offset, 0), unpacked.size - 1) < span.end:  # what lies nowhere is damage of one range
+            if reason := _why_no_column(schema, config):
+                yield from (Document(f"{uri}:row {first_row + row}", reason=reason) for row in range(group.num_rows))
             else:
-                row_bytes = sum(c.total_uncompressed_size for c in columns) // max(group.num_rows, 1)
-                rows = max(1, _BATCH_BYTES // max(row_bytes, 1))
-                batches = parquet.iter_batches(rows, row_groups=[number], columns=[config.text_field])
-                yield from _of_batches(batches, uri, first_row, config)
+                name = config.text_field
+                chunks = [c for c in columns if c.path_in_schema == name or c.path_in_schema.startswith(f"{name}.")]
+                rows = _rows_at_a_time(file, uri, chunks, config, schema.field(name).type)
+                batches = parquet.iter_batches(rows, row_groups=[number], columns=[name])
+                yield from _of_batches(batches, uri, first_row, config, unpacked)
         first_row += group.num_rows
+
+
+def _why_no_column(schema: pa.Schema, config: DataConfig) -> Reason | None:
+    places = schema.get_all_field_indices(config.text_field)
+    if len(places) > 1:
+        raise pa.ArrowInvalid(f"has {len(places)} columns with the name {config.text_field}")
+    if not places:
+        return "missing_field"
+    return None if _is_text(schema.field(places[0]).type) else "not_text"
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _rows_at_a_time(
+    file: IO[bytes], uri: str, chunks: list[pq.ColumnChunkMetaData], config: DataConfig, kind: pa.DataType
+) -> int:
+    """How many rows of a column Arrow may decode at a time; no value is larger than the largest page."""
+    sizes = [size for chunk in chunks for size in page_sizes(file, uri, chunk, _longest(config))]
+    if pa.types.is_dictionary(kind) and sum(sizes) <= _BATCH_BYTES:  # each batch has the whole dictionary, once
+        return _MOST_ROWS
+    return min(max(1, _BATCH_BYTES // max(1, *sizes)), _MOST_ROWS)
 
 
 def read_arrow(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> Iterator[Document]:
     """Record batches in Arrow's stream format, as Hugging Face's datasets saves them."""
-    yield from _of_batches(pa.ipc.open_stream(file), uri, 0, config)
+    if has_compressed_batches(file):
+        raise SourceError(f"{uri}: is compressed, as datasets never saves it; load the dataset and save it again")
+    unpacked = Unpacked(file, uri)
+    yield from _of_batches(pa.ipc.open_stream(Bounded(file)), uri, 0, config, unpacked)
 
 
-def _of_batches(batches: Any, uri: str, first_row: int, config: DataConfig) -> Iterator[Document]:
+def _of_batches(batches: Any, uri: str, first_row: int, config: DataConfig, unpacked: Unpacked) -> Iterator[Document]:
     for batch in batches:
-        place = batch.schema.get_field_index(config.text_field)
-        column = None if place < 0 else batch.column(place)
-        if column is not None and pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        is_text = column is not None and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
-        if column is not None and pa.types.is_string_view(column.type):
-            column, is_text = column.cast(pa.large_string()), True
-        # As bytes: a string column of a careless writer may hold something else than UTF-8.
-        values: Any = [None] * len(batch)
-        if column is not None and is_text:
-            values = column.cast(pa.large_binary())
-            values.validate(full=True)  # a wrong offset in a damaged file would be followed anywhere
+        unpacked.add_rows(len(batch))
+        reason = _why_no_column(batch.schema, config)
+        values = repeat(None, len(batch)) if reason else _bytes_of(batch.column(config.text_field))
         for row, value in enumerate(values, first_row):
             origin = f"{uri}:row {row}"
-            data = value.as_py() if value is not None else None
-            if column is None:
-                yield Document(origin, reason="missing_field")
-            elif data is None:
-                yield Document(origin, reason="not_text")
+            if value is None:
+                yield Document(origin, reason=reason or "not_text")
             else:
-                yield _of_utf8(origin, data, config)
+                unpacked.add(len(value))
+                yield _of_utf8(origin, value, config)
         first_row += len(batch)
 
 
+def _bytes_of(column: Any) -> Iterator[pa.Buffer | None]:
+    """The values of a column of text one by one, not copied: a text that many rows share must not be as many texts.
+
+    As bytes: a string column of a careless writer may hold something else than UTF-8.
+    """
+    if pa.types.is_dictionary(column.type):
+        texts = _as_bytes(column.dictionary)
+        for index in column.indices.to_pylist():
+            if index is not None and not 0 <= index < len(texts):
+                raise pa.ArrowInvalid("a row has no text in the dictionary")
+            yield None if index is None else texts[index].as_buffer()
+    else:
+        yield from (value.as_buffer() for value in _as_bytes(column))
+
+
+def _as_bytes(column: Any) -> Any:
+    values = column.cast(pa.binary_view() if pa.types.is_string_view(column.type) else pa.large_binary())
+    values.validate(full=True)  # a wrong offset in a damaged file would be followed anywhere
+    return values
+
+
 def _of_json(origin: str, data: bytes, config: DataConfig) -> Document:
+    if _has_too_many_values(data):
+        return Document(origin, reason="too_large")
     try:
         line = _parsed(data)
+        if isinstance(line, dict) and _repeats(config.text_field, data):
+            return Document(origin, reason="broken_json")
     except UnicodeDecodeError:
         return Document(origin, reason="not_utf8")
     except (ValueError, RecursionError):
@@ -214,11 +285,31 @@ def _parsed(data: bytes) -> Any:
         return json.loads(data.decode("utf-8"))
 
 
-def _of_utf8(origin: str, data: bytes | bytearray, config: DataConfig) -> Document:
-    if len(data) > config.max_document_bytes and config.unicode_normalization == "none":
+def _has_too_many_values(data: bytes) -> bool:
+    """Whether a line is so many numbers or empty objects that they would fill the memory: each has a mark before it."""
+    if _marks(data) <= _MOST_VALUES:
+        return False
+    return _marks(_JSON_STRING.sub(b"", data)) > _MOST_VALUES
+
+
+def _marks(data: bytes) -> int:
+    return sum(map(data.count, (b",", b"[", b"{"))) if len(data) > _MOST_VALUES else 0
+
+
+def _repeats(field: str, data: bytes) -> bool:
+    """Whether an object has a field twice, so that one of the two texts would be lost."""
+    if data.count(json.dumps(field, ensure_ascii=False).encode()) < 2:  # a spelling with escapes is not looked for
+        return False
+    pairs = json.loads(data, object_pairs_hook=list)  # an object as its pairs, inner ones as well
+    return [name for name, _ in pairs].count(field) > 1
+
+
+def _of_utf8(origin: str, data: bytes | bytearray | pa.Buffer, config: DataConfig) -> Document:
+    limit = config.max_document_bytes if config.unicode_normalization == "none" else _longest(config)
+    if len(data) > limit:
         return Document(origin, reason="too_large")
     try:
-        return _of_text(origin, data.decode("utf-8"), config)
+        return _of_text(origin, str(data, "utf-8"), config)
     except UnicodeDecodeError:
         return Document(origin, reason="not_utf8")
 
@@ -243,11 +334,6 @@ def _why_unusable(text: str, config: DataConfig) -> Reason | None:
     return "too_small" if size < config.min_document_bytes else None
 
 
-def unpacked(compression: str) -> Callable[[IO[bytes]], IO[bytes]]:
-    """What opens the content of a compressed file as a stream; several compressed streams may follow each other."""
-    return lambda file: io.BufferedReader(pa.CompressedInputStream(file, compression), _UNPACKED_BYTES)
-
-
 class Format(NamedTuple):
     """How files with a suffix are read.
 
@@ -259,22 +345,23 @@ class Format(NamedTuple):
 
     read: Reader
     splits: bool
-    unpack: Callable[[IO[bytes]], IO[bytes]] | None = None
+    unpack: Unpack | None = None
 
 
 FORMATS = {
     ".jsonl": Format(read_jsonl, splits=True),
-    ".jsonl.gz": Format(read_jsonl, splits=False, unpack=unpacked("gzip")),
-    ".jsonl.zst": Format(read_jsonl, splits=False, unpack=unpacked("zstd")),
+    ".jsonl.gz": Format(read_jsonl, splits=False, unpack=unpack_gzip),
+    ".jsonl.zst": Format(read_jsonl, splits=False, unpack=unpack_zstd),
     ".parquet": Format(read_parquet, splits=True),
     ".txt": Format(read_txt, splits=True),
 }
+ARROW_SUFFIX = ".arrow"
 ARROW = Format(read_arrow, splits=False)
 """The files of a folder that datasets has saved; alone they are no source, since the folder says which belong to it."""
 
 
 def format_of(uri: str) -> Format | None:
     """The format that a file's suffix names, if any."""
-    if uri.endswith(".arrow"):
+    if uri.endswith(ARROW_SUFFIX):
         return ARROW
     return next((format_ for suffix, format_ in FORMATS.items() if uri.endswith(suffix)), None)

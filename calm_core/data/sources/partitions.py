@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from calm_core.data.sources.content import FoundFile, write_blocks
 from calm_core.data.sources.formats import format_of
 from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store import storage
@@ -55,6 +56,11 @@ class Partition(Record):
             place = ".".join(["partition", *map(str, first["loc"])])
             raise ConfigError(f"{place}: {first['msg']}; hand on what the plan says, unchanged") from None
 
+    @property
+    def plan_uri(self) -> str:
+        """The folder of the plan."""
+        return self.pieces_uri.rpartition("/")[0]
+
     def pieces(self) -> list[Piece]:
         """The pieces, read and checked.
 
@@ -74,9 +80,9 @@ _PIECES = TypeAdapter(list[Piece])
 
 
 def partition_files(
-    files: list[SourceFile], number: int, place: str, *, first_index: int = 0, extends: str = ""
+    files: list[FoundFile], number: int, place: str, *, first_index: int = 0, extends: str = ""
 ) -> list[Partition]:
-    """Cut files into parts of nearly equal bytes, in their order, and write each part's pieces.
+    """Cut files into parts of nearly equal bytes, in their order; write each part's pieces, and each file's blocks.
 
     Args:
         files: The files.
@@ -92,8 +98,10 @@ def partition_files(
     for file in files:
         for start, end in pairwise(_cuts(file, offset, bounds)):
             middle = offset + (start + end) / 2  # a piece that is not cut at a bound goes where most of it lies
-            shares[bisect_right(bounds, middle)].append(Piece(file=file, start=start, end=end))
+            shares[bisect_right(bounds, middle)].append(Piece(file=file.as_planned(), start=start, end=end))
         offset += file.size
+    for file in {file.digest: file for file in files}.values():
+        write_blocks(file, place)
     return [_written(pieces, first_index + i, place, extends) for i, pieces in enumerate(shares)]
 
 
