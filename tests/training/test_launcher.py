@@ -174,7 +174,7 @@ class OneRankDies:
 
 
 def test_a_rank_that_dies_after_the_first_has_finished_is_no_good_news(dataset_uri: str, tmp_path: Path) -> None:
-    with pytest.raises(CalmError, match="^train-autoencoder: a rank ended with exit code 134; its last lines are in"):
+    with pytest.raises(CalmError, match=r"^train-autoencoder: a rank ended with exit code 134; its last lines are"):
         train(
             autoencoder_config(),
             dataset_uri,
