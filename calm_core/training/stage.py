@@ -77,4 +77,5 @@ def _headline(stage: str, job: Job, ending: Ending) -> str:
     if outcome and outcome.exit_code == EXIT_INTERRUPTED:
         raise Interrupted(outcome.message)
     unexplained = f"{stage}: a rank ended with exit code {ending.exit_code}; its last lines are in the log"
-    raise CalmError((outcome.message if outcome else "") or ending.message or unexplained)
+    told = outcome.message if outcome and outcome.exit_code else ""  # rank 0 may have finished, and another one not
+    raise CalmError(told or ending.message or unexplained)

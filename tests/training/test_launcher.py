@@ -159,3 +159,27 @@ def test_ranks_leave_nothing_where_temporary_files_go(tmp_path: Path, monkeypatc
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     assert TorchrunLauncher().run(str(tmp_path / "no spec"), None).exit_code != 0
     assert list(temporary.iterdir()) == []
+
+
+class OneRankDies:
+    """The first rank finishes and says so; another one ends otherwise."""
+
+    def world_size(self, processes: int | None) -> int:
+        return 1
+
+    def run(self, spec_uri: str, processes: int | None) -> Ending:
+        job, _ = Job.read(spec_uri)
+        job.write_outcome(OutcomeFacts(message="validation accuracy 99.00%"))
+        return Ending(134)
+
+
+def test_a_rank_that_dies_after_the_first_has_finished_is_no_good_news(dataset_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(CalmError, match=r"^train-autoencoder: a rank ended with exit code 134; its last lines are"):
+        train(
+            autoencoder_config(),
+            dataset_uri,
+            str(tmp_path / "out"),
+            seed=0,
+            checkpoint_root=str(tmp_path),
+            launcher=OneRankDies(),
+        )
