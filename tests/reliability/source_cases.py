@@ -144,7 +144,8 @@ BAD_LINES: list[bytes] = [
     b'{"text": 3}', b'{"text": null}', b'{"text": ""}', b'{"text": " \\n"}', b'{"text": "\\ud800"}', b'{"text": {}}',
     b'{"text": "' + b"x" * (LIMIT + 1) + b'"}', b'{"text": "one", "text": "two"}', b'{"text": "twice", "text": 2}',
     b'{"text": ' + b"9" * 6000 + b"}", b'{"text": "two"}{"text": "objects"}', b"{'text': 'quotes'}", b'{"text": tru}',
-    b'\xef\xbb\xbf\xef\xbb\xbf{"text": "a mark in the middle"}', b'[{"text": "an array"}, {"text": "of two"}]', b'{"a":' * 5000,
+    b'\xef\xbb\xbf\xef\xbb\xbf{"text": "a mark in the middle"}', b'[{"text": "an array"}, {"text": "of two"}]',
+    b'{"a":' * 5000,
 ]  # fmt: skip
 
 
@@ -476,7 +477,7 @@ def _flipped_lines(place: Path, rng: random.Random) -> Made:
 
 def _bomb_of_rows(place: Path, rng: random.Random) -> Made:
     """Many rows that share one text, which is too large; Arrow would make as many copies."""
-    rows, long = rng.choice([3, 500]), "x" * rng.choice([LIMIT + 1, 1_000_000])
+    rows, long = rng.choice([3, 100]), "x" * rng.choice([LIMIT + 1, 1_000_000])
     column = pa.DictionaryArray.from_arrays(pa.array([0, 1] * rows, pa.int32()), pa.array([long, "short"]))
     encodings = {"use_dictionary": False, "column_encoding": {"text": rng.choice(TEXT_ENCODINGS)}}
     options: dict[str, Any] = rng.choice([{}, encodings] if len(long) < 10**6 else [{}])
