@@ -140,8 +140,8 @@ def _made(path: Path, kind: type[FactsT], config: Any, make: Callable[[str], Art
 
 
 def _interval(score: Score) -> str:
-    digits = 2 if score.high > 0.5 else 4
-    return f"{score.value:.{digits}f} [{score.low:.{digits}f}, {score.high:.{digits}f}]"
+    digits = 2 if (score.high or score.value) > 0.5 else 4
+    return f"{score.value:.{digits}f} {score.interval(digits)}"
 
 
 if __name__ == "__main__":

@@ -3,16 +3,17 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from calm_cli.options import AutoencoderOption
+from calm_cli.screen import Screen
 
 
 def import_(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a public autoencoder or CALM model.")],
     output: Annotated[str, typer.Option(metavar="URI", help="Folder of the artifacts that are written.")],
     autoencoder: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder of a CALM model's autoencoder. [default: its ae_path]")
+        str,
+        typer.Option(metavar="DIR", help="Folder of a CALM model's autoencoder. [default: beside DIR, by ae_path]"),
     ] = "",
     tokenizer: Annotated[
         str, typer.Option(metavar="DIR", help="Folder with tokenizer.json. [default: DIR, else the autoencoder's]")
@@ -31,11 +32,17 @@ def import_(
     """
     from calm_core.weights.huggingface import import_checkpoint
 
-    artifacts = import_checkpoint(folder, output, autoencoder_folder=autoencoder, tokenizer_folder=tokenizer)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Screen(soft_wrap=True)
+    artifacts = import_checkpoint(
+        folder,
+        output,
+        autoencoder_folder=autoencoder,
+        tokenizer_folder=tokenizer,
+        tell=lambda line: console.print(line),
+    )
     for kind, artifact in artifacts.items():
         parameters = artifact.facts.parameters
-        console.print(f"{kind}: {artifact.uri}  ({parameters:,} parameters)", markup=False)
+        console.print(f"{kind}: {artifact.uri}  ({parameters:,} parameters)")
 
 
 def export(
@@ -43,7 +50,9 @@ def export(
     output: Annotated[str, typer.Option(metavar="DIR", help="The folder that is made.")],
     autoencoder: AutoencoderOption = "",
 ) -> None:
-    """Write a model as a folder in Hugging Face's format: config.json, model.safetensors, tokenizer.json.
+    """Write a model as a folder in Hugging Face's format: config.json, model.safetensors, the tokenizer's files.
+
+    The folder of a CALM model holds that of its autoencoder.
 
     Example:
 
@@ -51,5 +60,6 @@ def export(
     """
     from calm_core.weights.huggingface import export_checkpoint
 
-    folder = export_checkpoint(model, output, autoencoder_uri=autoencoder)
-    Console(soft_wrap=True, highlight=False).print(f"written: {folder}", markup=False)
+    console = Screen(soft_wrap=True)
+    folder = export_checkpoint(model, output, autoencoder_uri=autoencoder, tell=lambda line: console.print(line))
+    console.print(f"written: {folder}")

@@ -4,12 +4,12 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from calm_cli.inspect import UriArgument
 from calm_cli.options import OutputOption
-from calm_core.errors import ConfigError
+from calm_cli.screen import Screen
+from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
 from calm_core.store.facts import MixtureFacts
 
@@ -43,10 +43,10 @@ def mix(
         if not uri:
             raise ConfigError(f"{item}: give each dataset its weight, e.g. out/web=0.8")
     mixture = mix_datasets(weights, output)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Screen(soft_wrap=True)
     for uri, share in zip(weights, mixture.facts.weights, strict=True):
-        console.print(f"{share:6.1%}  {uri}", markup=False)
-    console.print(f"mixture: {mixture.uri}", markup=False)
+        console.print(f"{share:6.1%}  {uri}")
+    console.print(f"mixture: {mixture.uri}")
 
 
 def verify(uri: UriArgument) -> None:
@@ -63,16 +63,17 @@ def verify(uri: UriArgument) -> None:
     size = sum(entry.size for entry in manifest.files)
     started = time.monotonic()
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    screen = Console(stderr=True)
+    screen = Screen(stderr=True)
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("", total=size)
         artifact.check_files(on_checked=lambda entry: progress.advance(task, entry.size))
     seconds = time.monotonic() - started
-    Console(highlight=False, soft_wrap=True).print(
+    Screen(soft_wrap=True).print(
         f"{uri}: whole, {len(manifest.files):,} files of the {manifest.kind} and {MANIFEST_NAME}, "
         f"{size:,} bytes in {seconds:.1f} s",
-        markup=False,
     )
     if isinstance(artifact.facts, MixtureFacts):
-        for dataset in artifact.facts.datasets:
+        for dataset, digest in zip(artifact.facts.datasets, artifact.facts.digests, strict=True):
             verify(dataset)
+            if Artifact.of_any_kind(dataset).digest != digest:
+                raise ArtifactError(f"{dataset}: is not the dataset that was mixed into {uri}; mix again")

@@ -113,7 +113,7 @@ class PlainDisplay:
             overdue = row.state == "running" and now - shown_at >= PLAIN_INTERVAL_SECONDS
             if row.state != state or overdue:
                 self._shown[row.stage] = (row.state, now)
-                self._console.print(plain_line(row, now), markup=False, highlight=False, soft_wrap=True)
+                self._console.print(plain_line(row, now), soft_wrap=True)
 
 
 def plain_line(row: Row, now: float) -> str:

@@ -3,15 +3,15 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration
+from calm_cli.screen import Screen
 
 _FORMULA = """\
 forward = 2 x weights of matrix products + 4 x positions x hidden size x layers (attention); backward = 2 x forward.
 CALM trains with the head once for each model sample and the encoder forward; it writes with the head and the decoder.
-memory = parameters and gradients (bf16 unless fp32 is set), fp32 copy and Adam's moments, shared as ZeRO's stage says;
+memory = parameters (bf16 unless fp32 is set), fp32 gradients, copy and Adam's moments, shared as ZeRO's stage says;
 and the activations of one micro-batch, a rough count."""
 
 
@@ -53,6 +53,6 @@ def estimate(
     rows["activations per micro-batch"] = [f"{cost.activation_bytes / 2**30:.2f} GiB" for cost in estimates.values()]
     for name, values in rows.items():
         table.add_row(name, *values)
-    console = Console()
+    console = Screen()
     console.print(table)
-    console.print(f"\n{_FORMULA}", style="dim", highlight=False)
+    console.print(f"\n{_FORMULA}", style="dim")

@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from calm_cli.screen import Screen
 from calm_core.errors import ConfigError
+from calm_core.shown import lines_of, visible
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import SPLITS, DatasetFacts, MixtureFacts, ModelFacts, SplitCounts
 
@@ -37,7 +39,7 @@ def inspect(
     """
     if split not in SPLITS:
         raise ConfigError(f"--split: there is no split {split!r}; there are {', '.join(SPLITS)}")
-    artifact, console = Artifact.of_any_kind(uri), Console(highlight=False, soft_wrap=True)
+    artifact, console = Artifact.of_any_kind(uri), Screen(soft_wrap=True)
     if isinstance(artifact.facts, DatasetFacts):
         show_dataset(cast(Artifact[DatasetFacts], artifact), console)
     elif isinstance(artifact.facts, MixtureFacts):
@@ -45,7 +47,7 @@ def inspect(
     elif isinstance(artifact.facts, ModelFacts):
         _show_model(cast(Artifact[ModelFacts], artifact), console)
     else:
-        console.print(f"{artifact.manifest.kind}: {uri}", f"digest: {artifact.digest}", sep="\n", markup=False)
+        console.print(f"{artifact.manifest.kind}: {uri}", f"digest: {artifact.digest}", sep="\n")
         console.print_json(data={**artifact.manifest.results, **artifact.manifest.timings})
     if sequences and isinstance(artifact.facts, DatasetFacts | MixtureFacts):
         from calm_core.data.reading.dataset import open_dataset
@@ -63,9 +65,9 @@ def show_dataset(artifact: Artifact[DatasetFacts], console: Console) -> None:
     more = f", the first {_SHOWN}:" if len(facts.sources) > _SHOWN else ""
     console.print(f"{len(facts.sources):,} source files{more}")
     for file in facts.sources[:_SHOWN]:
-        console.print(f"  {file.uri}  {file.size:,} bytes  {file.digest[:16]}", markup=False)
+        console.print(f"  {visible(file.uri)}  {file.size:,} bytes  {file.digest[:16]}")
     for example in facts.reject_examples[:_SHOWN]:
-        console.print(f"  rejected: {example}", markup=False)
+        console.print(f"  rejected: {visible(example)}")
 
 
 def _rows() -> Table:
@@ -81,16 +83,20 @@ def _counts(facts: DatasetFacts, size: int) -> Table:
     table.add_row("documents out", f"{facts.documents_out:,}")
     table.add_row("exact duplicates", f"{facts.duplicates:,}")
     table.add_row("near-duplicates", f"{facts.near_duplicates:,}")
+    table.add_row("documents changed by the tokenizer", f"{facts.changed_documents:,}")
+    table.add_row("unknown tokens", f"{facts.unknown_tokens:,}")
     for reason, count in facts.rejected.items():
         table.add_row(f"rejected: {reason}", f"{count:,}")
     table.add_row("changed by normalisation", f"{facts.normalized:,}")
     table.add_row("vocabulary", f"{facts.vocab_size:,} tokens, encoded by {facts.engine}")
+    start = "" if facts.bos_id is None else ", each begins with a token of its own"
+    table.add_row("packing", facts.packing + start)
     table.add_row("bytes on disk", f"{size:,}, {size / max(facts.tokens, 1):.2f} a token")
     return table
 
 
 def _splits(facts: DatasetFacts) -> Table:
-    names = ("documents", "sequences", "tokens", "padding", "text_bytes")
+    names = ("documents", "sequences", "tokens", "padding", "left_out", "text_bytes")
     table = Table("split", *(name.replace("_", " ") for name in names), "shards", box=None, pad_edge=False)
     for split, counts in facts.splits.items():
         table.add_row(split, *(f"{getattr(counts, name):,}" for name in names), f"{len(counts.shards):,}")
@@ -112,7 +118,9 @@ def _show_mixture(facts: MixtureFacts, console: Console) -> None:
     table = Table("share", "sequences for training", "tokens", "dataset", box=None, pad_edge=False)
     for weight, uri in zip(facts.weights, facts.datasets, strict=True):
         counts = Artifact(uri, DatasetFacts).facts.splits["train"]
-        table.add_row(f"{weight:.1%}", f"{counts.sequences:,}", f"{counts.tokens:,}", Text(uri, overflow="fold"))
+        table.add_row(
+            f"{weight:.1%}", f"{counts.sequences:,}", f"{counts.tokens:,}", Text(visible(uri), overflow="fold")
+        )
     console.print(table)
 
 
@@ -140,11 +148,13 @@ def _show_sequences(dataset: "Dataset", split: str, number: int, console: Consol
 
     places = np.linspace(0, dataset.num_sequences - 1, min(number, dataset.num_sequences)).astype(np.int64)
     for place, tokens in zip(places.tolist(), dataset.rows(places).tolist(), strict=True):
-        console.print(f"\n[bold]{split} sequence {place:,}[/]")
+        console.print(f"\n{split} sequence {place:,}", style="bold")
         documents = [[]]  # type: list[list[int]]
         for token in tokens:
+            if token == dataset.bos_id and dataset.packing == "contiguous":
+                documents.append([])
             documents[-1].append(token)
             if token == dataset.eos_id:
                 documents.append([])
         end = Text(" ⏎ end of document ⏎ ", "dim")
-        console.print(end.join(Text(dataset.tokenizer.decode(document)) for document in documents))
+        console.print(end.join(Text(lines_of(dataset.tokenizer.decode(document))) for document in documents))

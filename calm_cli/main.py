@@ -1,19 +1,21 @@
 """The command line: `calm`."""
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from calm_cli import checkpoints, data, models, stages
 from calm_cli.estimate import estimate
 from calm_cli.inspect import inspect
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
 from calm_cli.run import run
+from calm_cli.screen import Screen
 from calm_cli.settings import settings_lines
-from calm_core.errors import CalmError
+from calm_core.errors import EXIT_FAILED, CalmError
+from calm_core.shown import lines_of
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -82,9 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except CalmError as error:
-        message = escape(with_options(str(error)))
-        Console(stderr=True).print(f"[bold red]error[/] {message}", highlight=False, soft_wrap=True)
+        line = Text.assemble(("error", "bold red"), " ", with_options(str(error)))
+        Screen(stderr=True).print(line, soft_wrap=True)
         sys.exit(error.exit_code)
+    except Exception:  # a fault of ours: its traceback may hold what the libraries say of URLs and texts
+        sys.stderr.write(lines_of(traceback.format_exc()))
+        sys.exit(EXIT_FAILED)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from calm_cli.options import AutoencoderOption
 from calm_core.errors import CalmError
+from calm_core.shown import redacted, visible
 from calm_core.telemetry.mlflow_run import DEFAULT_EXPERIMENT, REGISTERED
 from pipelines.local.home import Home
 
@@ -34,6 +33,8 @@ def generate(
 ) -> None:
     """Continue prompts with a model. A single prompt's text appears as it is written.
 
+    A file or pipe gets prompt and text byte for byte, and a newline after each; a terminal shows control characters.
+
     Examples:
 
       calm generate "The climate of" --temperature 0.5 --seed 1
@@ -53,21 +54,31 @@ def generate(
 
     sampling = Sampling(temperature, samples, budget if exact else 0)
     generator = load_generator(model, autoencoder)
-    console = Console(soft_wrap=True, highlight=False)
     pieces = generator.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
     if len(prompts) == 1:
-        console.print(Text(prompts[0], "bold"), end="")
+        _write(prompts[0], bold=True)
         try:
             for _, piece in pieces:
-                console.print(Text(piece), end="")
+                _write(piece)
         finally:
-            console.print()
+            _write("\n")
         return
     texts = [""] * len(prompts)
     for number, piece in pieces:
         texts[number] += piece
     for prompt, text in zip(prompts, texts, strict=True):
-        console.print(Text.assemble((prompt, "bold"), text))
+        _write(prompt, bold=True)
+        _write(text + "\n")
+
+
+def _write(text: str, bold: bool = False) -> None:
+    """Write a text, byte for byte; to a terminal, with its control characters shown instead of acting."""
+    if sys.stdout.isatty():
+        text = visible(text, keep="\n\t")
+        text = typer.style(text, bold=True) if bold else text
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
 
 
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000) -> None:
@@ -82,10 +93,11 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this ma
     home = Home.find()
     uri = tracking_uri(home)
     if uri.startswith(("http://", "https://")):
-        raise CalmError(f"MLFLOW_TRACKING_URI names a server that runs already: open {uri}")
+        raise CalmError(f"MLFLOW_TRACKING_URI names a server that runs already: open {redacted(uri)}")
     require_store(home)
     print(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
-    command += ["--default-artifact-root", home.mlflow_artifacts.as_uri(), "--host", "127.0.0.1", "--port", str(port)]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not in the command, which every user of the machine sees
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--default-artifact-root", home.mlflow_artifacts.as_uri()]
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.execv(command[0], command)  # the server takes this process's place, and with it Ctrl-C and termination

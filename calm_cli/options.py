@@ -1,9 +1,8 @@
 """What several commands share: options that make a configuration, and options that name what stages read and write."""
 
-import json
 import re
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -72,20 +71,14 @@ def with_options(message: str) -> str:
     return re.sub(rf"(?<![\w./-])(?:{names})(?![\w/])", option, message)
 
 
-def configuration(
-    profile: str, overrides: Sequence[str] | None, sources: Sequence[str] | None = None, text_field: str | None = None
-) -> Config:
-    """Defaults < profile < --set < --source and --text-field.
+def configuration(profile: str, overrides: Sequence[str] | None, given: Mapping[str, Any] | None = None) -> Config:
+    """Defaults < profile < --set < what other options give, by `section.key`; None where an option is not used.
 
     Raises:
         ConfigError: The profile, a key or a value is refused.
     """
-    settings = list(overrides or [])
-    if sources:
-        settings.append(f"data.sources={json.dumps(list(sources))}")
-    if text_field is not None:
-        settings.append(f"data.text_field={json.dumps(text_field)}")
-    return resolve_config(profiles.load(profile), settings)
+    values = {key: value for key, value in (given or {}).items() if value is not None}
+    return resolve_config(profiles.load(profile), overrides or (), values)
 
 
 def with_text(config: Config, home: Home) -> Config:

@@ -22,6 +22,7 @@ from calm_cli.options import (
     configuration,
     with_text,
 )
+from calm_cli.screen import Screen
 from calm_core.config import Config
 from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE, Run, start_run
 from pipelines.local.home import Home
@@ -64,10 +65,10 @@ def run(
 
       calm run --set calm.learning_rate=5e-4 --set seed=1
     """
-    config = configuration(profile, set_, source, text_field)
+    config = configuration(profile, set_, {"data.sources": source or None, "data.text_field": text_field})
     home = Home.find()
     with home.lock() as lock:
-        raise typer.Exit(run_pipeline(with_text(config, home), home, lock, Console(), Console(stderr=True)))
+        raise typer.Exit(run_pipeline(with_text(config, home), home, lock, Screen(), Screen(stderr=True)))
 
 
 def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors: Console) -> int:
@@ -90,17 +91,17 @@ def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors
             use_tracking(home, config.experiment)
             with _parent_run(config) as parent:
                 pipeline = LocalRun.start(config, home, lock, {PARENT_RUN_VARIABLE: parent.run_id})
-                console.print(f"log: {pipeline.log}", markup=False, highlight=False, soft_wrap=True)
+                console.print(f"log: {pipeline.log}", soft_wrap=True)
                 board = watch(pipeline, _stages(config), console)
                 if pipeline.poll():
                     raise PipelineFailed(failure_text(board, pipeline))
                 finished = summary.Finished.read(pipeline.outputs())
                 _record(parent, finished, board)
     except Stopped as stopped:
-        errors.print(f"[yellow]stopped[/]; to go on, {_GO_ON}", highlight=False, soft_wrap=True)
+        errors.print(f"[yellow]stopped[/]; to go on, {_GO_ON}", markup=True, soft_wrap=True)
         return stopped.exit_code
     except PipelineFailed as failure:
-        errors.print(str(failure), highlight=False, soft_wrap=True)
+        errors.print(str(failure), markup=True, soft_wrap=True)
         return 1
     console.print()
     summary.show(finished, board, console)
@@ -130,7 +131,7 @@ def watch(pipeline: LocalRun, stages: Sequence[str], console: Console) -> Board:
                     time.sleep(_POLL_SECONDS)
                 display.refresh(time.time())
     except Stopped:
-        console.print(f"stopping; what is at work has {STOP_SECONDS:.0f} s to save it", highlight=False)
+        console.print(f"stopping; what is at work has {STOP_SECONDS:.0f} s to save it")
         raise
     finally:
         pipeline.stop()

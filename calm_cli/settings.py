@@ -1,9 +1,8 @@
 """Settings as YAML with their descriptions, in the form of a profile."""
 
-import json
 from collections.abc import Iterator
 
-from calm_core.config import Section
+from calm_core.config import Section, text
 
 _COMMENT_COLUMN = 44
 
@@ -17,6 +16,5 @@ def settings_lines(section: Section, indent: str = "") -> Iterator[str]:
             yield f"{indent}{name}:".ljust(_COMMENT_COLUMN) + f"  # {summary}"
             yield from settings_lines(value, indent + "  ")
         else:
-            text = json.dumps(section.model_dump(mode="json")[name], ensure_ascii=False)
-            line = f"{indent}{name}: {text}"
+            line = f"{indent}{name}: {text.write(section.model_dump(mode='json')[name])}"
             yield f"{line.ljust(_COMMENT_COLUMN)}  # {field.description}" if field.description else line

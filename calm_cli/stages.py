@@ -1,11 +1,9 @@
 """The stages one by one, with the arguments and the meaning that they have in Python and in the pipeline."""
 
-import json
 import os
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
-from rich.console import Console
 
 from calm_cli.inspect import show_dataset
 from calm_cli.options import (
@@ -20,8 +18,10 @@ from calm_cli.options import (
     configuration,
     with_text,
 )
+from calm_cli.screen import Screen
 from calm_core.config import HEADS, Config, TrainingConfig
 from calm_core.errors import ConfigError
+from calm_core.shown import visible
 from pipelines.local.home import Home
 
 if TYPE_CHECKING:
@@ -39,9 +39,13 @@ CheckpointsOption = Annotated[
 ]
 
 
-def _begin(config: Config) -> Home:
-    """Make MLflow ready for the stage's record."""
+def _begin(config: Config, *uris: str) -> Home:
+    """Refuse URIs that cannot be used, then make MLflow ready for the stage's record."""
+    from calm_core.store import storage
     from pipelines.local.tracking import use_tracking
+
+    for uri in filter(None, uris):  # unset options are empty
+        storage.filesystem_of(uri)
 
     home = Home.find()
     use_tracking(home, config.experiment)
@@ -50,8 +54,8 @@ def _begin(config: Config) -> Home:
 
 def _end(artifact: "Artifact[Facts]") -> None:
     """Show what has been made."""
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{artifact.manifest.kind}: {artifact.uri}", f"digest: {artifact.digest}", sep="\n", markup=False)
+    console = Screen(soft_wrap=True)
+    console.print(f"{artifact.manifest.kind}: {artifact.uri}", f"digest: {artifact.digest}", sep="\n")
     console.print_json(data={**artifact.manifest.results, **artifact.manifest.timings})
 
 
@@ -81,14 +85,14 @@ def prepare(
 
       calm prepare --extends out/dataset --source 'texts/*.jsonl.gz' --output out/dataset-2
     """
-    settings = [*(set_ or []), *([f"data.extends={json.dumps(extends)}"] if extends else [])]
-    config = configuration(profile, settings, source, text_field)
+    options = {"data.extends": extends or None, "data.sources": source or None, "data.text_field": text_field}
+    config = configuration(profile, set_, options)
     from calm_core.data.stage import prepare_data
 
-    config = with_text(config, _begin(config))
+    config = with_text(config, _begin(config, output))
     dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1)
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"\ndataset: {dataset.uri}", f"digest: {dataset.digest}", "", sep="\n", markup=False)
+    console = Screen(soft_wrap=True)
+    console.print(f"\ndataset: {dataset.uri}", f"digest: {dataset.digest}", "", sep="\n")
     show_dataset(dataset, console)
 
 
@@ -122,8 +126,8 @@ def train(
 
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
-    config = configuration(profile, [*(set_ or []), *([f"{HEADS.setting}={head}"] if head else [])])
-    home = _begin(config)
+    config = configuration(profile, set_, {HEADS.setting: head})
+    home = _begin(config, dataset, autoencoder, output, checkpoints or "")
     _end(
         stage.train(
             getattr(config, kind),
@@ -157,7 +161,7 @@ def evaluate(
     from calm_core.evaluation import stage
 
     config = configuration(profile, set_)
-    _begin(config)
+    _begin(config, model, dataset, autoencoder, output)
     _end(stage.evaluate(config.evaluation, dataset, model, output, seed=config.seed, autoencoder_uri=autoencoder))
 
 
@@ -185,8 +189,8 @@ def compare(
     for artifact in artifacts:
         facts = artifact.facts
         brier = [f"{facts.brier[n].value:.4f}" for n in sorted(facts.brier)]
-        table.add_row(artifact.uri, facts.model, *brier, interval(facts.brierlm, 3))
-    Console().print(table)
+        table.add_row(visible(artifact.uri), visible(facts.model), *brier, interval(facts.brierlm, 3))
+    Screen().print(table)
 
 
 def register(
@@ -206,5 +210,5 @@ def register(
     from calm_core.registry.stage import register_model
 
     config = configuration(profile, set_)
-    _begin(config)
+    _begin(config, model, evaluation, autoencoder, output)
     _end(register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder))

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from calm_cli.board import Board
 from calm_cli.display import clock
+from calm_core.shown import lines_of, visible
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, DatasetFacts, EvaluationFacts, RegistrationFacts, Score
@@ -53,7 +54,7 @@ class Finished:
 
 def interval(score: Score, digits: int = 4) -> str:
     """A score with its confidence interval."""
-    return f"{score.value:.{digits}f}  [{score.low:.{digits}f}, {score.high:.{digits}f}]"
+    return f"{score.value:.{digits}f}  {score.interval(digits)}"
 
 
 def data_lines(facts: DatasetFacts) -> Iterator[tuple[str, str]]:
@@ -66,6 +67,8 @@ def data_lines(facts: DatasetFacts) -> Iterator[tuple[str, str]]:
         yield "", example
     near = f" and {facts.near_duplicates:,} near-duplicates" if facts.near_duplicates else ""
     yield "duplicates dropped", f"{facts.duplicates:,}{near}"
+    if facts.changed_documents or facts.unknown_tokens:
+        yield "changed by the tokenizer", f"{facts.changed_documents:,}, {facts.unknown_tokens:,} unknown tokens"
     yield "tokens", ", ".join(f"{split.tokens:,} {name}" for name, split in facts.splits.items())
 
 
@@ -84,7 +87,8 @@ def speed_lines(finished: Finished) -> Iterator[tuple[str, str]]:
     """Tokens per second."""
     yield "autoencoder training", f"{finished.autoencoder_model.facts.tokens_per_second:,.0f} tokens/s"
     yield "CALM training", f"{finished.calm_model.facts.tokens_per_second:,.0f} tokens/s"
-    yield "generation", f"{finished.evaluation_report.facts.generation_tokens_per_second:,.0f} tokens/s"
+    if rate := finished.evaluation_report.facts.generation_tokens_per_second:  # without prompts nothing is written
+        yield "generation", f"{rate:,.0f} tokens/s"
 
 
 def show(finished: Finished, board: Board, console: Console) -> None:
@@ -102,13 +106,13 @@ def show(finished: Finished, board: Board, console: Console) -> None:
         ),
     ):
         for name, value in lines:
-            table.add_row(name, Text(value))
+            table.add_row(name, Text(visible(value)))
         table.add_section()
         table.add_row("", "")
     console.print(table)
 
     for sample in finished.evaluation_report.facts.samples:
-        console.print(Text.assemble((sample.prompt, "bold"), sample.text), soft_wrap=True)
+        console.print(Text.assemble((lines_of(sample.prompt), "bold"), lines_of(sample.text)), soft_wrap=True)
         console.print()
     registration = finished.registration.facts
     console.print(
@@ -121,7 +125,5 @@ def show(finished: Finished, board: Board, console: Console) -> None:
         "  calm run --set calm.learning_rate=5e-4   # reruns only what depends on it",
         "  calm ui                                  # curves, settings, lineage",
         sep="\n",
-        markup=False,
-        highlight=False,
         soft_wrap=True,
     )

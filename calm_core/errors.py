@@ -2,17 +2,27 @@
 
 from typing import ClassVar
 
+from calm_core.shown import shortened
+
 EXIT_FAILED, EXIT_WRONG_SETTINGS, EXIT_INTERRUPTED = 1, 2, 75
 """Exit codes of a process; 75 is the system's own for "try again" (EX_TEMPFAIL)."""
+
+
+LONGEST_MESSAGE = 1500
+"""Characters of a message; a few URIs and names fit."""
 
 
 class CalmError(Exception):
     """Base of all errors that are shown to the user as one line, without a traceback.
 
-    Messages name settings and arguments; the command line adds its options.
+    Messages name settings and arguments; the command line adds its options. Whatever goes into one, it is one visible
+    line of bounded length without secrets.
     """
 
     exit_code: ClassVar[int] = EXIT_FAILED
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(message, LONGEST_MESSAGE))
 
 
 class ConfigError(CalmError):
@@ -40,5 +50,5 @@ class Interrupted(CalmError):
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, on one line: the libraries' messages may have several, or none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What an error says, on one short line: the libraries' messages may have several, or none."""
+    return shortened((str(error).splitlines() or [type(error).__name__])[0], LONGEST_MESSAGE // 3)

@@ -1,22 +1,30 @@
 """Text from outside, made fit to be shown: nothing in it acts on a terminal, and no secret is told."""
 
 import re
+from typing import Any, TextIO
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What acts on a terminal rather than being shown (C0, DEL, C1), ends a line, turns the direction, or is half a
 character."""
 
-_URL = re.compile(r"(?P<scheme>[a-z]*)://(?P<rest>\S+)", re.IGNORECASE)
+_URL = re.compile(r"(?P<scheme>(?<![a-z])[a-z]*)://(?P<rest>\S+)", re.IGNORECASE)
 _PASSWORD = re.compile(r"^[^\[/:@?#]*:(?!\d*(?:[/?#]|$))\S*@")
 """user:password@, where the password may hold anything; host:port/... is none. Rather too much is hidden."""
 _USER = re.compile(r"^[^/?#]+@")
 """A user without a password is a token in http://; in other URLs it says where, e.g. abfs://container@account."""
 _KEY = re.compile(
-    r"(?<=[?&;#])([\w.%-]*(?:token|signature|passw(?:or)?d|pwd|secret|access[_-]?key|api[_-]?key|credential)[\w.%-]*"
-    r"|sig|key|auth)=[^&;#'\"]+",
+    r"(?<=[?&;#])"
+    r"(?=[^?=&;#'\"]*?(?:token|signature|passw|pwd|secret|access[_-]?key|api[_-]?key|credential)|(?:sig|key|auth)=)"
+    r"([^?=&;#'\"]*+)=[^&;#'\"]+",
     re.IGNORECASE,
 )
 _HIDDEN = "***"
+
+WHERE_SECRETS_GO = (
+    "a password or key in a URL is not taken, since files and logs would hold it; give it in the environment: "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, FSSPEC_<PROTOCOL> for others"
+)
+"""What a refusal says instead of repeating a secret."""
 
 
 def visible(text: str, keep: str = "") -> str:
@@ -42,10 +50,41 @@ def holds_secret(uri: str) -> bool:
     return redacted(whole) != whole
 
 
+def shortened(text: str, limit: int = 80) -> str:
+    """One visible line of at most `limit` characters, without secrets; what is cut out of its middle shows as …"""
+    line = redacted(visible(text))
+    if len(line) <= limit:
+        return line
+    head = limit * 2 // 3
+    return f"{line[:head]}…{line[len(line) + head + 1 - limit :]}"
+
+
 def brief(value: object, limit: int = 80) -> str:
-    """A value as a message repeats it: its repr on one line, without secrets, cut to `limit` characters."""
-    text = visible(redacted(repr(value)))
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    """A value as a message repeats it: its repr, shortened."""
+    return shortened(repr(value), limit)
+
+
+def lines_of(text: str) -> str:
+    """A text whose lines and tabs stay; anything else in it is seen instead of acting, and there are no secrets."""
+    return redacted(visible(text, keep="\n\t"))
+
+
+class SafeStream:
+    """A stream of text for a log, whose tracebacks and libraries' lines are no text of ours.
+
+    Args:
+        stream: Where it is written, as `lines_of` makes it; a carriage return stays, for bars of progress.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write("\r".join(map(lines_of, text.split("\r"))))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _without_secrets(url: re.Match[str]) -> str:

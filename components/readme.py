@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,7 @@ def readme(folder: Path) -> str:
     if docstring.long_description:
         lines += [docstring.long_description, ""]
     lines += ["## Inputs", "", *_table(inputs, docstring), "", "## Outputs", "", *_table(outputs, docstring)]
-    if docstring.returns:
-        type_name = _type_name(function.__annotations__["return"])
-        lines.append(f"| `Output` | `{type_name}` | {docstring.returns.description} |")
+    lines += _returned(function.__annotations__["return"], docstring)
     kubeflow = ", ".join(f"{item['name']} {item['version']}" for item in metadata["dependencies"]["kubeflow"])
     services = ", ".join(f"{item['name']} {item['version']}" for item in metadata["dependencies"]["external_services"])
     lines += [
@@ -63,6 +62,20 @@ def _table(parameters: list[inspect.Parameter], docstring: Docstring) -> Iterato
     yield "|---|---|---|"
     for parameter in parameters:
         yield f"| `{parameter.name}` | `{_type_name(parameter.annotation)}` | {descriptions[parameter.name]} |"
+
+
+def _returned(annotation: Any, docstring: Docstring) -> Iterator[str]:
+    """A row for each output that is a returned value: one, or the fields of a named tuple."""
+    if not docstring.returns:
+        return
+    description = str(docstring.returns.description)
+    if not hasattr(annotation, "_fields"):
+        yield f"| `Output` | `{_type_name(annotation)}` | {description} |"
+        return
+    parts = re.split(r"^(\w+): ", f"{docstring.returns.type_name}: {description}", flags=re.MULTILINE)[1:]
+    told = dict(zip(parts[::2], parts[1::2], strict=True))
+    for name, field_type in annotation.__annotations__.items():
+        yield f"| `{name}` | `{_type_name(field_type)}` | {' '.join(told[name].split())} |"
 
 
 def _is_output(annotation: Any) -> bool:

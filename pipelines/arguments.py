@@ -1,23 +1,52 @@
 """A configuration as the arguments of `calm-train`."""
 
+import json
 from typing import Any
 
 from calm_core.config import Config, Section
+from calm_core.errors import ConfigError
 from calm_core.store.code_version import code_version
+from components.quoting import is_safe, quoted
+
+_MAX_SECTION_BYTES = 48 << 10  # all inputs of a task, those that are artifacts included, are one argument of 128 KiB
+_MAX_PARTITIONS = 64  # of which some tasks get a list
 
 
 def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[str, Any]:
-    """The arguments of `calm-train`: one struct for each section. Kubeflow has no null: unset is absent."""
-    sections = {
-        name: section.model_dump(mode="json", exclude_none=True)
-        for name, section in config
-        if isinstance(section, Section)
-    }
+    """The arguments of `calm-train`: one struct for each section. Kubeflow has no null: unset is absent.
+
+    Args:
+        config: Every setting of the run.
+        plan_root, checkpoint_root: URLs of folders for plans and checkpoints.
+
+    Raises:
+        ConfigError: Something would not arrive as it was written.
+    """
+    if config.data.partitions > _MAX_PARTITIONS:
+        raise ConfigError(
+            f"data.partitions: a pipeline has at most {_MAX_PARTITIONS}, not {config.data.partitions}; lower it"
+        )
+    for root in (plan_root, checkpoint_root):
+        if not is_safe(root):
+            raise ConfigError(
+                f"{root}: Kubeflow would replace a part of this path, as a placeholder; use another folder"
+            )
     return {
-        **sections,
+        **{name: _argument(name, section) for name, section in config if isinstance(section, Section)},
         "train_baseline": config.train_baseline,
         "seed": config.seed,
         "code_version": code_version(),
         "plan_root": plan_root,
         "checkpoint_root": checkpoint_root,
     }
+
+
+def _argument(name: str, section: Section) -> dict[str, Any]:
+    argument: dict[str, Any] = quoted(section.model_dump(mode="json", exclude_none=True))
+    text = json.dumps(argument)
+    if len(text) > _MAX_SECTION_BYTES:
+        raise ConfigError(
+            f"{name}: these settings are {len(text):,} bytes, and Kubeflow hands on {_MAX_SECTION_BYTES:,} at most; "
+            "shorten them, e.g. name many sources by one pattern"
+        )
+    return argument

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from calm_core.config.base import Fraction
+from calm_core.config.base import Fraction, Layers, Small, Steps, Width
 from calm_core.config.kinds import Kind, Kinds
 from calm_core.config.training import TrainingConfig
 
@@ -12,11 +12,11 @@ from calm_core.config.training import TrainingConfig
 class AutoencoderModelConfig(Kind):
     """What every autoencoder has: the shape that others rely on, and its loss (CALM paper, arXiv 2510.27688)."""
 
-    chunk_size: int = Field(4, ge=1, description="K, tokens in a chunk")
-    latent_size: int = Field(128, ge=1, description="l, numbers in a chunk's vector")
-    kl_weight: float = Field(1e-3, ge=0)
+    chunk_size: int = Field(4, ge=1, le=1024, description="K, tokens in a chunk")
+    latent_size: Width = Field(128, description="l, numbers in a chunk's vector")
+    kl_weight: float = Field(1e-3, ge=0, le=1e6)
     kl_clip: float = Field(
-        0.5, ge=0, description="smallest KL per latent dimension, in nats; stops dimensions from collapsing"
+        0.5, ge=0, le=1e6, description="smallest KL per latent dimension, in nats; stops dimensions from collapsing"
     )
     latent_dropout: Fraction = Field(0.15, description="dropout on the latent while training")
     token_dropout: Fraction = Field(0.15, description="input tokens masked while training")
@@ -26,15 +26,11 @@ class MlpAutoencoderConfig(AutoencoderModelConfig):
     """Residual blocks within each chunk, no attention (CALM paper, section on the autoencoder)."""
 
     kind: Literal["mlp"] = "mlp"
-    hidden_size: int = Field(512, ge=1)
-    intermediate_size: int = Field(1280, ge=1)
-    num_encoder_layers: int = Field(
-        2, ge=1, description="residual blocks; the first half (rounded up) before squeezing"
-    )
-    num_decoder_layers: int = Field(
-        2, ge=1, description="residual blocks; the first half (rounded down) before expansion"
-    )
-    rms_norm_eps: float = Field(1e-6, gt=0)
+    hidden_size: Width = 512
+    intermediate_size: Width = 1280
+    num_encoder_layers: Layers = Field(2, description="residual blocks; the first half (rounded up) before squeezing")
+    num_decoder_layers: Layers = Field(2, description="residual blocks; the first half (rounded down) before expansion")
+    rms_norm_eps: Small = 1e-6
 
 
 AUTOENCODERS = Kinds(
@@ -46,5 +42,5 @@ AnyAutoencoderConfig = Annotated[SerializeAsAny[AutoencoderModelConfig], BeforeV
 class AutoencoderConfig(TrainingConfig, kind="autoencoder"):
     """Model and training of the autoencoder."""
 
-    steps: int = Field(30_000, ge=1, description="optimiser steps")
+    steps: Steps = Field(30_000, description="optimiser steps")
     model: AnyAutoencoderConfig = MlpAutoencoderConfig()

@@ -4,15 +4,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
+from calm_core.config.base import Layers, Width
 from calm_core.config.kinds import Kind, Kinds
 
 
 class HeadConfig(Kind):
     """What every generative head has."""
 
-    num_layers: int = Field(4, ge=1, description="blocks of the head; the paper uses a quarter of the layers")
+    num_layers: Layers = Field(4, description="blocks of the head; the paper uses a quarter of the layers")
     model_samples: int = Field(
-        8, ge=2, description="N: samples per position in the energy loss, draws of noise in the other heads' losses"
+        8,
+        ge=2,
+        le=4096,
+        description="N: samples per position in the energy loss, draws of noise in the other heads' losses",
     )
 
 
@@ -20,8 +24,8 @@ class EnergyHeadConfig(HeadConfig):
     """One sample from one evaluation, trained by the energy score (arXiv 2510.27688)."""
 
     kind: Literal["energy"] = "energy"
-    noise_size: int = Field(64, ge=1, description="uniform noise that is turned into a sample")
-    target_samples: int = Field(100, ge=1, description="M, samples of the autoencoder's posterior")
+    noise_size: Width = Field(64, description="uniform noise that is turned into a sample")
+    target_samples: int = Field(100, ge=1, le=2**16, description="M, samples of the autoencoder's posterior")
     alpha: float = Field(1.0, gt=0, lt=2, description="exponent of the energy score, strictly proper in (0, 2)")
 
 
@@ -29,8 +33,8 @@ class DiffusionHeadConfig(HeadConfig):
     """Noise prediction, sampled in many steps."""
 
     kind: Literal["diffusion"] = "diffusion"
-    diffusion_steps: int = Field(1000, ge=2, description="noise levels that are trained on")
-    sampling_steps: int = Field(100, ge=1, description="network evaluations of one sample")
+    diffusion_steps: int = Field(1000, ge=2, le=10**6, description="noise levels that are trained on")
+    sampling_steps: int = Field(100, ge=1, le=10**6, description="network evaluations of one sample")
 
     @model_validator(mode="after")
     def _levels_for_each_step(self) -> Self:
@@ -45,7 +49,7 @@ class FlowHeadConfig(HeadConfig):
     """Flow matching on the straight path, sampled in few steps."""
 
     kind: Literal["flow"] = "flow"
-    sampling_steps: int = Field(8, ge=1, description="network evaluations of one sample")
+    sampling_steps: int = Field(8, ge=1, le=10**6, description="network evaluations of one sample")
 
 
 HEADS = Kinds(

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from calm_core.config.base import Section
+from calm_core.config.base import Layers, Section, Small, Steps, Width
 from calm_core.config.heads import AnyHeadConfig, EnergyHeadConfig
 from calm_core.config.training import TrainingConfig
 
@@ -12,12 +12,12 @@ from calm_core.config.training import TrainingConfig
 class BackboneConfig(Section):
     """The shape of a Llama-style Transformer; CALM and the token-level baseline share it."""
 
-    hidden_size: int = Field(1024, ge=2)
-    intermediate_size: int = Field(2752, ge=1)
-    num_hidden_layers: int = Field(16, ge=1)
-    num_attention_heads: int = Field(16, ge=1)
-    rope_theta: float = Field(500_000.0, gt=0)
-    rms_norm_eps: float = Field(1e-6, gt=0)
+    hidden_size: Width = 1024
+    intermediate_size: Width = 2752
+    num_hidden_layers: Layers = 16
+    num_attention_heads: Width = 16
+    rope_theta: float = Field(500_000.0, ge=1, le=1e12)
+    rms_norm_eps: Small = 1e-6
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -38,15 +38,15 @@ class CalmModelConfig(BackboneConfig):
 class TransformerModelConfig(BackboneConfig):
     """The token-level baseline's shape; its output projection is not tied to the embedding."""
 
-    hidden_size: int = Field(768, ge=2)
-    intermediate_size: int = Field(2048, ge=1)
-    num_hidden_layers: int = Field(12, ge=1)
+    hidden_size: Width = 768
+    intermediate_size: Width = 2048
+    num_hidden_layers: Layers = 12
 
 
 class LanguageModelTrainingConfig(TrainingConfig):
     """How a model with a Transformer backbone is trained."""
 
-    steps: int = Field(250_000, ge=1, description="optimiser steps")
+    steps: Steps = Field(250_000, description="optimiser steps")
     activation_checkpointing: bool = Field(
         False, description="compute each layer's activations again in the backward pass, to save memory"
     )

@@ -1,12 +1,27 @@
 """Settings of the registry."""
 
-from pydantic import Field
+import re
+from typing import Annotated
 
-from calm_core.config.base import Section
+from pydantic import AfterValidator, Field
+
+from calm_core.config.base import Name, Section
+
+
+def _not_blank(name: str) -> str:
+    if not name.strip():
+        raise ValueError("is blank; give it a name")
+    return name
+
+
+def _no_version(alias: str) -> str:
+    if re.fullmatch(r"(?i)v[0-9]+|latest", alias):
+        raise ValueError(f"to MLflow {alias} is a version; choose another alias")
+    return alias
 
 
 class RegistryConfig(Section):
     """Where the model is registered in MLflow."""
 
-    model_name: str = Field("calm", pattern=r"^[^/:.\"%']+$")
-    alias: str = Field("champion", pattern=r"^[A-Za-z][\w-]*$")
+    model_name: Annotated[Name, AfterValidator(_not_blank)] = Field("calm", pattern=r"^[^/:.\"%'?#@]+$")
+    alias: Annotated[Name, AfterValidator(_no_version)] = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")

@@ -3,24 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, model_validator
 
+from calm_core.config import text as settings_text
 from calm_core.config.autoencoder import AUTOENCODERS, AutoencoderConfig
-from calm_core.config.base import Section, parse_section
+from calm_core.config.base import Name, Section, parse_section
 from calm_core.config.data import DataConfig, TokenizerConfig
 from calm_core.config.evaluation import EvaluationConfig
 from calm_core.config.heads import HEADS
 from calm_core.config.language_model import CalmConfig, TransformerConfig
 from calm_core.config.registry import RegistryConfig
 from calm_core.errors import ConfigError
+from calm_core.shown import shortened
 
 
 class Config(Section):
     """Every setting of a pipeline run."""
 
     seed: int = Field(0, ge=0, lt=2**31)
-    experiment: str = Field("calm", min_length=1, description="MLflow experiment")
+    experiment: Name = Field("calm", min_length=1, description="MLflow experiment")
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
@@ -33,21 +34,52 @@ class Config(Section):
     @model_validator(mode="after")
     def _chunks_do_not_straddle_documents(self) -> Self:
         chunk_size = self.autoencoder.model.chunk_size
-        if self.data.document_alignment % chunk_size:
+        if self.data.packing == "documents" and self.data.document_alignment % chunk_size:
             raise ValueError(
                 f"data.document_alignment ({self.data.document_alignment}) must be a multiple of "
                 f"autoencoder.model.chunk_size ({chunk_size}), else a chunk straddles two documents"
+            )
+        if self.data.sequence_length % chunk_size:
+            raise ValueError(
+                f"data.sequence_length ({self.data.sequence_length}) must be a multiple of "
+                f"autoencoder.model.chunk_size ({chunk_size})"
             )
         if self.data.sequence_length < 2 * chunk_size:
             raise ValueError(
                 f"data.sequence_length ({self.data.sequence_length}) must hold two chunks of "
                 f"autoencoder.model.chunk_size ({chunk_size})"
             )
+        self.evaluation.interval(chunk_size, self.data.sequence_length)  # refused now, not once all is trained
+        return self
+
+    @model_validator(mode="after")
+    def _tokenizer_has_texts(self) -> Self:
+        if self.data.validation_fraction == 1 and not (self.tokenizer.source or self.data.extends):
+            raise ValueError(
+                "data.validation_fraction (1) leaves no text to learn a tokenizer from; name the model's own with "
+                "tokenizer.source"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _start_of_text_is_used(self) -> Self:
+        if self.tokenizer.bos_token is not None and not self.data.start_of_text:
+            raise ValueError(
+                f"tokenizer.bos_token ({self.tokenizer.bos_token}) begins documents with data.start_of_text=true only; "
+                "set that, or leave it out"
+            )
         return self
 
 
-def resolve_config(profile: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """A profile's values with `section.key=value` overrides applied; values are read as YAML.
+def resolve_config(
+    profile: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> Config:
+    """A profile's values with overrides applied.
+
+    Args:
+        profile: Sections with settings.
+        overrides: `section.key=value`, the value read as YAML.
+        given: Values that are no text to read, by `section.key`; they come last.
 
     Raises:
         ConfigError: An override is no `key=value`, or a key or value is refused.
@@ -56,9 +88,16 @@ def resolve_config(profile: Mapping[str, Any], overrides: Sequence[str] = ()) ->
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"override {override}: expected section.key=value, e.g. calm.learning_rate=1e-3")
+            raise ConfigError(
+                f"override {shortened(override)}: expected section.key=value, e.g. calm.learning_rate=1e-3"
+            )
         values = _overridden(values, key.strip(), _parse_value(text, override))
+    for key, value in (given or {}).items():
+        values = _overridden(values, key, value)
     return parse_section(Config, values)
+
+
+_DEEPEST_KEY = 10
 
 
 def _overridden(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -66,7 +105,10 @@ def _overridden(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     for kinds in (HEADS, AUTOENCODERS):
         if key in (kinds.setting, f"{kinds.setting}.kind") and isinstance(value, str):
             key, value = kinds.setting, kinds.switched(_value_at(values, kinds.setting.split(".")), value)
-    return _with_value(values, key.split("."), value)
+    path = key.split(".")
+    if len(path) > _DEEPEST_KEY:
+        raise ConfigError(f"unknown setting {shortened(key)}; `calm config` lists all settings")
+    return _with_value(values, path, value)
 
 
 def _value_at(values: Any, path: list[str]) -> Any:
@@ -77,9 +119,9 @@ def _value_at(values: Any, path: list[str]) -> Any:
 
 def _parse_value(text: str, override: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override}: the value is not valid YAML") from None
+        return settings_text.read(text)
+    except ValueError as error:
+        raise ConfigError(f"override {shortened(override)}: the value is not valid YAML ({error})") from None
 
 
 def _with_value(values: Any, path: list[str], value: Any) -> dict[str, Any]:

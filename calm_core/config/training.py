@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from calm_core.config.base import Section
+from calm_core.config.base import MOST_STEPS, Section, Steps
 
 
 class TrainingConfig(Section):
@@ -19,26 +19,30 @@ class TrainingConfig(Section):
             cls.kind = kind
             TrainingConfig.of_kind[kind] = cls
 
-    steps: int = Field(ge=1, description="optimiser steps")
-    global_batch_size: int = Field(16, ge=1, description="sequences in one optimiser step, over all ranks")
-    micro_batch_size: int = Field(16, ge=1, description="sequences that one rank computes at a time")
-    processes: int | None = Field(None, ge=1, description="ranks on this node; unset: one a GPU, or one on CPU")
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    steps: Steps = Field(description="optimiser steps")
+    global_batch_size: int = Field(16, ge=1, le=2**20, description="sequences in one optimiser step, over all ranks")
+    micro_batch_size: int = Field(16, ge=1, le=2**20, description="sequences that one rank computes at a time")
+    processes: int | None = Field(
+        None, ge=1, le=1024, description="ranks on this node; unset: one a GPU, or one on CPU"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage; bf16 runs 0 as 1")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on CPU")
-    learning_rate: float = Field(3e-4, gt=0)
-    warmup_steps: int = Field(100, ge=0, description="linear warm-up")
+    learning_rate: float = Field(3e-4, ge=1e-12, le=10)
+    warmup_steps: int = Field(100, ge=0, le=MOST_STEPS, description="linear warm-up")
     decay_fraction: float = Field(
         0.0, ge=0, le=1, description="last share of the steps with linear decay to zero; 0: constant"
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field((0.9, 0.95))
-    weight_decay: float = Field(0.1, ge=0)
-    gradient_clipping: float = Field(1.0, gt=0, description="largest gradient norm")
-    log_interval: int = Field(10, ge=1, description="steps between two points of the training curves")
-    validation_interval: int = Field(
-        100, ge=1, description="steps between two validations; the last step is always validated"
+    weight_decay: float = Field(0.1, ge=0, le=100)
+    gradient_clipping: float = Field(1.0, ge=1e-12, le=1e12, description="largest gradient norm")
+    log_interval: Steps = Field(10, description="steps between two points of the training curves")
+    validation_interval: Steps = Field(
+        100, description="steps between two validations; the last step is always validated"
     )
-    validation_sequences: int = Field(32, ge=1, description="held-out sequences in a validation during training")
-    checkpoint_interval: int = Field(500, ge=1, description="steps between two checkpoints")
+    validation_sequences: int = Field(
+        32, ge=1, le=2**24, description="held-out sequences in a validation during training"
+    )
+    checkpoint_interval: Steps = Field(500, description="steps between two checkpoints")
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

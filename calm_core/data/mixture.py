@@ -3,13 +3,12 @@
 import math
 from collections.abc import Mapping
 
+from calm_core.data.reading.dataset import require_alike
 from calm_core.data.reading.order import SMALLEST_WEIGHT
 from calm_core.errors import ConfigError
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import DatasetFacts, MixtureFacts
-
-_EQUAL = ("vocab_size", "pad_id", "eos_id", "sequence_length", "document_alignment")
 
 
 def mix_datasets(weights: Mapping[str, float], output_uri: str) -> Artifact[MixtureFacts]:
@@ -31,13 +30,7 @@ def mix_datasets(weights: Mapping[str, float], output_uri: str) -> Artifact[Mixt
                 f"{uri}: weight {weight:g} is not {SMALLEST_WEIGHT:.1%} of the mixture or more; change it"
             )
     datasets = [Artifact(uri, DatasetFacts) for uri in weights]
-    first = datasets[0]
-    for other in datasets[1:]:
-        if other.entry("tokenizer.json").sha256 != first.entry("tokenizer.json").sha256:
-            raise ConfigError(f"{other.uri}: has another tokenizer than {first.uri}; prepare it with tokenizer.source")
-        for name in _EQUAL:
-            if getattr(other.facts, name) != getattr(first.facts, name):
-                raise ConfigError(f"{other.uri}: has another {name} than {first.uri}; prepare it anew")
+    require_alike(datasets)
     parents = {f"dataset-{i}": dataset.digest for i, dataset in enumerate(datasets)}
     with ArtifactWriter(output_uri, MixtureFacts, {}, parents) as writer:
         writer.facts = MixtureFacts(

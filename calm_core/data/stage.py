@@ -35,7 +35,7 @@ def prepare_data(
     """
     if data.extends and storage.absolute(data.extends) == storage.absolute(output_uri):
         raise ConfigError(f"{output_uri}: is the dataset that is extended; give the larger one another output_uri")
-    place = output_uri.rstrip("/") + ".parts"
+    place = storage.beside(output_uri, ".parts")
     partitions = plan_partitions(data, storage.join(place, "plan"))
     names = [f"{partition.index:05d}" for partition in partitions]
 

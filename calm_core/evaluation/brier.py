@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calm_core.config.evaluation import SCORED_TOKENS
+from calm_core.errors import CalmError
 from calm_core.evaluation.resampling import FloatArray, resampled_means, with_interval
-from calm_core.store.facts import BrierScores
+from calm_core.store.facts import BrierScores, Score
 
-MAX_N = 4
+MAX_N = SCORED_TOKENS
 
 
 def brier_terms(samples_RST: Tensor, target_RT: Tensor) -> Tensor:
@@ -58,9 +60,23 @@ class BrierAccumulator:
         return int(sum(counts.sum() for counts in self._counts))
 
     def scores(self, resamples: int, confidence: float, seed: int) -> BrierScores:
-        """Brier-1..4 and BrierLM, with bootstrap intervals over sequences."""
+        """Brier-1..4 and BrierLM, with bootstrap intervals over the sequences in which a position counts.
+
+        Of one such sequence the numbers have no interval: nothing tells how another one would have done.
+
+        Raises:
+            CalmError: No position counts.
+        """
+        if not self.positions:
+            raise CalmError("no position counts, so there is nothing to score")
         sums_RT, counts_R = np.concatenate(self._sums), np.concatenate(self._counts)
-        mean_T = sums_RT.sum(0) / max(counts_R.sum(), 1)
+        sums_RT, counts_R = sums_RT[counts_R > 0], counts_R[counts_R > 0]
+        mean_T = sums_RT.sum(0) / counts_R.sum()
+        if len(counts_R) == 1:
+            return BrierScores(
+                brierlm=Score(value=float(brierlm(mean_T))),
+                brier={str(n): Score(value=mean) for n, mean in enumerate(mean_T.tolist(), start=1)},
+            )
         resampled_XT = resampled_means(sums_RT, counts_R, resamples, seed)
         return BrierScores(
             brierlm=with_interval(float(brierlm(mean_T)), brierlm(resampled_XT), confidence),

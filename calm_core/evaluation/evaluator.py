@@ -9,7 +9,9 @@ from torch import Tensor
 
 from calm_core.config import EvaluationConfig
 from calm_core.data.reading.dataset import Dataset
-from calm_core.evaluation.brier import BrierAccumulator, next_tokens
+from calm_core.errors import ArtifactError
+from calm_core.evaluation.brier import MAX_N, BrierAccumulator, next_tokens
+from calm_core.evaluation.comparison import NO_START
 from calm_core.evaluation.samplers import BrierModel
 from calm_core.models.autoencoders.base import Autoencoder, reconstruct, to_chunks
 from calm_core.models.noise import SequenceNoise, derive_seed
@@ -54,6 +56,22 @@ class Evaluator:
             yield torch.from_numpy(self.dataset.rows(indices)).to(self.device), SequenceNoise(seeds, self.device)
             self.stage.report(done=int(indices[-1]) + 1, total=self.sequences, note=purpose)
 
+    def require_positions(self) -> None:
+        """Refuse held-out text with nothing to score, before the work.
+
+        Raises:
+            ArtifactError: No position counts.
+        """
+        for start in range(0, self.sequences, self.config.batch_size):
+            indices = np.arange(start, min(start + self.config.batch_size, self.sequences))
+            tokens_BT = torch.from_numpy(self.dataset.rows(indices))
+            if next_tokens(tokens_BT, self.interval, self.chunk_size, tokens_BT != self.dataset.pad_id)[1].any():
+                return
+        raise ArtifactError(
+            f"{self.dataset.uri}: none of its {self.sequences:,} held-out sequences has a position with {MAX_N} tokens "
+            "of text after it, so nothing can be scored; prepare longer documents, or raise data.validation_fraction"
+        )
+
     def autoencoder_accuracy(self, autoencoder: Autoencoder) -> float:
         """Share of real tokens that come back from sampled latents."""
         correct, total = 0, 0
@@ -62,7 +80,7 @@ class Evaluator:
             real_BPK = chunks_BPK != self.dataset.pad_id
             correct += int(((reconstruct(autoencoder, chunks_BPK, noise) == chunks_BPK) & real_BPK).sum())
             total += int(real_BPK.sum())
-        return correct / max(total, 1)
+        return correct / total
 
     def score(self, model: BrierModel, purpose: str) -> BrierScores:
         """Brier-1..4 and BrierLM of a model, each with its interval.
@@ -90,6 +108,8 @@ class Evaluator:
             "sequence_length": self.dataset.sequence_length,
             "stride": self.dataset.sequence_length,
             "position_interval": self.interval,
+            "packing": self.dataset.packing,
+            "start_of_text": NO_START if self.dataset.bos_id is None else self.dataset.bos_id,
             "document_boundaries": "packed; attention crosses them; a position counts if its next 4 tokens are real",
             "samples": self.config.samples,
             "sequences": self.sequences,

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
@@ -28,7 +29,7 @@ def render_report(evaluation: EvaluationFacts, curves: Mapping[tuple[str, str], 
     source = files("calm_core.evaluation").joinpath(_TEMPLATE).read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     pictures = {"Brier-1 to Brier-4 with intervals": _brier_picture(evaluation)}
-    pictures |= {title: _curve_picture(points, name, title) for (title, name), points in curves.items()}
+    pictures |= {title: _curve_picture(points, name, title) for (title, name), points in curves.items() if points}
     return environment.from_string(source).render(evaluation=evaluation, pictures=pictures)
 
 
@@ -38,8 +39,8 @@ def _brier_picture(evaluation: EvaluationFacts) -> str:
     numbers = sorted(evaluation.brier)
     scores = [evaluation.brier[n] for n in numbers]
     values = [100 * score.value for score in scores]
-    low = [100 * (score.value - score.low) for score in scores]
-    high = [100 * (score.high - score.value) for score in scores]
+    low = [math.nan if score.low is None else 100 * (score.value - score.low) for score in scores]  # nan: no mark
+    high = [math.nan if score.high is None else 100 * (score.high - score.value) for score in scores]
     unigram = [100 * evaluation.references.unigram.brier[n].value for n in numbers]
     places = range(len(numbers))
     axes.bar([p - 0.2 for p in places], values, 0.4, yerr=[low, high], capsize=4, label="this model")
@@ -55,7 +56,8 @@ def _curve_picture(curve: Curve, name: str, title: str) -> str:
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     for key, label in ((name, "training"), (f"validation_{name}", "validation")):
-        points = [(record["step"], record[key]) for record in curve if key in record]
+        if not (points := [(record["step"], record[key]) for record in curve if key in record]):
+            continue
         axes.plot([x for x, _ in points], [y for _, y in points], label=label, marker="." if len(points) < 30 else "")
     axes.set(title=title, xlabel="step")
     axes.grid(alpha=0.3)

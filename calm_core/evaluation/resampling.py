@@ -16,7 +16,7 @@ def resampled_means(sums_RT: FloatArray, counts_R: FloatArray, resamples: int, s
 
     Args:
         sums_RT: Sums of T numbers over the positions of each of R sequences.
-        counts_R: How many positions those are.
+        counts_R: How many positions those are, at least one.
         resamples: How often R sequences are drawn.
         seed: Of the draws.
 
@@ -26,8 +26,7 @@ def resampled_means(sums_RT: FloatArray, counts_R: FloatArray, resamples: int, s
     sequences = len(counts_R)
     # A draw is how often each sequence is in it, so a mean is a product of matrices instead of a gather.
     draws = np.random.default_rng(seed).multinomial(sequences, np.full(sequences, 1 / sequences), size=resamples)
-    positions = np.maximum(draws @ counts_R, 1)
-    means: FloatArray = (draws @ sums_RT) / positions[:, None]
+    means: FloatArray = (draws @ sums_RT) / (draws @ counts_R)[:, None]
     return means
 
 

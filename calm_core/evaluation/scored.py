@@ -9,7 +9,7 @@ import torch
 
 from calm_core.evaluation.report import Curve
 from calm_core.evaluation.samplers import BrierModel, CalmSampler, TransformerScorer
-from calm_core.generation.text import CalmChunks, NextChunk, TransformerTokens
+from calm_core.generation.text import CalmChunks, NextChunk, TextGenerator, TransformerTokens
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.layers import freeze
 from calm_core.models.noise import derive_seed
@@ -20,6 +20,7 @@ from calm_core.weights.load import (
     autoencoder_of,
     load_autoencoder,
     load_calm,
+    load_tokenizer,
     load_transformer,
     new_calm,
     new_transformer,
@@ -35,7 +36,7 @@ class Scored:
         parents: Digests of what the evaluation is made from, beside the dataset.
         trained: What is scored, given the interval of the positions.
         new: The same with new weights, from torch's seed.
-        writer: What writes text.
+        generator: What writes text.
         curves: Points of training curves, by the picture's title and the curve's name.
         autoencoder: Of a model over chunks.
     """
@@ -45,7 +46,7 @@ class Scored:
     parents: dict[str, str]
     trained: Callable[[int], BrierModel]
     new: Callable[[int], BrierModel]
-    writer: NextChunk
+    generator: TextGenerator
     curves: dict[tuple[str, str], Curve]
     autoencoder: Autoencoder | None = None
 
@@ -68,7 +69,7 @@ def _calm(artifact: Artifact[CalmFacts], autoencoder_uri: str, device: torch.dev
         parents={"autoencoder": autoencoder_artifact.digest, "calm": artifact.digest},
         trained=lambda interval: CalmSampler(calm, autoencoder, interval),
         new=lambda interval: CalmSampler(freeze(new_calm(artifact).to(device)), autoencoder, interval),
-        writer=CalmChunks(calm, autoencoder),
+        generator=_generator(CalmChunks(calm, autoencoder), artifact),
         curves={
             ("Autoencoder: token accuracy", "accuracy"): _curve(autoencoder_artifact),
             ("CALM: loss of the head", calm.mlp_generator.loss_name): _curve(artifact),
@@ -85,7 +86,7 @@ def _transformer(artifact: Artifact[TransformerFacts], autoencoder_uri: str, dev
         parents={"transformer": artifact.digest},
         trained=lambda interval: TransformerScorer(model, interval),
         new=lambda interval: TransformerScorer(freeze(new_transformer(artifact).to(device)), interval),
-        writer=TransformerTokens(model),
+        generator=_generator(TransformerTokens(model), artifact),
         curves={("Transformer: cross-entropy, nats a token", "cross_entropy"): _curve(artifact)},
     )
 
@@ -95,6 +96,10 @@ SCORED: Mapping[type[ModelFacts], Callable[[Artifact[Any], str, torch.device], S
     CalmFacts: _calm,
     TransformerFacts: _transformer,
 }
+
+
+def _generator(model: NextChunk, artifact: Artifact[Any]) -> TextGenerator:
+    return TextGenerator(model, load_tokenizer(artifact), artifact.facts.packing)
 
 
 def _curve(artifact: Artifact[ModelFacts]) -> Curve:

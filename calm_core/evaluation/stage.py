@@ -1,7 +1,6 @@
 """The evaluation stage: autoencoder accuracy, BrierLM with intervals and references, and texts; an artifact itself."""
 
 import json
-import math
 import time
 
 import numpy as np
@@ -9,14 +8,14 @@ import torch
 from torch import Tensor
 
 from calm_core.config import EvaluationConfig
-from calm_core.data.reading.dataset import Dataset, open_dataset
-from calm_core.errors import ArtifactError, CalmError
-from calm_core.evaluation.brier import MAX_N, frequencies
+from calm_core.data.reading.dataset import Dataset, open_dataset, require_whole_chunks
+from calm_core.errors import ArtifactError
+from calm_core.evaluation.brier import frequencies
 from calm_core.evaluation.evaluator import Evaluator
 from calm_core.evaluation.report import render_report
 from calm_core.evaluation.samplers import UnigramSampler
 from calm_core.evaluation.scored import SCORED, Scored
-from calm_core.generation.text import Sampling, TextGenerator
+from calm_core.generation.text import Sampling
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import EvaluationFacts, ModelFacts, References, TextSample
 from calm_core.telemetry.stage import Stage
@@ -49,13 +48,16 @@ def evaluate(
     """
     settings = config.model_dump(mode="json") | {"seed": seed}
     artifact = Artifact(model_uri, *SCORED)
-    with Stage(stage_name(artifact.facts.kind), settings) as stage:
+    with Stage(stage_name(artifact.facts.kind), settings, output_uri) as stage:
+        ArtifactWriter(output_uri, EvaluationFacts, {}, {}).check()
         dataset = open_dataset(dataset_uri, "validation")
         _require_same_tokenizer(artifact, dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         scored = SCORED[type(artifact.facts)](artifact, autoencoder_uri, device)
-        interval = _position_interval(config, scored.chunk_size)
+        require_whole_chunks(dataset, scored.chunk_size)
+        interval = config.interval(scored.chunk_size, dataset.sequence_length)
         evaluator = Evaluator(config, dataset, interval, scored.chunk_size, seed, device, stage)
+        evaluator.require_positions()
         facts = _measure(evaluator, scored, dataset_uri)
 
         html = render_report(facts, scored.curves)
@@ -69,21 +71,13 @@ def evaluate(
         stage.run.log_text(html, "report.html")
         evaluation = Artifact(output_uri, EvaluationFacts)
         score = facts.brierlm
-        stage.finish(evaluation, f"BrierLM {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]")
+        stage.finish(evaluation, f"BrierLM {score.value:.3f} {score.interval(3)}")
     return evaluation
 
 
 def _require_same_tokenizer(model: Artifact[ModelFacts], dataset: Dataset) -> None:
     if model.entry(TOKENIZER_NAME).sha256 != dataset.tokenizer_sha256:
         raise ArtifactError(f"{model.uri}: was trained with another tokenizer than that of the dataset {dataset.uri}")
-
-
-def _position_interval(config: EvaluationConfig, chunk_size: int) -> int:
-    """Tokens between two scored positions; unless it is set, the smallest multiple of K and of the tokens scored."""
-    interval = config.position_interval or math.lcm(MAX_N, chunk_size)
-    if interval % chunk_size:
-        raise CalmError(f"position_interval ({interval}) must be a multiple of K ({chunk_size})")
-    return interval
 
 
 def _measure(evaluator: Evaluator, scored: Scored, dataset_uri: str) -> EvaluationFacts:
@@ -119,15 +113,17 @@ def _references(evaluator: Evaluator, scored: Scored, dataset_uri: str) -> Refer
 
 
 def _train_frequencies(dataset_uri: str) -> Tensor:
-    train = open_dataset(dataset_uri, "train")
-    rows = train.rows(np.arange(min(train.num_sequences, _FREQUENCY_SEQUENCES)))
-    return frequencies(torch.from_numpy(rows), train.vocab_size, train.pad_id)
+    counted = open_dataset(dataset_uri, "train")
+    if not counted.num_sequences:  # a set that is held out whole
+        counted = open_dataset(dataset_uri, "validation")
+    rows = counted.rows(np.arange(min(counted.num_sequences, _FREQUENCY_SEQUENCES)))
+    return frequencies(torch.from_numpy(rows), counted.vocab_size, counted.pad_id)
 
 
 def _write_samples(evaluator: Evaluator, scored: Scored) -> list[TextSample]:
     config = evaluator.config
     evaluator.stage.report(note="writing text")
-    texts = TextGenerator(scored.writer, evaluator.dataset.tokenizer).generate(
+    texts = scored.generator.generate(
         config.prompts,
         max_new_tokens=config.prompt_tokens,
         sampling=Sampling(config.temperature, config.temperature_samples),
@@ -138,7 +134,9 @@ def _write_samples(evaluator: Evaluator, scored: Scored) -> list[TextSample]:
 
 def _metrics(facts: EvaluationFacts) -> dict[str, float]:
     score = facts.brierlm
-    metrics = {"brierlm": score.value, "brierlm_low": score.low, "brierlm_high": score.high}
+    metrics = {"brierlm": score.value}
+    if score.low is not None and score.high is not None:
+        metrics |= {"brierlm_low": score.low, "brierlm_high": score.high}
     if facts.autoencoder_accuracy is not None:
         metrics["autoencoder_accuracy"] = facts.autoencoder_accuracy
     metrics |= {f"brier_{n}": term.value for n, term in facts.brier.items()}

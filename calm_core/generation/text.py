@@ -1,24 +1,33 @@
 """Text from a language model: prompts of any length in one batch, temperature, stop strings, streaming, seeds."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
+from calm_core.generation.continuation import Continuation
 from calm_core.generation.temperature import FREE, BudgetExceeded, choose_chunks, power_sample
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Backbone, Branches
 from calm_core.models.calm import Calm
 from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.models.transformer import Transformer
+from calm_core.shown import visible
+from calm_core.store.facts import Packing
 
 _PREFIX_SAMPLES = 256  # chunks that are drawn to continue a prompt that ends inside a chunk
 _EXACT_BLOCK = 32  # chunks that the exact sampler draws at a time
-_UNFINISHED = "\ufffd"  # what the bytes of half a character decode to
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+MIN_TEMPERATURE = 0.001  # 1/T equal samples are what a chunk needs
+MAX_SAMPLES = 2**20
+MAX_NEW_TOKENS = 2**20
+MAX_PROMPT_TOKENS = 2**17  # the time to read a prompt grows with the square of its length
 
 
 @dataclass(frozen=True)
@@ -26,8 +35,8 @@ class Sampling:
     """How the next chunk is chosen.
 
     Attributes:
-        temperature: In (0, 1].
-        samples: S, samples of the batch approximation of a temperature below 1.
+        temperature: In [MIN_TEMPERATURE, 1].
+        samples: S, samples of the batch approximation of a temperature below 1, at most MAX_SAMPLES.
         budget: Draws for each chunk of the exact sampler; 0 takes the batch approximation, as does a chunk that the
             prompt has begun.
     """
@@ -37,10 +46,12 @@ class Sampling:
     budget: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature <= 1:
-            raise CalmError(f"temperature must be above 0 and at most 1 (got {self.temperature})")
-        if self.samples < 1:
-            raise CalmError(f"samples must be at least 1 (got {self.samples})")
+        if not MIN_TEMPERATURE <= self.temperature <= 1:
+            raise CalmError(
+                f"temperature must be above 0 and at most 1, not below {MIN_TEMPERATURE} (got {self.temperature})"
+            )
+        if not 1 <= self.samples <= MAX_SAMPLES:
+            raise CalmError(f"samples must be 1 to {MAX_SAMPLES:,} (got {self.samples})")
         if self.budget < 0:
             raise CalmError(f"budget must be at least 0 (got {self.budget})")
 
@@ -153,13 +164,15 @@ class _Text:
 
     Attributes:
         begun: Tokens of the prompt in the chunk that is written first.
-        tokens: All new tokens.
-        told: How many characters have been handed out.
+        continuation: What the new tokens add to the prompt's text.
+        length: How many new tokens there are.
+        held: Characters that are not handed out yet, because they may begin a stop string.
     """
 
     begun: list[int]
-    tokens: list[int] = field(default_factory=list)
-    told: int = 0
+    continuation: Continuation
+    length: int = 0
+    held: str = ""
     ended: bool = False
 
 
@@ -167,11 +180,17 @@ class TextGenerator:
     """Continues prompts.
 
     Equal seeds give equal text for a prompt, whatever else is asked for beside it.
+
+    Args:
+        model: What writes.
+        tokenizer: What its tokens mean, and which of them begins a document, if any does.
+        packing: Of the text that the model was trained on: it tells how a document begins.
     """
 
-    def __init__(self, model: NextChunk, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: NextChunk, tokenizer: Tokenizer, packing: Packing = "documents") -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.packing = packing
         self.device = next(model.backbone.parameters()).device
 
     def generate(
@@ -202,7 +221,6 @@ class TextGenerator:
             texts[number] += piece
         return texts
 
-    @torch.no_grad()
     def stream(
         self,
         prompts: Sequence[str],
@@ -215,12 +233,17 @@ class TextGenerator:
         """Pieces of the continuations as they are written, each with the number of its prompt.
 
         A piece holds whole characters, and nothing that may turn out to begin a stop string. Arguments and errors as in
-        `generate`.
+        `generate`; the arguments are checked at once.
         """
         seeds = _checked_seeds(prompts, max_new_tokens, seed, stop)
+        return self._stream(prompts, max_new_tokens, sampling or Sampling(), seeds, stop)
+
+    @torch.no_grad()
+    def _stream(
+        self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seeds: Sequence[int], stop: Sequence[str]
+    ) -> Iterator[tuple[int, str]]:
         if not prompts:
             return
-        sampling = sampling or Sampling()
         noise = SequenceNoise([derive_seed(seed, "generate") for seed in seeds], self.device)
         texts, hidden_BD, branches = self._read(prompts)
         living = list(range(len(prompts)))  # the prompt of each row of the batch; a text that has ended leaves it
@@ -257,14 +280,16 @@ class TextGenerator:
     def _read(self, prompts: Sequence[str]) -> tuple[list[_Text], Tensor, Branches]:
         """The state after the whole chunks of each prompt, and their keys and values.
 
-        A document follows the chunk that ends the one before it. Shorter prompts are filled up at their ends, where
-        nothing that counts can see it.
+        Shorter prompts are filled up at their ends, where nothing that counts can see it.
         """
         size = self.model.chunk_size
-        boundary = [self.tokenizer.eos_id] + [self.tokenizer.pad_id] * (size - 1)
-        encoded = [self.tokenizer.encode(prompt) for prompt in prompts]
-        whole = [boundary + tokens[: len(tokens) // size * size] for tokens in encoded]
-        texts = [_Text(tokens[len(tokens) // size * size :]) for tokens in encoded]
+        encoded = [self._encoded(prompt, number) for number, prompt in enumerate(prompts, 1)]
+        started = [self._start(tokens) for tokens in encoded]
+        whole = [tokens for tokens, _ in started]
+        texts = [
+            _Text(begun, Continuation(self.tokenizer, tokens))
+            for (_, begun), tokens in zip(started, encoded, strict=True)
+        ]
         longest = max(len(tokens) for tokens in whole)
         filled = [tokens + [self.tokenizer.pad_id] * (longest - len(tokens)) for tokens in whole]
         chunks_BPK = torch.tensor(filled, device=self.device).unflatten(1, (-1, size))
@@ -273,21 +298,46 @@ class TextGenerator:
         hidden_BD = hidden_BPD[torch.arange(len(prompts), device=self.device), last_B]
         return texts, hidden_BD, Branches(last_B.unsqueeze(1), prefix)
 
+    def _encoded(self, prompt: str, number: int) -> list[int]:
+        tokens = self.tokenizer.encode(prompt)
+        if len(tokens) > MAX_PROMPT_TOKENS:
+            raise CalmError(
+                f"prompt {number}: has {len(tokens):,} tokens, and at most {MAX_PROMPT_TOKENS:,} are read; give its end"
+            )
+        return tokens
+
+    def _start(self, prompt: list[int]) -> tuple[list[int], list[int]]:
+        """The tokens of a prompt as the start of a document: its whole chunks, and what it has begun of the next one.
+
+        Of packed documents, one follows the chunk that ends the one before it. Contiguous ones begin anywhere in a
+        chunk; so the prompt ends with a chunk, and more of the token that begins it fill the chunk before it.
+        """
+        size, bos_id = self.model.chunk_size, self.tokenizer.bos_id
+        tokens = ([] if bos_id is None else [bos_id]) + prompt
+        if self.packing == "contiguous" and bos_id is not None:
+            return [bos_id] * (-len(tokens) % size) + tokens, []
+        boundary = [self.tokenizer.eos_id] + [self.tokenizer.pad_id] * (size - 1)
+        kept = len(tokens) // size * size
+        return boundary + tokens[:kept], tokens[kept:]
+
     def _write(self, text: _Text, chunk: list[int], max_new_tokens: int, stop: Sequence[str]) -> str:
         """Append a chunk; returns the characters that are certain now."""
         new, text.begun = chunk[len(text.begun) :], []
-        if self.tokenizer.eos_id in new:
-            new, text.ended = new[: new.index(self.tokenizer.eos_id)], True
-        text.tokens = (text.tokens + new)[:max_new_tokens]
-        text.ended = text.ended or len(text.tokens) == max_new_tokens
-        written = self.tokenizer.decode(text.tokens)
-        places = [place for string in stop if (place := written.find(string)) >= 0]
+        ends = (self.tokenizer.eos_id, self.tokenizer.bos_id)  # of contiguous documents the next one's start ends one
+        if (end := next((i for i, token in enumerate(new) if token in ends), None)) is not None:
+            new, text.ended = new[:end], True
+        new = new[: max_new_tokens - text.length]
+        text.length += len(new)
+        text.ended = text.ended or text.length == max_new_tokens
+        text.held += text.continuation.add(new)
+        if text.ended:
+            text.held += text.continuation.finish()
+        places = [place for string in stop if (place := text.held.find(string)) >= 0]
         if places:
-            written, text.ended = written[: min(places)], True
-        elif not text.ended:
-            written = _certain(written, stop)
-        piece = written[text.told :]
-        text.told += len(piece)
+            piece, text.ended = text.held[: min(places)], True
+        else:
+            piece = text.held if text.ended else _certain(text.held, stop)
+        text.held = text.held[len(piece) :]
         return piece
 
 
@@ -298,16 +348,22 @@ def _checked_seeds(
     seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(prompts):
         raise CalmError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each")
-    if max_new_tokens < 1:
-        raise CalmError("max_new_tokens must be at least 1")
+    if not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
+        raise CalmError(f"max_new_tokens must be 1 to {MAX_NEW_TOKENS:,} (got {max_new_tokens})")
     if "" in stop:
         raise CalmError("a stop string must not be empty")
+    for what, texts in (("prompt", prompts), ("stop string", stop)):
+        for number, text in enumerate(texts, 1):
+            if half := _HALF_CHARACTER.search(text):
+                raise CalmError(
+                    f"{what} {number}: holds half a character ({visible(half[0])} at {half.start()}), which is no "
+                    "text; take it out, or check the encoding that it was read with"
+                )
     return seeds
 
 
 def _certain(written: str, stop: Sequence[str]) -> str:
-    """A text without its end, as far as that is half a character or may begin a stop string."""
-    written = written.rstrip(_UNFINISHED)
+    """A text without its end, as far as that may begin a stop string."""
     held = max(
         (n for string in stop for n in range(1, len(string)) if written.endswith(string[:n])),
         default=0,

@@ -1,6 +1,6 @@
 """Loading a model that writes, registered or not; MLflow calls `_load_pyfunc`.
 
-Needs the bare library; no pickle is read.
+Needs the bare library; no pickle is read, and no code but this library's is run.
 Registered models name this module, so it stays here.
 """
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from calm_core.errors import CalmError, first_line
 from calm_core.generation.text import CalmChunks, Sampling, TextGenerator, TransformerTokens
 from calm_core.models.layers import freeze
+from calm_core.registry.files import AUTOENCODER_FOLDER, CALM_FOLDER, registered_artifacts
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, TransformerFacts
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-AUTOENCODER_FOLDER, CALM_FOLDER = "autoencoder", "calm"
 DEFAULT_PARAMETERS: dict[str, int | float] = {"max_new_tokens": 64, "temperature": 1.0, "seed": 0}
 
 
@@ -39,32 +38,23 @@ def load_generator(uri: str, autoencoder_uri: str = "") -> TextGenerator:
         CalmError: There is no such model, or it is none of ours.
     """
     if uri.startswith(REGISTERED):
-        return _registered(uri)
+        with registered_artifacts(uri) as (autoencoder, calm):
+            return calm_generator(calm, autoencoder)
     if Manifest.read(uri).kind == TransformerFacts.kind:
         transformer = Artifact(uri, TransformerFacts)
-        return TextGenerator(TransformerTokens(_ready(load_transformer(transformer))), load_tokenizer(transformer))
+        return TextGenerator(
+            TransformerTokens(_ready(load_transformer(transformer))),
+            load_tokenizer(transformer),
+            transformer.facts.packing,
+        )
     calm = Artifact(uri, CalmFacts)
-    return _calm_generator(calm, autoencoder_of(calm, autoencoder_uri))
+    return calm_generator(calm, autoencoder_of(calm, autoencoder_uri))
 
 
-def _registered(uri: str) -> TextGenerator:
-    import mlflow  # import costs seconds: only where it is used
-    from mlflow.exceptions import MlflowException
-
-    try:
-        generator: TextGenerator = mlflow.pyfunc.load_model(uri).get_raw_model()
-    except (MlflowException, OSError) as error:
-        raise CalmError(
-            f"{uri}: cannot be loaded from {mlflow.get_tracking_uri()} ({first_line(error)}); `calm run` registers one"
-        ) from None
-    except NotImplementedError:
-        raise CalmError(f"{uri}: is not a CALM model") from None
-    return generator
-
-
-def _calm_generator(calm: Artifact[CalmFacts], autoencoder: Artifact[AutoencoderFacts]) -> TextGenerator:
+def calm_generator(calm: Artifact[CalmFacts], autoencoder: Artifact[AutoencoderFacts]) -> TextGenerator:
+    """The text generator of a CALM model, whose files are checked while they are read."""
     chunks = CalmChunks(_ready(load_calm(calm, autoencoder)), _ready(load_autoencoder(autoencoder)))
-    return TextGenerator(chunks, load_tokenizer(calm))
+    return TextGenerator(chunks, load_tokenizer(calm), calm.facts.packing)
 
 
 def _ready(model: ModuleT) -> ModuleT:
@@ -95,4 +85,4 @@ class CalmTextModel:
 def _load_pyfunc(path: str) -> CalmTextModel:
     autoencoder = Artifact(storage.join(path, AUTOENCODER_FOLDER), AutoencoderFacts)
     calm = Artifact(storage.join(path, CALM_FOLDER), CalmFacts)
-    return CalmTextModel(_calm_generator(calm, autoencoder))
+    return CalmTextModel(calm_generator(calm, autoencoder))

@@ -4,16 +4,17 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calm_core.config import RegistryConfig
+from calm_core.config import EvaluationConfig, RegistryConfig
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.registry.aliases import point_alias
-from calm_core.registry.load import AUTOENCODER_FOLDER, CALM_FOLDER, DEFAULT_PARAMETERS
+from calm_core.registry.files import AUTOENCODER_FOLDER, CALM_FOLDER, LOADER_MODULE, registered_artifacts
+from calm_core.registry.load import DEFAULT_PARAMETERS, calm_generator
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
 from calm_core.store.code_version import code_version
@@ -37,7 +38,8 @@ def register_model(
     """Register a scored model in MLflow, and point the alias to its version.
 
     A model with the same weights and evaluation that is registered already keeps its version, so the stage can run
-    again at any time, and its answer is never older than the registry.
+    again at any time, also side by side, and its answer is never older than the registry. Whatever version it answers
+    has been loaded; one whose files are gone or damaged is left as it is, and the model registered anew.
 
     Args:
         config: Name and alias.
@@ -47,25 +49,28 @@ def register_model(
         autoencoder_uri: The autoencoder of the model; unset, where it was when the model was trained.
 
     Raises:
-        CalmError: MLFLOW_TRACKING_URI is not set, or the evaluation is of another model.
+        CalmError: MLFLOW_TRACKING_URI is not set, MLflow fails, the evaluation is of another model, or what has been
+            registered cannot be loaded.
     """
     settings = config.model_dump(mode="json")
-    with Stage(STAGE, settings) as stage:
+    with Stage(STAGE, settings, output_uri) as stage:
         if not os.environ.get(mlflow_run.TRACKING_URI_VARIABLE):
             raise CalmError(
                 f"{STAGE}: set {mlflow_run.TRACKING_URI_VARIABLE} to the MLflow server that holds the registry"
             )
+        ArtifactWriter(output_uri, RegistrationFacts, {}, {}).check()
         scored = ScoredModel.open(calm_uri, evaluation_uri, autoencoder_uri)
-        number = _find_version(config.model_name, scored.evaluation.digest)
-        if number is None:
-            stage.report(note="logging the model")
-            number = _new_version(config.model_name, scored, stage.run.run_id)
-        point_alias(config.model_name, config.alias, number)
+        with mlflow_run.mlflow_answers():
+            number = _find_version(config.model_name, scored)
+            if number is None:
+                stage.report(note="logging the model")
+                number = _only_version(config.model_name, scored, _new_version(config.model_name, scored, stage))
+            point_alias(config.model_name, config.alias, number)
         facts = RegistrationFacts(
             model_name=config.model_name,
             version=number,
             alias=config.alias,
-            model_uri=f"models:/{config.model_name}/{number}",
+            model_uri=_uri(config.model_name, number),
         )
         with ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests) as writer:
             writer.facts = facts
@@ -88,13 +93,20 @@ class ScoredModel:
         """The three artifacts.
 
         Raises:
-            ArtifactError: One is unusable, or the evaluation is of another model.
+            ArtifactError: One is unusable or damaged, or the evaluation is of another model.
         """
         calm = Artifact(calm_uri, CalmFacts)
         scored = cls(autoencoder_of(calm, autoencoder_uri), calm, Artifact(evaluation_uri, EvaluationFacts))
+        if not {"autoencoder", "calm", "dataset"} <= scored.evaluation.manifest.parents.keys():
+            raise ArtifactError(
+                f"{evaluation_uri}: is no evaluation of a CALM model ({scored.evaluation.facts.model}), "
+                "and no other model is registered"
+            )
         for name, artifact in (("autoencoder", scored.autoencoder), ("calm", scored.calm)):
             if scored.evaluation.manifest.parents.get(name) != artifact.digest:
                 raise ArtifactError(f"{evaluation_uri}: is the evaluation of another {name} than {artifact.uri}")
+        for whole in (scored.autoencoder, scored.calm, scored.evaluation):
+            whole.check_files()  # also where the model is registered already, and nothing else would read them
         return scored
 
     @property
@@ -108,32 +120,87 @@ class ScoredModel:
         tags = {f"calm.{kind}_digest": digest for kind, digest in self.digests.items()}
         tags["calm.dataset_digest"] = self.evaluation.manifest.parents["dataset"]
         tags["calm.code_version"] = code_version()
-        tags["calm.brierlm"] = f"{score.value:.4f} [{score.low:.4f}, {score.high:.4f}]"
+        tags["calm.brierlm"] = f"{score.value:.4f} {score.interval(4)}"
         if parent := os.environ.get(mlflow_run.PARENT_RUN_VARIABLE):
             tags["calm.pipeline_run"] = parent
         return tags
 
 
-def _find_version(model_name: str, evaluation_digest: str) -> str | None:
-    """The version that was registered with this evaluation (and so with this model), if there is one."""
+def _uri(model_name: str, number: str) -> str:
+    return f"models:/{model_name}/{number}"
+
+
+def _find_version(model_name: str, scored: ScoredModel, checked: str = "") -> str | None:
+    """The first version that was registered with this evaluation (and so with this model) and can be loaded, if any.
+
+    Args:
+        model_name: Name of the registered model.
+        scored: The model.
+        checked: A version that is known to be so.
+    """
     from mlflow import MlflowClient  # import costs seconds: only where it is used
 
-    query = f"name = '{model_name}' and tags.`{_EVALUATION_TAG}` = '{evaluation_digest}'"
-    versions = MlflowClient().search_model_versions(query)
-    return str(versions[0].version) if versions else None
+    # Of all models: a name in the filter would have to be quoted.
+    found = MlflowClient().search_model_versions(f"tags.`{_EVALUATION_TAG}` = '{scored.evaluation.digest}'")
+    for number in sorted((str(each.version) for each in found if each.name == model_name), key=int):
+        with suppress(CalmError):
+            if number != checked:
+                _check(_uri(model_name, number), scored)
+            return number
+    return None
 
 
-def _new_version(model_name: str, scored: ScoredModel, run_id: str) -> str:
+def _check(uri: str, scored: ScoredModel) -> None:
+    """Load a registered model.
+
+    Raises:
+        CalmError: It cannot be loaded, or is another one.
+    """
+    with registered_artifacts(uri) as (autoencoder, calm):
+        if (autoencoder.digest, calm.digest) != (scored.autoencoder.digest, scored.calm.digest):
+            raise CalmError(f"{uri}: holds another model than the one that was registered; register the model again")
+        calm_generator(calm, autoencoder)
+
+
+def _only_version(model_name: str, scored: ScoredModel, new: str) -> str:
+    """The version that stays, of those that were registered with this evaluation at the same time.
+
+    MLflow has no transaction that could look for a version and make one. But versions are numbered in their order, and
+    one is seen with its tags by all who look later: so the first one stays, and whoever made a later one withdraws it.
+
+    Args:
+        model_name: Name of the registered model.
+        scored: The model.
+        new: The version that this process has just made.
+
+    Raises:
+        CalmError: What has been registered cannot be loaded; it is withdrawn.
+    """
+    from mlflow import MlflowClient
+
+    first = None
+    try:
+        _check(_uri(model_name, new), scored)
+        first = _find_version(model_name, scored, checked=new)
+    finally:
+        if first != new:
+            MlflowClient().delete_model_version(model_name, new)
+    assert first is not None  # the new one is among those found
+    return first
+
+
+def _new_version(model_name: str, scored: ScoredModel, stage: Stage) -> str:
     """Log the model to a run and register it; returns the version's number."""
     import mlflow
     import pandas as pd
 
-    example = pd.DataFrame({"prompt": [scored.evaluation.facts.samples[0].prompt]})
+    prompts = [sample.prompt for sample in scored.evaluation.facts.samples] or EvaluationConfig().prompts
+    example = pd.DataFrame({"prompt": prompts[:1]})
     lineage = scored.lineage()
-    with _model_folder(scored) as folder, mlflow.start_run(run_id=run_id):
+    with _model_folder(scored) as folder, mlflow.start_run(run_id=stage.run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
-            loader_module="calm_core.registry.load",
+            loader_module=LOADER_MODULE,
             data_path=folder,
             signature=_signature(),
             input_example=(example, {"max_new_tokens": 16}),
@@ -170,7 +237,6 @@ def _model_folder(scored: ScoredModel) -> Iterator[str]:
 
 def _download(artifact: Artifact[Facts], folder: Path) -> None:
     """Copy a checked artifact to local disk, manifest included, so that whoever loads it can check it again."""
-    folder.mkdir()
     for entry in artifact.manifest.files:
-        (folder / entry.path).write_bytes(artifact.read(entry.path))
-    storage.copy(storage.join(artifact.uri, MANIFEST_NAME), str(folder / MANIFEST_NAME))
+        storage.write(storage.child(str(folder), entry.path), artifact.read(entry.path))
+    storage.copy(storage.child(artifact.uri, MANIFEST_NAME), str(folder / MANIFEST_NAME))

@@ -1,6 +1,7 @@
 """Self-describing output folders. The manifest is written last, so its presence means "complete".
 
-A reader checks what it reads: a missing, half-written or damaged artifact is an `ArtifactError` that names the file.
+A reader checks what it reads: a missing, half-written or damaged artifact is an `ArtifactError` that names the file. A
+manifest may come from outside: its paths stay in its folder, its values are validated, and none is acted upon before.
 """
 
 import hashlib
@@ -11,54 +12,76 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from calm_core.errors import ArtifactError
 from calm_core.store import storage
 from calm_core.store.code_version import code_version
-from calm_core.store.facts import ORIGIN, TIMING, Facts
+from calm_core.store.facts import ORIGIN, TIMING, Count, Facts, FilePath, Sha256
 
 MANIFEST_NAME = "manifest.json"
+_LARGEST_MANIFEST = 128 << 20  # bytes: some 600,000 files
 _COPIES = 16  # at a time
 _CHECKS = 8
+_NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 FactsT = TypeVar("FactsT", bound=Facts)
 FactsT_co = TypeVar("FactsT_co", bound=Facts, covariant=True)
+
+
+KindName = Annotated[str, Field(pattern=r"^[a-z][a-z -]{0,63}$")]
 
 
 class FileEntry(BaseModel):
     """One file of an artifact: path relative to its folder, size in bytes, SHA-256 as hex."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    path: str
-    size: int
-    sha256: str
+    path: FilePath
+    size: Count
+    sha256: Sha256
 
 
 class Manifest(BaseModel):
     """What an artifact is and what it was made from, as it is stored; `Facts` gives its parts their types.
 
     `results` are the stage's numbers and repeat exactly. `timings` (seconds, rates) and `origins` (where the inputs
-    lay) are of one run and take no part in the digest.
+    lay) are of one run and take no part in the digest. `checksum` is of all the rest: those of earlier schema versions
+    have none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: str
-    schema_version: int
+    kind: KindName
+    schema_version: int = Field(ge=1)
     config: dict[str, Any]
     parents: dict[str, str]
     code_version: str
     results: dict[str, Any]
-    timings: dict[str, float]
+    timings: dict[str, Any]
     origins: dict[str, Any] = {}
     files: list[FileEntry]
+    checksum: str = ""
+
+    @field_validator("files")
+    @classmethod
+    def _each_once(cls, files: list[FileEntry]) -> list[FileEntry]:
+        seen = {MANIFEST_NAME}
+        for entry in files:
+            if entry.path in seen:
+                raise ValueError(f"{entry.path} is listed twice, or is the manifest itself")
+            seen.add(entry.path)
+        return files
 
     @property
     def digest(self) -> str:
         """SHA-256 of kind, config, parents, results and files: equal digests mean equal content."""
-        return digest_of(self.model_dump(exclude={"code_version", "timings", "origins"}))
+        return digest_of(self.model_dump(exclude={"code_version", "timings", "origins", "checksum"}))
+
+    @property
+    def own_checksum(self) -> str:
+        """What `checksum` has to be: SHA-256 of all other fields that were given."""
+        return digest_of(self.model_dump(exclude={"checksum"}, exclude_unset=True))
 
     @classmethod
     def read(cls, uri: str, expected: str = "") -> Self:
@@ -71,21 +94,25 @@ class Manifest(BaseModel):
         Raises:
             ArtifactError: There is none, or it is damaged.
         """
-        manifest_uri = storage.join(uri, MANIFEST_NAME)
+        name = f"{expected} artifact".lstrip()
         try:
-            data = storage.read(manifest_uri)
-        except (FileNotFoundError, NotADirectoryError):
-            name = f"{expected} artifact".lstrip()
+            data = _manifest_bytes(uri)
+        except _NO_FILE:
             state = "half-written (its stage did not finish)" if storage.exists(uri) else "missing"
             message = f"{uri}: the {name} is {state}: no {MANIFEST_NAME}; run its stage again"
             raise ArtifactError(message) from None
+        # The head alone first: a manifest of a later schema may have other fields, and is not damaged.
+        with _undamaged(uri, _ADVICE_FOR_ANY):
+            head = _Head.model_validate_json(data, strict=True)
+        kind = Facts.of_kind.get(head.kind)
+        if kind and head.schema_version > kind.schema_version:
+            raise _other_schema(uri, head.schema_version, kind)
         with _undamaged(uri):
-            # The head alone first: a manifest of a later schema may have other fields, and is not damaged.
-            head = _Head.model_validate_json(data)
-            kind = Facts.of_kind.get(head.kind)
-            if kind and head.schema_version > kind.schema_version:
-                raise _other_schema(uri, head.schema_version, kind)
-            return cls.model_validate_json(data)
+            manifest = cls.model_validate_json(data, strict=True)
+        needs_checksum = kind is not None and manifest.schema_version >= kind.checksum_since
+        if (manifest.checksum or needs_checksum) and manifest.checksum != manifest.own_checksum:
+            raise _damaged(uri, "its checksum differs")
+        return manifest
 
     def upgraded(self, uri: str, kind: type[Facts]) -> Self:
         """This manifest in the form of the kind's schema version.
@@ -105,7 +132,7 @@ class Manifest(BaseModel):
 
 
 class _Head(BaseModel):
-    kind: str
+    kind: KindName
     schema_version: int
 
 
@@ -116,18 +143,38 @@ def _other_schema(uri: str, version: int, kind: type[Facts]) -> ArtifactError:
     )
 
 
+def _manifest_bytes(uri: str) -> bytes:
+    """What lies where an artifact's manifest is expected, if it is not too long to be one.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, IsADirectoryError: There is no such file.
+        ArtifactError: It is too long.
+    """
+    data = storage.read(storage.child(uri, MANIFEST_NAME), 0, _LARGEST_MANIFEST + 1)
+    if len(data) > _LARGEST_MANIFEST:
+        raise _damaged(uri, f"more than {_LARGEST_MANIFEST:,} bytes", _ADVICE_FOR_ANY)
+    return data
+
+
+_ADVICE = "delete the folder and run its stage again"
+# Other programs' files are called manifest.json, too: nobody shall delete their folders.
+_ADVICE_FOR_ANY = "name another folder, or delete this one if a stage has written it, and run the stage again"
+
+
+def _damaged(uri: str, what: str, advice: str = _ADVICE) -> ArtifactError:
+    return ArtifactError(f"{storage.join(uri, MANIFEST_NAME)}: damaged manifest ({what:.500}); {advice}")
+
+
 @contextmanager
-def _undamaged(uri: str) -> Iterator[None]:
+def _undamaged(uri: str, advice: str = _ADVICE) -> Iterator[None]:
     """Turn what does not validate into one line."""
     try:
         yield
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(
-            f"{storage.join(uri, MANIFEST_NAME)}: damaged manifest ({f'{place}: ' if place else ''}{first['msg']}); "
-            "delete the folder and run its stage again"
-        ) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise _damaged(uri, f"{place}: {message}" if place else message, advice) from None
 
 
 def digest_of(value: Any) -> str:
@@ -158,22 +205,41 @@ class ArtifactWriter(Generic[FactsT]):
         self._files: list[FileEntry] = []
 
     def __enter__(self) -> Self:
+        replaced = self.check()
         storage.remove_partial(self.uri)
-        manifest_uri = storage.join(self.uri, MANIFEST_NAME)
-        if storage.exists(manifest_uri):  # being replaced: from here on the folder is not complete
-            replaced: list[FileEntry] = []
-            with suppress(ValidationError):
-                manifest = Manifest.model_validate_json(storage.read(manifest_uri))
-                if manifest.digest in self._parents.values():
-                    raise ArtifactError(f"{self.uri}: is an input of what is to be written there; name another output")
-                if manifest.kind != self._kind:
-                    raise ArtifactError(
-                        f"{self.uri}: holds an artifact of kind {manifest.kind}, not {self._kind}; name another output"
-                    )
-                replaced = manifest.files
-            storage.remove([manifest_uri])
-            storage.remove([storage.join(self.uri, entry.path) for entry in replaced])
+        storage.remove([storage.child(self.uri, path) for path in replaced])  # from here on it is not complete
         return self
+
+    def check(self) -> list[str]:
+        """Refuse a place that cannot be written, before the work whose result shall go there.
+
+        Returns:
+            Files of an artifact that lies there and is replaced, the manifest first; of a damaged one the manifest
+            alone, since nothing vouches for the names in it.
+
+        Raises:
+            ArtifactError: What lies there is an input, or is not ours to replace.
+            StorageError: It is no place, or the storage failed.
+        """
+        if not storage.exists(storage.join(self.uri, MANIFEST_NAME)):
+            return []
+        try:
+            manifest = Manifest.read(self.uri)
+        except ArtifactError as error:
+            # A damaged one of this kind may be replaced, and one that a crash has left empty; that of something else,
+            # nobody has asked for.
+            with suppress(*_NO_FILE):
+                head = storage.read(storage.child(self.uri, MANIFEST_NAME), 0, 256)
+                if f'"kind": "{self._kind}"'.encode() in head or not head.strip(b"\0"):
+                    return [MANIFEST_NAME]
+            raise ArtifactError(f"{error}; or name another output") from None
+        if manifest.digest in self._parents.values():
+            raise ArtifactError(f"{self.uri}: is an input of what is to be written there; name another output")
+        if manifest.kind != self._kind:
+            raise ArtifactError(
+                f"{self.uri}: holds an artifact of kind {manifest.kind}, not {self._kind}; name another output"
+            )
+        return [MANIFEST_NAME, *(entry.path for entry in manifest.files)]
 
     def write(self, path: str, data: bytes) -> None:
         """Write one file from memory."""
@@ -183,7 +249,7 @@ class ArtifactWriter(Generic[FactsT]):
     @contextmanager
     def create(self, path: str) -> Iterator[storage.DigestingFile]:
         """Write one file piece by piece."""
-        with storage.create(storage.join(self.uri, path)) as file:
+        with storage.create(storage.child(self.uri, path)) as file:
             yield file
         self._files.append(FileEntry(path=path, size=file.size, sha256=file.sha256))
 
@@ -204,8 +270,8 @@ class ArtifactWriter(Generic[FactsT]):
         def copy_one(path: str, target_path: str) -> None:
             source.check(path)
             try:
-                storage.copy(storage.join(source.uri, path), storage.join(self.uri, target_path))
-            except FileNotFoundError:
+                storage.copy(source.uri_of(path), storage.child(self.uri, target_path))
+            except _NO_FILE:
                 raise source.missing(path) from None
 
         with ThreadPoolExecutor(_COPIES) as pool:
@@ -228,7 +294,13 @@ class ArtifactWriter(Generic[FactsT]):
             origins=self.facts.part(ORIGIN),
             files=sorted(self._files, key=lambda entry: entry.path),
         )
-        storage.write(storage.join(self.uri, MANIFEST_NAME), manifest.model_dump_json(indent=1).encode() + b"\n")
+        manifest = manifest.model_copy(update={"checksum": manifest.own_checksum})
+        data = manifest.model_dump_json(indent=1).encode() + b"\n"
+        if len(data) > _LARGEST_MANIFEST:
+            raise ArtifactError(
+                f"{self.uri}: its {len(self._files):,} files are more than a manifest may list; make fewer, larger ones"
+            )
+        storage.write(storage.child(self.uri, MANIFEST_NAME), data)
 
 
 class Artifact(Generic[FactsT_co]):
@@ -261,6 +333,8 @@ class Artifact(Generic[FactsT_co]):
         with _undamaged(uri):
             parts = {"results": self.manifest.results, ORIGIN: self.manifest.origins, TIMING: self.manifest.timings}
             self.facts = kind.read(parts)
+        if unlisted := sorted(set(self.facts.paths) - self._entries.keys()):
+            raise _damaged(uri, f"files: lacks {unlisted[0]}")
 
     @classmethod
     def of_any_kind(cls, uri: str) -> "Artifact[Facts]":
@@ -281,14 +355,25 @@ class Artifact(Generic[FactsT_co]):
         except KeyError:
             raise ArtifactError(f"{self.uri}: its manifest lists no file {path}") from None
 
+    def uri_of(self, path: str) -> str:
+        """Where one of its files lies.
+
+        Raises:
+            ArtifactError: The manifest lists no such file.
+            StorageError: A link there leads out of the folder.
+        """
+        return storage.child(self.uri, self.entry(path).path)
+
     def read(self, path: str) -> bytes:
         """The bytes of one file, checked against the manifest."""
-        entry = self.entry(path)
+        entry, uri = self.entry(path), self.uri_of(path)
         try:
-            data = storage.read(storage.join(self.uri, path))
-        except FileNotFoundError:
+            if storage.size(uri) != entry.size:  # first: it may have become larger than the memory
+                raise self.damaged(path)
+            data = storage.read(uri)
+        except _NO_FILE:
             raise self.missing(path) from None
-        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise self.damaged(path)
         return data
 
@@ -306,10 +391,10 @@ class Artifact(Generic[FactsT_co]):
             f"{storage.join(self.uri, path)}: file is missing; delete {self.uri} and run its stage again"
         )
 
-    def damaged(self, path: str) -> ArtifactError:
-        """The error of a file that has other bytes than were written."""
+    def damaged(self, path: str, what: str = "SHA-256 differs") -> ArtifactError:
+        """The error of a file that has other bytes than were written, or others than the manifest says."""
         uri = storage.join(self.uri, path)
-        return ArtifactError(f"{uri}: file is damaged (SHA-256 differs); delete {self.uri} and run its stage again")
+        return ArtifactError(f"{uri}: file is damaged ({what}); delete {self.uri} and run its stage again")
 
     def check(self, path: str) -> None:
         """Check one file, of any size, block by block.
@@ -317,11 +402,12 @@ class Artifact(Generic[FactsT_co]):
         Raises:
             ArtifactError: It is missing or damaged.
         """
+        entry, uri = self.entry(path), self.uri_of(path)
         try:
-            sha256 = storage.sha256_of(storage.join(self.uri, path))
-        except FileNotFoundError:
+            is_whole = storage.size(uri) == entry.size and storage.sha256_of(uri) == entry.sha256
+        except _NO_FILE:
             raise self.missing(path) from None
-        if sha256 != self.entry(path).sha256:
+        if not is_whole:
             raise self.damaged(path)
 
     def check_files(

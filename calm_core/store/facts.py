@@ -4,21 +4,37 @@ A kind is one class. Its fields are the numbers of its stage, which repeat exact
 marked ORIGIN (where the inputs lay) or TIMING (seconds, rates) are of one run, and do not.
 """
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from calm_core.store.storage import is_plain_path
 
 Part = Literal["results", "origins", "timings"]
 ORIGIN: Part = "origins"
 TIMING: Part = "timings"
 
-Count = Annotated[int, Field(ge=0)]
+
+def _plain(path: str) -> str:
+    if not is_plain_path(path):
+        raise ValueError("is no plain path inside the folder")
+    return path
+
+
+Count = Annotated[int, Field(ge=0, le=2**53)]  # exact as a JSON number everywhere
+FilePath = Annotated[str, AfterValidator(_plain)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Split = Literal["train", "validation"]
+Packing = Literal["documents", "contiguous"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
+LENGTH_BINS = 33  # 2^32 tokens are more than a document may have
+_ROUNDING = 1e-6
 
 
 class Record(BaseModel):
@@ -33,10 +49,14 @@ class Facts(Record):
     Example:
         >>> class ScanFacts(Facts, kind="scan"):
         ...     documents: int
+
+    Attributes:
+        checksum_since: The schema version from which on a manifest carries its own checksum.
     """
 
     kind: ClassVar[str]
-    schema_version: ClassVar[int] = 1
+    schema_version: ClassVar[int] = 2
+    checksum_since: ClassVar[int] = 2
     of_kind: ClassVar[dict[str, type["Facts"]]] = {}
 
     def __init_subclass__(cls, kind: str = "", **options: Any) -> None:
@@ -57,7 +77,12 @@ class Facts(Record):
             for part, named in parts.items()
             for name, value in named.items()
         }
-        return cls.model_validate(values)
+        return cls.model_validate(values, strict=True)
+
+    @property
+    def paths(self) -> list[str]:
+        """Files of the artifact that the facts name; the manifest lists all of them."""
+        return []
 
     def part(self, part: Part) -> dict[str, Any]:
         """The values that belong to one part of the manifest, as JSON values; unset ones are left out."""
@@ -76,10 +101,33 @@ class Facts(Record):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Config and results of an earlier schema version in the form of this one.
 
+        Version 1 lacked nothing but the manifest's checksum.
+
         Raises:
             ValueError: That version is not known.
         """
-        raise ValueError
+        if version != 1:
+            raise ValueError
+        return config, results
+
+
+def _require_sum(name: str, total: int, parts_name: str, parts: Iterable[int]) -> None:
+    """Raise a ValueError where a total is not the sum of its parts."""
+    if total != (found := sum(parts)):
+        raise ValueError(f"{name} ({total}) are not the {parts_name} together ({found})")
+
+
+def _require_at_most(name: str, part: int, whole_name: str, whole: int) -> None:
+    """Raise a ValueError where a part is more than the whole."""
+    if part > whole:
+        raise ValueError(f"{name} ({part}) are more than {whole_name} ({whole})")
+
+
+def _require_once(names: Iterable[str]) -> None:
+    """Raise a ValueError where a name is there twice."""
+    (name, count), *_ = [*Counter(names).most_common(1), ("", 1)]
+    if count > 1:
+        raise ValueError(f"{name} is named {count} times")
 
 
 class SourceFile(Record):
@@ -97,8 +145,8 @@ class SourceFile(Record):
 class Shard(Record):
     """One Parquet file, and the sequences in it."""
 
-    path: str
-    rows: Count
+    path: FilePath
+    rows: Annotated[Count, Field(ge=1)]
 
 
 class SplitCounts(Record):
@@ -106,6 +154,7 @@ class SplitCounts(Record):
 
     Attributes:
         document_lengths: How many documents have [2^i, 2^(i+1)) tokens.
+        left_out: Tokens at the ends of partitions that fill no sequence.
     """
 
     documents: Count
@@ -113,8 +162,16 @@ class SplitCounts(Record):
     tokens: Count
     padding: Count
     text_bytes: Count
-    document_lengths: list[Count]
+    document_lengths: Annotated[list[Count], Field(min_length=LENGTH_BINS, max_length=LENGTH_BINS)]
+    left_out: Count = 0
     shards: list[Shard]
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        _require_sum("sequences", self.sequences, "rows of the shards", (shard.rows for shard in self.shards))
+        _require_sum("documents", self.documents, "documents of each length", self.document_lengths)
+        _require_once(shard.path for shard in self.shards)
+        return self
 
 
 class ScanFacts(Facts, kind="scan"):
@@ -127,6 +184,11 @@ class ScanFacts(Facts, kind="scan"):
     rejected: dict[str, Count]
     reject_examples: Annotated[list[str], ORIGIN] = []
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        _require_at_most("normalized", self.normalized, "documents", self.documents)
+        return self
+
 
 class DuplicatesFacts(Facts, kind="duplicates"):
     """Which documents of each partition stay."""
@@ -136,11 +198,22 @@ class DuplicatesFacts(Facts, kind="duplicates"):
 
 
 class Vocabulary(Record):
-    """What tokens mean beside their tokenizer."""
+    """What tokens mean beside their tokenizer.
 
-    vocab_size: Annotated[int, Field(ge=1)]
+    Attributes:
+        bos_id: The token that begins each document; None: none does.
+    """
+
+    vocab_size: Annotated[int, Field(ge=1, le=2**32)]
     pad_id: Count
     eos_id: Count
+    bos_id: Count | None = None
+
+    @model_validator(mode="after")
+    def _special_tokens_are_tokens(self) -> Self:
+        for name in ("pad_id", "eos_id", "bos_id"):
+            _require_at_most(name, getattr(self, name) or 0, "the highest token", self.vocab_size - 1)
+        return self
 
 
 class EncodedVocabulary(Vocabulary):
@@ -153,19 +226,46 @@ class TokenizerFacts(Facts, EncodedVocabulary, kind="tokenizer"):
     """A tokenizer."""
 
 
-class ShardsFacts(Facts, kind="shards"):
+class TextLoss(Record):
+    """What a tokenizer could not keep of the documents in the shards.
+
+    Attributes:
+        changed_documents: Those that do not come back as they were when their tokens are decoded.
+        unknown_tokens: Tokens that stand for text which the vocabulary does not have.
+    """
+
+    changed_documents: Count = 0
+    unknown_tokens: Count = 0
+
+
+def _require_losses_of(loss: TextLoss, splits: Collection[SplitCounts]) -> None:
+    """Raise a ValueError where more was lost than there is."""
+    _require_at_most("changed_documents", loss.changed_documents, "documents", sum(s.documents for s in splits))
+    _require_at_most("unknown_tokens", loss.unknown_tokens, "tokens", sum(s.tokens for s in splits))
+
+
+class ShardsFacts(Facts, TextLoss, kind="shards"):
     """A partition's sequences."""
 
     partition: Count
     train: SplitCounts
     validation: SplitCounts
 
+    @model_validator(mode="after")
+    def _losses_are_of_these(self) -> Self:
+        _require_losses_of(self, (self.train, self.validation))
+        return self
+
+    @property
+    def paths(self) -> list[str]:
+        return [shard.path for name in SPLITS for shard in self.split(name).shards]
+
     def split(self, name: Split) -> SplitCounts:
         """The counts of one split."""
         return self.train if name == "train" else self.validation
 
 
-class DocumentCounts(Record):
+class DocumentCounts(TextLoss):
     """What became of the documents of the sources."""
 
     documents_in: Count
@@ -176,17 +276,47 @@ class DocumentCounts(Record):
     normalized: Count
     text_bytes: Count
 
+    @model_validator(mode="after")
+    def _nothing_is_lost(self) -> Self:
+        became = (self.documents_out, self.duplicates, self.near_duplicates, *self.rejected.values())
+        _require_sum("documents_in", self.documents_in, "documents that went out, repeated or were rejected", became)
+        _require_at_most("normalized", self.normalized, "documents_in", self.documents_in)
+        return self
+
 
 class DatasetFacts(Facts, EncodedVocabulary, DocumentCounts, kind="dataset"):
-    """A tokenised dataset."""
+    """A tokenised dataset.
 
-    sequence_length: Annotated[int, Field(ge=1)]
-    document_alignment: Annotated[int, Field(ge=1)]
-    rows_per_group: Annotated[int, Field(ge=1)]
+    Attributes:
+        packing: How documents became sequences (see `Packer`).
+    """
+
+    packing: Packing = "documents"
+    sequence_length: Annotated[int, Field(ge=1, le=2**24)]
+    document_alignment: Annotated[int, Field(ge=1, le=2**24)]
+    rows_per_group: Annotated[int, Field(ge=1, le=2**24)]
     partitions: Count
     splits: dict[Split, SplitCounts]
     sources: Annotated[list[SourceFile], ORIGIN] = []
     reject_examples: Annotated[list[str], ORIGIN] = []
+
+    @model_validator(mode="after")
+    def _splits_are_all(self) -> Self:
+        if self.splits.keys() != set(SPLITS):
+            raise ValueError(f"the splits are {', '.join(self.splits)}, not {', '.join(SPLITS)}")
+        splits = self.splits.values()
+        _require_sum("documents_out", self.documents_out, "documents of the splits", (s.documents for s in splits))
+        _require_at_most("bytes of the splits", sum(s.text_bytes for s in splits), "text_bytes", self.text_bytes)
+        for name, split in self.splits.items():
+            held = split.sequences * self.sequence_length
+            _require_sum(f"places in the {name} sequences", held, "tokens and padding", (split.tokens, split.padding))
+        _require_losses_of(self, splits)
+        _require_once(self.paths)
+        return self
+
+    @property
+    def paths(self) -> list[str]:
+        return [shard.path for split in self.splits.values() for shard in split.shards]
 
     @property
     def tokens(self) -> int:
@@ -198,21 +328,33 @@ class MixtureFacts(Facts, kind="mixture"):
     """Several datasets, and the share of each in every batch."""
 
     weights: list[Annotated[float, Field(gt=0, le=1)]]
-    digests: list[str]
+    digests: list[Sha256]
     datasets: Annotated[list[str], ORIGIN] = []
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if not self.weights or not len(self.weights) == len(self.digests) == len(self.datasets):
+            counts = f"{len(self.weights)} weights, {len(self.digests)} digests, {len(self.datasets)} datasets"
+            raise ValueError(f"{counts}: there has to be one of each for each dataset")
+        if abs((total := sum(self.weights)) - 1) > _ROUNDING:
+            raise ValueError(f"the weights add up to {total}, not 1")
+        return self
 
 
 class ModelFacts(Facts, Vocabulary):
     """A trained model of any kind.
 
     Attributes:
+        packing: Of the text that it was trained on, so of the text that it writes.
         trained_tokens: None of a model that was trained elsewhere.
         validation: Metrics on held-out text after the last step.
     """
 
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 3
+    checksum_since: ClassVar[int] = 3
 
-    parameters: Count
+    packing: Packing = "documents"
+    parameters: Annotated[Count, Field(ge=1)]
     trained_tokens: Count | None = None
     validation: dict[str, Number] = {}
     seconds: Seconds = 0.0
@@ -223,7 +365,9 @@ class ModelFacts(Facts, Vocabulary):
     def upgrade(
         cls, version: int, config: dict[str, Any], results: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Version 1 had metrics beside the numbers, two strings for display, and no kinds of heads."""
+        """Version 1 had metrics beside the numbers, two strings for display, no kinds of heads; 2 no checksum."""
+        if version == 2:
+            return config, results
         if version != 1:
             raise ValueError
         metrics = [name for name in results if name.startswith("validation_")]
@@ -250,8 +394,8 @@ class AutoencoderFacts(ModelFacts, kind="autoencoder"):
 class CalmFacts(ModelFacts, kind="calm"):
     """A trained CALM language model."""
 
-    chunk_size: Annotated[int, Field(ge=1)]
-    latent_size: Annotated[int, Field(ge=1)]
+    chunk_size: Annotated[int, Field(ge=1, le=2**20)]
+    latent_size: Annotated[int, Field(ge=1, le=2**20)]
     autoencoder_uri: Annotated[str, ORIGIN] = ""
 
     @classmethod
@@ -287,15 +431,29 @@ class OutcomeFacts(Facts, kind="training-outcome"):
     """
 
     message: str
-    exit_code: Count = 0
+    exit_code: Annotated[int, Field(ge=0, le=255)] = 0
 
 
 class Score(Record):
-    """A number with its confidence interval."""
+    """A number with its confidence interval, which is unknown where there was one sequence to resample."""
 
     value: Number
-    low: Number
-    high: Number
+    low: Number | None = None
+    high: Number | None = None
+
+    @model_validator(mode="after")
+    def _interval_has_an_order(self) -> Self:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("the interval has one end")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"the interval begins at {self.low}, above its end at {self.high}")
+        return self
+
+    def interval(self, digits: int, scale: float = 1.0) -> str:
+        """The interval of `scale` times the number, as text."""
+        if self.low is None or self.high is None:
+            return "[unknown: one sequence]"
+        return f"[{scale * self.low:.{digits}f}, {scale * self.high:.{digits}f}]"
 
 
 class BrierScores(Record):
@@ -303,6 +461,16 @@ class BrierScores(Record):
 
     brierlm: Score
     brier: dict[str, Score]
+
+    @model_validator(mode="after")
+    def _mean_is_of_the_terms(self) -> Self:
+        if not self.brier or any(not name.isdecimal() for name in self.brier):
+            raise ValueError("brier: names a term by something else than its n")
+        terms = [max(term.value, 0.0) for term in self.brier.values()]
+        mean = 100 * math.prod(terms) ** (1 / len(terms))
+        if not math.isclose(self.brierlm.value, mean, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
+            raise ValueError(f"brierlm ({self.brierlm.value}) is not the geometric mean of its terms ({mean})")
+        return self
 
 
 class TextSample(Record):
@@ -341,6 +509,12 @@ class RegistrationFacts(Facts, kind="registration"):
     """A version of a registered model."""
 
     model_name: str
-    version: str
+    version: Annotated[str, Field(pattern=r"^[0-9]+$")]
     alias: str
     model_uri: str
+
+    @model_validator(mode="after")
+    def _uri_is_of_the_version(self) -> Self:
+        if self.model_uri != (expected := f"models:/{self.model_name}/{self.version}"):
+            raise ValueError(f"model_uri is {self.model_uri}, not {expected}")
+        return self

@@ -1,53 +1,87 @@
 """Files on any fsspec URL: a local path and ``s3://bucket/key`` behave alike.
 
+A text without ``scheme://`` is a local path, and is taken as it stands: nothing in it is a pattern, an escape, or
+another URL, but ``~/`` is the user's home. `glob` alone takes patterns.
+
 An object store's endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY), never from a setting. What it fails to answer is asked again with growing pauses,
 AWS_MAX_ATTEMPTS times in all (7 where unset: about half a minute); then there is a `StorageError`.
 """
 
 import errno
+import glob as local_glob
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
+from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.implementations.local import LocalFileSystem
 
 from calm_core.errors import CalmError, StorageError, first_line
+from calm_core.shown import WHERE_SECRETS_GO, holds_secret
 
 _BLOCK_BYTES = 1 << 20
-_PARTIAL = ".partial"
+_PARTIAL = ".calm.partial"
+_LEFTOVER = re.compile(r"\..+\.\d+\.calm\.partial", re.DOTALL)
 _ATTEMPTS = 7
 _TAG = "etag-"
 _REMOTE_BLOCK_BYTES = 8 << 20  # what a request moves, and what an open file keeps in memory
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FOR_THE_CALLER = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_LOCAL_SCHEMES, _WITHOUT_HOST = ("file", "local"), ("file", "local", "memory")
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
+_LONGEST_PATH = 1024
 
 
 def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a URI, and the path there.
 
+    All that a user, a setting or a manifest names as a place goes through here.
+
     Raises:
-        StorageError: No file system has this protocol.
+        StorageError: It is empty, has a control character or a secret, or no file system has this protocol.
     """
+    if holds_secret(uri):
+        raise StorageError(f"{uri}: {WHERE_SECRETS_GO}")
+    if not uri or _NO_TEXT.search(uri):
+        reason = "has a control character or is no UTF-8; rename it" if uri else "is empty; name a file or folder"
+        raise StorageError(f"{uri!a:.300}: the path {reason}")
+    url = _URL.fullmatch(uri)
+    scheme, rest = (url[1].lower(), url[2]) if url else ("file", uri)
+    if scheme in _LOCAL_SCHEMES:
+        if url and not rest.startswith("/"):
+            raise StorageError(f"{uri}: is no absolute path; write file:///folder/file, or the path alone")
+        return LocalFileSystem(), _local_path(rest)
+    if not rest or (scheme not in _WITHOUT_HOST and rest.startswith(("/", "?"))):
+        raise StorageError(f"{uri}: names no bucket or host; write {scheme}://bucket/folder")
     options: dict[str, Any] = {}
-    if uri.startswith(("s3://", "s3a://")):
+    if scheme in ("s3", "s3a"):
         # Without a cache of listings, what another process writes or deletes is seen.
         options = {"use_listings_cache": False, "default_block_size": _REMOTE_BLOCK_BYTES}
         if not os.environ.get("AWS_MAX_ATTEMPTS"):
             options["config_kwargs"] = {"retries": {"total_max_attempts": _ATTEMPTS}}
     try:
-        filesystem, path = url_to_fs(uri, **options)
-    except (ValueError, ImportError) as error:
+        # Not fsspec's `url_to_fs`: it takes "::" for a chain of URLs, the first of which reads the others.
+        kind = get_filesystem_class(scheme)
+        url_text = f"{scheme}://{rest}"
+        return kind(**options, **kind._get_kwargs_from_urls(url_text)), kind._strip_protocol(url_text)
+    except Exception as error:  # each file system's constructor has its own
         raise StorageError(
             f"{uri}: cannot be used ({first_line(error)}); check the URL, or install its file system"
         ) from None
-    return filesystem, path
+
+
+def _local_path(path: str) -> str:
+    """An absolute path. A ".." stays: after a link, it leads elsewhere than one step back."""
+    if path == "~" or path.startswith("~/"):
+        path = str(Path(path).expanduser())
+    return "/" + str(Path.cwd() / path).lstrip("/")
 
 
 @contextmanager
@@ -81,8 +115,39 @@ def _failed(uri: str, error: Exception) -> StorageError:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Append path segments to a URI."""
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+    """Append path segments to a URI.
+
+    Raises:
+        StorageError: The URI is empty: what is appended would lie in the root folder.
+    """
+    if not uri:
+        filesystem_of(uri)
+    head, rest = (f"{url[1]}://", url[2]) if (url := _URL.fullmatch(uri)) else ("", uri)
+    return head + "/".join([rest.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def beside(uri: str, suffix: str) -> str:
+    """The URI of a folder beside another one, whose name has this much more at its end.
+
+    Raises:
+        StorageError: The folder is the root of its storage.
+    """
+    filesystem, path = filesystem_of(uri)
+    if isinstance(filesystem, LocalFileSystem):
+        path = str(Path(path).resolve())
+    if not path.strip("/") or not (path.startswith("/") or "/" in path.strip("/")):
+        raise StorageError(f"{uri}: is the root of its storage; name a folder in it")
+    plain = uri.rstrip("/")
+    return (str(filesystem.unstrip_protocol(path)) if plain.endswith((".", "~")) else plain) + suffix
+
+
+def is_plain_path(path: str) -> bool:
+    """Whether a path from outside names a file inside a folder, on every file system.
+
+    Empty and absolute ones, parts "." and "..", backslashes, colons and characters that cannot be printed do not.
+    """
+    is_plain = path.isprintable() and "\\" not in path and ":" not in path and len(path) <= _LONGEST_PATH
+    return is_plain and not any(part in ("", ".", "..") for part in path.split("/"))
 
 
 def child(uri: str, path: str) -> str:
@@ -93,17 +158,21 @@ def child(uri: str, path: str) -> str:
         path: The file's path in it, with "/" between its parts.
 
     Raises:
-        StorageError: The path is empty, absolute, has parts "." or "..", a backslash or a control character; or a link
-            leads out of the folder.
+        StorageError: The path is no plain one (see `is_plain_path`), a link leads out of the folder, or what lies there
+            is no file or folder, e.g. a pipe, on which a reader would wait.
     """
-    is_plain = path.isprintable() and "\\" not in path and ":" not in path
-    if not is_plain or any(part in ("", ".", "..") for part in path.split("/")):
-        raise StorageError(f"{uri}: names a file {path!r:.200}, which is no plain path inside the folder")
+    if not is_plain_path(path):
+        raise StorageError(f"{uri}: names a file {path!a:.200}, which is no plain path inside the folder")
     filesystem, folder = filesystem_of(uri)
     if isinstance(filesystem, LocalFileSystem):
-        real = Path(folder).resolve()
-        if not (real / path).resolve().is_relative_to(real):
+        with translating_errors(uri):
+            real = Path(folder).resolve()
+            target = (real / path).resolve()
+            is_special = target.exists() and not target.is_file() and not target.is_dir()
+        if not target.is_relative_to(real):
             raise StorageError(f"{uri}: {path} is a link that leads out of the folder; replace it by the file")
+        if is_special:
+            raise StorageError(f"{uri}: {path} is neither a file nor a folder; remove it")
     return join(uri, path)
 
 
@@ -291,17 +360,36 @@ def is_folder(uri: str) -> bool:
 
 
 def glob(pattern: str) -> list[str]:
-    """Sorted URIs of the files and folders that match a pattern (or of the one that has this name)."""
+    """Sorted URIs of the files and folders that match a pattern, or of the one that has this very name.
+
+    The user's own words are the pattern, not the current folder.
+    """
     with translating_errors(pattern):
         filesystem, path = filesystem_of(pattern)
-        paths = [path] if filesystem.exists(path) else filesystem.glob(path)
+        if filesystem.exists(path):
+            paths = [path]
+        elif isinstance(filesystem, LocalFileSystem):
+            home = local_glob.escape(str(Path.home()))
+            words = path if _URL.fullmatch(pattern) else home + pattern[1:] if pattern.startswith("~/") else pattern
+            found = local_glob.glob(words, recursive=True)  # noqa: PTH207  # that of Path matches hidden files
+            paths = [_local_path(name) for name in found if not name.endswith("/")]  # "a/**" names a/ itself, too
+        else:
+            paths = filesystem.glob(path)
         return [filesystem.unstrip_protocol(p) for p in sorted(paths)]
 
 
+def names_in(uri: str) -> list[str]:
+    """Sorted names of the files and folders directly in a folder; none where there is no such folder."""
+    with translating_errors(uri), suppress(FileNotFoundError):
+        filesystem, path = filesystem_of(uri)
+        return sorted(str(name).rstrip("/").rpartition("/")[2] for name in filesystem.ls(path, detail=False))
+    return []
+
+
 def remove(uris: list[str]) -> None:
-    """Delete files that are there."""
+    """Delete files that are there; a folder stays."""
     for uri in uris:
-        with translating_errors(uri), suppress(FileNotFoundError):
+        with translating_errors(uri), suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
             filesystem, path = filesystem_of(uri)
             filesystem.rm_file(path)
 
@@ -314,10 +402,12 @@ def remove_folder(uri: str) -> None:
 
 
 def remove_partial(uri: str) -> None:
-    """Delete what killed writers have left below a folder; on an object store nothing of it shows."""
+    """Delete what killed writers of ours have left below a folder; on an object store nothing of it shows."""
     if is_local(uri):
-        for file in Path(filesystem_of(uri)[1]).rglob(f".*{_PARTIAL}"):
-            file.unlink(missing_ok=True)
+        with translating_errors(uri):
+            for file in Path(filesystem_of(uri)[1]).rglob(f".*{_PARTIAL}"):
+                if _LEFTOVER.fullmatch(file.name) and file.is_file() and not file.is_symlink():
+                    file.unlink(missing_ok=True)
 
 
 def files_below(uri: str) -> list[str]:

@@ -6,8 +6,11 @@ parameter, so that it takes no part in a cache key.
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+from calm_core.errors import CalmError, first_line
+from calm_core.shown import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,8 +34,34 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = str(value)[:_MAX_PARAMETER_LENGTH]
+            flat[prefix + key] = redacted(str(value))[:_MAX_PARAMETER_LENGTH]
     return flat
+
+
+def shown_tracking_uri() -> str:
+    """Where MLflow keeps runs and models, without the password that its URI may hold."""
+    import mlflow  # import costs seconds: only where it is used
+
+    return redacted(mlflow.get_tracking_uri())
+
+
+@contextmanager
+def mlflow_answers() -> Iterator[None]:
+    """Turn whatever MLflow raises into one line without a password: its messages may repeat the tracking URI.
+
+    Raises:
+        CalmError: MLflow has failed.
+    """
+    try:
+        yield
+    except CalmError:
+        raise
+    except Exception as error:  # those of its clients and databases have no common base
+        reason = redacted(first_line(error))
+        raise CalmError(
+            f"{TRACKING_URI_VARIABLE} {shown_tracking_uri()}: MLflow does not answer ({reason}); check that it can be "
+            "reached, then run the same command again"
+        ) from None
 
 
 class Run:
@@ -58,28 +87,35 @@ class Run:
         from mlflow.utils.time import get_current_time_millis
 
         now = get_current_time_millis()
-        self._client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
+        with mlflow_answers():
+            self._client.log_batch(
+                self.run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()]
+            )
 
     def log_parameters(self, values: Mapping[str, Any]) -> None:
         if self._client is None:
             return
         from mlflow.entities import Param
 
-        self._client.log_batch(self.run_id, params=[Param(key, value) for key, value in flatten(values).items()])
+        with mlflow_answers():
+            self._client.log_batch(self.run_id, params=[Param(key, value) for key, value in flatten(values).items()])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         if self._client is None:
             return
-        for key, value in tags.items():
-            self._client.set_tag(self.run_id, key, value)
+        with mlflow_answers():
+            for key, value in tags.items():
+                self._client.set_tag(self.run_id, key, value)
 
     def log_text(self, text: str, name: str) -> None:
         if self._client is not None:
-            self._client.log_text(self.run_id, text, name)
+            with mlflow_answers():
+                self._client.log_text(self.run_id, text, name)
 
     def end(self, status: str) -> None:
         if self._client is not None:
-            self._client.set_terminated(self.run_id, status)
+            with mlflow_answers():
+                self._client.set_terminated(self.run_id, status)
 
 
 def start_run(name: str, tags: Mapping[str, str]) -> Run:
@@ -89,13 +125,14 @@ def start_run(name: str, tags: Mapping[str, str]) -> Run:
     from mlflow import MlflowClient
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    client = MlflowClient()
     experiment_name = os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT)
-    experiment = client.get_experiment_by_name(experiment_name)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(experiment_name)
     parent = os.environ.get(PARENT_RUN_VARIABLE)
     all_tags = {**tags, **({MLFLOW_PARENT_RUN_ID: parent} if parent else {})}
-    return Run(client, client.create_run(experiment_id, tags=all_tags, run_name=name).info.run_id)
+    with mlflow_answers():
+        client = MlflowClient()
+        experiment = client.get_experiment_by_name(experiment_name)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(experiment_name)
+        return Run(client, client.create_run(experiment_id, tags=all_tags, run_name=name).info.run_id)
 
 
 @contextmanager
@@ -105,10 +142,8 @@ def stage_run(stage: str, config: Mapping[str, Any]) -> Iterator[Run]:
     run.log_parameters(config)
     try:
         yield run
-    except KeyboardInterrupt:
-        run.end("KILLED")
-        raise
-    except BaseException:  # SystemExit too: no run may stay "running" for ever
-        run.end("FAILED")
+    except BaseException as error:  # SystemExit too: no run may stay "running" for ever
+        with suppress(CalmError):  # that MLflow is gone too must not hide why the stage ended
+            run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     run.end("FINISHED")

@@ -13,7 +13,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from calm_core.errors import CalmError, first_line
+from calm_core.errors import LONGEST_MESSAGE, CalmError, first_line
+from calm_core.shown import shortened
 
 PROGRESS_FILE_VARIABLE = "CALM_PROGRESS_FILE"
 
@@ -55,7 +56,14 @@ def report(
 ) -> None:
     """Tell whoever watches how far a stage is."""
     event = ProgressEvent(
-        time=time.time(), stage=stage, state=state, done=done, total=total, rate=rate, eta=eta, note=note
+        time=time.time(),
+        stage=stage,
+        state=state,
+        done=done,
+        total=total,
+        rate=rate,
+        eta=eta,
+        note=shortened(note, LONGEST_MESSAGE),
     )
     line = event.model_dump_json()
     if path := os.environ.get(PROGRESS_FILE_VARIABLE):

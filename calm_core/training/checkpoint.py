@@ -43,16 +43,18 @@ class Checkpointer:
         dist.barrier()
         if dist.get_rank() == 0:
             storage.write(storage.join(self._uri, tag, _MARKER), json.dumps(state).encode())
-            for older in storage.glob(storage.join(self._uri, "step-*")):
-                if older.rpartition("/")[2] != tag:
-                    storage.remove_folder(older)
+            for older in self._tags():
+                if older != tag:
+                    storage.remove_folder(storage.join(self._uri, older))
         dist.barrier()
 
     def load_latest(self, engine: Any) -> dict[str, Any] | None:
         """Restore the latest complete checkpoint and return the loop's state; None when there is none."""
         latest: list[Any] = [None, None]
-        if dist.get_rank() == 0 and (markers := storage.glob(storage.join(self._uri, "step-*", _MARKER))):
-            latest = [markers[-1].split("/")[-2], json.loads(storage.read(markers[-1]))]
+        if dist.get_rank() == 0:
+            markers = {tag: storage.join(self._uri, tag, _MARKER) for tag in self._tags()}
+            if complete := [tag for tag, marker in markers.items() if storage.exists(marker)]:
+                latest = [complete[-1], json.loads(storage.read(markers[complete[-1]]))]
         dist.broadcast_object_list(latest)
         tag, state = latest
         if tag is None:
@@ -66,6 +68,9 @@ class Checkpointer:
         if not self._is_local and _is_first_on_node():
             shutil.rmtree(self._folder / tag)
         return dict(state)
+
+    def _tags(self) -> list[str]:
+        return [name for name in storage.names_in(self._uri) if name.startswith("step-")]
 
     def close(self) -> None:
         """Remove what is left on this node; the checkpoints themselves stay until the job is removed."""

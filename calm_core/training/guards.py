@@ -30,6 +30,16 @@ class StopRequest:
             signal.signal(signal.SIGTERM, before)
 
 
+def require_step(stage: str, step: int, skipped_steps: int) -> None:
+    """Refuse to go on where the engine has left a step out, as it does in bf16 when a gradient is not finite.
+
+    Raises:
+        CalmError: It has.
+    """
+    if skipped_steps:
+        raise CalmError(f"{stage}: the gradient is not finite at step {step}; lower learning_rate")
+
+
 def require_finite(stage: str, step: int, metrics: Mapping[str, float]) -> None:
     """Refuse to go on from a loss that is infinite or no number.
 

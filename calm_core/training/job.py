@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from calm_core.config import AutoencoderConfig, CalmConfig, TrainingConfig, TransformerConfig
-from calm_core.data.reading.dataset import open_dataset
-from calm_core.errors import ArtifactError, CalmError, ConfigError
+from calm_core.data.reading.dataset import open_dataset, require_whole_chunks
+from calm_core.errors import ArtifactError, CalmError, ConfigError, first_line
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter, digest_of
 from calm_core.store.facts import AutoencoderFacts, DatasetFacts, MixtureFacts, OutcomeFacts, Record, SpecFacts
@@ -82,7 +82,12 @@ def open_inputs(spec: TrainingSpec, device: torch.device, dtype: torch.dtype) ->
         CalmError: An input is damaged, or has changed since.
     """
     dataset = open_dataset(spec.dataset_uri, "train")
+    if empty := [part.uri for part in dataset.parts if not part.num_sequences]:
+        raise CalmError(f"{spec.stage}: {empty[0]}: has no training text, all of it is held out; name another dataset")
     autoencoder = Artifact(spec.autoencoder_uri, AutoencoderFacts) if spec.autoencoder_uri else None
+    if spec.kind in (AutoencoderConfig.kind, CalmConfig.kind):
+        settings = spec.settings if autoencoder is None else autoencoder.manifest.config
+        require_whole_chunks(dataset, settings["model"]["chunk_size"])
     found = {"dataset": dataset.digest} | ({"autoencoder": autoencoder.digest} if autoencoder else {})
     if found != spec.parents:
         raise CalmError(f"{spec.stage}: an input has been replaced since the job was made; run again")
@@ -121,8 +126,16 @@ class Job:
 
     @classmethod
     def read(cls, spec_uri: str) -> "tuple[Job, TrainingSpec]":
-        """The job, and its spec, of a spec's place."""
-        spec = TrainingSpec.model_validate(Artifact(spec_uri, SpecFacts).manifest.config)
+        """The job, and its spec, of a spec's place.
+
+        Raises:
+            ArtifactError: There is none, or it is damaged.
+        """
+        settings = Artifact(spec_uri, SpecFacts).manifest.config
+        try:
+            spec = TrainingSpec.model_validate(settings)
+        except (ValidationError, KeyError) as error:
+            raise ArtifactError(f"{spec_uri}: is no spec of a training ({first_line(error)}); run again") from None
         return cls(spec_uri.rpartition("/")[0]), spec
 
     def write_outcome(self, facts: OutcomeFacts) -> None:

@@ -90,12 +90,15 @@ class TorchrunLauncher:
         return (processes or gpus or 1) * (self._nodes.count if self._nodes else 1)
 
     def run(self, spec_uri: str, processes: int | None) -> Ending:
-        """Run torchrun. Its error file holds what the first rank that failed has recorded."""
+        """Run torchrun. Its error file holds what the first rank that failed has recorded.
+
+        torch leaves folders where temporary files go, so for the ranks this is a folder of their own.
+        """
         here = self.world_size(processes) // (self._nodes.count if self._nodes else 1)
         command = [sys.executable, "-m", "torch.distributed.run", *self._rendezvous(), f"--nproc-per-node={here}"]
-        with tempfile.TemporaryDirectory(prefix="calm-training-") as folder:
+        with tempfile.TemporaryDirectory(prefix="calm-training-", ignore_cleanup_errors=True) as folder:
             error_file = Path(folder) / "error.json"
-            environment = _environment(here) | {"TORCHELASTIC_ERROR_FILE": str(error_file)}
+            environment = _environment(here) | {"TORCHELASTIC_ERROR_FILE": str(error_file), "TMPDIR": folder}
             with (
                 subprocess.Popen([*command, "-m", WORKER, spec_uri], env=environment) as process,
                 _signals_passed_on(process),

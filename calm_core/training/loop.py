@@ -20,7 +20,7 @@ from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.telemetry.sinks import Curves, Point, Sinks
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.distributed import all_reduce_sum
-from calm_core.training.guards import StopRequest, require_finite
+from calm_core.training.guards import StopRequest, require_finite, require_step
 from calm_core.training.meter import SpeedMeter
 from calm_core.training.tasks.base import Task
 from calm_core.training.validation import Validator
@@ -112,6 +112,7 @@ class Trainer:
         values = all_reduce_sum(torch.stack([sums[name] for name in names]).double(), device)
         metrics = dict(zip(names, values.tolist(), strict=True))
         require_finite(self.stage, self.step + 1, metrics)
+        require_step(self.stage, self.step + 1, self.engine.skipped_steps)
         return metrics, stopping
 
     def _validate_and_log(self, metrics: dict[str, float]) -> None:

@@ -1,7 +1,7 @@
 """The training stage, to be called from Python, the command line, or a Kubeflow component."""
 
 from calm_core.errors import EXIT_INTERRUPTED, CalmError, ConfigError, Interrupted
-from calm_core.store.artifact import Artifact
+from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import ModelFacts
 from calm_core.telemetry.stage import Stage
 from calm_core.training.job import Job, ModelConfig, TrainingSpec, check_inputs
@@ -43,8 +43,9 @@ def train(
         output_uri=output_uri,
         seed=seed,
     )
-    with Stage(spec.stage, spec.settings) as stage:
+    with Stage(spec.stage, spec.settings, output_uri, checkpoint_root) as stage:
         spec = check_inputs(spec)
+        ArtifactWriter(output_uri, TASKS[config.kind].facts, {}, spec.parents).check()
         _require_even_batches(spec, launcher.world_size(config.processes))
         job = Job.of(spec, checkpoint_root)
         job.write_spec(spec.model_copy(update={"run_id": stage.run.run_id}))

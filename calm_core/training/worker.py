@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from calm_core.data.reading.dataset import open_dataset
 from calm_core.data.reading.loader import Loader
 from calm_core.errors import EXIT_FAILED, CalmError, StorageError, first_line
+from calm_core.shown import SafeStream
 from calm_core.store.artifact import ArtifactWriter
 from calm_core.store.facts import OutcomeFacts
 from calm_core.telemetry.mlflow_run import Run
@@ -114,6 +115,8 @@ def _write(
             vocab_size=dataset.vocab_size,
             pad_id=dataset.pad_id,
             eos_id=dataset.eos_id,
+            bos_id=dataset.bos_id,
+            packing=dataset.packing,
             trained_tokens=spec.config.steps * spec.config.global_batch_size * dataset.sequence_length,
             validation=_validation(last),
             seconds=seconds,
@@ -132,6 +135,7 @@ def _device() -> torch.device:
 
 
 if __name__ == "__main__":
+    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
     try:
         main(sys.argv[1])
     except CalmError as error:  # whoever waits shows its line: no traceback

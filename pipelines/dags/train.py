@@ -60,15 +60,22 @@ def calm_train(
         plan_root: URL of the folder of plans: which bytes of the sources each partition holds.
         checkpoint_root: URL of the folder of checkpoints.
     """
-    plan = plan_partitions(data=data, plan_root=plan_root, code_version=code_version)
-    plan.set_caching_options(enable_caching=False)  # the sources can change while their names stay
+    plan = plan_partitions(data=data, tokenizer=tokenizer, plan_root=plan_root, code_version=code_version)
+    plan.set_caching_options(enable_caching=False)  # what is named by path can change
+    partitions = plan.outputs["Output"]  # Kubeflow's local runner loops over an output of this name alone
 
-    with dsl.ParallelFor(plan.output) as partition:
+    with dsl.ParallelFor(partitions) as partition:
         scan = scan_partition(partition=partition, data=data, code_version=code_version)
     duplicates = find_duplicates(data=data, code_version=code_version, scans=dsl.Collected(scan.outputs["scan"]))
-    bpe = train_tokenizer(partitions=plan.output, tokenizer=tokenizer, data=data, code_version=code_version)
+    bpe = train_tokenizer(
+        partitions=partitions,
+        tokenizer=tokenizer,
+        data=data,
+        tokenizer_digest=plan.outputs["tokenizer_digest"],
+        code_version=code_version,
+    )
 
-    with dsl.ParallelFor(plan.output) as partition:
+    with dsl.ParallelFor(partitions) as partition:
         tokens = tokenize_partition(
             partition=partition,
             data=data,
@@ -78,7 +85,7 @@ def calm_train(
         )
     dataset = merge_partitions(
         data=data,
-        partitions=plan.output,
+        partitions=partitions,
         code_version=code_version,
         scans=dsl.Collected(scan.outputs["scan"]),
         shards=dsl.Collected(tokens.outputs["shards"]),

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from calm_core.errors import CalmError
 
 HOME_VARIABLE = "CALM_HOME"
+_NOT_IN_PATHS = re.compile(r"[?%\x00-\x1f\x7f\ud800-\udfff]")
+"""What the URL of a SQLite file has no form for that every version of MLflow's database library reads alike."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,17 @@ class Home:
 
     @classmethod
     def find(cls) -> "Home":
-        """The home of the current folder and environment; the folder is made."""
+        """The home of the current folder and environment; the folder is made.
+
+        Raises:
+            CalmError: It cannot be made, or MLflow could not keep its database there.
+        """
         path = Path(os.environ.get(HOME_VARIABLE) or ".calm").absolute()
+        if found := _NOT_IN_PATHS.search(str(path)):
+            raise CalmError(
+                f"{str(path)!a}: MLflow cannot keep its database in a folder with {found[0]!a} in its path; "
+                f"set {HOME_VARIABLE} to another folder"
+            )
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

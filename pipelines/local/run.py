@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,11 +31,12 @@ class LocalRun:
         log: The file with Kubeflow's chatter and the output of every task.
     """
 
-    def __init__(self, folder: Path, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, folder: Path, process: "subprocess.Popen[bytes]", temporary: str) -> None:
         self.log = folder / _LOG_NAME
         self._progress = folder / _PROGRESS_NAME
         self._outputs = folder / _OUTPUTS_NAME
         self._process = process
+        self._temporary = temporary
         self._read_bytes = 0
 
     @classmethod
@@ -46,14 +48,18 @@ class LocalRun:
             home: Where it works.
             lock: The home's lock, which the child inherits: it is free when the last of both has ended.
             environment: Variables for the tasks; they take no part in the cache keys, as parameters would.
+
+        Raises:
+            ConfigError: A setting cannot be handed to Kubeflow.
         """
+        arguments = arguments_of(config, str(home.plans), str(home.checkpoints))
         home.logs.mkdir(exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=time.strftime("run-%Y%m%d-%H%M%S-"), dir=home.logs))
         request = folder / "request.json"
         request.write_text(
             json.dumps(
                 {
-                    "arguments": arguments_of(config, str(home.plans), str(home.checkpoints)),
+                    "arguments": arguments,
                     "pipeline_root": str(home.pipeline_root),
                     "cache_root": str(home.cache),
                     "outputs": str(folder / _OUTPUTS_NAME),
@@ -61,7 +67,12 @@ class LocalRun:
             ),
             encoding="utf-8",
         )
-        told = {PROGRESS_FILE_VARIABLE: str(folder / _PROGRESS_NAME), "PYTHONUNBUFFERED": "1"}
+        temporary = tempfile.mkdtemp(prefix="calm-run-")  # not in the home, whose path may be too long for sockets
+        told = {
+            PROGRESS_FILE_VARIABLE: str(folder / _PROGRESS_NAME),
+            "PYTHONUNBUFFERED": "1",
+            "TMPDIR": temporary,
+        }
         with open(folder / _LOG_NAME, "wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pipelines.local.worker", str(request)],
@@ -72,7 +83,7 @@ class LocalRun:
                 start_new_session=True,
                 pass_fds=(lock,),
             )
-        return cls(folder, process)
+        return cls(folder, process, temporary)
 
     def poll(self) -> int | None:
         """Exit status of the run, or None while it is at work."""
@@ -96,7 +107,7 @@ class LocalRun:
         return outputs
 
     def stop(self) -> None:
-        """Stop all processes of the run: they are asked, and after STOP_SECONDS killed."""
+        """Stop all processes of the run: they are asked, and after STOP_SECONDS killed. Its temporary files go."""
         processes = self._processes()
         try:
             if processes:
@@ -107,6 +118,7 @@ class LocalRun:
                 if process.is_running():
                     process.kill()
             self._process.wait()
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _processes(self) -> set[psutil.Process]:
         """The living processes of the child's session, and all below them: torchrun gives each rank its own session."""

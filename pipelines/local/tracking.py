@@ -2,17 +2,39 @@
 
 import logging
 import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from calm_core.errors import CalmError, first_line
-from calm_core.telemetry.mlflow_run import EXPERIMENT_VARIABLE, STAGE_TAG, TRACKING_URI_VARIABLE, Run
+from calm_core.errors import CalmError
+from calm_core.telemetry.mlflow_run import (
+    EXPERIMENT_VARIABLE,
+    STAGE_TAG,
+    TRACKING_URI_VARIABLE,
+    Run,
+    mlflow_answers,
+)
 from pipelines.local.home import Home
 
 _EMBEDDED_SCHEME = "sqlite:"
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+    ("model_versions", "source"),
+)
+"""Tables and columns in which MLflow keeps absolute places of files."""
 
 
 def tracking_uri(home: Home) -> str:
     """Where MLflow keeps runs and models."""
-    return os.environ.get(TRACKING_URI_VARIABLE) or f"{_EMBEDDED_SCHEME}///{home.mlflow_database}"
+    return os.environ.get(TRACKING_URI_VARIABLE) or _own_uri(home)
+
+
+def _own_uri(home: Home) -> str:
+    return f"{_EMBEDDED_SCHEME}///{home.mlflow_database}"  # as it is: a home's path has nothing to be quoted
 
 
 def use_tracking(home: Home, experiment: str) -> None:
@@ -21,21 +43,52 @@ def use_tracking(home: Home, experiment: str) -> None:
     Raises:
         CalmError: MLflow does not answer.
     """
+    _follow(home)
     os.environ[TRACKING_URI_VARIABLE] = tracking_uri(home)
     os.environ[EXPERIMENT_VARIABLE] = experiment
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     embedded = tracking_uri(home).startswith(_EMBEDDED_SCHEME)
-    client = MlflowClient()
-    try:
+    with mlflow_answers():
+        client = MlflowClient()
         if client.get_experiment_by_name(experiment) is None:
             client.create_experiment(experiment, artifact_location=home.mlflow_artifacts.as_uri() if embedded else None)
-    except MlflowException as error:
-        reason = first_line(error)
-        raise CalmError(f"{TRACKING_URI_VARIABLE} {tracking_uri(home)}: MLflow does not answer ({reason})") from None
+
+
+def _follow(home: Home) -> None:
+    """Let the records of a home's own MLflow follow where the home was moved to: they hold absolute places.
+
+    A folder of artifacts that is still where the records say is left: they may be shared.
+
+    Raises:
+        CalmError: The records cannot be changed.
+    """
+    if tracking_uri(home) != _own_uri(home) or not home.mlflow_database.exists():
+        return
+    new = home.mlflow_artifacts.as_uri()
+    try:
+        with closing(sqlite3.connect(home.mlflow_database)) as database, database:
+            experiments = database.execute("SELECT artifact_location FROM experiments").fetchall()
+            for old in {location for (location,) in experiments if location != new and _is_gone(location, home)}:
+                for table, column in _LOCATIONS:
+                    database.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                        (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                    )
+    except sqlite3.Error as error:
+        raise CalmError(
+            f"{home.mlflow_database}: cannot be read, or does not follow where its folder was moved to ({error}); "
+            "move the folder back, or delete this file: models are then registered anew"
+        ) from None
+
+
+def _is_gone(location: str, home: Home) -> bool:
+    """Whether a place of artifacts is that of a home which is no longer there."""
+    folder = Path(unquote(urlsplit(location).path))
+    return location.startswith("file:") and folder.name == home.mlflow_artifacts.name and not folder.exists()
 
 
 def end_open_stages(parent: Run, status: str) -> None:
@@ -43,19 +96,21 @@ def end_open_stages(parent: Run, status: str) -> None:
     from mlflow import MlflowClient
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    client = MlflowClient()
-    experiment_id = client.get_run(parent.run_id).info.experiment_id
     still_open = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.run_id}' and attributes.status = 'RUNNING'"
-    for run in client.search_runs([experiment_id], still_open):
-        if STAGE_TAG in run.data.tags:
-            client.set_terminated(run.info.run_id, status)
+    with mlflow_answers():
+        client = MlflowClient()
+        experiment_id = client.get_run(parent.run_id).info.experiment_id
+        for run in client.search_runs([experiment_id], still_open):
+            if STAGE_TAG in run.data.tags:
+                client.set_terminated(run.info.run_id, status)
 
 
 def require_store(home: Home) -> None:
     """Make sure that there is something to read.
 
     Raises:
-        CalmError: No run has been made in this home, and no other MLflow is named.
+        CalmError: No run has been made in this home, and no other MLflow is named; or its records are unusable.
     """
     if not os.environ.get(TRACKING_URI_VARIABLE) and not home.mlflow_database.exists():
         raise CalmError(f"{home.path}: no run here yet; `calm run` trains and registers a model")
+    _follow(home)

@@ -2,11 +2,13 @@
 
 REQUEST is a JSON file with the pipeline's arguments, where tasks write (`pipeline_root`), where the cache lies
 (`cache_root`), and which file gets the URIs of the outputs (`outputs`). It is a process of its own so that Kubeflow's
-chatter and the tasks' output go to a log, and so that all of it can be stopped together.
+chatter and the tasks' output go to a log, and so that all of it can be stopped together. $TMPDIR is of this run alone:
+Kubeflow makes a folder there for each task, and leaves it.
 """
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -16,7 +18,9 @@ from typing import Any
 
 from kfp import components, local
 
+from calm_core.shown import SafeStream
 from pipelines.compile import TRAIN_PIPELINE
+from pipelines.local.cache import use_checked_cache
 
 
 def run(request: dict[str, Any]) -> None:
@@ -29,6 +33,7 @@ def run(request: dict[str, Any]) -> None:
     # sys.executable has to be this word, and PATH has to lead to this interpreter.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     sys.executable = "python3"
+    use_checked_cache()
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=request["pipeline_root"],
@@ -40,18 +45,24 @@ def run(request: dict[str, Any]) -> None:
     Path(request["outputs"]).write_text(json.dumps(outputs, indent=1), encoding="utf-8")
 
 
-def end_with_parent() -> None:
-    """Stop this process and its tasks when the one that started it is gone, so that no run works on unwatched."""
+def end_with_parent(temporary: str) -> None:
+    """Stop this process and its tasks when the one that started it is gone, so that no run works on unwatched.
+
+    Args:
+        temporary: A folder to remove then, as the other process would.
+    """
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+        shutil.rmtree(temporary, ignore_errors=True)
         os.killpg(0, signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":
-    end_with_parent()
+    end_with_parent(os.environ["TMPDIR"])
+    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
     run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

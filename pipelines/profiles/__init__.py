@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from calm_core.config import text
 from calm_core.errors import ConfigError, first_line
+from calm_core.shown import brief
 
 _FOLDER = Path(__file__).parent
+_MOST_BASES = 20
 
 
 def names() -> list[str]:
@@ -22,35 +23,43 @@ def load(profile: str) -> dict[str, Any]:
         profile: Name of a profile of the library, or path of a .yaml file; so is `base`, relative to its file.
 
     Raises:
-        ConfigError: There is no such profile or base, it is no YAML mapping, or bases go in a circle.
+        ConfigError: There is no such profile or base, it is no YAML mapping, or bases go in a circle or have no end.
     """
     return _load(_path_of(profile, Path()), f"--profile {profile}", ())
 
 
 def _path_of(profile: str, folder: Path) -> Path:
     file = folder / profile if profile.endswith((".yaml", ".yml")) else _FOLDER / f"{profile}.yaml"
-    return file.resolve()
+    try:
+        return file.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a NUL
+        raise ConfigError(f"profile {brief(profile)}: is no path ({first_line(error)})") from None
 
 
 def _load(path: Path, asked: str, above: tuple[Path, ...]) -> dict[str, Any]:
     if path in above:
         raise ConfigError(f"{asked}: goes in a circle; a profile cannot be laid over itself")
+    if len(above) > _MOST_BASES:
+        raise ConfigError(f"{asked}: is the base of more than {_MOST_BASES} profiles laid over each other")
     settings = _read(path, asked)
     base = settings.pop("base", None)
     if base is None:
         return settings
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: base: expected the name of a profile, or the path of a .yaml file (got {base!r})")
+        raise ConfigError(
+            f"{path}: base: expected the name of a profile, or the path of a .yaml file (got {brief(base)})"
+        )
     return _overlaid(_load(_path_of(base, path.parent), f"{path}: base {base}", (*above, path)), settings)
 
 
 def _read(path: Path, asked: str) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = ", ".join(names())
-        raise ConfigError(f"{asked}: no such profile; there are {known}, or give the path of a .yaml file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if not path.is_file():
+            known = ", ".join(names())
+            raise ConfigError(f"{asked}: no such profile; there are {known}, or give the path of a .yaml file")
+        with path.open("rb") as file:
+            settings = text.read(file.read(4 * text.LARGEST + 1).decode())  # a character has up to 4 bytes
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{asked}: unreadable YAML ({first_line(error)})") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{asked}: expected sections with settings, as `calm config` prints them")

@@ -62,7 +62,7 @@ def test_inspect_shows_the_numbers_of_the_manifest(dataset: Artifact, capsys: py
     assert rows["changed by normalisation"] == ["0"]
     assert rows["vocabulary"] == ["260 tokens, encoded by tiktoken"]
     for split, counts in results["splits"].items():
-        numbers = [counts[name] for name in ("documents", "sequences", "tokens", "padding", "text_bytes")]
+        numbers = [counts[name] for name in ("documents", "sequences", "tokens", "padding", "left_out", "text_bytes")]
         assert rows[split] == [f"{number:,}" for number in (*numbers, len(counts["shards"]))]
     shards = [entry.size for entry in dataset.manifest.files if entry.path.endswith(".parquet")]
     assert rows["bytes on disk"][0].startswith(f"{sum(shards):,}, ")

@@ -86,7 +86,7 @@ def test_config_prints_a_profile_with_descriptions(tmp_path: Path, capsys: pytes
 def test_source_and_text_field_are_taken_literally(tmp_path: Path) -> None:
     from calm_cli.options import configuration
 
-    config = configuration("tiny", [], ["a: b/*.jsonl", "c.txt"], "yes")
+    config = configuration("tiny", [], {"data.sources": ["a: b/*.jsonl", "c.txt"], "data.text_field": "yes"})
     assert config.data.sources == ("a: b/*.jsonl", "c.txt")
     assert config.data.text_field == "yes"
 

@@ -1,12 +1,27 @@
 """The lines of the final table."""
 
 from calm_cli.summary import data_lines, interval, score_lines
-from calm_core.store.facts import BrierScores, DatasetFacts, EvaluationFacts, References, Score, SplitCounts
+from calm_core.store.facts import (
+    LENGTH_BINS,
+    BrierScores,
+    DatasetFacts,
+    EvaluationFacts,
+    References,
+    Score,
+    Shard,
+    SplitCounts,
+)
 
 
 def split(documents: int, tokens: int) -> SplitCounts:
     return SplitCounts(
-        documents=documents, sequences=1, tokens=tokens, padding=0, text_bytes=1, document_lengths=[], shards=[]
+        documents=documents,
+        sequences=1,
+        tokens=tokens,
+        padding=2048 - tokens,
+        text_bytes=1,
+        document_lengths=[documents, *[0] * (LENGTH_BINS - 1)],
+        shards=[Shard(path=f"{documents}.parquet", rows=1)],
     )
 
 
@@ -17,12 +32,12 @@ DATASET = DatasetFacts(
     near_duplicates=0,
     rejected={"broken_json": 2, "empty": 1, "missing_field": 0},
     normalized=0,
-    text_bytes=1,
+    text_bytes=2,
     vocab_size=300,
     pad_id=0,
     eos_id=1,
     engine="tiktoken",
-    sequence_length=8,
+    sequence_length=2048,
     document_alignment=8,
     rows_per_group=1,
     partitions=1,
@@ -45,12 +60,12 @@ def test_rejected_documents_are_shown_by_reason_with_examples() -> None:
 
 
 def test_scores_stand_beside_their_intervals_and_references() -> None:
-    score, reference = Score(value=0.12, low=0.11, high=0.13), Score(value=0.01, low=0.0, high=0.02)
-    references = BrierScores(brierlm=reference, brier={})
+    score, reference = Score(value=12.0, low=11.0, high=13.0), Score(value=1.0, low=0.0, high=2.0)
+    references = BrierScores(brierlm=reference, brier={"1": Score(value=0.01, low=0.0, high=0.02)})
     facts = EvaluationFacts(
         model="CALM",
         autoencoder_accuracy=0.9976,
-        brier={"1": Score(value=-0.001, low=-0.002, high=0.0)},
+        brier={"1": Score(value=0.12, low=0.11, high=0.13)},
         brierlm=score,
         protocol={},
         references=References(untrained=references, unigram=references),
@@ -58,7 +73,7 @@ def test_scores_stand_beside_their_intervals_and_references() -> None:
     )
     assert list(score_lines(facts)) == [
         ("autoencoder token accuracy", "99.76%"),
-        ("Brier-1", "-0.0010  [-0.0020, 0.0000]"),
+        ("Brier-1", "0.1200  [0.1100, 0.1300]"),
         ("BrierLM", interval(score)),
         ("BrierLM, untrained model", interval(reference)),
         ("BrierLM, unigram model", interval(reference)),

@@ -68,3 +68,12 @@ def test_metrics_are_logged_and_written_to_their_file(tmp_path: Path) -> None:
     body.log_metrics(metrics, {"brierlm": 0.25})
     assert metrics.metadata == {"brierlm": 0.25}
     assert json.loads(Path(metrics.path).read_text()) == {"brierlm": 0.25}
+
+
+def test_a_fault_of_ours_ends_a_task_with_its_traceback_but_without_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending, body.stage("image@sha256:1"):
+        raise RuntimeError("cannot reach https://user:s3cr3t@host/x\x1b[2J")
+    assert ending.value.code == 1
+    shown = capsys.readouterr().err
+    assert "RuntimeError: cannot reach https://***@host/x\\x1b[2J" in shown
+    assert "Traceback" in shown and "s3cr3t" not in shown

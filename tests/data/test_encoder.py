@@ -13,9 +13,12 @@ import tiktoken
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from calm_cli.summary import data_lines
 from calm_core.config import TokenizerConfig
 from calm_core.data.stage import prepare_data
 from calm_core.data.tokenizers import encoder as encoder_module
+from calm_core.data.tokenizers import tokenizer as tokenizer_module
+from calm_core.data.tokenizers import trial
 from calm_core.data.tokenizers.encoder import choose_engine, encoder
 from calm_core.data.tokenizers.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
 from calm_core.errors import CalmError
@@ -152,7 +155,8 @@ def test_the_special_tokens_of_llama_follow_the_ranks_in_a_fixed_order(tmp_path:
     names = ["begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1"]
     names += ["finetune_right_pad_id", "step_id", "start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag"]
     names += ["image", "reserved_special_token_2"]
-    found = [Tokenizer.load(source, eos_token=f"<|{name}|>").eos_id - ranks for name in names]
+    other = "<|reserved_special_token_3|>"
+    found = [Tokenizer.load(source, other, f"<|{name}|>").eos_id - ranks for name in names]
     assert found == list(range(len(names)))
 
 
@@ -265,6 +269,14 @@ BAD_FILES: dict[str, tuple[dict[str, bytes], str]] = {
     "no base64": ({"a.model": b"caf\xc3\xa9 0\n"}, r"a\.model: is no Llama-3 tokenizer\.model"),
     "no number": ({"a.model": b"YQ== x\n"}, r"a\.model: is no Llama-3 tokenizer\.model"),
     "no line": ({"a.model": b""}, r"a\.model: is no Llama-3 tokenizer\.model"),
+    "a token without end": (
+        {
+            "a.model": b"".join(
+                base64.b64encode(bytes([i % 256]) * (1 + 999 * (i // 256))) + b" %d\n" % i for i in range(257)
+            )
+        },
+        r"a\.model: is no Llama-3 tokenizer\.model",
+    ),
     "missing bytes": ({"a.model": b"YQ== 0\nYg== 1\n"}, r"a\.model: is no Llama-3 tokenizer\.model"),
 }
 
@@ -308,3 +320,245 @@ def test_a_damaged_file_beside_the_tokenizer_is_named(content: bytes, name: str,
     with pytest.raises(CalmError, match=name.replace(".", r"\.")) as caught:
         Tokenizer.load(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+# What a text says stays text.
+
+SPELLED = ["</s>", "a</s>b", "x </s> y [PAD]", "[PAD][PAD]"]
+
+
+def marked(backend: tokenizers.Tokenizer, special: bool) -> tokenizers.Tokenizer:
+    """The same tokenizer with its added tokens marked, or not marked, as special."""
+    settings = json.loads(backend.to_str())
+    for token in settings["added_tokens"]:
+        token["special"] = special
+    return tokenizers.Tokenizer.from_str(json.dumps(settings))
+
+
+def unigram(*others: str) -> tokenizers.Tokenizer:
+    """As T5 has it: special tokens are pieces with the best score of all, and each word begins with its space."""
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200,
+        special_tokens=["[PAD]", "</s>", "[UNK]"],
+        unk_token="[UNK]",
+        initial_alphabet=[*"</s>[PAD]xy", *others],
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    return backend
+
+
+def words() -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = ["[PAD]", "</s>", "[UNK]"]
+    backend.train_from_iterator(CORPUS, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
+    return backend
+
+
+def test_special_tokens_that_are_pieces_of_the_vocabulary_are_spelled_out(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(str(write_folder(tmp_path, unigram())))
+    for text in SPELLED:
+        ids = tokenizer.encode(text)
+        assert not {tokenizer.pad_id, tokenizer.eos_id} & {*ids}
+        assert tokenizer.decode(ids) == text
+
+
+def test_byte_pieces_spell_a_special_token_too(tmp_path: Path) -> None:
+    """Where a character of its name is no token itself: SentencePiece's byte fallback."""
+    settings = json.loads(unigram().to_str())
+    settings["model"]["vocab"] = [piece for piece in settings["model"]["vocab"] if piece[0] != "<"]
+    settings["model"]["vocab"] += [[f"<0x{byte:02X}>", -20.0] for byte in range(256)]
+    settings["model"]["byte_fallback"] = True
+    replace = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    settings["decoder"] = {"type": "Sequence", "decoders": [replace, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]}
+    tokenizer = Tokenizer.load(str(write_folder(tmp_path, tokenizers.Tokenizer.from_str(json.dumps(settings)))))
+    ids = tokenizer.encode("a</s>b")
+    assert tokenizer.eos_id not in ids
+    assert tokenizer.decode(ids) == "a</s>b"
+
+
+UNSAFE: dict[str, tuple[Callable[[], tokenizers.Tokenizer], dict[str, str], str]] = {
+    "one token for both": (byte_level, {"pad_token": "</s>"}, "is both padding and the end of a document"),
+    "a full stop": (byte_level, {"eos_token": "."}, r"the eos_token \. is an ordinary word"),
+    "a word with its space": (byte_level, {"pad_token": "Ġthe"}, "the pad_token Ġthe is an ordinary word"),
+    "a piece of a word": (unigram, {"pad_token": "▁"}, "the pad_token ▁ is an ordinary word"),
+    "the unknown word": (words, {"pad_token": "[UNK]"}, r"the pad_token \[UNK\] is an ordinary word"),
+    "not marked as special": (lambda: marked(byte_level(), False), {}, r"the pad_token \[PAD\] is an ordinary word"),
+    "a word that nothing spells": (words, {}, r"the pad_token \[PAD\] is an ordinary word"),
+    "a control character": (lambda: unigram("\x1b"), {"eos_token": "\x1b"}, r"the eos_token \\x1b is an ordinary word"),
+}
+
+
+@pytest.mark.parametrize(("make", "names", "message"), UNSAFE.values(), ids=UNSAFE.keys())
+def test_special_tokens_that_a_text_may_hold_are_refused(
+    make: Callable[[], tokenizers.Tokenizer], names: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    source = str(write_folder(tmp_path, make()))
+    with pytest.raises(CalmError, match=message) as caught:
+        Tokenizer.load(source, **names)
+    assert str(caught.value).startswith(source)
+    assert str(caught.value).isprintable()
+
+
+def test_a_text_that_becomes_a_special_token_all_the_same_is_refused() -> None:
+    """Where loading could not foresee it: no text that was tried is the word that a rule of this tokenizer makes."""
+    backend = words()
+    backend.normalizer = normalizers.Replace("river", "</s>")
+    tokenizer = Tokenizer.from_bytes(backend.to_str().encode(), 0, 1)
+    assert tokenizer.encode("the old port")
+    with pytest.raises(CalmError, match="the text holds </s>, which this tokenizer cannot tell from the end of a doc"):
+        tokenizer.encode("the river")
+
+
+def test_a_trained_model_may_pad_with_its_end(tmp_path: Path) -> None:
+    backend = byte_level()
+    (tmp_path / "tokenizer.json").write_text(backend.to_str())
+    tokenizer = Tokenizer.from_folder(str(tmp_path), eos_token="</s>", end_fills_up=True)
+    assert tokenizer.pad_id == tokenizer.eos_id == 1
+    assert tokenizer.decode(tokenizer.encode("a</s>b")) == "a</s>b"
+
+
+def test_a_tokenizer_that_encodes_at_random_does_so_no_more(tmp_path: Path) -> None:
+    """BPE's dropout, meant for training translators, would make the same documents other tokens each time."""
+    settings = json.loads(byte_level().to_str())
+    settings["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    tokenizer = Tokenizer.load(str(tmp_path), "[PAD]", "</s>")
+    assert len({tuple(tokenizer.encode(CORPUS[0])) for _ in range(20)}) == 1
+
+
+# Files that are made to do harm.
+
+
+def changed(**parts: Any) -> bytes:
+    return json.dumps(json.loads(byte_level().to_str()) | parts).encode()
+
+
+def split_by(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def added(number: int) -> list[dict[str, Any]]:
+    places = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return [{"id": number, "content": "</s>", "special": True, **places}]
+
+
+def nested(depth: int) -> dict[str, Any]:
+    step: dict[str, Any] = {"type": "NFC"}
+    for _ in range(depth):
+        step = {"type": "Sequence", "normalizers": [step]}
+    return step
+
+
+HUNDREDFOLD = {"type": "Replace", "pattern": {"Regex": "."}, "content": "." * 100}
+HARMFUL: dict[str, Callable[[], bytes]] = {
+    "a pattern without end": lambda: changed(pre_tokenizer=split_by("(a+)+$")),
+    "a pattern in a normalizer": lambda: changed(normalizer=HUNDREDFOLD | {"pattern": {"Regex": "(a|aa)+$"}}),
+    "a pattern in a decoder": lambda: changed(
+        decoder={"type": "Sequence", "decoders": [{"type": "Fuse"}, HUNDREDFOLD | {"pattern": {"Regex": "(a+)+$"}}]}
+    ),
+    "a hundredfold text": lambda: changed(normalizer={"type": "Sequence", "normalizers": [HUNDREDFOLD] * 5}),
+    "steps in steps": lambda: changed(normalizer=nested(200)),
+    "an id of four thousand million": lambda: changed(
+        model={"type": "BPE", "vocab": {"a": 2**32 - 1}, "merges": []}, added_tokens=[]
+    ),
+    "an id beyond all types": lambda: changed(added_tokens=added(10**12)),
+    "a negative id": lambda: changed(added_tokens=added(-1)),
+    "no tokens": lambda: changed(model={"type": "BPE", "vocab": {}, "merges": []}, added_tokens=[]),
+    "a list for a model": lambda: changed(model=[]),
+    "no characters": lambda: b'{"model": "\xff\xfe"}',
+    "nothing but brackets": lambda: b"[" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("make", HARMFUL.values(), ids=HARMFUL.keys())
+def test_a_harmful_tokenizer_is_refused_within_limits(
+    make: Callable[[], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "CPU_SECONDS", 10)
+    monkeypatch.setattr(trial, "MEMORY_BYTES", 2**30)
+    (tmp_path / "tokenizer.json").write_bytes(make())
+    with pytest.raises(CalmError, match=rf"{tmp_path}/tokenizer\.json: ") as caught:
+        Tokenizer.load(str(tmp_path), "[PAD]", "</s>")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+def test_a_file_that_is_too_large_for_a_tokenizer_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(CalmError, match="has more than 1,000 bytes"):
+        Tokenizer.load(str(write_folder(tmp_path, byte_level())))
+
+
+def test_names_of_special_tokens_that_are_nested_too_deep_are_one_line(tmp_path: Path) -> None:
+    write_folder(tmp_path, byte_level())
+    (tmp_path / "tokenizer_config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    with pytest.raises(CalmError, match="tokenizer_config"):
+        Tokenizer.load(str(tmp_path))
+
+
+def test_a_panic_while_encoding_is_one_line() -> None:
+    """Of a tokenizer inside an artifact, which is not tried out again."""
+    tokenizer = Tokenizer.from_bytes(changed(pre_tokenizer=split_by("(a+)+$")), 0, 1)
+    with pytest.raises(CalmError, match="the tokenizer cannot encode this text") as caught:
+        tokenizer.encode("a" * 40 + "!")
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_character_is_one_line() -> None:
+    tokenizer = Tokenizer.train(CORPUS, 300)
+    with pytest.raises(CalmError, match="the tokenizer cannot encode this text"):
+        tokenizer.encode("a\ud800b")
+
+
+def test_what_a_pattern_leaves_out_is_not_lost_with_the_fast_engine(tmp_path: Path) -> None:
+    """tiktoken drops what its pattern does not match: here private characters, which no text that is tried has."""
+    backend = byte_level(
+        pre_tokenizer=pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(r"\P{Co}"), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    )
+    tokenizer = Tokenizer.load(str(write_folder(tmp_path, backend)))
+    assert choose_engine(tokenizer, []) == ("tiktoken", "")
+    text = "a\ue000\ue001b"
+    assert tokenizer.decode(encoder(tokenizer, "tiktoken")(text).tolist()) == text
+
+
+# What a tokenizer cannot keep.
+
+
+def lower_case() -> tokenizers.Tokenizer:
+    return byte_level(normalizer=normalizers.Lowercase())
+
+
+@pytest.mark.parametrize(
+    ("make", "changed_documents", "has_unknown"),
+    [(byte_level, 0, False), (lower_case, 2, False), (words, 1, True)],
+    ids=["byte-level", "lower case", "words"],
+)
+def test_documents_that_a_tokenizer_changes_are_counted_and_shown(
+    make: Callable[[], tokenizers.Tokenizer], changed_documents: int, has_unknown: bool, tmp_path: Path
+) -> None:
+    """All documents are made of known words; one has a capital, another one too and an unknown word."""
+    backend = make()
+    backend.add_special_tokens(["<|pad|>", "<|endoftext|>"])
+    source = write_folder(tmp_path / "tokenizer", backend)
+    (source / "tokenizer_config.json").unlink()
+    documents = [f"{a} {b} {c}" for a in ("the", "river", "old") for b in ("flows", "past") for c in ("in", "past")]
+    documents += ["the I'm", "the I'm zyzzyva"] if make is not words else ["the zyzzyva"]
+    config = TokenizerConfig(source=str(source))
+    dataset = prepare_data(data_of(write_lines(tmp_path / "a.jsonl", documents)), config, f"{tmp_path}/dataset")
+    assert dataset.facts.changed_documents == changed_documents
+    assert bool(dataset.facts.unknown_tokens) == has_unknown
+    for name in ("changed_documents", "unknown_tokens"):
+        with pytest.raises(ValueError, match=f"{name} .* are more than"):
+            type(dataset.facts).model_validate(dataset.facts.model_dump() | {name: 10**6})
+    shown = dict(data_lines(dataset.facts)).get("changed by the tokenizer", "")
+    assert shown.startswith(str(changed_documents)) if changed_documents else not shown

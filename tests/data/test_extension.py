@@ -9,7 +9,12 @@ import pytest
 
 from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.data.mixture import mix_datasets
+from calm_core.data.preparing.duplicates import find_duplicates
+from calm_core.data.preparing.merge import Prepared, merge_partitions
 from calm_core.data.preparing.plan import plan_partitions
+from calm_core.data.preparing.scan import scan_partition
+from calm_core.data.preparing.tokenize import tokenize_partition
+from calm_core.data.preparing.train_tokenizer import train_tokenizer
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, ConfigError, SourceError
 from calm_core.store.artifact import Artifact
@@ -258,3 +263,39 @@ def test_a_dataset_is_not_written_over_the_one_that_it_extends(parent: Artifact[
     with pytest.raises(CalmError):
         prepare_data(config, TOKENIZER, f"{parent.uri}/")
     assert files_of(Artifact(parent.uri, DatasetFacts)) == before
+
+
+@pytest.mark.parametrize("moment", ["after the plan", "before the tokenizer", "before the duplicates"])
+def test_a_parent_that_is_replaced_while_it_is_extended_is_noticed(
+    moment: str, parent: Artifact[DatasetFacts], tmp_path: Path
+) -> None:
+    """Each step reads it anew, and in a pipeline a step may come from the cache."""
+    other = prepare_data(
+        data_of(write_lines(tmp_path / "other.jsonl", texts(9, seed=3))), TOKENIZER, f"{tmp_path}/other"
+    )
+    new = write_lines(tmp_path / "new.jsonl", NEW)
+    config = data_of(new, extends=f"{tmp_path}/base", partitions=1)
+
+    def base(artifact: Artifact[DatasetFacts]) -> None:
+        shutil.rmtree(tmp_path / "base", ignore_errors=True)
+        shutil.copytree(artifact.uri, tmp_path / "base")
+
+    base(parent)
+    [partition] = partitions = plan_partitions(config, f"{tmp_path}/plan")
+    scan = scan_partition(partition, config, f"{tmp_path}/scan")
+    base(other if moment == "before the tokenizer" else parent)
+    tokenizer = train_tokenizer(partitions, TOKENIZER, config, f"{tmp_path}/tokenizer")
+    base(other if moment == "before the duplicates" else parent)
+    duplicates = find_duplicates([scan.uri], config, f"{tmp_path}/duplicates")
+    base(parent)
+    shards = tokenize_partition(partition, config, tokenizer.uri, duplicates.uri, f"{tmp_path}/shards")
+    base(other if moment == "after the plan" else parent)
+    prepared = Prepared(
+        partitions=partitions,
+        scan_uris=[scan.uri],
+        shards_uris=[shards.uri],
+        duplicates_uri=duplicates.uri,
+        tokenizer_uri=tokenizer.uri,
+    )
+    with pytest.raises(ArtifactError, match="base: the dataset that is extended has changed since the run was planned"):
+        merge_partitions(config, prepared, f"{tmp_path}/child")

@@ -18,6 +18,7 @@ from calm_core.data.preparing.plan import plan_partitions
 from calm_core.data.preparing.scan import scan_partition
 from calm_core.data.reading.dataset import TokenDataset
 from calm_core.data.reading.loader import Loader
+from calm_core.data.sources.documents import read_documents
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, SourceError, StorageError
 from calm_core.store import storage
@@ -209,3 +210,16 @@ def test_wrong_credentials_are_one_clear_line(s3_place: str, monkeypatch: pytest
     with pytest.raises(CalmError) as caught:
         prepare_data(data_of(f"{s3_place}/texts.jsonl"), TOKENIZER, f"{s3_place}/dataset")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lines", [400, 400_000], ids=["one request", "many requests"])
+def test_an_object_that_is_replaced_under_its_reader_is_noticed(s3_place: str, lines: int, tmp_path: Path) -> None:
+    """By text of equal size, while its first documents are in use."""
+    text = b"".join(b'{"text": "text %06d of a river that flows"}\n' % i for i in range(lines))
+    storage.write(f"{s3_place}/texts.jsonl", text)
+    [partition] = plan_partitions(data := data_of(f"{s3_place}/texts.jsonl", partitions=1), f"{tmp_path}/plan")
+    documents = read_documents(partition, data)
+    assert next(documents).text == "text 000000 of a river that flows"
+    storage.write(f"{s3_place}/texts.jsonl", text.replace(b"river", b"delta"))
+    with pytest.raises(SourceError, match=r"texts\.jsonl: changed or removed since the run was planned; run again"):
+        assert all("river" in document.text for document in documents)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from calm_core.data.tokenizers.encoder import encoder
 from calm_core.data.tokenizers.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
 
 CORPUS = ["the river flows past the old port", "a small town lies near the river", "naïve café 日本 🙂"] * 4
@@ -84,3 +85,25 @@ def test_ids_with_gaps_count_up_to_the_highest(tokenizer: Tokenizer) -> None:
     settings = json.loads(tokenizer.to_bytes())
     settings["added_tokens"][1]["id"] = settings["model"]["vocab"][EOS_TOKEN] = 70_000
     assert Tokenizer.from_bytes(json.dumps(settings).encode()).vocab_size == 70_001
+
+
+def test_a_word_of_half_a_million_letters_is_learned_from_in_pieces() -> None:
+    """Whole, it would take the trainer time that grows with its square; no token is longer than a piece."""
+    text = "a" * 500_000
+    tokenizer = Tokenizer.train([text], 280)
+    assert max(map(len, json.loads(tokenizer.to_bytes())["model"]["vocab"])) == 256
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_long_word_is_encoded_whole(tokenizer: Tokenizer) -> None:
+    """Only the trainer sees pieces: a merge across their border is found in the text."""
+    trained = Tokenizer.train(["ab " * 100], 300)
+    assert trained.encode("x" * 255 + "ab")[-1] == trained.encode("ab")[0]
+    assert json.loads(trained.to_bytes())["pre_tokenizer"]["type"] == "ByteLevel"
+
+
+@pytest.mark.parametrize("letters", ["a", "7", "!", "日"])
+def test_a_word_of_a_million_letters_is_encoded(letters: str) -> None:
+    trained, text = Tokenizer.train(CORPUS, 300), letters * 1_000_000
+    encode = encoder(trained, "tiktoken")
+    assert trained.decode(encode(text).tolist()) == text

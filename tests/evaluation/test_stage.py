@@ -1,20 +1,26 @@
 """The evaluation stage on a model of a few steps."""
 
+import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
-from calm_core.config import EvaluationConfig
-from calm_core.errors import ArtifactError, CalmError
+from calm_cli.summary import interval
+from calm_core.config import DataConfig, EvaluationConfig, TokenizerConfig, resolve_config
+from calm_core.data.stage import prepare_data
+from calm_core.errors import ArtifactError, CalmError, ConfigError
 from calm_core.evaluation import scored
 from calm_core.evaluation.comparison import require_same_protocol
+from calm_core.evaluation.evaluator import Evaluator
 from calm_core.evaluation.stage import evaluate
 from calm_core.models.transformer import Transformer
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import AutoencoderFacts, EvaluationFacts, TransformerFacts
+from calm_core.store.facts import AutoencoderFacts, DatasetFacts, EvaluationFacts, TransformerFacts
 from calm_core.weights.load import load_transformer
 
 Evaluation = Artifact[EvaluationFacts]
@@ -121,6 +127,88 @@ def test_scores_of_different_protocols_are_not_compared(
     other = evaluate(config, dataset_uri, transformer_uri, str(tmp_path / "other"), seed=0)
     with pytest.raises(CalmError, match="position_interval 4 against 1"):
         require_same_protocol([evaluation, other])
+
+
+def test_one_sequence_gives_numbers_without_intervals_wherever_they_are_shown(
+    dataset_uri: str, transformer_uri: str, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"max_sequences": 1})
+    evaluation = evaluate(config, dataset_uri, transformer_uri, str(tmp_path / "out"), seed=0)
+    for scores in (evaluation.facts, evaluation.facts.references.unigram):
+        assert {(score.low, score.high) for score in [scores.brierlm, *scores.brier.values()]} == {(None, None)}
+    assert evaluation.read_json("evaluation.json")["brierlm"].keys() == {"value"}
+    assert evaluation.read("report.html").decode().count("[unknown: one sequence]") == 6
+    assert interval(evaluation.facts.brierlm).endswith("  [unknown: one sequence]")
+
+
+def test_text_in_which_no_position_counts_is_refused_before_it_is_scored(
+    transformer_uri: str, dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of documents of three tokens, each at the beginning of eight."""
+    source = tmp_path / "short.jsonl"
+    source.write_text("".join(json.dumps({"text": f"{a}{b}"}) + "\n" for a in "abcdefgh" for b in "stuvwxyz"))
+    data = DataConfig(sources=(str(source),), sequence_length=32, document_alignment=8, validation_fraction=0.3)
+    same_tokens = TokenizerConfig(source=f"{dataset_uri}/tokenizer.json")
+    short = prepare_data(data, same_tokens, str(tmp_path / "dataset")).uri
+    monkeypatch.setattr(Evaluator, "score", lambda *_: pytest.fail("it was scored"))
+    with pytest.raises(CalmError, match=r"none of its \d+ held-out sequences has a position with 4 tokens"):
+        evaluate(CONFIG, short, transformer_uri, str(tmp_path / "out"), seed=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_score_of_nothing_from_an_earlier_version_is_not_compared(evaluation: Evaluation, tmp_path: Path) -> None:
+    with ArtifactWriter(str(tmp_path / "old"), EvaluationFacts, {}, {"dataset": "another"}) as writer:
+        writer.facts = evaluation.facts.model_copy(update={"protocol": evaluation.facts.protocol | {"positions": 0}})
+    old = Artifact(str(tmp_path / "old"), EvaluationFacts)
+    with pytest.raises(CalmError, match="no position counted"):
+        require_same_protocol([old])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation.position_interval=6"], r"evaluation.position_interval \(6\) must be a multiple of K \(4\)"),
+        (["evaluation.position_interval=512"], r"leaves no position to score in sequences of 512 tokens"),
+        (["data.sequence_length=16", "data.document_alignment=8", "autoencoder.model.chunk_size=8"], ""),
+        (
+            ["data.sequence_length=4", "data.document_alignment=2", "autoencoder.model.chunk_size=2"],
+            "leaves no position",
+        ),
+    ],
+)
+def test_settings_that_leave_nothing_to_score_are_refused_before_the_training(
+    overrides: list[str], message: str
+) -> None:
+    settings = ["data.sequence_length=512", *overrides]
+    if not message:
+        resolve_config({}, settings)
+        return
+    with pytest.raises(ConfigError, match=message):
+        resolve_config({}, settings)
+
+
+def test_a_score_of_before_is_one_of_our_packing(evaluation: Evaluation) -> None:
+    """Its protocol does not say so: there was no other."""
+
+    def with_protocol(**changes: str) -> Evaluation:
+        protocol = {k: v for k, v in evaluation.facts.protocol.items() if k not in ("packing", "start_of_text")}
+        facts = evaluation.facts.model_copy(update={"protocol": protocol | changes})
+        return cast(Evaluation, SimpleNamespace(uri="old", facts=facts))
+
+    require_same_protocol([evaluation, with_protocol()])
+    with pytest.raises(CalmError, match="packing contiguous against documents"):
+        require_same_protocol([with_protocol(packing="contiguous"), with_protocol()])
+
+
+def test_chunks_that_would_straddle_packed_documents_are_refused(
+    dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path
+) -> None:
+    data = Artifact(dataset_uri, DatasetFacts)
+    with ArtifactWriter(str(tmp_path / "data"), DatasetFacts, data.manifest.config, data.manifest.parents) as writer:
+        writer.copy(data, {entry.path: entry.path for entry in data.manifest.files})
+        writer.facts = data.facts.model_copy(update={"document_alignment": 2})
+    with pytest.raises(CalmError, match="begin on multiples of 2 tokens, which is no multiple of the chunk size 4"):
+        evaluate_calm(str(tmp_path / "data"), model_uris, tmp_path / "out")
 
 
 def test_positions_inside_a_chunk_are_refused(dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path) -> None:

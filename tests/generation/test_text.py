@@ -1,11 +1,14 @@
 """Text generation: lengths, batches, seeds, stop strings, streaming, and prompts that end inside a chunk."""
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig, TransformerModelConfig
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
+from calm_core.generation.continuation import Continuation
 from calm_core.generation.text import CalmChunks, Sampling, TextGenerator, TransformerTokens
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
@@ -139,8 +142,9 @@ def test_bad_arguments_are_refused(generator: TextGenerator) -> None:
         generator.generate(["x"], seed=[1, 2])
     with pytest.raises(CalmError, match="stop string must not be empty"):
         generator.generate(["x"], stop=[""])
-    with pytest.raises(CalmError, match="max_new_tokens"):
-        generator.generate(["x"], max_new_tokens=0)
+    for number in (0, -1, 10**12):
+        with pytest.raises(CalmError, match=r"max_new_tokens must be 1 to 1,048,576 \(got"):
+            generator.generate(["x"], max_new_tokens=number)
     assert generator.generate([]) == []
 
 
@@ -154,10 +158,11 @@ def test_an_exhausted_budget_is_one_clear_line(generator: TextGenerator) -> None
 def test_exactly_the_asked_number_of_tokens(
     generator: TextGenerator, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    lengths: list[int] = []
-    monkeypatch.setattr(generator.tokenizer, "decode", lambda ids: lengths.append(len(ids)) or "")
+    told: list[int] = []
+    add = Continuation.add
+    monkeypatch.setattr(Continuation, "add", lambda self, ids: (told.extend(ids), add(self, ids))[1])
     generator.generate(["the river flows"], max_new_tokens=number, seed=3)
-    assert lengths[-1] == number
+    assert len(told) == number
 
 
 @pytest.mark.parametrize("prompt", ["", "t", "the", "the river", "the river flows past the old"])
@@ -190,7 +195,86 @@ def test_an_end_of_text_inside_a_chunk_ends_the_text_there(
     assert generator.generate(["", ""], max_new_tokens=50) == ["ab", "ab"]
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, 1.5])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1.5, float("nan"), 5e-324])
 def test_an_impossible_temperature_is_refused(generator: TextGenerator, temperature: float) -> None:
     with pytest.raises(CalmError, match="temperature must be above 0 and at most 1"):
         generator.generate(["x"], sampling=Sampling(temperature))
+
+
+@pytest.fixture
+def contiguous(generator: TextGenerator) -> TextGenerator:
+    """A model of documents that begin with a token of their own, anywhere in a chunk."""
+    tokenizer = Tokenizer.train(["the river flows past the old port " * 20], 280, start_of_text=True)
+    return TextGenerator(generator.model, tokenizer, "contiguous")
+
+
+@pytest.mark.parametrize("prompt", ["", "t", "the river", "the river flows", "the river flows past the old port"])
+def test_contiguous_text_begins_with_bos_and_ends_with_the_prompt(
+    contiguous: TextGenerator, prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the public code where the chunks come out even; else the prompt still touches what follows it."""
+    seen: list[torch.Tensor] = []
+    embed = contiguous.model.embed
+    monkeypatch.setattr(contiguous.model, "embed", lambda chunks: seen.append(chunks) or embed(chunks))
+    contiguous.generate([prompt], max_new_tokens=1)
+    bos_id, tokens = contiguous.tokenizer.bos_id, contiguous.tokenizer.encode(prompt)
+    assert bos_id is not None
+    fed = seen[0].flatten().tolist()
+    assert fed == [bos_id] * (-(len(tokens) + 1) % K) + [bos_id, *tokens]
+    assert contiguous.tokenizer.pad_id not in fed
+
+
+def test_the_start_of_the_next_document_ends_a_text(contiguous: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = contiguous.tokenizer.encode("a")[0], contiguous.tokenizer.encode("b")[0]
+    chunk = torch.tensor([a, b, contiguous.tokenizer.bos_id, a])
+    monkeypatch.setattr(contiguous.model, "choose", lambda hidden, *_: chunk.expand(len(hidden), K))
+    assert contiguous.generate(["", "the"], max_new_tokens=50) == ["ab", "ab"]
+
+
+def test_packed_documents_with_a_start_follow_the_end_of_another(
+    contiguous: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = TextGenerator(contiguous.model, contiguous.tokenizer, "documents")
+    eos_id, pad_id, bos_id = packed.tokenizer.eos_id, packed.tokenizer.pad_id, packed.tokenizer.bos_id
+    ids = packed.tokenizer.encode("the river flows past")
+    whole = (len(ids) + 1) // K * K
+    assert packed._start(ids) == (
+        [eos_id, *[pad_id] * (K - 1), *[bos_id, *ids][:whole]],
+        [bos_id, *ids][whole:],
+    )
+
+
+@pytest.mark.parametrize("samples", [0, 10**12])
+def test_an_impossible_number_of_samples_is_refused(samples: int) -> None:
+    with pytest.raises(CalmError, match=r"samples must be 1 to 1,048,576"):
+        Sampling(0.5, samples=samples)
+
+
+def test_half_a_character_is_refused_before_anything_is_written(generator: TextGenerator) -> None:
+    """As Python gives it for an argument that is no UTF-8."""
+    with pytest.raises(CalmError, match=r"prompt 2: holds half a character \(\\udce9 at 3\), which is no text"):
+        generator.stream(["fine", "caf\udce9"])
+    with pytest.raises(CalmError, match="stop string 1: holds half a character"):
+        generator.stream(["fine"], stop=["\ud800"])
+
+
+def test_a_prompt_that_is_too_long_to_read_is_refused(generator: TextGenerator) -> None:
+    with pytest.raises(CalmError, match="prompt 2: has 200,000 tokens, and at most 131,072 are read"):
+        generator.generate(["x", "z" * 200_000])
+
+
+def test_the_space_after_a_prompt_is_written(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer that writes no space before a text's first word: alone, the new tokens would lose theirs."""
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=["<pad>", "</s>"], show_progress=False)
+    backend.train_from_iterator(["the old port flows"] * 4, trainer)
+    spaced = TextGenerator(generator.model, Tokenizer.from_bytes(backend.to_str().encode(), 0, 1))
+    prompt, text = "the old port", " flows the old"
+    begun, whole = spaced.tokenizer.encode(prompt), [*spaced.tokenizer.encode(prompt + text), 1]
+    whole += [1] * (-len(whole) % K)
+    left = iter(torch.tensor(whole[len(begun) // K * K :]).view(-1, K))
+    monkeypatch.setattr(spaced.model, "choose", lambda hidden, *_: next(left).expand(len(hidden), K))
+    pieces = [piece for _, piece in spaced.stream([prompt], max_new_tokens=50)]
+    assert prompt + "".join(pieces) == prompt + text
+    assert len(pieces) > 1

@@ -12,7 +12,7 @@ from pipelines.compile import TRAIN_PIPELINE, compile_train
 SECTIONS = {"data", "tokenizer", "autoencoder", "calm", "transformer", "evaluation", "registry"}
 
 SECTIONS_OF_TASK = {
-    "plan-partitions": {"data"},
+    "plan-partitions": {"data", "tokenizer"},
     "scan-partition": {"data"},
     "find-duplicates": {"data"},
     "train-tokenizer": {"tokenizer", "data"},
@@ -85,6 +85,14 @@ def test_artifacts_join_the_stages_and_the_plan_alone_hands_on_a_parameter(pipel
         if component.get("outputDefinitions", {}).get("parameters")
     }
     assert with_parameters == {"comp-plan-partitions"}
+
+
+def test_a_tokenizer_that_is_named_is_in_the_key_by_its_content(pipeline: dict[str, Any]) -> None:
+    """As the plan, which is never cached, has found it: in a cluster as on this machine."""
+    digest = tasks_of(pipeline)["train-tokenizer"]["inputs"]["parameters"]["tokenizer_digest"]
+    assert digest == {
+        "taskOutputParameter": {"outputParameterKey": "tokenizer_digest", "producerTask": "plan-partitions"}
+    }
 
 
 def test_outputs_are_the_artifacts_of_the_stages(pipeline: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import DatasetFacts, EvaluationFacts
 
 PROFILE = Path(__file__).with_name("mini.yaml")
 STAGES = ["prepare", "train-autoencoder", "train-calm", "evaluate", "register"]
@@ -23,7 +28,10 @@ class Workplace:
         self.folder = folder / "my python3 texts"
         self.folder.mkdir()
         ours = ("CALM_", "MLFLOW_", "KFP_")
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        self.environment["TMPDIR"] = str(self.temporary)
 
     def write(self, name: str, lines: list[str]) -> None:
         (self.folder / name).write_text("\n".join(lines) + "\n")
@@ -32,9 +40,17 @@ class Workplace:
         return [sys.executable, "-m", "calm_cli.main", *arguments]
 
     def calm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        ended = subprocess.run(
             self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True
         )
+        assert list(self.temporary.iterdir()) == []
+        return ended
+
+    def outputs(self) -> dict[str, str]:
+        """URIs of what the newest run that has succeeded handed on."""
+        found = max(self.folder.glob(".calm/logs/*/outputs.json"), key=lambda path: path.stat().st_mtime_ns)
+        outputs: dict[str, str] = json.loads(found.read_text())
+        return outputs
 
     def run(self, *arguments: str, source: str = "*.jsonl") -> subprocess.CompletedProcess[str]:
         return self.calm("run", "--profile", str(PROFILE), "--source", source, *arguments)
@@ -117,6 +133,88 @@ def test_the_baseline_is_trained_and_scored_when_the_settings_say_so(
     assert states["train-calm"] == states["evaluate"] == "cached"
 
 
+def test_prompts_and_names_that_look_like_placeholders_are_taken_as_they_are(
+    first_run: subprocess.CompletedProcess[str], workplace: Workplace
+) -> None:
+    """Kubeflow would run the evaluation with its own text in their place, or break."""
+    prompts = ["{{$}} {{$.inputs.parameters['seed']}}", "{{workflow.name}} 100 %", "/kfp-workspace"]
+    source = "{{$.inputs.parameters['data']}} 50%.jsonl"
+    shutil.copy(workplace.folder / "b.jsonl", workplace.folder / "b")
+    (workplace.folder / "b.jsonl").rename(workplace.folder / source)
+    run = workplace.run("--source", source, "--set", f"evaluation.prompts={json.dumps(prompts)}", source="a.jsonl")
+    (workplace.folder / source).unlink()
+    (workplace.folder / "b").rename(workplace.folder / "b.jsonl")
+    assert run.returncode == 0, run.stdout + run.stderr
+    # The file of the same content has another name, so preparing looks at it anew; what it makes is the same.
+    assert last_states(run.stdout)["train-calm"] == "cached"
+    evaluation = Artifact(workplace.outputs()["evaluation_report"], EvaluationFacts)
+    assert [sample.prompt for sample in evaluation.facts.samples] == prompts
+
+
+def damage(file: Path) -> None:
+    """Change a byte in its place, as a disk does: every name of the file has it."""
+    with file.open("r+b") as content:
+        content.seek(file.stat().st_size // 2)
+        byte = content.read(1)
+        content.seek(-1, os.SEEK_CUR)
+        content.write(bytes([byte[0] ^ 1]))
+
+
+def test_a_run_repairs_what_it_finds_damaged_and_repeats_nothing_else(
+    first_run: subprocess.CompletedProcess[str], workplace: Workplace
+) -> None:
+    """A shard, which dataset and partition share; the dataset's manifest; the weights; the report."""
+    assert workplace.run().returncode == 0
+    uris = workplace.outputs()
+    before = {name: Artifact.of_any_kind(uri).digest for name, uri in uris.items()}
+    damage(next(Path(uris["dataset"]).glob("train/*.parquet")))
+    damage(Path(uris["calm_model"], "weights.safetensors"))
+    Path(uris["evaluation_report"], "report.html").unlink()
+    repaired = workplace.run()
+    assert repaired.returncode == 0, repaired.stdout + repaired.stderr
+    assert last_states(repaired.stdout) == {
+        "prepare": "done",
+        "train-autoencoder": "cached",
+        "train-calm": "done",
+        "evaluate": "done",
+        "register": "done",
+    }
+    after = {name: Artifact.of_any_kind(uri) for name, uri in workplace.outputs().items()}
+    for artifact in after.values():
+        artifact.check_files()
+    assert {name: artifact.digest for name, artifact in after.items()} == before
+    Path(workplace.outputs()["dataset"], "manifest.json").unlink()
+    again = workplace.run()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert last_states(again.stdout) == {**dict.fromkeys(STAGES, "cached"), "prepare": "done", "register": "done"}
+    assert Artifact.of_any_kind(workplace.outputs()["dataset"]).digest == before["dataset"]
+
+
+def test_a_tokenizer_that_is_named_by_path_counts_by_its_content(tmp_path: Path) -> None:
+    """The run ends after preparing: a file is where checkpoints go."""
+    place = Workplace(tmp_path)
+    place.write("a.jsonl", [document(number) for number in range(40)])
+    (place.folder / "tok").mkdir()
+    (place.folder / ".calm").mkdir()
+    (place.folder / ".calm" / "checkpoints").touch()
+    settings = ["--set", "tokenizer.source=tok"]
+
+    def prepared() -> str:
+        ended = place.run(*settings)
+        assert ended.stderr.startswith("failed train-autoencoder: "), ended.stdout + ended.stderr
+        return last_states(ended.stdout)["prepare"]
+
+    for size in (300, 280):
+        tokenizer = Tokenizer.train([document(number) for number in range(9)], size)
+        (place.folder / "tok" / "tokenizer.json").write_bytes(tokenizer.to_bytes())
+        assert prepared() == "done"
+    datasets = place.folder.glob(".calm/pipeline/*/merge-partitions/dataset")
+    assert sorted(Artifact(str(uri), DatasetFacts).facts.vocab_size for uri in datasets) == [280, 300]
+    (place.folder / "tok" / "tokenizer.json").unlink()
+    deleted = place.run(*settings)
+    assert deleted.stderr.startswith("failed prepare: tok: holds no tokenizer.json")
+
+
 def test_the_registered_model_writes_the_same_text_for_the_same_seed(
     first_run: subprocess.CompletedProcess[str], workplace: Workplace
 ) -> None:
@@ -183,6 +281,7 @@ def test_a_stopped_run_leaves_no_process_and_says_how_to_go_on(tmp_path: Path) -
         assert run.stderr is not None
         assert "run the same command again" in run.stderr.read()
         assert [process for process in processes if process.is_running()] == []
+        assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_run_whose_processes_are_killed_names_the_stage_and_the_log(tmp_path: Path) -> None:
@@ -195,6 +294,7 @@ def test_a_run_whose_processes_are_killed_names_the_stage_and_the_log(tmp_path: 
         assert error.startswith("failed prepare: it ended without a reason: killed")
         assert "pipeline.log" in error
         assert [process for process in processes if process.is_running()] == []
+        assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_run_ends_when_the_process_that_watches_it_is_killed(tmp_path: Path) -> None:
@@ -202,3 +302,4 @@ def test_a_run_ends_when_the_process_that_watches_it_is_killed(tmp_path: Path) -
         run.kill()
         _, alive = psutil.wait_procs(processes, timeout=20)
         assert alive == []
+        assert list((tmp_path / "temporary").iterdir()) == []

@@ -90,10 +90,10 @@ def test_arguments_hold_every_section_and_no_null() -> None:
 
 
 def test_another_kind_in_a_profile_starts_from_its_own_defaults(tmp_path: Path) -> None:
-    """Its base has an energy head with settings that a flow head does not know."""
-    (tmp_path / "mine.yaml").write_text("base: tiny\ncalm: {model: {head: {kind: flow, sampling_steps: 4}}}\n")
+    """Its base has a flow head with a setting that an energy head does not know."""
+    (tmp_path / "mine.yaml").write_text("base: tiny\ncalm: {model: {head: {kind: energy, noise_size: 8}}}\n")
     config = resolve_config(profiles.load(str(tmp_path / "mine.yaml")))
-    assert config.calm.model.head == FlowHeadConfig(sampling_steps=4)
-    (tmp_path / "same.yaml").write_text("base: tiny\ncalm: {model: {head: {noise_size: 8}}}\n")
+    assert config.calm.model.head == EnergyHeadConfig(noise_size=8)
+    (tmp_path / "same.yaml").write_text("base: tiny\ncalm: {model: {head: {sampling_steps: 6}}}\n")
     head = resolve_config(profiles.load(str(tmp_path / "same.yaml"))).calm.model.head
-    assert head == EnergyHeadConfig(num_layers=2, model_samples=4, target_samples=16, noise_size=8)
+    assert head == FlowHeadConfig(num_layers=2, model_samples=4, sampling_steps=6)

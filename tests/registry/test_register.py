@@ -1,9 +1,13 @@
 """Registration in a real MLflow store, and the registered model as a consumer finds it."""
 
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -13,6 +17,7 @@ from calm_core.config import EvaluationConfig, RegistryConfig
 from calm_core.errors import CalmError
 from calm_core.evaluation.stage import evaluate
 from calm_core.generation.text import Sampling
+from calm_core.registry import stage
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact
@@ -77,6 +82,13 @@ def test_a_consumer_predicts_with_a_data_frame(registration: Artifact[Registrati
     assert model.input_example is not None
 
 
+def test_every_address_of_a_model_is_understood(registration: Artifact[RegistrationFacts]) -> None:
+    version = mlflow.MlflowClient().get_model_version("calm", registration.facts.version)
+    addresses = ["models:/calm@champion", registration.facts.model_uri, version.source, f"runs:/{version.run_id}/model"]
+    texts = [load_generator(address).generate(["the"], max_new_tokens=4, seed=1) for address in addresses]
+    assert len(addresses) == 4 and all(text == texts[0] for text in texts)
+
+
 def test_the_model_holds_no_pickle_and_needs_the_library_alone(registration: Artifact[RegistrationFacts]) -> None:
     folder = Path(mlflow.artifacts.download_artifacts("models:/calm@champion"))
     assert not [path for path in folder.rglob("*") if path.suffix in {".pkl", ".pt", ".bin", ".pickle"}]
@@ -99,3 +111,93 @@ def test_without_a_registry_it_says_what_to_set(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(CalmError, match="set MLFLOW_TRACKING_URI"):
         register_model(RegistryConfig(), model_uris[1], evaluation_uri, str(tmp_path / "out"))
+
+
+def numbers(model_name: str) -> list[int]:
+    return sorted(int(v.version) for v in mlflow.MlflowClient().search_model_versions(f"name = '{model_name}'"))
+
+
+def test_registering_the_same_model_three_times_at_once_gives_one_version(
+    model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All have looked for a version before the first one makes one."""
+    new_version, all_have_looked = stage._new_version, threading.Barrier(3)
+
+    def wait_then_make(*arguments: Any) -> str:
+        all_have_looked.wait(timeout=100)
+        return new_version(*arguments)
+
+    monkeypatch.setattr(stage, "_new_version", wait_then_make)
+    config = RegistryConfig(model_name="at once")
+    with ThreadPoolExecutor(3) as pool:
+        outputs = [str(tmp_path / str(i)) for i in range(3)]
+        registered = list(pool.map(lambda out: register_model(config, model_uris[1], evaluation_uri, out), outputs))
+    [only] = numbers("at once")
+    assert {each.facts.version for each in registered} == {str(only)}
+    assert mlflow.MlflowClient().get_model_version_by_alias("at once", "champion").version == only
+    assert load_generator("models:/at once@champion").generate(["the"], max_new_tokens=1)
+
+
+def files_of(version: str, model_name: str) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(f"models:/{model_name}/{version}"))
+
+
+def flip_a_byte(folder: Path) -> None:
+    weights = folder / "data" / "calm" / "weights.safetensors"
+    if not weights.exists():
+        [weights] = folder.rglob("calm/weights.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, flip_a_byte])
+def test_a_version_that_cannot_be_loaded_is_not_answered(
+    damage: Callable[[Path], None], model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path
+) -> None:
+    config = RegistryConfig(model_name=damage.__name__)
+    first = register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "first")).facts
+    damage(files_of(first.version, config.model_name))
+    with pytest.raises(CalmError, match=f"^{first.model_uri}: "):
+        load_generator(first.model_uri)
+    again = register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "again")).facts
+    assert numbers(config.model_name) == [1, 2] and again.version == "2"
+    assert load_generator(f"models:/{config.model_name}@champion").generate(["the"], max_new_tokens=1)
+
+
+def test_what_cannot_be_loaded_once_it_is_registered_is_withdrawn(
+    model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register = mlflow.register_model
+
+    def register_and_lose(*arguments: Any, **options: Any) -> Any:
+        made = register(*arguments, **options)
+        shutil.rmtree(files_of(made.version, made.name))
+        return made
+
+    monkeypatch.setattr(mlflow, "register_model", register_and_lose)
+    with pytest.raises(CalmError, match=r"^models:/lost/1: cannot be loaded"):
+        register_model(RegistryConfig(model_name="lost"), model_uris[1], evaluation_uri, str(tmp_path / "out"))
+    assert numbers("lost") == []
+
+
+def test_a_baseline_and_its_evaluation_are_refused_in_one_line(
+    dataset_uri: str, model_uris: tuple[str, str], transformer_uri: str, tmp_path: Path
+) -> None:
+    config = EvaluationConfig(samples=2, max_sequences=2, prompts=(), prompt_tokens=4)
+    baseline = evaluate(config, dataset_uri, transformer_uri, str(tmp_path / "baseline"), seed=0).uri
+    with pytest.raises(CalmError, match=f"^{baseline}: is no evaluation of a CALM model .Transformer over tokens"):
+        register_model(RegistryConfig(), model_uris[1], baseline, str(tmp_path / "out"))
+    with pytest.raises(CalmError, match=f"^{transformer_uri}: is a transformer artifact, a calm artifact was expected"):
+        register_model(RegistryConfig(), transformer_uri, baseline, str(tmp_path / "out"))
+
+
+def test_a_model_that_was_asked_to_write_nothing_is_registered(
+    dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path
+) -> None:
+    config = EvaluationConfig(samples=2, max_sequences=2, prompts=())
+    silent = evaluate(config, dataset_uri, model_uris[1], str(tmp_path / "evaluation"), seed=0)
+    assert silent.facts.samples == [] and silent.facts.generation_tokens_per_second == 0
+    register_model(RegistryConfig(model_name="silent"), model_uris[1], silent.uri, str(tmp_path / "registration"))
+    assert len(mlflow.pyfunc.load_model("models:/silent@champion").input_example) == 1

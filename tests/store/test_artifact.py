@@ -1,14 +1,18 @@
 """Artifacts: complete or refused, checked when read, on any file system."""
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
-from calm_core.errors import ArtifactError
-from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
+from calm_core.errors import ArtifactError, StorageError
+from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter, digest_of
 from calm_core.store.facts import Count, Facts, Seconds
 
 
@@ -175,8 +179,8 @@ def test_another_schema_version_is_refused_as_such_and_not_as_damage(
 ) -> None:
     """A folder written by newer code must not be called damaged: the advice would be to delete it."""
     path = folder / MANIFEST_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 2} | other_fields))
-    with pytest.raises(ArtifactError, match=r"manifest\.json: schema version 2, this code reads 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 3} | other_fields))
+    with pytest.raises(ArtifactError, match=r"manifest\.json: schema version 3, this code reads 2"):
         Artifact(str(folder), KIND)
 
 
@@ -191,3 +195,198 @@ def test_an_artifact_of_another_kind_is_not_written_over(tmp_path: Path) -> None
     ):
         pass
     assert Artifact(str(tmp_path), KIND).read("weights") == b"weeks of training"
+
+
+def edit(folder: Path, **parts: Any) -> None:
+    """Edit a manifest as somebody does who knows of its checksum."""
+    content = json.loads((folder / MANIFEST_NAME).read_text()) | parts
+    content["checksum"] = digest_of({name: value for name, value in content.items() if name != "checksum"})
+    (folder / MANIFEST_NAME).write_text(json.dumps(content))
+
+
+OUTSIDE = [
+    "../victim",
+    "/victim",
+    "b/../../victim",
+    "x\\..\\victim",
+    "victim\0",
+    "",
+    ".",
+    "file:///victim",
+    "manifest.json",
+]
+
+
+@pytest.fixture
+def victim(folder: Path) -> Path:
+    """A file beside the artifact."""
+    path = folder.parent / "victim"
+    path.write_bytes(b"not yours")
+    return path
+
+
+def entry_of(path: Path, name: str) -> dict[str, Any]:
+    data = path.read_bytes()
+    return {"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@pytest.mark.parametrize("path", [*OUTSIDE, "absolute", "twice"])
+def test_a_path_that_leaves_the_folder_is_believed_by_nobody(path: str, folder: Path, victim: Path) -> None:
+    """It is neither read, nor copied, nor deleted with the artifact that is replaced."""
+    entry = entry_of(victim, str(victim) if path == "absolute" else "a.json" if path == "twice" else path)
+    files = json.loads((folder / MANIFEST_NAME).read_text())["files"]
+    edit(folder, files=[*files, entry])
+    with pytest.raises(ArtifactError, match=r"manifest\.json: damaged manifest \(files"):
+        Artifact(str(folder), KIND)
+    with ArtifactWriter(str(folder), KIND, {}, {}) as writer:
+        writer.facts = KIND()
+    assert victim.read_bytes() == b"not yours"
+    assert (folder / "a.json").exists()  # nothing vouches for the names in a damaged manifest
+
+
+@pytest.mark.parametrize("link", ["file", "folder", "manifest"])
+def test_a_link_out_of_the_folder_is_followed_by_nobody(link: str, folder: Path, victim: Path) -> None:
+    entry = entry_of(victim, "out/victim" if link == "folder" else "out")
+    (folder / "out").symlink_to(victim.parent if link == "folder" else victim)
+    edit(folder, files=[entry])
+    if link == "manifest":
+        (folder / MANIFEST_NAME).rename(victim.parent / "elsewhere.json")
+        (folder / MANIFEST_NAME).symlink_to(victim.parent / "elsewhere.json")
+        with pytest.raises(StorageError, match="is a link that leads out of the folder"):
+            Artifact(str(folder), KIND)
+        return
+    artifact = Artifact(str(folder), KIND)
+    for use in (artifact.read, artifact.check, lambda path: artifact.check_files([path])):
+        with pytest.raises(StorageError, match="is a link that leads out of the folder"):
+            use(entry["path"])
+    with (
+        pytest.raises(StorageError, match="is a link that leads out of the folder"),
+        ArtifactWriter(str(victim.parent / "copy"), KIND, {}, {}) as writer,
+    ):
+        writer.copy(artifact, {entry["path"]: "copied"})
+    with pytest.raises(StorageError, match="leads out"), ArtifactWriter(str(folder), KIND, {}, {}):
+        pass
+    with (
+        pytest.raises(StorageError, match="leads out"),
+        ArtifactWriter(str(victim.parent / "copy"), KIND, {}, {}) as writer,
+    ):
+        (victim.parent / "copy").mkdir(exist_ok=True)
+        (victim.parent / "copy" / "deep").symlink_to(folder)
+        writer.write("deep/file", b"")
+    assert victim.read_bytes() == b"not yours"
+    assert (folder / MANIFEST_NAME).exists()
+
+
+@pytest.mark.parametrize("other", ["folder", "pipe", "huge"])
+def test_what_is_no_such_file_is_refused_before_it_is_read(other: str, folder: Path) -> None:
+    path = folder / "a.json"
+    path.unlink()
+    match other:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "huge":  # ten TB that take no room
+            with open(path, "wb") as file:
+                file.truncate(10**13)
+    artifact = Artifact(str(folder), KIND)
+    for use in (artifact.read, artifact.check):
+        with pytest.raises((ArtifactError, StorageError), match=r"a\.json"):
+            use("a.json")
+
+
+@pytest.mark.parametrize("part", ["code_version", "parents", "timings", "origins", "files", "config", "checksum"])
+def test_a_value_that_changed_on_its_own_is_damage(part: str, folder: Path) -> None:
+    """Of those that take no part in the digest, too, and where a value is left out that may be missing."""
+    content = json.loads((folder / MANIFEST_NAME).read_text())
+    for changed in ({**content, part: type(content[part])()}, {k: v for k, v in content.items() if k != part}):
+        if changed == content:
+            continue
+        (folder / MANIFEST_NAME).write_text(json.dumps(changed))
+        with pytest.raises(ArtifactError, match=r"damaged manifest .*; delete the folder and run its stage again"):
+            Artifact(str(folder), KIND)
+
+
+def test_each_bit_of_a_manifest_counts(folder: Path) -> None:
+    good = (folder / MANIFEST_NAME).read_bytes()
+    meaning = json.loads(good)
+    for place in range(0, len(good) * 8, 13):  # all places of a bit in a byte, all over the file
+        bad = bytearray(good)
+        bad[place // 8] ^= 1 << place % 8
+        (folder / MANIFEST_NAME).write_bytes(bad)
+        with suppress(ArtifactError):
+            Artifact(str(folder), KIND)
+            assert json.loads(bad) == meaning  # between the values
+
+
+def test_a_manifest_of_the_schema_before_checksums_is_read(folder: Path) -> None:
+    content = json.loads((folder / MANIFEST_NAME).read_text())
+    del content["checksum"]
+    (folder / MANIFEST_NAME).write_text(json.dumps(content | {"schema_version": 1}))
+    artifact = Artifact(str(folder), KIND)
+    digested = {"kind", "schema_version", "config", "parents", "results", "files"}
+    assert artifact.digest == digest_of({k: v for k, v in (content | {"schema_version": 1}).items() if k in digested})
+    artifact.check_files()
+    (folder / MANIFEST_NAME).write_text(json.dumps(content | {"schema_version": 1, "checksum": "0" * 64}))
+    with pytest.raises(ArtifactError, match="its checksum differs"):
+        Artifact(str(folder), KIND)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"name": "app", "short_name": "a web page\'s manifest"}',
+        "[" * 100_000,
+        '{"kind": "sample", "schema_version": ' + "9" * 5000 + "}",
+        '{"kind": "\\u001b[2J", "schema_version": 1}',
+        '{"kind": "sample", "schema_version": true}',
+        " " * 200_001,
+    ],
+    ids=["another program's", "nested", "a long number", "control characters", "a switch", "enormous"],
+)
+def test_what_is_no_manifest_of_ours_is_not_to_be_deleted(
+    content: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calm_core.store.artifact._LARGEST_MANIFEST", 200_000)
+    (folder / MANIFEST_NAME).write_text(content)
+    with pytest.raises(
+        ArtifactError, match=r"damaged manifest .*; name another folder, or delete this one if"
+    ) as caught:
+        Artifact(str(folder), KIND)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(ArtifactError, match="name another output"), ArtifactWriter(str(folder), OTHER, {}, {}):
+        pass
+    assert (folder / MANIFEST_NAME).read_text() == content
+
+
+def test_a_damaged_artifact_of_the_same_kind_is_replaced(folder: Path) -> None:
+    path = folder / MANIFEST_NAME
+    path.write_text(path.read_text()[:-9])
+    with ArtifactWriter(str(folder), KIND, {}, {}) as writer:
+        writer.write("a.json", b"new")
+        writer.facts = KIND()
+    assert Artifact(str(folder), KIND).read("a.json") == b"new"
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [({"size": -1}, "size"), ({"size": 2**60}, "size"), ({"sha256": "../../x"}, "sha256"), ({"size": "8"}, "size")],
+)
+def test_an_entry_is_typed(entry: dict[str, Any], named: str, folder: Path) -> None:
+    files = json.loads((folder / MANIFEST_NAME).read_text())["files"]
+    edit(folder, files=[files[0] | entry, files[1]])
+    with pytest.raises(ArtifactError, match=rf"damaged manifest \(files\.0\.{named}: "):
+        Artifact(str(folder), KIND)
+
+
+def test_more_files_than_can_be_read_again_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calm_core.store.artifact._LARGEST_MANIFEST", 1000)
+    with (
+        pytest.raises(ArtifactError, match="its 9 files are more than a manifest may list; make fewer, larger ones"),
+        ArtifactWriter(str(tmp_path), KIND, {}, {}) as writer,
+    ):
+        for i in range(9):
+            writer.write(f"{i}.bin", b"")
+        writer.facts = KIND()
+    assert not (tmp_path / MANIFEST_NAME).exists()

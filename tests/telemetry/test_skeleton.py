@@ -9,7 +9,8 @@ import pytest
 from calm_core.errors import CalmError
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import DuplicatesFacts
-from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE
+from calm_core.telemetry.mlflow_run import start_run
+from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, reported
 from calm_core.telemetry.stage import Stage
 
 
@@ -58,8 +59,28 @@ def test_a_failure_is_one_line_and_the_run_has_failed(error: Exception, progress
 def test_an_mlflow_that_does_not_answer_is_the_stages_failure(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(mlflow.exceptions.MlflowException), Stage("find", {}):
-        pytest.fail("the block was entered")
+    with pytest.raises(CalmError, match=r"MLFLOW_TRACKING_URI http://127.0.0.1:9: MLflow does not answer"):
+        Stage("find", {}).__enter__()
     [starting, (state, note)] = told(progress)
     assert starting == ("running", "starting")
-    assert state == "failed" and note.startswith("MlflowException: ")
+    assert state == "failed" and "MLflow does not answer" in note
+
+
+@pytest.mark.parametrize("uri", ["http://user:open-sesame@127.0.0.1:9", "postgresql://user:open-sesame@127.0.0.1:9/db"])
+def test_the_password_of_a_tracking_uri_is_told_nowhere(
+    uri: str, progress: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(CalmError, match="MLflow does not answer") as failure:
+        start_run("find", {})
+    assert "sesame" not in str(failure.value)
+    with pytest.raises(CalmError), reported("find"):
+        Stage("find", {}).__enter__()
+    assert "sesame" not in progress.read_text()
+
+
+def test_why_a_stage_failed_is_told_though_mlflow_is_gone_too(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="the cause"), Stage("find", {}) as stage:
+        monkeypatch.setattr(stage.run, "_client", object())  # answers nothing that it is asked
+        raise ValueError("the cause")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -148,3 +149,13 @@ def test_an_error_file_is_one_line_and_a_damaged_one_says_nothing(tmp_path: Path
         path.write_text(content)
         assert launcher_module._recorded(path) == expected
     assert launcher_module._recorded(tmp_path / "none") == ""
+
+
+def test_ranks_leave_nothing_where_temporary_files_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun makes a folder for its logs, and torch one for compiled code, when they start."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    assert TorchrunLauncher().run(str(tmp_path / "no spec"), None).exit_code != 0
+    assert list(temporary.iterdir()) == []

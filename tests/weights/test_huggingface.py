@@ -1,148 +1,44 @@
 """Public checkpoints: folders made here from the published key names, read, used, and written back."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
-import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from calm_core.config import DataConfig, EvaluationConfig, RegistryConfig, TokenizerConfig
+from calm_core.config import AutoencoderConfig, DataConfig, EvaluationConfig, RegistryConfig, TokenizerConfig
 from calm_core.data.stage import prepare_data
+from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
 from calm_core.evaluation.stage import evaluate
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts, CalmFacts
+from calm_core.training.stage import train
 from calm_core.weights.huggingface import export_checkpoint, import_checkpoint
+from calm_core.weights.load import load_autoencoder, load_tokenizer
 from tests.conftest import sentences
-
-V, K, L, D, WIDE, LAYERS, HEAD_LAYERS, NOISE = 320, 4, 6, 16, 24, 2, 1, 8
+from tests.weights.public_folders import (
+    AUTOENCODER_CONFIG,
+    CALM_CONFIG,
+    HEAD_LAYERS,
+    NOISE,
+    D,
+    K,
+    L,
+    V,
+    autoencoder_shapes,
+    calm_shapes,
+    random_weights,
+    write_folder,
+    write_tokenizer,
+)
 
 Weights = dict[str, torch.Tensor]
-
-
-def block(prefix: str) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{prefix}.layernorm.weight": (D,),
-        f"{prefix}.mlp.gate_proj.weight": (WIDE, D),
-        f"{prefix}.mlp.up_proj.weight": (WIDE, D),
-        f"{prefix}.mlp.down_proj.weight": (D, WIDE),
-    }
-
-
-def autoencoder_shapes() -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"encoder.embed_tokens.weight": (V, D)}
-    for i in range(2):
-        shapes |= block(f"encoder.encoder_layers.{i}") | block(f"decoder.decoder_layers.{i}")
-    return shapes | {
-        "encoder.squeeze_layer.weight": (D, K * D),
-        "encoder.squeeze_layer.bias": (D,),
-        "encoder.hidden_to_latent.weight": (2 * L, D),
-        "encoder.hidden_to_latent.bias": (2 * L,),
-        "encoder.norm.weight": (D,),
-        "decoder.latent_to_hidden.weight": (D, L),
-        "decoder.latent_to_hidden.bias": (D,),
-        "decoder.expand_layer.weight": (K * D, D),
-        "decoder.expand_layer.bias": (K * D,),
-        "decoder.norm.weight": (D,),
-    }
-
-
-def calm_shapes() -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"transformer.embed_tokens.weight": (V, D), "transformer.norm.weight": (D,)}
-    for i in range(LAYERS):
-        layer = f"transformer.layers.{i}"
-        shapes |= {f"{layer}.self_attn.{p}_proj.weight": (D, D) for p in "qkvo"}
-        shapes |= {f"{layer}.mlp.gate_proj.weight": (WIDE, D), f"{layer}.mlp.up_proj.weight": (WIDE, D)}
-        shapes |= {f"{layer}.mlp.down_proj.weight": (D, WIDE)}
-        shapes |= {f"{layer}.input_layernorm.weight": (D,), f"{layer}.post_attention_layernorm.weight": (D,)}
-    linear = {
-        "embed_proj.0": (2 * D, K * D),
-        "embed_proj.2": (D, 2 * D),
-        "mlp_generator.noise_embd": (D, NOISE),
-        "mlp_generator.hidden_embd": (D, D),
-        "mlp_generator.final_layer.linears.0": (D, D),
-        "mlp_generator.final_layer.linears.2": (L, D),
-    }
-    norms = ["embed_proj.3", "mlp_generator.norm_hidden", "mlp_generator.norm_noise", "mlp_generator.final_layer.in_ln"]
-    for i in range(HEAD_LAYERS):
-        own = f"mlp_generator.mlp_blocks.{i}"
-        norms.append(f"{own}.in_ln")
-        linear |= {f"{own}.linears.0": (D, 2 * D), f"{own}.linears.2": (D, D), f"{own}.linears.4": (2 * D, D)}
-        linear |= {f"{own}.down_proj": (D, D)}
-    for name, shape in linear.items():
-        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    return shapes | {f"{name}.{part}": (D,) for name in norms for part in ("weight", "bias")}
-
-
-def random_weights(shapes: dict[str, tuple[int, ...]], seed: int, dtype: torch.dtype = torch.float32) -> Weights:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: (0.3 * torch.randn(shape, generator=generator)).to(dtype) for name, shape in shapes.items()}
-
-
-AUTOENCODER_CONFIG = {
-    "architectures": ["Autoencoder"], "patch_size": K, "latent_size": L, "hidden_size": D, "intermediate_size": WIDE,
-    "num_encoder_layers": 2, "num_decoder_layers": 2, "vocab_size": V, "ae_dropout": 0.15, "kl_clamp": 0.5,
-    "kl_weight": 1e-3, "rms_norm_eps": 1e-6,
-}  # fmt: skip
-CALM_CONFIG = {
-    "architectures": ["EnergyTransformer"], "ae_path": "../autoencoder", "patch_size": K, "latent_size": L,
-    "noise_size": NOISE, "num_mlp_layers": HEAD_LAYERS, "num_samples": 8, "beta": 1.0, "hidden_size": D,
-    "intermediate_size": WIDE, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "vocab_size": V, "pad_token_id": None, "bos_token_id": 0,
-    "eos_token_id": [1, 2],
-}  # fmt: skip
-
-
-def write_folder(path: Path, config: dict[str, Any], weights: Weights, layout: str = "safetensors") -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(config))
-    halves = [dict(list(weights.items())[::2]), dict(list(weights.items())[1::2])]
-    match layout:
-        case "safetensors":
-            safetensors.torch.save_file(weights, path / "model.safetensors")
-        case "bin":
-            torch.save(weights, path / "pytorch_model.bin")
-        case "sharded safetensors":
-            names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-            for name, half in zip(names, halves, strict=True):
-                safetensors.torch.save_file(half, path / name)
-            index = {key: name for name, half in zip(names, halves, strict=True) for key in half}
-            (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-        case "sharded bin":
-            names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
-            for name, half in zip(names, halves, strict=True):
-                torch.save(half, path / name)
-            index = {key: name for name, half in zip(names, halves, strict=True) for key in half}
-            (path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
-    return path
-
-
-def write_tokenizer(path: Path) -> Path:
-    """A byte-level BPE as Llama-3's: special tokens of other names than ours, a first token put before each text."""
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=V,
-        special_tokens=["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator([sentences(i, 12) for i in range(20)], trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)]
-    )
-    path.mkdir(parents=True, exist_ok=True)
-    backend.save(str(path / "tokenizer.json"))
-    names = {"bos_token": "<|begin_of_text|>", "eos_token": {"content": "<|end_of_text|>", "lstrip": False}}
-    (path / "tokenizer_config.json").write_text(json.dumps(names))
-    return path
 
 
 @pytest.fixture
@@ -187,13 +83,19 @@ def test_a_round_trip_is_exact(folders: Path, layout: str, tied: bool, dtype: to
         autoencoder_folder=str(folders / "autoencoder2"),
         tokenizer_folder=tokenizer,
     )
+    # The copy is always there, since the public loader needs it; and ae_path names what the folder holds.
+    inner["decoder.lm_head_weight"] = inner["encoder.embed_tokens.weight"]
+    outer["ae_model.decoder.lm_head_weight"] = inner["encoder.embed_tokens.weight"]
     back = export_checkpoint(artifacts["calm"].uri, str(folders / "back"), autoencoder_uri=artifacts["autoencoder"].uri)
     assert equal(safetensors.torch.load_file(back / "model.safetensors"), outer)
-    assert json.loads((back / "config.json").read_text()) == CALM_CONFIG
-    back = export_checkpoint(artifacts["autoencoder"].uri, str(folders / "back-ae"))
-    assert equal(safetensors.torch.load_file(back / "model.safetensors"), inner)
-    assert json.loads((back / "config.json").read_text()) == AUTOENCODER_CONFIG
-    assert (back / "tokenizer.json").exists()
+    assert json.loads((back / "config.json").read_text()) == CALM_CONFIG | {"ae_path": "autoencoder"}
+    back_inner = export_checkpoint(artifacts["autoencoder"].uri, str(folders / "back-ae"))
+    for folder in (back_inner, back / "autoencoder"):
+        assert equal(safetensors.torch.load_file(folder / "model.safetensors"), inner)
+        assert json.loads((folder / "config.json").read_text()) == AUTOENCODER_CONFIG
+    for folder in (back, back_inner, back / "autoencoder"):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (folder / name).read_bytes() == (folders / "tokenizer" / name).read_bytes()
 
 
 def test_the_settings_of_the_folder_reach_the_model(folders: Path) -> None:
@@ -205,6 +107,7 @@ def test_the_settings_of_the_folder_reach_the_model(folders: Path) -> None:
         HEAD_LAYERS,
     )
     facts = artifacts["calm"].facts
+    assert (facts.bos_id, facts.packing) == (0, "contiguous")  # as the public code packs
     assert (facts.eos_id, facts.pad_id) == (1, 1)  # no padding token: the end of a text fills up
 
 
@@ -300,3 +203,245 @@ def test_a_missing_shard_is_named(folders: Path) -> None:
     (path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CalmError, match=r"files are missing: model-00002-of-00002\.safetensors"):
         import_checkpoint(str(path), str(folders / "out"), tokenizer_folder=str(folders / "tokenizer"))
+
+
+def test_a_head_under_two_names_is_read_once(folders: Path) -> None:
+    """The public code saves the head as `mlp_generator.*` and as `generative_head.*`; either can stand alone."""
+    outer = random_weights(calm_shapes(), 2)
+    renamed = {name.replace("mlp_generator.", "generative_head."): value for name, value in outer.items()}
+    expected = stored(imported(folders)["calm"])
+    for weights in (outer | renamed, renamed):
+        write_folder(folders / "calm", CALM_CONFIG, weights, "bin")
+        (folders / "calm" / "model.safetensors").unlink(missing_ok=True)
+        assert equal(stored(imported(folders)["calm"]), expected)
+    renamed["generative_head.noise_embd.bias"] = renamed["generative_head.noise_embd.bias"] + 1
+    write_folder(folders / "calm", CALM_CONFIG, outer | renamed, "bin")
+    with pytest.raises(CalmError, match=r"generative_head\.noise_embd\.bias differs from mlp_generator\.noise"):
+        imported(folders)
+
+
+def test_an_output_embedding_that_stands_alone_is_taken(folders: Path) -> None:
+    weights = random_weights(autoencoder_shapes(), 1)
+    weights["decoder.lm_head_weight"] = weights.pop("encoder.embed_tokens.weight")
+    write_folder(folders / "autoencoder", AUTOENCODER_CONFIG, weights)
+    artifact = imported(folders)["autoencoder"]  # and the copy in the CALM folder, under the other name, is the same
+    assert torch.equal(stored(artifact)["encoder.embed_tokens.weight"], weights["decoder.lm_head_weight"])
+
+
+def with_layers(folders: Path, layers: int) -> str:
+    """An autoencoder with so many layers in either half; without a copy in a CALM folder."""
+    shapes = autoencoder_shapes(layers)
+    config = AUTOENCODER_CONFIG | {"num_encoder_layers": layers, "num_decoder_layers": layers}
+    return str(write_folder(folders / f"layers{layers}", config, random_weights(shapes, 1)))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_layers_that_the_public_code_leaves_unused_are_left_out(folders: Path, layers: int) -> None:
+    folder, tokenizer = with_layers(folders, layers), str(folders / "tokenizer")
+    artifact = import_checkpoint(folder, str(folders / "out"), tokenizer_folder=tokenizer)["autoencoder"]
+    assert artifact.manifest.config["model"]["num_encoder_layers"] == layers - 1
+    assert not any(f"_layers.{layers - 1}." in name for name in stored(artifact))
+    model = load_autoencoder(artifact)
+    weights = random_weights(autoencoder_shapes(layers), 1)
+    tokens = torch.arange(K).unsqueeze(0)
+
+    def blocks(h: torch.Tensor, numbers: range) -> torch.Tensor:
+        for i in numbers:
+            name = f"encoder.encoder_layers.{i}"
+            x = torch.nn.functional.rms_norm(h, (D,), weights[f"{name}.layernorm.weight"], 1e-6)
+            gate, up, down = (weights[f"{name}.mlp.{part}_proj.weight"] for part in ("gate", "up", "down"))
+            h = h + (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+        return h
+
+    half = layers // 2  # the public code's, rounded down
+    h = blocks(weights["encoder.embed_tokens.weight"][tokens], range(half)).flatten(-2)
+    h = h @ weights["encoder.squeeze_layer.weight"].T + weights["encoder.squeeze_layer.bias"]
+    h = torch.nn.functional.rms_norm(blocks(h, range(half, 2 * half)), (D,), weights["encoder.norm.weight"], 1e-6)
+    h = h @ weights["encoder.hidden_to_latent.weight"].T + weights["encoder.hidden_to_latent.bias"]
+    torch.testing.assert_close(model.posterior(tokens).mean, h[..., :L])
+
+    back = export_checkpoint(artifact.uri, str(folders / "back"))
+    assert json.loads((back / "config.json").read_text())["num_decoder_layers"] == layers - 1
+
+
+def test_an_odd_number_of_layers_is_not_exported(dataset_uri: str, tmp_path: Path) -> None:
+    shape = {"chunk_size": 4, "latent_size": 8, "hidden_size": 16, "intermediate_size": 24, "num_decoder_layers": 3}
+    settings = {"steps": 1, "warmup_steps": 0, "global_batch_size": 4, "micro_batch_size": 4, "model": shape}
+    places = {"checkpoint_root": str(tmp_path / "checkpoints")}
+    config = AutoencoderConfig.model_validate(settings)
+    artifact = train(config, dataset_uri, str(tmp_path / "autoencoder"), seed=0, **places)
+    with pytest.raises(CalmError, match=r"has num_decoder_layers 3; .* it would leave one out: only even numbers"):
+        export_checkpoint(artifact.uri, str(tmp_path / "public"))
+    assert not (tmp_path / "public").exists()
+
+
+def test_each_key_of_a_config_is_used_or_told(folders: Path) -> None:
+    left_out = {name: value for name, value in CALM_CONFIG.items() if name not in ("rope_theta", "beta")}
+    public = left_out | {"attention_dropout": 0.1, "torch_dtype": "float32", "sliding_window": 64}
+    inner = AUTOENCODER_CONFIG | {"ae_dropout": 0.05}
+    told: list[str] = []
+    for name, config in (("calm", public), ("autoencoder", inner)):
+        (folders / name / "config.json").write_text(json.dumps(config))
+    artifacts = import_checkpoint(
+        str(folders / "calm"), str(folders / "out"), tokenizer_folder=str(folders / "tokenizer"), tell=told.append
+    )
+    model = artifacts["calm"].manifest.config["model"]
+    assert (model["rope_theta"], model["head"]["alpha"]) == (10_000.0, 1.0)
+    model = artifacts["autoencoder"].manifest.config["model"]
+    assert (model["latent_dropout"], model["token_dropout"]) == (0.05, 0.05)
+    assert "ignored, without effect on a trained model: architectures, attention_dropout, torch_dtype;" in told[0]
+    assert "ignored, unknown: sliding_window" in told[0]
+    assert "not given, so as the public code has it: beta 1.0, rope_theta 10000.0" in told[0]
+    assert told[1].endswith("without effect on a trained model: architectures")
+
+
+def test_a_null_is_the_public_default(folders: Path) -> None:
+    (folders / "calm" / "config.json").write_text(json.dumps(CALM_CONFIG | {"rope_theta": None}))
+    assert imported(folders)["calm"].manifest.config["model"]["rope_theta"] == 10_000.0
+
+
+REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "calm": [
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', these models have 'silu' or 'swish'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is .*, these models have none"),
+        ({"attention_bias": True}, "attention_bias is True, these models have False"),
+        ({"head_dim": 4}, "head_dim is 4, these models have 8"),
+        ({"pad_token_id": -1}, "pad_token_id is -1"),
+        ({"pad_token_id": 1.5}, r"pad_token_id is 1\.5"),
+        ({"eos_token_id": 10**12}, "eos_token_id is 1000000000000, the vocabulary has 320 tokens"),
+        ({"eos_token_id": [1, 320]}, "eos_token_id is 320, the vocabulary has 320 tokens"),
+        ({"eos_token_id": []}, r"eos_token_id is \[\]"),
+        ({"latent_size": 8}, f"latent_size is 8, that of its autoencoder .* is {L}"),
+        ({"patch_size": 2}, f"patch_size is 2, that of its autoencoder .* is {K}"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1,000,000,000, the weights have 2"),
+        ({"intermediate_size": 10**9}, "intermediate_size is 1,000,000,000, .* is of shape"),
+        ({"hidden_size": "16"}, "hidden_size is '16': input should be a valid integer"),
+        ({"num_samples": True}, "num_samples is True"),
+        ({"model_type": "diffusion"}, "has the public diffusion head, whose layers are those of no head here"),
+        ({"architectures": ["FlowTransformer"]}, "has the public flow head, whose layers are those of no head here"),
+        ({"ae_path": "/"}, "its autoencoder '/' is no folder here"),
+    ],
+    "autoencoder": [
+        ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new', these models have 'silu' or 'swish'"),
+        ({"mlp_bias": True}, "mlp_bias is True, these models have False"),
+        ({"num_encoder_layers": 10_000_000}, "num_encoder_layers is 10,000,000, the weights have 2"),
+        ({"hidden_size": 10**9}, "hidden_size is 1,000,000,000, encoder.embed_tokens.weight of"),
+        ({"kl_weight": -1}, "kl_weight is -1"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "change", "line"), [(k, *case) for k, cases in REFUSED.items() for case in cases])
+def test_a_refusal_is_one_line_and_leaves_nothing_behind(
+    folders: Path, kind: str, change: dict[str, Any], line: str
+) -> None:
+    config = {"calm": CALM_CONFIG, "autoencoder": AUTOENCODER_CONFIG}[kind] | change
+    (folders / kind / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CalmError, match=line) as caught:
+        imported(folders)
+    assert "\n" not in str(caught.value)
+    assert not (folders / "out").exists()
+
+
+@pytest.mark.parametrize(("head", "rows"), [("diffusion", 2 * L), ("flow", L)])
+def test_another_head_is_known_by_its_weights(folders: Path, head: str, rows: int) -> None:
+    weights = {name: value for name, value in random_weights(calm_shapes(), 2).items() if "mlp_generator" not in name}
+    weights["generative_head.net.res_blocks.0.adaLN_modulation.1.weight"] = torch.zeros(3 * D, D)
+    weights["generative_head.net.final_layer.linear.weight"] = torch.zeros(rows, D)
+    write_folder(folders / "calm", CALM_CONFIG, weights)
+    with pytest.raises(CalmError, match=f"has the public {head} head"):
+        imported(folders)
+
+
+@pytest.mark.parametrize("name", ["../autoencoder/model.safetensors", "/etc/hostname", "sub\\x", "link.safetensors"])
+def test_an_index_names_files_of_its_own_folder_only(folders: Path, name: str) -> None:
+    outer = write_folder(folders / "calm", CALM_CONFIG, random_weights(calm_shapes(), 2), "sharded safetensors")
+    (outer / "model.safetensors").unlink()
+    (outer / "link.safetensors").symlink_to(folders / "autoencoder" / "model.safetensors")
+    (outer / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"embed_proj.0.bias": name}}))
+    with pytest.raises(CalmError, match=r"no plain path inside the folder|is a link that leads out of the folder"):
+        imported(folders)
+
+
+def test_an_autoencoder_is_not_read_from_wherever_a_config_says(folders: Path, tmp_path_factory: Any) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "moved"
+    (folders / "autoencoder").rename(elsewhere)
+    (folders / "calm" / "config.json").write_text(json.dumps(CALM_CONFIG | {"ae_path": str(elsewhere)}))
+    with pytest.raises(CalmError, match="is no folder here; download it and name it with autoencoder_folder"):
+        imported(folders)
+    imported(folders, autoencoder_folder=str(elsewhere))
+
+
+def test_a_copy_of_the_autoencoder_may_have_fewer_bits(folders: Path) -> None:
+    inner = {f"ae_model.{name}": value.bfloat16() for name, value in random_weights(autoencoder_shapes(), 1).items()}
+    write_folder(folders / "calm", CALM_CONFIG, random_weights(calm_shapes(), 2) | inner)
+    assert stored(imported(folders)["autoencoder"])["encoder.norm.weight"].dtype == torch.float32
+
+
+def test_a_small_pickle_does_not_become_a_large_model(folders: Path) -> None:
+    """A tensor may be a view that repeats one number; and a packed file may be of any size."""
+    weights = {name: torch.zeros(1).expand(shape) for name, shape in autoencoder_shapes().items()}
+    weights["encoder.embed_tokens.weight"] = torch.zeros(1).expand(10**6, 10**6)
+    (folders / "autoencoder" / "model.safetensors").unlink()
+    path = folders / "autoencoder" / "pytorch_model.bin"
+    torch.save(weights, path)
+    with pytest.raises(CalmError, match="its tensors are larger than the file"):
+        imported(folders)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    with pytest.raises(CalmError, match="has packed files in it"):
+        imported(folders)
+
+
+def test_weights_that_are_no_numbers_are_refused(folders: Path) -> None:
+    weights = random_weights(calm_shapes(), 2)
+    weights["embed_proj.0.bias"][3] = float("nan")
+    write_folder(folders / "calm", CALM_CONFIG, weights)
+    with pytest.raises(CalmError, match=r"infinite numbers or none at all \(NaN\): embed_proj\.0\.bias"):
+        imported(folders)
+
+
+def test_what_is_read_or_an_artifact_is_not_written_over(folders: Path) -> None:
+    before = (folders / "autoencoder" / "config.json").read_bytes()
+    with pytest.raises(CalmError, match="is the folder that is read"):
+        import_checkpoint(str(folders / "calm"), str(folders), tokenizer_folder=str(folders / "tokenizer"))
+    assert (folders / "autoencoder" / "config.json").read_bytes() == before
+    artifacts = imported(folders)
+    with pytest.raises(CalmError, match="is an artifact's folder"):
+        export_checkpoint(artifacts["calm"].uri, str(folders / "out"))  # its `autoencoder` would be written over
+    artifacts["autoencoder"].check("config.json")
+
+
+def test_a_tokenizer_of_ours_is_written_for_older_readers(model_uris: tuple[str, str], tmp_path: Path) -> None:
+    folder = export_checkpoint(model_uris[1], str(tmp_path / "public"), autoencoder_uri=model_uris[0])
+    data = (folder / "tokenizer.json").read_bytes()
+    merges = json.loads(data)["model"]["merges"]
+    assert merges and all(isinstance(merge, str) and merge.count(" ") == 1 for merge in merges)
+    own = load_tokenizer(Artifact(model_uris[1], CalmFacts))
+    assert Tokenizer.from_bytes(data).to_bytes() == own.to_bytes()
+    names = json.loads((folder / "tokenizer_config.json").read_text())
+    assert (names["pad_token"], names["eos_token"]) == ("<|pad|>", "<|endoftext|>")
+    config = json.loads((folder / "config.json").read_text())
+    assert (folder / config["ae_path"] / "config.json").exists()
+
+
+def test_transformers_reads_an_export(model_uris: tuple[str, str], tmp_path: Path) -> None:
+    """The public code pins transformers 4.43 with tokenizers 0.19."""
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is no dependency; install 4.43.0 to run this"
+    )
+    folder = export_checkpoint(model_uris[1], str(tmp_path / "public"), autoencoder_uri=model_uris[0])
+    own = load_tokenizer(Artifact(model_uris[1], CalmFacts))
+    for place in (folder, folder / "autoencoder"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+        for text in ("the river flows", "It's\n\n 12 naïve 日本", " <|endoftext|"):
+            assert tokenizer(text, add_special_tokens=False)["input_ids"] == own.encode(text)
+        assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (own.pad_id, own.eos_id)
+        config = transformers.PretrainedConfig.from_pretrained(place)
+        assert config.vocab_size == len(tokenizer)  # so that the public code adds no token
+    with safetensors.safe_open(folder / "model.safetensors", "pt") as weights:
+        assert weights.metadata() == {"format": "pt"}  # else transformers refuses the file
+        assert "ae_model.decoder.lm_head_weight" in weights.keys()  # noqa: SIM118  # no dict

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 
 from calm_core.config import DataConfig
 from calm_core.errors import ArtifactError, SourceError
-from calm_core.store.facts import DocumentCounts, DuplicatesFacts, ScanFacts, Split, SplitCounts
+from calm_core.store.facts import DocumentCounts, DuplicatesFacts, ScanFacts, ShardsFacts, Split, SplitCounts
 
 Splits = Mapping[Split, SplitCounts]
 
 
-def count_documents(scans: Sequence[ScanFacts], duplicates: DuplicatesFacts) -> DocumentCounts:
+def count_documents(
+    scans: Sequence[ScanFacts], duplicates: DuplicatesFacts, shards: Sequence[ShardsFacts]
+) -> DocumentCounts:
     """What became of the documents of all partitions."""
     rejected = _sum_by_reason([scan.rejected for scan in scans])
     usable = sum(scan.documents for scan in scans)
@@ -22,6 +24,8 @@ def count_documents(scans: Sequence[ScanFacts], duplicates: DuplicatesFacts) -> 
         rejected=rejected,
         normalized=sum(scan.normalized for scan in scans),
         text_bytes=sum(scan.text_bytes for scan in scans),
+        changed_documents=sum(part.changed_documents for part in shards),
+        unknown_tokens=sum(part.unknown_tokens for part in shards),
     )
 
 
@@ -35,6 +39,8 @@ def sum_documents(counts: Sequence[DocumentCounts]) -> DocumentCounts:
         rejected=_sum_by_reason([count.rejected for count in counts]),
         normalized=sum(count.normalized for count in counts),
         text_bytes=sum(count.text_bytes for count in counts),
+        changed_documents=sum(count.changed_documents for count in counts),
+        unknown_tokens=sum(count.unknown_tokens for count in counts),
     )
 
 
@@ -48,7 +54,18 @@ def sum_splits(counts: Sequence[SplitCounts]) -> SplitCounts:
         padding=sum(count.padding for count in counts),
         text_bytes=sum(count.text_bytes for count in counts),
         document_lengths=[sum(column) for column in lengths],
+        left_out=sum(count.left_out for count in counts),
         shards=[shard for count in counts for shard in count.shards],
+    )
+
+
+def lost_text(counts: DocumentCounts) -> str:
+    """What the tokenizer could not keep, for people; empty where it keeps everything."""
+    if not counts.changed_documents and not counts.unknown_tokens:
+        return ""
+    return (
+        f"the tokenizer does not give back {counts.changed_documents:,} of {counts.documents_out:,} documents as they "
+        f"were ({counts.unknown_tokens:,} unknown tokens)"
     )
 
 
@@ -86,8 +103,18 @@ def refuse_lost_documents(counts: DocumentCounts, splits: Splits) -> None:
 
 
 def refuse_empty_splits(counts: DocumentCounts, splits: Splits, config: DataConfig) -> None:
-    """Raise a SourceError where there is nothing to train on, or nothing to validate with."""
+    """Raise a SourceError where there is nothing to train on, or nothing to validate with.
+
+    A set that is held out whole has nothing to train on.
+    """
     for name, split in splits.items():
+        if name == "train" and config.validation_fraction == 1:
+            continue
+        if split.documents and not split.sequences:
+            raise SourceError(
+                f"the {name} split fills no sequence: its {split.documents} documents have {split.left_out} tokens, a "
+                f"sequence {config.sequence_length}; add documents or lower data.sequence_length"
+            )
         if not split.sequences:
             raise SourceError(
                 f"the {name} split is empty: {counts.documents_out} documents, validation_fraction "

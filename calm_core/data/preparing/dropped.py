@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from calm_core.data.damage import is_damage
 from calm_core.data.shards import column_of
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import DuplicatesFacts
@@ -23,7 +24,7 @@ class Dropped:
     """
 
     def __init__(self, documents: int) -> None:
-        self._documents = documents
+        self.documents = documents
         size = -(-documents // 8)  # rounded up
         self._exact, self._near = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
 
@@ -41,8 +42,8 @@ class Dropped:
             writer.create(path) as file,
             pq.ParquetWriter(pa.PythonFile(file, "w"), schema, compression="zstd") as table,
         ):
-            for start in range(0, self._documents, _SLICE_DOCUMENTS):
-                stop = min(start + _SLICE_DOCUMENTS, self._documents)
+            for start in range(0, self.documents, _SLICE_DOCUMENTS):
+                stop = min(start + _SLICE_DOCUMENTS, self.documents)
                 exact, near = (_unpacked(bits, start, stop) for bits in (self._exact, self._near))
                 near &= 1 - exact  # what is both counts as a duplicate
                 exact_count += int(exact.sum())
@@ -58,6 +59,18 @@ def _unpacked(bits: npt.NDArray[np.uint8], start: int, stop: int) -> npt.NDArray
 
 
 def read_dropped(artifact: Artifact[DuplicatesFacts], path: str) -> tuple[int, Iterator[int]]:
-    """How many documents a partition has, and KEPT, DUPLICATE or NEAR_DUPLICATE for each of them, in order."""
-    file = pq.ParquetFile(artifact.open(path))
+    """How many documents a partition has, and KEPT, DUPLICATE or NEAR_DUPLICATE for each of them, in order.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+    """
+    data = artifact.open(path)
+    try:
+        file = pq.ParquetFile(data)
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        raise artifact.damaged(path, "no list of dropped documents") from None
+    if file.schema_arrow.types != [pa.uint8()]:
+        raise artifact.damaged(path, "no list of dropped documents")
     return file.metadata.num_rows, (kind for batch in file.iter_batches() for kind in batch.column(0).to_pylist())

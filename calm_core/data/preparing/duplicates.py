@@ -43,6 +43,8 @@ class DocumentKeys(NamedTuple):
     def drop(self, documents: npt.NDArray[np.uint32], name: str) -> None:
         """Mark documents that repeat an earlier key of this name."""
         if self.dropped is not None:
+            if len(documents) and documents.max() >= self.dropped.documents:
+                raise self.artifact.damaged(f"{self.prefix}{name}-00000.bin", "keys of documents that are not there")
             self.dropped.mark(documents, near=name != TEXT)
 
 
@@ -93,6 +95,7 @@ def mark(partitions: list[DocumentKeys], name: str) -> None:
     partition_of_file, files = [keys for keys, _ in found], [file for _, file in found]
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
         starts = list(pool.map(KeyFile.starts, files))
+        _refuse_other_numbers(partitions, partition_of_file, starts)
         for first, end in _ranges(starts):
             parts = pool.map(KeyFile.records, files, starts, repeat(first), repeat(end))
             unique: list[Records] = []
@@ -101,6 +104,14 @@ def mark(partitions: list[DocumentKeys], name: str) -> None:
                 keys.drop(records["document"][repeats], name)
                 unique.append(records[~repeats])
             _mark_repeats(partition_of_file, unique, name)
+
+
+def _refuse_other_numbers(partitions: list[DocumentKeys], found: list[DocumentKeys], starts: list[Numbers]) -> None:
+    """Raise an ArtifactError where a partition has more or fewer keys than documents; `found` owns the files."""
+    for keys in partitions:
+        number = sum(int(start[-1]) for start, owner in zip(starts, found, strict=True) if owner is keys)
+        if keys.dropped is not None and number != keys.dropped.documents:
+            raise keys.artifact.damaged(keys.prefix, f"{number:,} keys of {keys.dropped.documents:,} documents")
 
 
 def _ranges(starts: list[Numbers]) -> Iterator[tuple[int, int]]:

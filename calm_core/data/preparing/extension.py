@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from calm_core.config import DataConfig
 from calm_core.data.preparing.keys import refuse_other_keys
 from calm_core.data.sources.content import FoundFile
+from calm_core.data.tokenizers.stored import tokenizer_of
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import ConfigError, SourceError
 from calm_core.store.artifact import Artifact
@@ -12,6 +13,8 @@ from calm_core.store.facts import DatasetFacts, SourceFile
 
 _KEPT = (
     "sequence_length",
+    "packing",
+    "start_of_text",
     "document_alignment",
     "rows_per_group",
     "validation_fraction",
@@ -33,11 +36,12 @@ class Extension:
     def __init__(self, config: DataConfig) -> None:
         self.parent = Artifact(config.extends, DatasetFacts)
         self._replace = config.replace_changed
-        settings = self.parent.manifest.config
+        settings = self.parent.manifest.config | self.parent.facts.part("results")  # both, where both tell it
         for name in _KEPT:
-            if settings[name] != getattr(config, name):
+            own = settings.get(name, DataConfig.model_fields[name].default)  # older datasets had no choice
+            if own != getattr(config, name):
                 raise ConfigError(
-                    f"data.{name}: the dataset {config.extends} has {settings[name]}, not {getattr(config, name)}; set "
+                    f"data.{name}: the dataset {config.extends} has {own!s:.100}, not {getattr(config, name)}; set "
                     f"it so, or prepare a new dataset"
                 )
         refuse_other_keys(self.parent, config.near_duplicate_threshold)
@@ -92,5 +96,4 @@ class Extension:
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer."""
-        facts = self.parent.facts
-        return Tokenizer.from_bytes(self.parent.read("tokenizer.json"), facts.pad_id, facts.eos_id)
+        return tokenizer_of(self.parent, self.parent.facts)

@@ -18,7 +18,15 @@ _DOCUMENTS = (
     "near_duplicate_threshold",
     "damaged_files",
 )
-_SHAPE = ("sequence_length", "document_alignment", "rows_per_group", "rows_per_shard", "validation_fraction")
+_SHAPE = (
+    "sequence_length",
+    "packing",
+    "start_of_text",
+    "document_alignment",
+    "rows_per_group",
+    "rows_per_shard",
+    "validation_fraction",
+)
 
 OfPartition = TypeVar("OfPartition", ScanFacts, ShardsFacts)
 

@@ -153,7 +153,12 @@ class KeyFile(NamedTuple):
             ArtifactError: The file is missing or damaged.
         """
         self.artifact.check(self.path)
-        return np.frombuffer(self._read(0, _INDEX_BYTES), dtype=_INDEX).astype(np.int64)
+        index = self._read(0, _INDEX_BYTES)
+        starts = np.frombuffer(index[: len(index) // _INDEX.itemsize * _INDEX.itemsize], dtype=_INDEX).astype(np.int64)
+        size = self.artifact.entry(self.path).size - _INDEX_BYTES
+        if len(starts) <= BUCKETS or starts[0] or (np.diff(starts) < 0).any() or size != starts[-1] * _RECORD.itemsize:
+            raise self.artifact.damaged(self.path, "its index is of other keys")
+        return starts
 
     def records(self, starts: Numbers, first: int, end: int) -> Records:
         """The records of buckets [first, end)."""
@@ -161,7 +166,7 @@ class KeyFile(NamedTuple):
         return np.frombuffer(self._read(start, stop) if start < stop else b"", dtype=_RECORD)
 
     def _read(self, start: int, stop: int) -> bytes:
-        return storage.read(storage.join(self.artifact.uri, self.path), start, stop)
+        return storage.read(self.artifact.uri_of(self.path), start, stop)
 
 
 def key_files(artifact: Artifact[Facts], prefix: str) -> list[KeyFile]:

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from calm_core.config import DataConfig
 from calm_core.data.preparing.counts import (
     count_documents,
+    lost_text,
     refuse_empty_splits,
     refuse_lost_documents,
     refuse_too_many_rejects,
@@ -99,9 +102,12 @@ class _Inputs:
         self._shared = {"tokenizer": self._tokenizer.digest, "duplicates": self._duplicates.digest}
         self._refuse_other_origins()
         self._extension = Extension.of(config)
+        self._refuse_other_base()
         # Its partitions go before the new ones. Of a replaced dataset none is taken over: the first new one is 0.
         self._base = self._extension.parent if self._extension and self._first else None
-        self._counts = count_documents([scan.facts for scan in self._scans], self._duplicates.facts)
+        self._counts = count_documents(
+            [scan.facts for scan in self._scans], self._duplicates.facts, [part.facts for part in self._shards]
+        )
         self._examples = [example for scan in self._scans for example in scan.facts.reject_examples][:SHOWN_REJECTS]
         refuse_too_many_rejects(self._counts, self._examples, config)
 
@@ -125,6 +131,18 @@ class _Inputs:
                     f"{shards.uri}: was made with other settings or from other sources; tokenise it again"
                 )
 
+    def _refuse_other_base(self) -> None:
+        """Raise an ArtifactError where the dataset that is extended has been replaced while this one was prepared."""
+        base = self._extension.parent.digest if self._extension else ""
+        planned = {partition.extends for partition in self._partitions}
+        # The duplicates name it only where they were compared with it.
+        made_of = [made.manifest.parents.get("extends", base) for made in (self._tokenizer, self._duplicates)]
+        if {*planned, *made_of} != {base}:
+            raise ArtifactError(
+                f"{self._config.extends or 'data.extends'}: the dataset that is extended has changed since the run was "
+                "planned; run again"
+            )
+
     @property
     def parents(self) -> dict[str, str]:
         """Digests of all that the dataset is made of."""
@@ -145,17 +163,23 @@ class _Inputs:
             counts = sum_documents([old, counts])
             splits = {split: sum_splits([old.splits[split], new]) for split, new in splits.items()}
         refuse_empty_splits(counts, splits, self._config)
-        return DatasetFacts(
-            **counts.model_dump(),
-            **self._tokenizer.facts.model_dump(),
-            sequence_length=self._config.sequence_length,
-            document_alignment=self._config.document_alignment,
-            rows_per_group=self._config.rows_per_group,
-            partitions=self._first + len(self._shards),
-            splits=splits,
-            sources=self._sources(),
-            reject_examples=self._examples,
-        )
+        try:
+            return DatasetFacts(
+                **counts.model_dump(),
+                **self._tokenizer.facts.model_dump(),
+                packing=self._config.packing,
+                sequence_length=self._config.sequence_length,
+                document_alignment=self._config.document_alignment if self._config.packing == "documents" else 1,
+                rows_per_group=self._config.rows_per_group,
+                partitions=self._first + len(self._shards),
+                splits=splits,
+                sources=self._sources(),
+                reject_examples=self._examples,
+            )
+        except ValidationError as error:
+            raise ArtifactError(
+                f"the partitions' counts cannot be true ({error.errors()[0]['msg']:.200}); tokenise them again"
+            ) from None
 
     def _split_counts(self, split: Split) -> SplitCounts:
         parts = [shards.facts.split(split) for shards in self._shards]
@@ -203,10 +227,14 @@ def _headline(facts: DatasetFacts) -> dict[str, int]:
         "near_duplicates": facts.near_duplicates,
         "tokens": facts.tokens,
         "padding": sum(split.padding for split in facts.splits.values()),
+        "left_out": sum(split.left_out for split in facts.splits.values()),
         "vocab_size": facts.vocab_size,
+        "changed_documents": facts.changed_documents,
+        "unknown_tokens": facts.unknown_tokens,
     }
 
 
 def _summary(facts: DatasetFacts) -> str:
     rejected = sum(facts.rejected.values())
-    return f"{facts.documents_out:,} documents, {facts.tokens:,} tokens, {rejected:,} rejected"
+    lost = f"; {text}" if (text := lost_text(facts)) else ""
+    return f"{facts.documents_out:,} documents, {facts.tokens:,} tokens, {rejected:,} rejected{lost}"

@@ -12,9 +12,7 @@ from calm_core.data.preparing.packing import Packer
 from calm_core.data.shards import ShardWriter
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.store.artifact import ArtifactWriter
-from calm_core.store.facts import Shard, ShardsFacts, Split, SplitCounts
-
-_LENGTH_BINS = 33  # of the histogram: 2^32 tokens are more than a document may have
+from calm_core.store.facts import LENGTH_BINS, Shard, ShardsFacts, Split, SplitCounts
 
 
 class SplitWriter:
@@ -31,12 +29,14 @@ class SplitWriter:
             document_alignment=config.document_alignment,
             pad_id=tokenizer.pad_id,
             eos_id=tokenizer.eos_id,
+            bos_id=tokenizer.bos_id,
+            packing=config.packing,
         )
         self._open = ExitStack()
         self._shard: ShardWriter | None = None  # the one that is being written
         self._shards: list[Shard] = []  # those that are complete
         self._documents = self._text_bytes = 0
-        self._lengths = np.zeros(_LENGTH_BINS, dtype=np.int64)
+        self._lengths = np.zeros(LENGTH_BINS, dtype=np.int64)
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +53,7 @@ class SplitWriter:
         """Append a document."""
         self._documents += 1
         self._text_bytes += text_bytes
-        tokens = len(ids) + 1  # with its end
+        tokens = len(ids) + self._packer.added
         self._lengths[tokens.bit_length() - 1] += 1  # bin i: [2^i, 2^(i+1)) tokens
         for block in self._packer.push(ids):
             self._write(block)
@@ -71,6 +71,7 @@ class SplitWriter:
             padding=self._packer.padding,
             text_bytes=self._text_bytes,
             document_lengths=self._lengths.tolist(),
+            left_out=self._packer.left_out,
             shards=self._shards,
         )
 

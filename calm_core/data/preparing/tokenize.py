@@ -12,8 +12,8 @@ from calm_core.data.preparing.splits import split_of, text_hash
 from calm_core.data.sources.documents import read_documents
 from calm_core.data.sources.partitions import Partition
 from calm_core.data.tokenizers.encoder import encoder
-from calm_core.data.tokenizers.tokenizer import Tokenizer
-from calm_core.errors import ArtifactError
+from calm_core.data.tokenizers.stored import tokenizer_of
+from calm_core.errors import ArtifactError, CalmError, SourceError
 from calm_core.store.artifact import Artifact, ArtifactWriter, reusable
 from calm_core.store.facts import DuplicatesFacts, ShardsFacts, TokenizerFacts
 from calm_core.telemetry.progress import reported
@@ -37,10 +37,11 @@ def tokenize_partition(
     settings = document_settings(partition, config) | shape_settings(config)
     if made := reusable(output_uri, ShardsFacts, settings, parents):
         return made
-    tokenizer = Tokenizer.from_bytes(trained.read("tokenizer.json"), trained.facts.pad_id, trained.facts.eos_id)
+    tokenizer = tokenizer_of(trained, trained.facts)
     encode = encoder(tokenizer, trained.facts.engine)
     documents, kinds = read_dropped(found, f"dropped/{partition.index:05d}.parquet")
-    progress, tokens = Progress(documents), 0
+    progress, tokens, changed, unknown = Progress(documents), 0, 0, 0
+    loses_nothing = trained.facts.engine == "tiktoken"  # every byte of a text is part of a token
     with (
         ArtifactWriter(output_uri, ShardsFacts, settings, parents) as writer,
         SplitWriter(writer, "train", config, tokenizer) as train,
@@ -51,11 +52,23 @@ def tokenize_partition(
                 progress.tell(_note(partition, tokens), done, tokens)
             if kind != KEPT:
                 continue
-            data, ids = text.encode("utf-8"), encode(text)
+            try:
+                data, ids = text.encode("utf-8"), encode(text)
+            except CalmError as error:
+                raise SourceError(f"partition {partition.index}, document {done + 1}: {error}") from None
             split = split_of(text_hash(data), config.validation_fraction)
             (train if split == "train" else validation).add(ids, len(data))
             tokens += len(ids)
-        writer.facts = ShardsFacts(partition=partition.index, train=train.finish(), validation=validation.finish())
+            if not loses_nothing:
+                changed += tokenizer.decode(ids.tolist()) != text
+                unknown += tokenizer.count_unknown(ids)
+        writer.facts = ShardsFacts(
+            partition=partition.index,
+            train=train.finish(),
+            validation=validation.finish(),
+            changed_documents=changed,
+            unknown_tokens=unknown,
+        )
         progress.tell(_note(partition, tokens), documents, tokens)
     return Artifact(output_uri, ShardsFacts)
 

@@ -9,8 +9,10 @@ from calm_core.data.preparing.progress import STAGE
 from calm_core.data.preparing.splits import split_of, text_hash
 from calm_core.data.sources.documents import read_documents
 from calm_core.data.sources.partitions import Partition
+from calm_core.data.tokenizers.content import digest_of_source
 from calm_core.data.tokenizers.encoder import choose_engine
 from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.errors import SourceError
 from calm_core.store.artifact import Artifact, ArtifactWriter, reusable
 from calm_core.store.facts import TokenizerFacts
 from calm_core.telemetry.progress import report, reported
@@ -19,18 +21,34 @@ _CHECKED_BYTES = 100_000  # of text, that engines are compared on
 
 
 def train_tokenizer(
-    partitions: Sequence[Partition], config: TokenizerConfig, data: DataConfig, output_uri: str
+    partitions: Sequence[Partition],
+    config: TokenizerConfig,
+    data: DataConfig,
+    output_uri: str,
+    source_digest: str = "",
 ) -> Artifact[TokenizerFacts]:
     """Learn a byte-level BPE from the training documents, or take the one that the settings name.
 
     A dataset that is extended keeps its own.
 
+    Args:
+        partitions: Of the sources.
+        config: Settings of the tokenizer.
+        data: Settings of the sources and the splits.
+        output_uri: Where the artifact is written.
+        source_digest: What was found where `config.source` points when the run was planned; empty for whatever is
+            there now.
+
     Returns:
         A `tokenizer` artifact: tokenizer.json, and the engine that encodes with it fastest.
+
+    Raises:
+        SourceError: The tokenizer that the settings name, or a source, has changed since the run was planned.
     """
     settings = config.model_dump(mode="json", exclude={"source"})
     settings |= {
         "validation_fraction": data.validation_fraction,
+        "start_of_text": data.start_of_text,
         "partitions": [document_settings(partition, data) for partition in partitions],
     }
     extension = Extension.of(data)
@@ -43,10 +61,16 @@ def train_tokenizer(
         ArtifactWriter(output_uri, TokenizerFacts, settings, parents) as writer,
     ):
         tokenizer = extension.tokenizer() if extension else _found_or_trained(partitions, config, data)
+        if source_digest and digest_of_source(config.source) != source_digest:
+            raise SourceError(f"{config.source}: the tokenizer has changed since the run was planned; run again")
         engine, why_slow = choose_engine(tokenizer, training_texts(partitions, data, _CHECKED_BYTES))
         writer.write("tokenizer.json", tokenizer.to_bytes())
         writer.facts = TokenizerFacts(
-            vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id, engine=engine
+            vocab_size=tokenizer.vocab_size,
+            pad_id=tokenizer.pad_id,
+            eos_id=tokenizer.eos_id,
+            bos_id=tokenizer.bos_id,
+            engine=engine,
         )
         notice = f", encoded by the slower engine: {why_slow}" if why_slow else ""
         report(STAGE, note=f"tokenizer of {tokenizer.vocab_size:,} tokens{notice}")
@@ -55,9 +79,11 @@ def train_tokenizer(
 
 def _found_or_trained(partitions: Sequence[Partition], config: TokenizerConfig, data: DataConfig) -> Tokenizer:
     if config.source:
-        return Tokenizer.load(config.source, config.pad_token, config.eos_token)
+        special = config.pad_token, config.eos_token, config.bos_token
+        return Tokenizer.load(config.source, *special, start_of_text=data.start_of_text)
     report(STAGE, note="training the tokenizer")
-    return Tokenizer.train(training_texts(partitions, data, config.max_training_bytes), config.vocab_size)
+    texts = training_texts(partitions, data, config.max_training_bytes)
+    return Tokenizer.train(texts, config.vocab_size, start_of_text=data.start_of_text)
 
 
 def training_texts(partitions: Sequence[Partition], data: DataConfig, max_bytes: int) -> Iterator[str]:

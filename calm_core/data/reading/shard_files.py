@@ -56,11 +56,11 @@ class ShardFiles:
             return self._open_local(path) if self._local else self._open_cached(path)
 
     def _open_local(self, path: str) -> IO[bytes]:
-        _, local_path = storage.filesystem_of(storage.join(self._artifact.uri, path))
+        _, local_path = storage.filesystem_of(self._artifact.uri_of(path))
         try:
             with storage.translating_errors(local_path):
                 file = _opened(Path(local_path))
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise self._artifact.missing(path) from None
         if path not in self._checked:
             if not _is_whole(file, self._artifact.entry(path)):
@@ -104,13 +104,16 @@ class ShardFiles:
         """Bring a file into the cache; it is opened before it gets its name, since it may be removed right after."""
         partial = cached.with_name(f".{cached.name}.partial")
         try:
-            storage.fetch(storage.join(self._artifact.uri, path), partial)
+            uri = self._artifact.uri_of(path)
+            if storage.size(uri) != entry.size:  # first: it may have become larger than the disk
+                raise self._artifact.damaged(path)
+            storage.fetch(uri, partial)
             file = _opened(partial)
             if not _is_whole(file, entry):
                 file.close()
                 raise self._artifact.damaged(path)
             partial.replace(cached)
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise self._artifact.missing(path) from None
         finally:
             partial.unlink(missing_ok=True)
@@ -141,6 +144,8 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _is_whole(file: IO[bytes], entry: FileEntry) -> bool:
+    if os.fstat(file.fileno()).st_size != entry.size:
+        return False
     digest = hashlib.sha256()
     while block := file.read(_BLOCK_BYTES):
         digest.update(block)

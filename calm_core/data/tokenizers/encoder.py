@@ -11,6 +11,7 @@ import tiktoken
 
 from calm_core.data.tokenizers.byte_level import byte_of_symbol
 from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.data.tokenizers.trial import AWKWARD_TEXTS
 
 Engine = Literal["tiktoken", "tokenizers"]
 Encode = Callable[[str], npt.NDArray[np.uint32]]
@@ -21,20 +22,6 @@ _BYTE_LEVEL_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 # look-behind lets a match begin at the first space of a run alone: tried at each of them, it would take quadratic time.
 _LONG_SPACE = re.compile(r"\s(?<!\s\s)\s{9999}")
 _CHECKED_TOKENS = 1024
-_AWKWARD_TEXTS = (
-    "",
-    " ",
-    "\n\n \t\r\n  a",
-    "It's WE'RE they'll I'd'nt ''s",
-    "0 12 345 6789 1,234.5 x2y",
-    "déjà vu Ünïcödé naïve e\u0301\u0327 ﬁ",
-    "日本語のテキスト 中文 한국어 ไทย עברית العربية",
-    "👩‍👩‍👧‍👦🏳️‍🌈 \u200b\u00a0\u3000\ufeff",
-    "<|endoftext|><|pad|> <|begin_of_text|>",
-    "\x00\x01\x7f\x85\u2028",
-    "a" * 3000 + " " * 300 + "\n" * 300 + "ab" * 500,
-    "def f(x):\n\treturn {'a': [1, 2], **x}  # !!! ---->>> ???",
-)
 
 
 def encoder(tokenizer: Tokenizer, engine: Engine) -> Encode:
@@ -42,9 +29,8 @@ def encoder(tokenizer: Tokenizer, engine: Engine) -> Encode:
     fast = _tiktoken(tokenizer) if engine == "tiktoken" else None
 
     def encode(text: str) -> npt.NDArray[np.uint32]:
-        if fast is None or _LONG_SPACE.search(text):
-            return np.array(tokenizer.encode(text), dtype=np.uint32)
-        return fast(text)
+        ids = None if fast is None or _LONG_SPACE.search(text) else _tried(fast, text)
+        return np.array(tokenizer.encode(text), dtype=np.uint32) if ids is None else ids
 
     return encode
 
@@ -53,20 +39,32 @@ def choose_engine(tokenizer: Tokenizer, sample: Iterable[str]) -> tuple[Engine, 
     """The engine to encode with, and why it is not tiktoken (else empty).
 
     tiktoken is taken where the tokenizer is a byte-level BPE that it can express, and gives the same ids for a sample
-    of texts, for awkward ones, and for tokens from all over the vocabulary.
+    of texts, for awkward ones, and for tokens from all over the vocabulary. Such a tokenizer loses nothing: every byte
+    of a text is part of a token.
     """
     fast = _tiktoken(tokenizer)
     if fast is None:
         return "tokenizers", "the tokenizer is no plain byte-level BPE"
     for text in _checked(tokenizer, sample):
-        if fast(text).tolist() != tokenizer.encode(text):
+        ids = _tried(fast, text)
+        if ids is None or ids.tolist() != tokenizer.encode(text):
             return "tokenizers", f"tiktoken gives other ids for {text[:40]!r}"
     return "tiktoken", ""
 
 
+def _tried(fast: Encode, text: str) -> npt.NDArray[np.uint32] | None:
+    """A text's token ids; None where tiktoken's engine for patterns fails on it."""
+    try:
+        return fast(text)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        return None
+
+
 def _checked(tokenizer: Tokenizer, sample: Iterable[str]) -> Iterator[str]:
     """The texts that both engines must encode alike; tokens are taken at equal distances over the vocabulary."""
-    yield from _AWKWARD_TEXTS
+    yield from AWKWARD_TEXTS
     for number in range(0, tokenizer.vocab_size, max(1, tokenizer.vocab_size // _CHECKED_TOKENS)):
         yield tokenizer.decode([number])
     yield from (text for text in sample if not _LONG_SPACE.search(text))
@@ -87,19 +85,31 @@ def _tiktoken(tokenizer: Tokenizer) -> Encode | None:
         or model.get("type") != "BPE"
         or any(model.get(name) for name in unusual)
         or any(not token["special"] for token in settings["added_tokens"])
+        or (settings.get("decoder") or {}).get("type") != "ByteLevel"
     ):
         return None
     special = {token["content"] for token in settings["added_tokens"]}
     vocabulary = {token: number for token, number in model["vocab"].items() if token not in special}
     ranks = _ranks(vocabulary, model["merges"], model.get("ignore_merges", False))
-    if ranks is None:
+    if ranks is None or {tokenizer.pad_id, tokenizer.eos_id} & {*vocabulary.values()}:
         return None
-    encoding = tiktoken.Encoding("tokenizer", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    try:
+        encoding = tiktoken.Encoding("tokenizer", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    except ValueError:  # not all patterns of tokenizers are patterns of tiktoken
+        return None
     symbols = byte_of_symbol()
     ids = np.zeros(len(ranks), dtype=np.uint32)
     for token, number in vocabulary.items():
         ids[ranks[bytes(symbols[symbol] for symbol in token)]] = number
-    return lambda text: ids[encoding.encode_to_numpy(text, disallowed_special=())]
+    lengths = np.array([len(token) for token in ranks], dtype=np.int64)  # in the order of the ranks
+
+    def encode(text: str) -> npt.NDArray[np.uint32]:
+        found = encoding.encode_to_numpy(text, disallowed_special=())
+        if lengths[found].sum() != len(text.encode()):  # tiktoken leaves out what its pattern does not match
+            raise ValueError
+        return ids[found]
+
+    return encode
 
 
 def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:

@@ -13,14 +13,14 @@ from calm_core.data.tokenizers.byte_level import byte_of_symbol
 from calm_core.errors import CalmError
 from calm_core.store import storage
 
-PAD_TOKEN, EOS_TOKEN = "<|finetune_right_pad_id|>", "<|end_of_text|>"
+PAD_TOKEN, EOS_TOKEN, BOS_TOKEN = "<|finetune_right_pad_id|>", "<|end_of_text|>", "<|begin_of_text|>"
 
 _PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _SPECIAL_TOKENS = (
-    "<|begin_of_text|>",
+    BOS_TOKEN,
     EOS_TOKEN,
     "<|reserved_special_token_0|>",
     "<|reserved_special_token_1|>",
@@ -34,6 +34,9 @@ _SPECIAL_TOKENS = (
     "<|image|>",
     *(f"<|reserved_special_token_{2 + i}|>" for i in range(244)),
 )
+
+MAX_FILE_BYTES = 64 * 2**20  # many times Llama 3's own
+_LONGEST_TOKEN = 256  # bytes, twice Llama 3's longest; the ways to cut a token take time that grows with its square
 
 Ranks = dict[bytes, int]
 
@@ -63,7 +66,7 @@ def read_tokenizer(uri: str) -> tokenizers.Tokenizer:
 
 def _read_ranks(uri: str) -> Ranks:
     try:
-        lines = [line.split() for line in storage.read(uri).splitlines() if line]
+        lines = [line.split() for line in storage.read(uri, 0, MAX_FILE_BYTES).splitlines() if line]
         entries = [(base64.b64decode(token, validate=True), int(rank)) for token, rank in lines]
     except FileNotFoundError:
         raise CalmError(f"{uri}: no such file; check tokenizer.source") from None
@@ -72,7 +75,8 @@ def _read_ranks(uri: str) -> Ranks:
     ranks = dict(entries)
     # The special tokens' ids follow the last rank, so there may be no gap; and every text must have tokens.
     without_gap = sorted(rank for _, rank in entries) == list(range(len(ranks)))
-    if not without_gap or not ranks.keys() >= {bytes([byte]) for byte in range(256)}:
+    is_short = all(len(token) <= _LONGEST_TOKEN for token in ranks)
+    if not without_gap or not is_short or not ranks.keys() >= {bytes([byte]) for byte in range(256)}:
         raise CalmError(f"{uri}: is no Llama-3 tokenizer.model (a line of base64 and rank for each token)")
     return ranks
 

@@ -11,6 +11,7 @@ from calm_core.models.autoencoders.base import Autoencoder, AutoencoderLoss, to_
 from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.noise import SequenceNoise
 from calm_core.store.facts import AutoencoderFacts
+from calm_core.training.memory import made
 from calm_core.training.tasks.base import Inputs, Loss, Task
 
 
@@ -27,7 +28,8 @@ class AutoencoderTask(Task[AutoencoderConfig]):
 
     @classmethod
     def create(cls, config: AutoencoderConfig, inputs: Inputs) -> Self:
-        return cls(make_autoencoder(config.model, inputs.dataset.vocab_size), inputs.dataset.pad_id)
+        model = made(lambda: make_autoencoder(config.model, inputs.dataset.vocab_size), inputs.device)
+        return cls(model, inputs.dataset.pad_id)
 
     def _chunks(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         chunks_BPK = to_chunks(tokens_BT, self.config.chunk_size)

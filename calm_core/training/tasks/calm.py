@@ -14,6 +14,7 @@ from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.store import storage
 from calm_core.store.facts import CalmFacts
+from calm_core.training.memory import made
 from calm_core.training.tasks.base import Inputs, Loss, Task, set_up_backbone
 from calm_core.weights.load import load_autoencoder
 
@@ -39,7 +40,7 @@ class CalmTask(Task[CalmConfig]):
         autoencoder = load_autoencoder(inputs.autoencoder).to(inputs.device, inputs.dtype)
         freeze(autoencoder)
         dataset, shape = inputs.dataset, autoencoder.config
-        model = Calm(config.model, dataset.vocab_size, shape.chunk_size, shape.latent_size)
+        model = made(lambda: Calm(config.model, dataset.vocab_size, shape.chunk_size, shape.latent_size), inputs.device)
         set_up_backbone(model.transformer, config)
         task = cls(model, autoencoder, dataset.pad_id)
         if model.mlp_generator.fits_data:

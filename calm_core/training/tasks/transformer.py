@@ -9,6 +9,7 @@ from calm_core.config import TransformerConfig
 from calm_core.models.noise import SequenceNoise
 from calm_core.models.transformer import Transformer
 from calm_core.store.facts import TransformerFacts
+from calm_core.training.memory import made
 from calm_core.training.tasks.base import Inputs, Loss, Task, set_up_backbone
 
 
@@ -24,7 +25,7 @@ class TransformerTask(Task[TransformerConfig]):
 
     @classmethod
     def create(cls, config: TransformerConfig, inputs: Inputs) -> Self:
-        model = Transformer(config.model, inputs.dataset.vocab_size)
+        model = made(lambda: Transformer(config.model, inputs.dataset.vocab_size), inputs.device)
         set_up_backbone(model.transformer, config)
         return cls(model, inputs.dataset.pad_id)
 

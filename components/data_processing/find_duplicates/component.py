@@ -20,10 +20,10 @@ def find_duplicates(
         scans: The scans of all partitions.
         duplicates: For each partition, the documents to leave out.
     """
-    from calm_core.config import DataConfig, parse_section
+    from calm_core.config import DataConfig
     from calm_core.data.preparing import duplicates as step
-    from components.body import describe, stage
+    from components.body import describe, settings, stage
 
     with stage(code_version):
         uris = [scan.uri for scan in scans]
-        describe(duplicates, step.find_duplicates(uris, parse_section(DataConfig, data), duplicates.uri))
+        describe(duplicates, step.find_duplicates(uris, settings(DataConfig, data), duplicates.uri))

@@ -28,10 +28,10 @@ def merge_partitions(
         tokenizer_model: The trained tokenizer.
         dataset: Shards for training and validation, the tokenizer, and the counts of documents.
     """
-    from calm_core.config import DataConfig, parse_section
+    from calm_core.config import DataConfig
     from calm_core.data.preparing import merge as step
     from calm_core.data.sources.partitions import Partition
-    from components.body import describe, stage
+    from components.body import describe, settings, stage
 
     with stage(code_version):
         prepared = step.Prepared(
@@ -41,4 +41,4 @@ def merge_partitions(
             duplicates_uri=duplicates.uri,
             tokenizer_uri=tokenizer_model.uri,
         )
-        describe(dataset, step.merge_partitions(parse_section(DataConfig, data), prepared, dataset.uri))
+        describe(dataset, step.merge_partitions(settings(DataConfig, data), prepared, dataset.uri))

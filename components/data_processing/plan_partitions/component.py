@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
@@ -6,24 +6,30 @@ from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def plan_partitions(data: dict[str, Any], plan_root: str, code_version: str) -> list[dict[str, Any]]:
-    """Cut the sources of text into partitions that are prepared side by side.
+def plan_partitions(data: dict[str, Any], tokenizer: dict[str, Any], plan_root: str, code_version: str) -> NamedTuple(  # type: ignore[valid-type] # Kubeflow's form
+    "Plan", [("Output", list[dict[str, Any]]), ("tokenizer_digest", str)]
+):
+    """Cut the sources of text into partitions that are prepared side by side, and note what tokenizer is named.
 
-    It looks at the sources, so a pipeline must not cache it. A partition names its files by content, so that
-    everything behind it can be cached.
+    It looks at all that the settings name by path, so a pipeline must not cache it. What it hands on names files by
+    content, so that everything behind it can be cached.
 
     Args:
         data: Settings of the sources and the shards (`DataConfig`).
+        tokenizer: Settings of the tokenizer (`TokenizerConfig`).
         plan_root: URL of the folder in which the partitions' pieces are written, named by their content.
         code_version: Version of the code, part of the cache key.
 
     Returns:
-        One description of a partition for each task of a loop.
+        Output: One description of a partition for each task of a loop.
+        tokenizer_digest: Of the tokenizer that the settings name, empty where one is trained.
     """
-    from calm_core.config import DataConfig, parse_section
+    from calm_core.config import DataConfig, TokenizerConfig
     from calm_core.data.preparing import plan as step
-    from components.body import stage
+    from calm_core.data.tokenizers.content import digest_of_source
+    from components.body import settings, stage
 
     with stage(code_version):
-        partitions = step.plan_partitions(parse_section(DataConfig, data), plan_root)
-        return [partition.model_dump() for partition in partitions]
+        partitions = step.plan_partitions(settings(DataConfig, data), plan_root)
+        digest = digest_of_source(settings(TokenizerConfig, tokenizer).source)
+        return [partition.model_dump() for partition in partitions], digest

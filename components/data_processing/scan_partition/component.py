@@ -17,11 +17,11 @@ def scan_partition(
         code_version: Version of the code, part of the cache key.
         scan: Hashes of the usable documents, and the rejects by reason.
     """
-    from calm_core.config import DataConfig, parse_section
+    from calm_core.config import DataConfig
     from calm_core.data.preparing import scan as step
     from calm_core.data.sources.partitions import Partition
-    from components.body import describe, stage
+    from components.body import describe, settings, stage
 
     with stage(code_version):
-        config = parse_section(DataConfig, data)
+        config = settings(DataConfig, data)
         describe(scan, step.scan_partition(Partition.parse(partition), config, scan.uri))

@@ -24,15 +24,15 @@ def tokenize_partition(
         duplicates: For each partition, the documents to leave out.
         shards: The partition's sequences of tokens as Parquet.
     """
-    from calm_core.config import DataConfig, parse_section
+    from calm_core.config import DataConfig
     from calm_core.data.preparing import tokenize as step
     from calm_core.data.sources.partitions import Partition
-    from components.body import describe, stage
+    from components.body import describe, settings, stage
 
     with stage(code_version):
         artifact = step.tokenize_partition(
             Partition.parse(partition),
-            parse_section(DataConfig, data),
+            settings(DataConfig, data),
             tokenizer_model.uri,
             duplicates.uri,
             shards.uri,

@@ -10,28 +10,31 @@ def train_tokenizer(
     partitions: list[dict[str, Any]],
     tokenizer: dict[str, Any],
     data: dict[str, Any],
+    tokenizer_digest: str,
     code_version: str,
     tokenizer_model: dsl.Output[dsl.Model],
 ) -> None:
-    """Train a byte-level BPE tokenizer on the training documents.
+    """Train a byte-level BPE tokenizer on the training documents, or take the one that the settings name.
 
     Args:
         partitions: All items of `plan_partitions`.
         tokenizer: Settings of the tokenizer (`TokenizerConfig`).
         data: Settings of the sources and the shards (`DataConfig`).
+        tokenizer_digest: What `plan_partitions` says of the tokenizer that the settings name.
         code_version: Version of the code, part of the cache key.
         tokenizer_model: The trained tokenizer.
     """
-    from calm_core.config import DataConfig, TokenizerConfig, parse_section
+    from calm_core.config import DataConfig, TokenizerConfig
     from calm_core.data.preparing import train_tokenizer as step
     from calm_core.data.sources.partitions import Partition
-    from components.body import describe, stage
+    from components.body import describe, settings, stage
 
     with stage(code_version):
         artifact = step.train_tokenizer(
             [Partition.parse(partition) for partition in partitions],
-            parse_section(TokenizerConfig, tokenizer),
-            parse_section(DataConfig, data),
+            settings(TokenizerConfig, tokenizer),
+            settings(DataConfig, data),
             tokenizer_model.uri,
+            tokenizer_digest,
         )
         describe(tokenizer_model, artifact)

@@ -24,13 +24,13 @@ def register_model(
         evaluation_report: The scores of `evaluate`.
         registration: Name, version and alias of the registered model.
     """
-    from calm_core.config import RegistryConfig, parse_section
+    from calm_core.config import RegistryConfig
     from calm_core.registry.stage import register_model
-    from components.body import describe, stage
+    from components.body import describe, settings, stage
 
     with stage(code_version):
         artifact = register_model(
-            parse_section(RegistryConfig, registry),
+            settings(RegistryConfig, registry),
             calm_model.uri,
             evaluation_report.uri,
             registration.uri,

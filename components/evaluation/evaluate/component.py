@@ -28,13 +28,13 @@ def evaluate(
         metrics: The headline scores.
         autoencoder_model: The autoencoder of a CALM model.
     """
-    from calm_core.config import EvaluationConfig, parse_section
+    from calm_core.config import EvaluationConfig
     from calm_core.evaluation.stage import evaluate
-    from components.body import describe, log_metrics, stage
+    from components.body import describe, log_metrics, settings, stage
 
     with stage(code_version):
         artifact = evaluate(
-            parse_section(EvaluationConfig, evaluation),
+            settings(EvaluationConfig, evaluation),
             dataset.uri,
             model.uri,
             evaluation_report.uri,

@@ -28,13 +28,13 @@ def train_calm(
         calm_model: The trained weights and their settings.
         metrics: Speed and duration of the training.
     """
-    from calm_core.config import CalmConfig, parse_section
+    from calm_core.config import CalmConfig
     from calm_core.training.stage import train
-    from components.body import describe, log_metrics, stage
+    from components.body import describe, log_metrics, settings, stage
 
     with stage(code_version):
         artifact = train(
-            parse_section(CalmConfig, calm),
+            settings(CalmConfig, calm),
             dataset.uri,
             calm_model.uri,
             seed=seed,

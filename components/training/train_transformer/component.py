@@ -26,13 +26,13 @@ def train_transformer(
         transformer_model: The trained weights and their settings.
         metrics: Speed and duration of the training.
     """
-    from calm_core.config import TransformerConfig, parse_section
+    from calm_core.config import TransformerConfig
     from calm_core.training.stage import train
-    from components.body import describe, log_metrics, stage
+    from components.body import describe, log_metrics, settings, stage
 
     with stage(code_version):
         artifact = train(
-            parse_section(TransformerConfig, transformer),
+            settings(TransformerConfig, transformer),
             dataset.uri,
             transformer_model.uri,
             seed=seed,

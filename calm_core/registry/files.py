@@ -1,0 +1,164 @@
+"""The files of a registered model, brought to this machine; nothing of them is run.
+
+MLflow's own loader imports the module that a model names, with the code that lies beside it, and unpickles what it
+finds: whoever may write to a registry could run code wherever somebody loads from it. So MLflow is only asked where the
+files lie. Those of a CALM model are data, which `calm_core.registry.load` reads.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from calm_core.errors import ArtifactError, CalmError, first_line
+from calm_core.store import storage
+from calm_core.store.artifact import MANIFEST_NAME, Artifact, Manifest
+from calm_core.store.facts import AutoencoderFacts, CalmFacts
+from calm_core.telemetry.mlflow_run import shown_tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+LOADER_MODULE = "calm_core.registry.load"
+"""What a registered CALM model names as its loader."""
+AUTOENCODER_FOLDER, CALM_FOLDER = "autoencoder", "calm"
+
+_MLMODEL = "MLmodel"
+_LARGEST_MLMODEL = 1 << 17  # bytes; ours has about 2,000
+_LARGEST_MANIFEST = 16 << 20
+
+
+@contextmanager
+def registered_artifacts(uri: str) -> Iterator[tuple[Artifact[AutoencoderFacts], Artifact[CalmFacts]]]:
+    """The artifacts inside a registered CALM model, on this machine while the block lasts.
+
+    Args:
+        uri: As MLflow resolves it: models:/calm@champion, runs:/... or mlflow-artifacts:/...
+
+    Raises:
+        CalmError: There is no such model, it is none of ours, or its files are missing or damaged.
+    """
+    with tempfile.TemporaryDirectory(prefix="calm-registered-") as empty:
+        try:
+            data = _data_folder(uri, empty)
+            autoencoder = Artifact(storage.child(data, AUTOENCODER_FOLDER), AutoencoderFacts)
+            yield autoencoder, Artifact(storage.child(data, CALM_FOLDER), CalmFacts)
+        except ArtifactError as error:
+            reason = str(error).partition(";")[0]  # what it says to do is for an artifact where its stage wrote it
+            raise CalmError(f"{uri}: its files are missing or damaged ({reason}); register the model again") from None
+
+
+def _data_folder(uri: str, empty: str) -> str:
+    """The local folder with a model's data: where MLflow keeps it, or a copy in a folder that is empty so far."""
+    try:
+        files = _located(uri, empty)
+        data = _data_path(uri, files.read(_MLMODEL, _LARGEST_MLMODEL))
+        files.bring_artifact(f"{data}/{AUTOENCODER_FOLDER}")
+        files.bring_artifact(f"{data}/{CALM_FOLDER}")
+        return storage.child(files.folder, data)
+    except CalmError:
+        raise
+    except Exception as error:  # what MLflow and its clients of object stores raise has no common base
+        raise CalmError(
+            f"{uri}: cannot be loaded from {shown_tracking_uri()} ({first_line(error)}); `calm run` registers a model"
+        ) from None
+
+
+def _data_path(uri: str, mlmodel: bytes) -> str:
+    """Where in a model's folder its data lie, if the model says that this library loads it.
+
+    Raises:
+        CalmError: It says something else.
+    """
+    try:
+        flavor: Any = yaml.load(mlmodel, _PlainLoader)["flavors"]["python_function"]
+        loader, data, code = flavor["loader_module"], flavor["data"], flavor.get("code")
+    except Exception:  # a file from anywhere: no YAML, other types, nested too deeply, numbers too long
+        loader, data, code = None, None, None
+    if loader != LOADER_MODULE or code is not None or not isinstance(data, str):
+        raise CalmError(f"{uri}: is not a CALM model; it is not loaded, since that might run what it brings along")
+    return data
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML without aliases, with which a short text can mean very much."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError
+        return super().compose_node(parent, index)
+
+
+class _Files:
+    """The files of a model that lies on this machine.
+
+    Attributes:
+        folder: The model's local folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def read(self, path: str, limit: int) -> bytes:
+        """The bytes of one file, no more than a limit of them."""
+        self.bring(path, limit)
+        return storage.read(storage.child(self.folder, path), 0, limit)
+
+    def bring_artifact(self, path: str) -> None:
+        """Bring the files of an artifact into the folder; they are checked when they are read."""
+        self.bring(f"{path}/{MANIFEST_NAME}", _LARGEST_MANIFEST)
+        for entry in Manifest.read(storage.child(self.folder, path)).files:
+            self.bring(f"{path}/{entry.path}", entry.size)
+
+    def bring(self, path: str, limit: int) -> None:
+        """Bring one file into the folder, where it is already."""
+
+
+class _RemoteFiles(_Files):
+    """The files of a model that lies elsewhere.
+
+    Args:
+        target: An empty folder on this machine.
+        repository: Where MLflow finds the files.
+        place: The model's path in there, with a "/" at its end; empty if it is the root.
+    """
+
+    def __init__(self, target: str, repository: "ArtifactRepository", place: str) -> None:
+        super().__init__(f"{target}/{place}".rstrip("/"))
+        self._target, self._repository, self._place = target, repository, place
+
+    def bring(self, path: str, limit: int) -> None:
+        """Copy one file into the folder.
+
+        Raises:
+            StorageError: The path leaves the folder.
+            ArtifactError: The file is missing, or longer than the limit or what the disk can take.
+        """
+        storage.child(self.folder, path)
+        place = self._place + path
+        listed = {info.path: info for info in self._repository.list_artifacts(place.rpartition("/")[0] or None)}
+        if place not in listed or listed[place].is_dir:
+            raise ArtifactError(f"{path} is missing")
+        size = listed[place].file_size or 0
+        if size > min(limit, shutil.disk_usage(self._target).free):
+            raise ArtifactError(f"{path} has {size:,} bytes, more than expected or than the disk has left")
+        self._repository.download_artifacts(place, self._target)
+
+
+def _located(uri: str, empty: str) -> _Files:
+    """The files of a model, wherever MLflow says that they lie."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+
+    if not uri.startswith("models:"):  # files of runs are listed from the run's root
+        root, _, name = uri.rstrip("/").rpartition("/")
+        return _RemoteFiles(empty, get_artifact_repository(root), f"{name}/")
+    repository = ModelsArtifactRepository(uri).repo
+    if isinstance(repository, LocalArtifactRepository):
+        return _Files(str(Path(repository.artifact_dir).absolute()))
+    return _RemoteFiles(empty, repository, "")

@@ -1,0 +1,91 @@
+"""The folder of local runs: which paths it may have, and what happens to MLflow's records when it is moved."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from calm_core.errors import CalmError
+from pipelines.local.home import HOME_VARIABLE, Home
+from pipelines.local.tracking import require_store, use_tracking
+
+
+@pytest.fixture(autouse=True)
+def no_other_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    yield
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unset, or it would count for all tests after these
+
+
+def begin(path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """Use a folder as home, as a new process would."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv(HOME_VARIABLE, str(path))
+    home = Home.find()
+    use_tracking(home, "calm")
+    mlflow.set_tracking_uri(f"sqlite:///{home.mlflow_database}")
+    return home
+
+
+def log(text: str) -> str:
+    """A run with a file; returns its id."""
+    with mlflow.start_run(experiment_id=mlflow.get_experiment_by_name("calm").experiment_id) as run:
+        mlflow.log_text(text, "text.txt")
+    return str(run.info.run_id)
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%41b", "100%", "new\nline"])
+@pytest.mark.parametrize("place", [HOME_VARIABLE, "current folder"])
+def test_a_home_that_no_database_url_can_name_is_refused_before_anything_is_written(
+    name: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == HOME_VARIABLE:
+        monkeypatch.setenv(HOME_VARIABLE, name)
+    else:
+        monkeypatch.delenv(HOME_VARIABLE, raising=False)
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(CalmError, match=r"cannot keep its database.*set CALM_HOME to another folder"):
+        Home.find()
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_home_with_unusual_characters_has_its_files_where_they_belong_and_can_be_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once with quotes, spaces and "#" in its path, once moved to where "_" would match another letter."""
+    home = begin(tmp_path / 'it\'s "my" #1 höme', monkeypatch)
+    first = log("before")
+    assert home.mlflow_database.exists() and list(home.mlflow_artifacts.rglob("text.txt"))
+    assert set(tmp_path.iterdir()) == {home.path}
+
+    moved = begin(home.path.rename(tmp_path / "new_home"), monkeypatch)
+    second = log("after")
+    require_store(moved)
+    assert mlflow.artifacts.load_text(f"runs:/{first}/text.txt") == "before"
+    assert mlflow.artifacts.load_text(f"runs:/{second}/text.txt") == "after"
+    assert len(list(moved.mlflow_artifacts.rglob("text.txt"))) == 2
+    assert set(tmp_path.iterdir()) == {moved.path}
+
+
+def test_records_of_files_that_are_still_there_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an experiment whose files another home holds."""
+    other = begin(tmp_path / "other", monkeypatch)
+    with sqlite3.connect(other.mlflow_database) as database:
+        elsewhere = (tmp_path / "shared" / "mlartifacts").as_uri()
+        database.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'calm'", (elsewhere,))
+    (tmp_path / "shared" / "mlartifacts").mkdir(parents=True)
+    begin(tmp_path / "other", monkeypatch)
+    assert mlflow.get_experiment_by_name("calm").artifact_location == elsewhere
+
+
+def test_a_file_that_is_no_database_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mlflow.db").write_bytes(b"something else, long enough to be looked at" * 100)
+    with pytest.raises(CalmError, match=r"mlflow.db: cannot be read.*delete this file"):
+        begin(tmp_path / "home", monkeypatch)

@@ -1,0 +1,96 @@
+"""The ranks of test_precision: train a small model in bf16 in each ZeRO stage, and write what the engine gives back.
+
+Argument: the folder where rank 0 writes the weights of an unbroken training, <stage>.safetensors, and those of one that
+was stopped in between, <stage>-resumed.safetensors.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from calm_core.config import TrainingConfig
+from calm_core.errors import CalmError
+from calm_core.training.checkpoint import Checkpointer
+from calm_core.training.engine import start_engine, whole_weights
+from calm_core.training.guards import require_step
+
+STEPS, SEQUENCES, SIZE = 4, 64, 16
+STAGES = (0, 1, 2, 3)
+
+
+def make_model() -> nn.Module:
+    """Its initial weights are bf16 numbers, as DeepSpeed would make them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(SIZE, 32), nn.SiLU(), nn.Linear(32, 8)).bfloat16().float()
+    model.register_buffer("scale", torch.tensor(1.001))  # no bf16 number
+    return model
+
+
+def batches() -> Tensor:
+    """[STEPS, SEQUENCES, 1, SIZE]."""
+    return torch.randn(STEPS, SEQUENCES, 1, SIZE, generator=torch.Generator().manual_seed(1)).bfloat16()
+
+
+def loss_of(outputs: Tensor) -> Tensor:
+    """One sequence's share of the mean over all."""
+    return outputs.float().square().mean() / SEQUENCES
+
+
+def settings(stage: int) -> TrainingConfig:
+    """One sequence is a micro-batch."""
+    return TrainingConfig.model_validate(
+        {
+            "steps": STEPS, "warmup_steps": 0, "learning_rate": 1e-3, "gradient_clipping": 1e6,
+            "global_batch_size": SEQUENCES, "micro_batch_size": 1, "zero_stage": stage, "precision": "bf16",
+        }
+    )  # fmt: skip
+
+
+def train(stage: int, folder: Path, stop: int = STEPS) -> dict[str, Tensor]:
+    """The weights after all steps, or after those until `stop`; goes on from a checkpoint where there is one."""
+    model, config, ranks = make_model(), settings(stage), dist.get_world_size()
+    engine, checkpointer = start_engine(model, config), Checkpointer(str(folder))
+    done = (checkpointer.load_latest(engine) or {"step": 0})["step"]
+    own = SEQUENCES // ranks
+    for batch in batches()[done:stop]:
+        for sequence in batch[dist.get_rank() * own :][:own]:
+            engine.backward(loss_of(engine(sequence)) * ranks * engine.gradient_accumulation_steps())
+            engine.step()
+    if stop == STEPS:
+        leave_a_step_out(engine, own)
+    if stop < STEPS:
+        checkpointer.save(engine, stop, {"step": stop})
+    return whole_weights(model, config)
+
+
+def leave_a_step_out(engine: Any, own: int) -> None:
+    """A gradient that is no number: in bf16 the engine takes no step, and counts it."""
+    for _ in range(own):
+        engine.backward(engine(torch.full((1, SIZE), torch.inf, dtype=torch.bfloat16)).float().sum())
+        engine.step()
+    with pytest.raises(CalmError, match="the gradient is not finite at step 5"):
+        require_step("train", STEPS + 1, engine.skipped_steps)
+
+
+def main(folder: Path) -> None:
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo", verbose=False)
+    for stage in STAGES:
+        unbroken = train(stage, folder / "none")
+        train(stage, folder / str(stage), stop=2)
+        resumed = train(stage, folder / str(stage))
+        if dist.get_rank() == 0:
+            safetensors.torch.save_file(unbroken, folder / f"{stage}.safetensors")
+            safetensors.torch.save_file(resumed, folder / f"{stage}-resumed.safetensors")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

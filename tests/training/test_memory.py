@@ -1,0 +1,49 @@
+"""What no memory here could hold is refused before it is made."""
+
+import psutil
+import pytest
+import torch
+
+from calm_core.config import AutoencoderConfig, TransformerModelConfig
+from calm_core.data.reading.dataset import open_dataset
+from calm_core.errors import ConfigError
+from calm_core.models.transformer import Transformer
+from calm_core.training import memory
+from calm_core.training.tasks.base import Inputs
+from calm_core.training.tasks.make import make_task
+
+CPU = torch.device("cpu")
+
+
+def small() -> Transformer:
+    return Transformer(TransformerModelConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1), 300)
+
+
+def test_a_model_that_never_fits_is_refused_before_it_is_made(dataset_uri: str) -> None:
+    """Each size is within its bounds, and their product is 10^16 bytes; the allocation itself would be the end."""
+    model = {"hidden_size": 2**20, "intermediate_size": 2**20, "num_encoder_layers": 1024}
+    config = AutoencoderConfig.model_validate({"model": model})
+    inputs = Inputs(open_dataset(dataset_uri, "train"), None, 0, CPU, torch.float32)
+    with pytest.raises(ConfigError, match=r"^a model of \d[\d,]+ parameters takes [\d,.]+ GiB or more to train, this"):
+        make_task(config, inputs)
+
+
+def test_what_fits_to_the_byte_is_made_and_a_byte_less_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = memory.BYTES_PER_PARAMETER * sum(p.numel() for p in small().parameters())
+    monkeypatch.setattr(memory, "machine_bytes", lambda: needed)
+    assert memory.made(small, CPU).lm_head.weight.device == CPU
+    monkeypatch.setattr(memory, "machine_bytes", lambda: needed - 1)
+    with pytest.raises(ConfigError, match="parameters"):
+        memory.made(small, CPU)
+
+
+def test_counting_takes_no_random_numbers() -> None:
+    torch.manual_seed(3)
+    plain = small().state_dict()
+    torch.manual_seed(3)
+    counted = memory.made(small, CPU).state_dict()
+    assert all(torch.equal(plain[name], counted[name]) for name in plain)
+
+
+def test_a_machine_has_no_more_memory_than_its_system_says() -> None:
+    assert 2**28 < memory.machine_bytes() <= psutil.virtual_memory().total
