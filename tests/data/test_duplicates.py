@@ -13,10 +13,11 @@ from calm_core.data.preparing.dropped import DUPLICATE, KEPT, NEAR_DUPLICATE, re
 from calm_core.data.preparing.duplicates import find_duplicates
 from calm_core.data.preparing.plan import plan_partitions
 from calm_core.data.preparing.scan import scan_partition
+from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, ConfigError
-from calm_core.store.artifact import Artifact
-from calm_core.store.facts import DuplicatesFacts, ScanFacts
-from tests.data.test_prepare import data_of, write_lines
+from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import DatasetFacts, DuplicatesFacts, ScanFacts
+from tests.data.test_prepare import TOKENIZER, data_of, write_lines
 
 
 def scans_of(config: DataConfig, place: Path) -> list[str]:
@@ -171,3 +172,43 @@ def test_a_threshold_that_no_signature_can_tell_from_1_is_refused() -> None:
     """Above it, 128 permutations make a single band."""
     with pytest.raises(ConfigError, match="near_duplicate_threshold"):
         parse_section(DataConfig, {"near_duplicate_threshold": 0.99})
+
+
+LETTERS = {
+    "Chinese": [chr(0x4E00 + i) for i in range(2000)],
+    "Thai": [chr(0x0E01 + i) for i in range(46)],
+    "Japanese": [*(chr(0x3041 + i) for i in range(80)), *(chr(0x5000 + i) for i in range(500))],
+    "Khmer": [chr(0x1780 + i) for i in range(36)],
+}
+
+
+@pytest.mark.parametrize("language", LETTERS)
+def test_similar_texts_are_found_in_a_language_without_spaces(language: str, tmp_path: Path) -> None:
+    """A character of 200 is another one: 5 of 196 shingles of five characters differ, so 0.95 are shared."""
+    numbers = random.Random(language)
+    texts = ["".join(numbers.choices(LETTERS[language], k=200)) for _ in range(20)]
+    changed = [f"{text[:100]}x{text[101:]}" for text in texts]
+    kinds = kinds_of([*texts, *changed], tmp_path, near_duplicate_threshold=0.8)
+    assert kinds == [KEPT] * 20 + [NEAR_DUPLICATE] * 20
+
+
+def test_a_signature_made_in_blocks_is_that_of_all_shingles(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [" ".join(words(seed, number)) for seed, number in enumerate([1, 4, 5, 6, 7, 8, 9, 12, 13, 14, 60, 61])]
+    whole = [list(keys.band_keys(text, 0.8)) for text in texts]
+    for block in (5, 8, 9):
+        monkeypatch.setattr(keys, "_BLOCK_WORDS", block)
+        assert [list(keys.band_keys(text, 0.8)) for text in texts] == whole
+
+
+def test_a_dataset_with_keys_of_an_earlier_version_is_not_compared_in_silence(tmp_path: Path) -> None:
+    """Its files of keys had other names; without near-duplicates nothing of them is used."""
+    settings = {"near_duplicate_threshold": 0.8}
+    old = prepare_data(data_of(write_lines(tmp_path / "a.jsonl", [f"text {i} of some" for i in range(60)]), **settings),
+                       TOKENIZER, f"{tmp_path}/old")  # fmt: skip
+    config = data_of(write_lines(tmp_path / "b.jsonl", ["new text"]), extends=old.uri, **settings)
+    assert plan_partitions(config, f"{tmp_path}/plan")
+    with ArtifactWriter(f"{tmp_path}/older", DatasetFacts, old.manifest.config, old.manifest.parents) as writer:
+        writer.facts = old.facts
+        writer.copy(old, {e.path: e.path.replace("-near-", "-band-") for e in old.manifest.files})
+    with pytest.raises(ConfigError, match="its keys of near-duplicates are those of an earlier version"):
+        plan_partitions(data_of(tmp_path / "b.jsonl", extends=f"{tmp_path}/older", **settings), f"{tmp_path}/plan")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -158,3 +160,113 @@ def test_a_line_of_100_mb_is_one_reject_in_bounded_memory(suffix: str, tmp_path:
     # JSON may spend 6 bytes on one of a text's 10 MB, other fields 16 MiB: so much of a line is kept, for a moment
     # twice, and a buffer that grows may be copied once more.
     assert large_peak - small_peak < 240_000  # KiB
+
+
+READ = """
+import resource
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from calm_core.config import DataConfig
+from calm_core.data.sources.documents import read_documents
+from calm_core.data.sources.files import find_files
+from calm_core.data.sources.partitions import partition_files
+from calm_core.errors import SourceError
+
+[start] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize")]
+limit = (int(start.split()[1]) << 10) + (int(sys.argv[2]) << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+config = DataConfig(sources=(sys.argv[1],), partitions=1)
+reasons = Counter()
+try:
+    for part in partition_files(find_files(config), 1, tempfile.mkdtemp()):
+        for document in read_documents(part, config):
+            reasons[document.reason or "usable"] += 1
+    print(dict(reasons))
+except SourceError as error:
+    print(error)
+"""
+ROOM = 800  # MiB of addresses beyond those of the start: what is really used is up to a third of them
+
+
+def shared(text: str, rows: int) -> pa.Table:
+    """One text of many rows, which a file holds once."""
+    return pa.table({"text": pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([text]))})
+
+
+def save_parquet(table: pa.Table, **options: Any) -> Callable[[Path], Path]:
+    def save(place: Path) -> Path:
+        pq.write_table(table, place / "a.parquet", compression="zstd", **options)
+        return place / "a.parquet"
+
+    return save
+
+
+def save_arrow(table: pa.Table, **options: Any) -> Callable[[Path], Path]:
+    def save(place: Path) -> Path:
+        settings = pa.ipc.IpcWriteOptions(**options)
+        with (
+            pa.OSFile(f"{place}/data.arrow", "wb") as file,
+            pa.ipc.new_stream(file, table.schema, options=settings) as stream,
+        ):
+            stream.write_table(table)
+        (place / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+        return place
+
+    return save
+
+
+def save_long_message(place: Path) -> Path:
+    """A message that claims to be of two GiB."""
+    save_arrow(pa.table({"text": ["one"]}))(place)
+    content = (place / "data.arrow").read_bytes()
+    (place / "data.arrow").write_bytes(content[:4] + (2**31 - 8).to_bytes(4, "little") + content[8:])
+    return place
+
+
+def save_objects(place: Path) -> Path:
+    """20 million objects in a line that packs to 300 KB; each takes 70 bytes of memory and more."""
+    (place / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a", "x": [' + b"{}," * 20_000_000 + b"{}]}", 1))
+    return place / "a.jsonl.gz"
+
+
+def save_zeros(place: Path) -> Path:
+    (place / "a.jsonl.gz").write_bytes(gzip.compress(bytes(400_000_000), 1) + gzip.compress(b'\n{"text": "next"}\n'))
+    return place / "a.jsonl.gz"
+
+
+DELTA: dict[str, Any] = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
+BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "a dictionary's text": (save_parquet(shared("x" * 10_000_001, 100), store_schema=False), "{'too_large': 100}"),
+    "a category's text": (save_parquet(shared("x" * 10_000_001, 90)), "{'too_large': 90}"),
+    "usable texts without end": (save_parquet(shared("x" * 9_000_000, 2000)), r"bytes stand for more than .* bytes"),
+    "a text repeated by prefix": (save_parquet(pa.table({"text": ["y" * 10_000_001] * 60}), **DELTA), "too_large': 60"),
+    "a page": (save_parquet(pa.table({"text": ["z" * 500_000_000]})), r"a page of .* bytes asks for 500,000,0\d\d"),
+    "rows": (save_parquet(pa.table({"text": pa.nulls(20_000_000, pa.string())})), "bytes stand for 20,000,000 rows"),
+    "Arrow's compression": (save_arrow(pa.table({"text": ["q" * 10**8] * 9}), compression="zstd"), "is compressed"),
+    "Arrow's empty rows": (save_arrow(pa.table({"text": pa.nulls(20_000_000)})), "bytes stand for 20,000,000 rows"),
+    "a long message": (save_long_message, "truncated or damaged"),
+    "objects": (save_objects, "{'too_large': 1}"),
+    "zeros": (save_zeros, "{'too_large': 1, 'usable': 1}"),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the limit of memory is set from Linux's /proc")
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_counted_or_refused_in_bounded_memory(name: str, tmp_path: Path) -> None:
+    save, told = BOMBS[name]
+    command = [sys.executable, "-c", READ, str(save(tmp_path)), str(ROOM)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert re.search(told, run.stdout), run.stdout
+
+
+def test_a_line_of_many_commas_in_its_text_is_kept(tmp_path: Path) -> None:
+    """They are counted only outside of strings."""
+    text = ",[{" * 1_000_000
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text, "quote": '\\",{'}))
+    run = subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path / "a.jsonl"), str(ROOM)], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "{'usable': 1}\n"

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import json
+import os
 import random
 import tempfile
 import tracemalloc
@@ -527,3 +528,179 @@ def test_a_folder_that_is_no_whole_dataset_is_named_on_one_line(state: str, mess
     with pytest.raises(SourceError, match=message) as caught:
         plan_partitions(config_of(tmp_path / "saved"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_parts_is_read_and_what_its_writer_keeps_for_itself_is_not(tmp_path: Path) -> None:
+    """As Spark writes it: the folder is named like a file, markers begin with _ or a point."""
+    for name, text in (("part-1", "two"), ("part-0", "one"), ("year=2020/part-0", "three")):
+        path = tmp_path / "texts.parquet" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(path, pa.array([text]))
+    for name in ("_SUCCESS", "_metadata.parquet", ".part-0.parquet.crc"):
+        (tmp_path / "texts.parquet" / name).write_bytes(b"no text")
+    write_parquet(tmp_path / "z.parquet", pa.array(["four"]))
+    expected = ["one", "two", "three", "four"]
+    assert texts_of(config_of(tmp_path / "*.parquet")) == expected
+    assert texts_of(config_of(tmp_path / "texts.parquet", tmp_path / "z.parquet")) == expected
+    (tmp_path / "texts.parquet" / "notes.jsonl").write_text('{"text": "of another format"}')
+    with pytest.raises(SourceError, match=r"notes\.jsonl: unknown kind of source; \.parquet files are read"):
+        find_files(config_of(tmp_path / "*.parquet"))
+
+
+@pytest.mark.parametrize("pattern", ["*", "*/*"])
+def test_no_folder_that_matches_vanishes(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "more" / "deep").mkdir(parents=True)
+    for place in (tmp_path / "a.jsonl", tmp_path / "more" / "b.jsonl", tmp_path / "more" / "deep" / "c.jsonl"):
+        place.write_text(json.dumps({"text": place.stem}))
+    with pytest.raises(SourceError, match=r"(more|deep): is a folder; name its files, e\.g\. .*\*\.jsonl"):
+        find_files(config_of(tmp_path / pattern))
+    assert texts_of(config_of(tmp_path / "**")) == ["a", "b", "c"]  # this one goes into them
+    (tmp_path / "more" / "table.csv").write_text("text")
+    with pytest.raises(SourceError, match=r"table\.csv: unknown kind"):
+        find_files(config_of(tmp_path / "**"))
+
+
+def test_hidden_names_are_skipped_unless_they_are_spelled(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "._a.jsonl", "_b.jsonl", ".ipynb_checkpoints/a.jsonl", "sub/_temporary/c.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    (tmp_path / ".DS_Store").write_bytes(b"\0")
+    assert texts_of(config_of(tmp_path / "*.jsonl")) == ["a.jsonl"]
+    assert texts_of(config_of(tmp_path / "**")) == ["a.jsonl"]
+    assert texts_of(config_of(tmp_path / "_b.jsonl", tmp_path / "sub/_temporary/*")) == [
+        "_b.jsonl",
+        "sub/_temporary/c.jsonl",
+    ]
+    assert texts_of(config_of(tmp_path / "._*.jsonl")) == ["._a.jsonl"]
+    with pytest.raises(SourceError, match=r"matches only names that begin with \. or _, which are skipped"):
+        find_files(config_of(tmp_path / "sub" / "*"))
+
+
+def test_a_hidden_folder_above_the_pattern_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".work").mkdir()
+    (tmp_path / ".work" / "a.jsonl").write_text('{"text": "a"}')
+    monkeypatch.chdir(tmp_path / ".work")
+    assert texts_of(config_of("*.jsonl")) == ["a"]
+
+
+def test_a_file_that_two_names_lead_to_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": 2}\n')
+    (tmp_path / "link.jsonl").symlink_to(path)
+    documents = read_all(config_of(path, tmp_path / "sub" / ".." / "a.jsonl", tmp_path / "*.jsonl"))
+    assert [document.text or document.reason for document in documents] == ["one", "not_text"]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(SourceError, match=r"a\.jsonl: is no file that can be read again"):
+        find_files(config_of(tmp_path / "*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("state.json", {"_data_files": [{"filename": "../secret.arrow"}]}, "no plain path inside the folder"),
+        ("state.json", {"_data_files": [{"filename": "/etc/secret.arrow"}]}, "no plain path inside the folder"),
+        ("state.json", {"_data_files": [{"filename": "state.json"}]}, r"state\.json: unknown kind of source; \.arrow"),
+        ("state.json", {"_data_files": [{"name": "data-00000-of-00001.arrow"}]}, "does not name the files"),
+        ("state.json", {"_data_files": 3}, "does not name the files"),
+        ("state.json", {"_data_files": [{"filename": "data-00000-of-00001.arrow"}] * 2}, "each once"),
+        ("state.json", [], r"state\.json: is no JSON object"),
+        ("dataset_dict.json", {}, "does not name the splits"),
+        ("dataset_dict.json", {"splits": ["../train"]}, "no plain path inside the folder"),
+        ("dataset_dict.json", 3, r"dataset_dict\.json: is no JSON object"),
+    ],
+)
+def test_what_a_saved_folder_says_of_itself_is_checked(name: str, content: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.arrow").write_bytes(b"")
+    (save_like_datasets(tmp_path / "saved", [["one"]]) / name).write_text(json.dumps(content))
+    with pytest.raises((SourceError, StorageError), match=message) as caught:
+        find_files(config_of(tmp_path / "saved"))
+    assert "\n" not in str(caught.value)
+
+
+LINES = "".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(100)).encode()
+SKIPPED = b"\x50\x2a\x4d\x18\x05\0\0\0hello"  # a Zstandard frame without content
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        ("gz", gzip.compress(LINES) + bytes(512)),
+        ("gz", gzip.compress(LINES[:30]) + bytes(5) + gzip.compress(LINES[30:]) + bytes(1)),
+        ("gz", gzip.compress(b"") + gzip.compress(LINES)),
+        ("zst", SKIPPED + zstd(LINES[:30]) + SKIPPED + zstd(b"") + zstd(LINES[30:]) + SKIPPED),
+    ],
+    ids=["padding", "padding between members", "empty member", "skippable frames"],
+)
+def test_a_compressed_file_is_read_as_its_own_tools_read_it(suffix: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / f"a.jsonl.{suffix}").write_bytes(content)
+    assert texts_of(config_of(tmp_path / f"a.jsonl.{suffix}")) == [f"text {i}" for i in range(100)]
+
+
+def test_garbage_after_a_compressed_file_is_damage_after_all_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES) + b"garbage that is no stream")
+    documents = read_all(config_of(tmp_path / "a.jsonl.gz", damaged_files="reject"))
+    assert [document.reason for document in documents] == [None] * 100 + ["damaged_file"]
+
+
+@pytest.mark.parametrize("damaged_files", ["fail", "reject"])
+def test_a_frame_that_needs_much_memory_is_refused_with_its_reason(damaged_files: str, tmp_path: Path) -> None:
+    """A window of 2 GiB, as `zstd --long=31` asks for; it is not damage, so rejecting it would lose the file."""
+    block = b'{"text": "one"}\n'
+    frame = b"\x28\xb5\x2f\xfd\0\xa8" + (1 | len(block) << 3).to_bytes(3, "little") + block
+    (tmp_path / "a.jsonl.zst").write_bytes(frame)
+    with pytest.raises(SourceError, match=r"needs more than 128 MiB .* pack it again .* --long=27"):
+        read_all(config_of(tmp_path / "a.jsonl.zst", damaged_files=damaged_files))
+
+
+def test_what_arrow_does_not_know_is_no_damage(tmp_path: Path) -> None:
+    """Else a whole file would be lost as one reject."""
+    path = tmp_path / "a.parquet"
+    column = pa.array(["one", "two"] * 10).dictionary_encode()
+    encoding: Any = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
+    pq.write_table(pa.table({"text": column}), path, **encoding)
+    with pytest.raises(SourceError, match=r"a\.parquet: is of a form that is not read \(Not yet implemented"):
+        read_all(config_of(path, damaged_files="reject"))
+
+
+def test_a_flipped_page_with_a_checksum_is_noticed(tmp_path: Path) -> None:
+    """In a page that is not compressed nothing else would tell."""
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": ["a text of some length"]})
+    pq.write_table(
+        table, path, compression="none", use_dictionary=False, write_page_checksum=True, write_statistics=False
+    )
+    path.write_bytes(path.read_bytes().replace(b"a text of some", b"a lext of some"))
+    with pytest.raises(SourceError, match="truncated or damaged"):
+        read_all(config_of(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf16_is_one_reject_and_no_text_with_zeros(encoding: str, tmp_path: Path) -> None:
+    """Its later parts would pass for UTF-8."""
+    text = "\ufeff" * (encoding != "utf-16") + "plain words\n\n" * 1000
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    documents = read_all(config_of(tmp_path / "a.txt", partitions=3, txt_document_bytes=1000))
+    assert [document.reason for document in documents] == ["not_utf8"]
+
+
+def test_an_object_with_two_texts_loses_neither_silently(tmp_path: Path) -> None:
+    lines = ['{"text": "one", "text": "two"}', '{"text": "kept", "spans": [{"text": "a"}, {"text": "b"}]}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    documents = read_all(config_of(tmp_path / "a.jsonl"))
+    assert [document.text or document.reason for document in documents] == ["broken_json", "kept"]
+
+
+def test_a_reject_is_told_without_control_characters(tmp_path: Path) -> None:
+    """A name that clears the screen; an object store may hold it even where the local storage refuses it."""
+    name = "a\x1b[2J.jsonl"
+    (tmp_path / name).write_text("no json")
+    try:
+        [document] = read_all(config_of(tmp_path / "*"))
+        told = document.origin
+    except StorageError as error:
+        told = str(error)
+    assert told.isprintable() and "a\\x1b[2J.jsonl" in told

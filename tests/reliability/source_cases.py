@@ -477,7 +477,7 @@ def _flipped_lines(place: Path, rng: random.Random) -> Made:
 
 def _bomb_of_rows(place: Path, rng: random.Random) -> Made:
     """Many rows that share one text, which is too large; Arrow would make as many copies."""
-    rows, long = rng.choice([3, 500]), "x" * rng.choice([LIMIT + 1, 1_000_000])
+    rows, long = rng.choice([3, 100]), "x" * rng.choice([LIMIT + 1, 1_000_000])
     column = pa.DictionaryArray.from_arrays(pa.array([0, 1] * rows, pa.int32()), pa.array([long, "short"]))
     encodings = {"use_dictionary": False, "column_encoding": {"text": rng.choice(TEXT_ENCODINGS)}}
     options: dict[str, Any] = rng.choice([{}, encodings] if len(long) < 10**6 else [{}])
