@@ -76,6 +76,7 @@ def test_a_damaged_file_of_a_model_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{scored}/mlflow.db")
+    monkeypatch.chdir(tmp_path)  # where MLflow puts files
     if use is not version:
         monkeypatch.delenv("MLFLOW_TRACKING_URI")
     folder = shutil.copytree(scored, tmp_path / "scored")
