@@ -308,6 +308,7 @@ class ModelFacts(Facts, Vocabulary):
     """A trained model of any kind.
 
     Attributes:
+        parameters: Numbers that were trained; 0 where earlier code has trained them with ZeRO stage 3.
         trained_tokens: None of a model that was trained elsewhere.
         validation: Metrics on held-out text after the last step.
     """
@@ -315,7 +316,7 @@ class ModelFacts(Facts, Vocabulary):
     schema_version: ClassVar[int] = 3
     checksum_since: ClassVar[int] = 3
 
-    parameters: Annotated[Count, Field(ge=1)]
+    parameters: Count
     trained_tokens: Count | None = None
     validation: dict[str, Number] = {}
     seconds: Seconds = 0.0

@@ -1,6 +1,7 @@
 """Which documents of a partition are dropped."""
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,18 @@ class Dropped:
 
     def __init__(self, documents: int) -> None:
         self.documents = documents
-        size = -(-documents // 8)  # rounded up
-        self._exact, self._near = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+
+    # Made when they are used: by then the documents have been counted, and are not only what a manifest says.
+    @cached_property
+    def _exact(self) -> npt.NDArray[np.uint8]:
+        return self._bits()
+
+    @cached_property
+    def _near(self) -> npt.NDArray[np.uint8]:
+        return self._bits()
+
+    def _bits(self) -> npt.NDArray[np.uint8]:
+        return np.zeros(-(-self.documents // 8), np.uint8)  # rounded up
 
     def mark(self, documents: npt.NDArray[np.uint32], *, near: bool) -> None:
         """Set documents' bits."""
