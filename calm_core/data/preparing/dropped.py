@@ -1,6 +1,7 @@
 """Which documents of a partition are dropped."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -76,12 +77,28 @@ def read_dropped(artifact: Artifact[DuplicatesFacts], path: str) -> tuple[int, I
         ArtifactError: The file is missing or damaged.
     """
     data = artifact.open(path)
-    try:
+    with _undamaged(artifact, path):
         file = pq.ParquetFile(data)
-    except Exception as error:
+    if file.schema_arrow.types != [pa.uint8()]:
+        raise artifact.damaged(path, "no list of dropped documents")
+    return file.metadata.num_rows, _kinds(file, artifact, path)
+
+
+def _kinds(file: pq.ParquetFile, artifact: Artifact[DuplicatesFacts], path: str) -> Iterator[int]:
+    batches = file.iter_batches()
+    while True:
+        with _undamaged(artifact, path):
+            kinds = next(batches, None)
+        if kinds is None:
+            return
+        yield from kinds.column(0).to_pylist()
+
+
+@contextmanager
+def _undamaged(artifact: Artifact[DuplicatesFacts], path: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Arrow has several kinds for damage
         if not is_damage(error):
             raise
         raise artifact.damaged(path, "no list of dropped documents") from None
-    if file.schema_arrow.types != [pa.uint8()]:
-        raise artifact.damaged(path, "no list of dropped documents")
-    return file.metadata.num_rows, (kind for batch in file.iter_batches() for kind in batch.column(0).to_pylist())
