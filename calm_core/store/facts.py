@@ -346,6 +346,7 @@ class ModelFacts(Facts, Vocabulary):
 
     Attributes:
         packing: Of the text that it was trained on, so of the text that it writes.
+        parameters: Numbers that were trained; 0 where earlier code has trained them with ZeRO stage 3.
         trained_tokens: None of a model that was trained elsewhere.
         validation: Metrics on held-out text after the last step.
     """
@@ -354,7 +355,7 @@ class ModelFacts(Facts, Vocabulary):
     checksum_since: ClassVar[int] = 3
 
     packing: Packing = "documents"
-    parameters: Annotated[Count, Field(ge=1)]
+    parameters: Count
     trained_tokens: Count | None = None
     validation: dict[str, Number] = {}
     seconds: Seconds = 0.0

@@ -111,7 +111,8 @@ def _write(
         writer.write(TOKENIZER_NAME, dataset.tokenizer.to_bytes())
         writer.write(CURVES_NAME, trainer.curves.to_bytes())
         writer.facts = task.facts(
-            parameters=sum(p.numel() for p in task.model.parameters()),
+            # Of the whole weights: those that ZeRO 3 has shared out among the ranks have no numbers here.
+            parameters=sum(weights[name].numel() for name, _ in task.model.named_parameters()),
             vocab_size=dataset.vocab_size,
             pad_id=dataset.pad_id,
             eos_id=dataset.eos_id,

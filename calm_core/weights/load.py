@@ -111,7 +111,7 @@ def _with_weights(artifact: Artifact[ModelFacts], make: Callable[[], ModelT]) ->
         wrong = min(name for name in shapes | found if shapes.get(name) != found.get(name))
         raise artifact.damaged(WEIGHTS_NAME, f"{wrong:.200} is not as the settings say")
     parameters = sum(parameter.numel() for parameter in expected.parameters())
-    if parameters != artifact.facts.parameters:
+    if artifact.facts.parameters not in (0, parameters):
         raise artifact.damaged(WEIGHTS_NAME, f"{parameters:,} parameters, not {artifact.facts.parameters:,}")
     model = make()
     model.load_state_dict(weights)

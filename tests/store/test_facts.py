@@ -219,7 +219,7 @@ BAD: list[tuple[type[Facts], str, Any]] = [
     (MixtureFacts, "weights", [0.25, 0.25, 0.5]),
     (MixtureFacts, "digests.0", "../x"),
     (AutoencoderFacts, "eos_id", 300),
-    (AutoencoderFacts, "parameters", 0),
+    (AutoencoderFacts, "parameters", -1),
     (CalmFacts, "chunk_size", 10**9),
     (TransformerFacts, "validation.cross_entropy", float("inf")),
     (TransformerFacts, "validation", None),

@@ -125,6 +125,7 @@ def test_two_ranks_train_what_one_rank_trains(
     difference = max((weights(one)[name] - weights(two)[name]).abs().max().item() for name in weights(one))
     step = 6 * TRAINING["learning_rate"]  # what AdamW can move a weight at most, about
     assert difference < 0.01 * step
+    assert one.facts.parameters == two.facts.parameters == sum(value.numel() for value in weights(one).values())
     losses = [artifact.facts.validation["energy_loss"] for artifact in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 

@@ -1,6 +1,8 @@
 """Which documents of a partition are dropped."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +27,18 @@ class Dropped:
 
     def __init__(self, documents: int) -> None:
         self.documents = documents
-        size = -(-documents // 8)  # rounded up
-        self._exact, self._near = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+
+    # Made when they are used: by then the documents have been counted, and are not only what a manifest says.
+    @cached_property
+    def _exact(self) -> npt.NDArray[np.uint8]:
+        return self._bits()
+
+    @cached_property
+    def _near(self) -> npt.NDArray[np.uint8]:
+        return self._bits()
+
+    def _bits(self) -> npt.NDArray[np.uint8]:
+        return np.zeros(-(-self.documents // 8), np.uint8)  # rounded up
 
     def mark(self, documents: npt.NDArray[np.uint32], *, near: bool) -> None:
         """Set documents' bits."""
@@ -65,12 +77,28 @@ def read_dropped(artifact: Artifact[DuplicatesFacts], path: str) -> tuple[int, I
         ArtifactError: The file is missing or damaged.
     """
     data = artifact.open(path)
-    try:
+    with _undamaged(artifact, path):
         file = pq.ParquetFile(data)
-    except Exception as error:
+    if file.schema_arrow.types != [pa.uint8()]:
+        raise artifact.damaged(path, "no list of dropped documents")
+    return file.metadata.num_rows, _kinds(file, artifact, path)
+
+
+def _kinds(file: pq.ParquetFile, artifact: Artifact[DuplicatesFacts], path: str) -> Iterator[int]:
+    batches = file.iter_batches()
+    while True:
+        with _undamaged(artifact, path):
+            kinds = next(batches, None)
+        if kinds is None:
+            return
+        yield from kinds.column(0).to_pylist()
+
+
+@contextmanager
+def _undamaged(artifact: Artifact[DuplicatesFacts], path: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Arrow has several kinds for damage
         if not is_damage(error):
             raise
         raise artifact.damaged(path, "no list of dropped documents") from None
-    if file.schema_arrow.types != [pa.uint8()]:
-        raise artifact.damaged(path, "no list of dropped documents")
-    return file.metadata.num_rows, (kind for batch in file.iter_batches() for kind in batch.column(0).to_pylist())

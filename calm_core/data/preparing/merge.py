@@ -68,7 +68,7 @@ def merge_partitions(config: DataConfig, prepared: Prepared, output_uri: str) ->
         inputs = _Inputs(config, prepared)
         settings, parents = config.model_dump(mode="json", exclude=_NOT_CONTENT), inputs.parents
         made = reusable(output_uri, DatasetFacts, settings, parents)
-        facts = made.facts if made else inputs.facts()
+        facts = made.facts if made else _agreeing(inputs)
     if made:  # nothing is done, so MLflow has no run of it
         report(STAGE, "finished", note=_summary(facts))
         return made
@@ -81,6 +81,15 @@ def merge_partitions(config: DataConfig, prepared: Prepared, output_uri: str) ->
         dataset = Artifact(output_uri, DatasetFacts)
         stage.finish(dataset, _summary(facts))
     return dataset
+
+
+def _agreeing(inputs: "_Inputs") -> DatasetFacts:
+    """The facts of the dataset; an ArtifactError where those of the parts contradict each other."""
+    try:
+        return inputs.facts()
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ArtifactError(f"the scans and the shards do not belong together ({reason}); run again") from None
 
 
 class _Inputs:
