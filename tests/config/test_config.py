@@ -85,7 +85,7 @@ MISTAKES = [
     ("calm.model.head.alpha=2", "calm.model.head.alpha: input should be less than 2 (got 2)"),
     ("calm=3", "calm: expected a section with settings of its own (got 3)"),
     ("data.sources=a.jsonl", "data.sources: expected a list, e.g. [first, second] (got 'a.jsonl')"),
-    ("data.validation_fraction=1", "data.validation_fraction: input should be less than 1 (got 1)"),
+    ("data.validation_fraction=2", "data.validation_fraction: input should be less than or equal to 1 (got 2)"),
     ("registry.model_name=a/b", "registry.model_name: string should match pattern"),
     ("seed=-1", "seed: input should be greater than or equal to 0 (got -1)"),
     # settings that contradict each other
