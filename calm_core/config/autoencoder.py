@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from calm_core.config.base import Fraction, Layers, Small, Steps, Width
+from calm_core.config.base import MOST_LAYERS, Fraction, Small, Steps, Width
 from calm_core.config.kinds import Kind, Kinds
 from calm_core.config.training import TrainingConfig
 
@@ -28,8 +28,12 @@ class MlpAutoencoderConfig(AutoencoderModelConfig):
     kind: Literal["mlp"] = "mlp"
     hidden_size: Width = 512
     intermediate_size: Width = 1280
-    num_encoder_layers: Layers = Field(2, description="residual blocks; the first half (rounded up) before squeezing")
-    num_decoder_layers: Layers = Field(2, description="residual blocks; the first half (rounded down) before expansion")
+    num_encoder_layers: int = Field(
+        2, ge=0, le=MOST_LAYERS, description="residual blocks; the first half (rounded up) before squeezing"
+    )
+    num_decoder_layers: int = Field(
+        2, ge=0, le=MOST_LAYERS, description="residual blocks; the first half (rounded down) before expansion"
+    )
     rms_norm_eps: Small = 1e-6
 
 

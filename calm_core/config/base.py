@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from calm_core.errors import ConfigError
 from calm_core.shown import WHERE_SECRETS_GO, brief, holds_secret, redacted, shortened, visible
 
-MOST_STEPS = 10**9
+MOST_STEPS, MOST_LAYERS = 10**9, 1024
 """Bounds are far beyond every published model: they catch slips of the keyboard, and what no machine could hold."""
 
 
@@ -28,7 +28,7 @@ def _without_secret(uri: str) -> str:
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Small = Annotated[float, Field(ge=1e-12, le=1)]
-Layers = Annotated[int, Field(ge=1, le=1024)]
+Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
 Width = Annotated[int, Field(ge=1, le=2**20)]
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 Name = Annotated[str, Field(max_length=250), AfterValidator(_one_visible_line)]

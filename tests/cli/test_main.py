@@ -135,7 +135,7 @@ def test_an_estimate_shows_all_three_models(capsys: pytest.CaptureFixture[str]) 
     assert call("estimate", "--profile", "calm-m", "--gpus", "16") == 0
     text = capsys.readouterr().out
     assert "autoencoder" in text and "CALM" in text and "Transformer" in text
-    assert "371,731,584" in text
+    assert "371,732,608" in text
     assert "ZeRO 3, 16 GPUs" in text
 
 

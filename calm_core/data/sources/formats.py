@@ -213,7 +213,7 @@ def _rows_at_a_time(
     sizes = [size for chunk in chunks for size in page_sizes(file, uri, chunk, _longest(config))]
     if pa.types.is_dictionary(kind) and sum(sizes) <= _BATCH_BYTES:  # each batch has the whole dictionary, once
         return _MOST_ROWS
-    return min(max(1, _BATCH_BYTES // max(1, *sizes)), _MOST_ROWS)
+    return min(max(1, _BATCH_BYTES // max([1, *sizes])), _MOST_ROWS)
 
 
 def read_arrow(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> Iterator[Document]:
