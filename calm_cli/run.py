@@ -25,6 +25,7 @@ from calm_cli.options import (
 from calm_cli.screen import Screen
 from calm_core.config import Config
 from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE, Run, start_run
+from pipelines.arguments import arguments_of
 from pipelines.local.home import Home
 from pipelines.local.run import STOP_SECONDS, LocalRun
 
@@ -83,14 +84,18 @@ def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors
 
     Returns:
         The exit code: 0, 1 after a failure, 128 + the signal that stopped it.
+
+    Raises:
+        ConfigError: A setting cannot be handed to Kubeflow.
     """
     from pipelines.local.tracking import use_tracking
 
+    arguments = arguments_of(config, str(home.plans), str(home.checkpoints))
     try:
         with _signals_as_exception():
             use_tracking(home, config.experiment)
             with _parent_run(config) as parent:
-                pipeline = LocalRun.start(config, home, lock, {PARENT_RUN_VARIABLE: parent.run_id})
+                pipeline = LocalRun.start(arguments, home, lock, {PARENT_RUN_VARIABLE: parent.run_id})
                 console.print(f"log: {pipeline.log}", soft_wrap=True)
                 board = watch(pipeline, _stages(config), console)
                 if pipeline.poll():

@@ -1,6 +1,7 @@
 """Text from outside, made fit to be shown: nothing in it acts on a terminal, and no secret is told."""
 
 import re
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -82,6 +83,10 @@ class SafeStream:
     def write(self, text: str) -> int:
         self._stream.write("\r".join(map(lines_of, text.split("\r"))))
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -2,16 +2,16 @@
 
 Kubeflow replaces what it takes for a placeholder anywhere in a task's command, values that a user wrote included:
 `{{...}}` (its own, and Argo's in a cluster), the path of its workspace, and the names of its channels. In quoted text
-none of them is left; other text reads as before, but for `%`.
+none of them is left; other text reads as before.
 """
 
 import re
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote
 
 _REPLACED = re.compile(r"\{(?=\{)|/(?=kfp-workspace)|p(?=ipelinechannel--)")
-_ESCAPED = re.compile(f"%|{_REPLACED.pattern}")
+_QUOTED = re.compile("%(25|7B|2F|70)")
+_ESCAPED = re.compile(f"%(?=25|7B|2F|70)|{_REPLACED.pattern}")
 
 
 def is_safe(text: str) -> bool:
@@ -20,13 +20,13 @@ def is_safe(text: str) -> bool:
 
 
 def quoted(values: Any) -> Any:
-    """JSON values with all their texts quoted: what Kubeflow would replace, and %, as %XX."""
+    """JSON values with all their texts quoted: what Kubeflow would replace, and what reads as quoted, as %XX."""
     return _mapped(values, lambda text: _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", text))
 
 
 def unquoted(values: Any) -> Any:
-    """The values that were quoted."""
-    return _mapped(values, unquote)
+    """The values that were quoted; any other %XX is text, as in parameters that nobody has quoted."""
+    return _mapped(values, lambda text: _QUOTED.sub(lambda match: chr(int(match[1], 16)), text))
 
 
 def _mapped(values: Any, function: Callable[[str], str]) -> Any:

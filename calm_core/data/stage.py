@@ -11,6 +11,7 @@ from typing import Any
 
 from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.data.preparing.duplicates import find_duplicates
+from calm_core.data.preparing.extension import Extension
 from calm_core.data.preparing.merge import Prepared, merge_partitions
 from calm_core.data.preparing.plan import plan_partitions
 from calm_core.data.preparing.scan import scan_partition
@@ -18,7 +19,7 @@ from calm_core.data.preparing.tokenize import tokenize_partition
 from calm_core.data.preparing.train_tokenizer import train_tokenizer
 from calm_core.errors import CalmError, ConfigError
 from calm_core.store import storage
-from calm_core.store.artifact import Artifact
+from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import DatasetFacts, Facts
 
 
@@ -33,8 +34,11 @@ def prepare_data(
     Raises:
         CalmError: A step failed, or its process was killed.
     """
-    if data.extends and storage.absolute(data.extends) == storage.absolute(output_uri):
+    extension = Extension.of(data)
+    if extension and storage.absolute(data.extends) == storage.absolute(output_uri):
         raise ConfigError(f"{output_uri}: is the dataset that is extended; give the larger one another output_uri")
+    parents = {"extends": extension.parent.digest} if extension else {}
+    ArtifactWriter(output_uri, DatasetFacts, {}, parents).check()  # before the work whose result it takes
     place = storage.beside(output_uri, ".parts")
     partitions = plan_partitions(data, storage.join(place, "plan"))
     names = [f"{partition.index:05d}" for partition in partitions]

@@ -103,4 +103,10 @@ def _generator(model: NextChunk, artifact: Artifact[Any]) -> TextGenerator:
 
 
 def _curve(artifact: Artifact[ModelFacts]) -> Curve:
-    return [json.loads(line) for line in artifact.read(CURVES_NAME).splitlines()]
+    try:
+        rows = [json.loads(line) for line in artifact.read(CURVES_NAME).splitlines()]
+    except (ValueError, RecursionError):
+        rows = [None]
+    if not all(isinstance(row, dict) and "step" in row and {*map(type, row.values())} <= {int, float} for row in rows):
+        raise artifact.damaged(CURVES_NAME, "no curves")
+    return rows

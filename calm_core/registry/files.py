@@ -29,7 +29,7 @@ AUTOENCODER_FOLDER, CALM_FOLDER = "autoencoder", "calm"
 
 _MLMODEL = "MLmodel"
 _LARGEST_MLMODEL = 1 << 17  # bytes; ours has about 2,000
-_LARGEST_MANIFEST = 16 << 20
+_LARGEST_MODEL_MANIFEST = 16 << 20
 
 
 @contextmanager
@@ -110,7 +110,7 @@ class _Files:
 
     def bring_artifact(self, path: str) -> None:
         """Bring the files of an artifact into the folder; they are checked when they are read."""
-        self.bring(f"{path}/{MANIFEST_NAME}", _LARGEST_MANIFEST)
+        self.bring(f"{path}/{MANIFEST_NAME}", _LARGEST_MODEL_MANIFEST)
         for entry in Manifest.read(storage.child(self.folder, path)).files:
             self.bring(f"{path}/{entry.path}", entry.size)
 

@@ -236,7 +236,6 @@ def _model_folder(scored: ScoredModel) -> Iterator[str]:
 
 
 def _download(artifact: Artifact[Facts], folder: Path) -> None:
-    """Copy a checked artifact to local disk, manifest included, so that whoever loads it can check it again."""
-    for entry in artifact.manifest.files:
-        storage.write(storage.child(str(folder), entry.path), artifact.read(entry.path))
-    storage.copy(storage.child(artifact.uri, MANIFEST_NAME), str(folder / MANIFEST_NAME))
+    """Copy an artifact to local disk, manifest included, so that whoever loads it can check it."""
+    for path in (MANIFEST_NAME, *(entry.path for entry in artifact.manifest.files)):
+        storage.copy(storage.child(artifact.uri, path), storage.child(str(folder), path))

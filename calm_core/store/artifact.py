@@ -444,8 +444,8 @@ def reusable(
 ) -> Artifact[FactsT] | None:
     """What lies at a URI already, if it was made from the same inputs by the same code, and all its files are whole.
 
-    Its files are read for this, once. What takes them over later may not read them again, and a damaged part that is
-    taken for a made one would be published anew in each run; making it anew is what repairs it.
+    Its files are read for this. Whatever reads them later would find damage too, but could only refuse it; here what is
+    damaged is made anew, which repairs it.
     """
     if not storage.exists(storage.join(uri, MANIFEST_NAME)):
         return None

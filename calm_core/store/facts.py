@@ -241,7 +241,7 @@ class TextLoss(Record):
 def _require_losses_of(loss: TextLoss, splits: Collection[SplitCounts]) -> None:
     """Raise a ValueError where more was lost than there is."""
     _require_at_most("changed_documents", loss.changed_documents, "documents", sum(s.documents for s in splits))
-    _require_at_most("unknown_tokens", loss.unknown_tokens, "tokens", sum(s.tokens for s in splits))
+    _require_at_most("unknown_tokens", loss.unknown_tokens, "tokens", sum(s.tokens + s.left_out for s in splits))
 
 
 class ShardsFacts(Facts, TextLoss, kind="shards"):

@@ -89,11 +89,14 @@ def translating_errors(uri: str) -> Iterator[None]:
     """Turn what a storage raises into one line that says what to do.
 
     Raises:
-        FileNotFoundError: There is no such file; as other errors that say what is at the URI, it is let through.
+        FileNotFoundError: There is no such file, or what should be its folder is a file; as other errors that say what
+            is at the URI, it is let through.
         StorageError: The storage does not answer, refuses, or is full.
     """
     try:
         yield
+    except NotADirectoryError as error:
+        raise FileNotFoundError(errno.ENOENT, "no such file", uri) from error
     except (*_FOR_THE_CALLER, CalmError):
         raise
     except PermissionError as error:

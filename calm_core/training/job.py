@@ -19,6 +19,7 @@ from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter, digest_of
 from calm_core.store.facts import AutoencoderFacts, DatasetFacts, MixtureFacts, OutcomeFacts, Record, SpecFacts
 from calm_core.training.tasks.base import Inputs
+from calm_core.weights.load import settings_of
 
 ModelConfig = AutoencoderConfig | CalmConfig | TransformerConfig
 
@@ -85,9 +86,9 @@ def open_inputs(spec: TrainingSpec, device: torch.device, dtype: torch.dtype) ->
     if empty := [part.uri for part in dataset.parts if not part.num_sequences]:
         raise CalmError(f"{spec.stage}: {empty[0]}: has no training text, all of it is held out; name another dataset")
     autoencoder = Artifact(spec.autoencoder_uri, AutoencoderFacts) if spec.autoencoder_uri else None
-    if spec.kind in (AutoencoderConfig.kind, CalmConfig.kind):
-        settings = spec.settings if autoencoder is None else autoencoder.manifest.config
-        require_whole_chunks(dataset, settings["model"]["chunk_size"])
+    shape = settings_of(autoencoder, AutoencoderConfig) if autoencoder else spec.config
+    if isinstance(shape, AutoencoderConfig):
+        require_whole_chunks(dataset, shape.model.chunk_size)
     found = {"dataset": dataset.digest} | ({"autoencoder": autoencoder.digest} if autoencoder else {})
     if found != spec.parents:
         raise CalmError(f"{spec.stage}: an input has been replaced since the job was made; run again")

@@ -13,7 +13,7 @@ from torch import nn
 from calm_core.errors import ConfigError
 
 BYTES_PER_PARAMETER = 16
-"""Of a parameter, its gradient and Adam's state, in bf16 as in fp32; the ranks share them at best (ZeRO stage 3)."""
+"""Of a parameter, its gradient and Adam's state in fp32, more in bf16; the ranks share them at best (ZeRO stage 3)."""
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -31,13 +31,13 @@ def load_autoencoder(artifact: Artifact[AutoencoderFacts]) -> Autoencoder:
         ArtifactError: Its weights are damaged, or others than its settings and facts say.
     """
     return _with_weights(
-        artifact, lambda: make_autoencoder(_config(artifact, AutoencoderConfig).model, artifact.facts.vocab_size)
+        artifact, lambda: make_autoencoder(settings_of(artifact, AutoencoderConfig).model, artifact.facts.vocab_size)
     )
 
 
 def new_calm(artifact: Artifact[CalmFacts]) -> Calm:
     """A model of a `calm` artifact's shape with new weights, from torch's seed."""
-    facts, config = artifact.facts, _config(artifact, CalmConfig)
+    facts, config = artifact.facts, settings_of(artifact, CalmConfig)
     return Calm(config.model, facts.vocab_size, facts.chunk_size, facts.latent_size).eval()
 
 
@@ -49,7 +49,7 @@ def load_calm(artifact: Artifact[CalmFacts], autoencoder: Artifact[AutoencoderFa
             and facts say.
     """
     require_own_autoencoder(artifact, autoencoder)
-    shape, facts = _config(autoencoder, AutoencoderConfig).model, artifact.facts
+    shape, facts = settings_of(autoencoder, AutoencoderConfig).model, artifact.facts
     of_autoencoder = (shape.chunk_size, shape.latent_size, autoencoder.facts.vocab_size)
     if (facts.chunk_size, facts.latent_size, facts.vocab_size) != of_autoencoder:
         raise ArtifactError(f"{artifact.uri}: has other chunks, latents or tokens than its autoencoder; train it again")
@@ -58,7 +58,7 @@ def load_calm(artifact: Artifact[CalmFacts], autoencoder: Artifact[AutoencoderFa
 
 def new_transformer(artifact: Artifact[TransformerFacts]) -> Transformer:
     """A model of a `transformer` artifact's shape with new weights, from torch's seed."""
-    return Transformer(_config(artifact, TransformerConfig).model, artifact.facts.vocab_size).eval()
+    return Transformer(settings_of(artifact, TransformerConfig).model, artifact.facts.vocab_size).eval()
 
 
 def load_transformer(artifact: Artifact[TransformerFacts]) -> Transformer:
@@ -164,7 +164,12 @@ def require_own_autoencoder(calm: Artifact[CalmFacts], autoencoder: Artifact[Aut
         raise ArtifactError(f"{calm.uri}: was trained on another autoencoder than {autoencoder.uri}")
 
 
-def _config(artifact: Artifact[ModelFacts], config_type: type[ConfigT]) -> ConfigT:
+def settings_of(artifact: Artifact[ModelFacts], config_type: type[ConfigT]) -> ConfigT:
+    """The settings that a model was trained with.
+
+    Raises:
+        ArtifactError: They are not understood.
+    """
     settings = {key: value for key, value in artifact.manifest.config.items() if key != "seed"}
     try:
         return parse_section(config_type, settings)

@@ -10,13 +10,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
-from calm_core.config import Config
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, ProgressEvent, parse
-from pipelines.arguments import arguments_of
 from pipelines.local.home import Home
 
 STOP_SECONDS = 30.0
@@ -40,26 +38,22 @@ class LocalRun:
         self._read_bytes = 0
 
     @classmethod
-    def start(cls, config: Config, home: Home, lock: int, environment: Mapping[str, str]) -> Self:
+    def start(cls, arguments: Mapping[str, Any], home: Home, lock: int, environment: Mapping[str, str]) -> Self:
         """Start a run.
 
         Args:
-            config: Every setting of the run.
+            arguments: Of the pipeline, as `arguments_of` makes them.
             home: Where it works.
             lock: The home's lock, which the child inherits: it is free when the last of both has ended.
             environment: Variables for the tasks; they take no part in the cache keys, as parameters would.
-
-        Raises:
-            ConfigError: A setting cannot be handed to Kubeflow.
         """
-        arguments = arguments_of(config, str(home.plans), str(home.checkpoints))
         home.logs.mkdir(exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=time.strftime("run-%Y%m%d-%H%M%S-"), dir=home.logs))
         request = folder / "request.json"
         request.write_text(
             json.dumps(
                 {
-                    "arguments": arguments,
+                    "arguments": dict(arguments),
                     "pipeline_root": str(home.pipeline_root),
                     "cache_root": str(home.cache),
                     "outputs": str(folder / _OUTPUTS_NAME),

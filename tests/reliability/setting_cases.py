@@ -159,13 +159,8 @@ def means(got: Any, said: Any, annotation: Any) -> bool:
             "n": False,
             "false": False,
         }
-        return got is (words.get(said.lower()) if isinstance(said, str) else bool(said)) and said in (
-            *words,
-            0,
-            1,
-            *map(str.upper, words),
-            *map(str.title, words),
-        )
+        word = said.lower() if isinstance(said, str) else said  # in whatever case, nothing else can be meant
+        return word in (*words, 0, 1) and got is words.get(word, bool(word))
     if annotation in (int, float):
         if isinstance(said, bool) or said is None or math.isnan(got) or math.isinf(got):
             return False

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from campaign import Case, Lie
 
-from calm_core.config import DataConfig
+from calm_core.config import DataConfig, parse_section
 from calm_core.data.preparing.scan import scan_partition
 from calm_core.data.sources.documents import read_documents
 from calm_core.data.sources.files import find_files
@@ -71,7 +71,8 @@ def source_cases(folder: Path, rng: random.Random) -> Iterator[Case]:
 
 
 def _try(made: Made, place: Path) -> None:
-    config = DataConfig(sources=(made.source,), max_document_bytes=LIMIT, **made.settings)
+    settings = {"sources": [made.source], "max_document_bytes": LIMIT, **made.settings}
+    config = parse_section(DataConfig, settings)
     with tempfile.TemporaryDirectory(dir=place, prefix=".plan-") as plan, redirect_stdout(StringIO()):
         parts = partition_files(find_files(config), config.partitions, plan)
         documents = [document for part in parts for document in read_documents(part, config)]

@@ -36,7 +36,7 @@ class Extension:
     def __init__(self, config: DataConfig) -> None:
         self.parent = Artifact(config.extends, DatasetFacts)
         self._replace = config.replace_changed
-        settings = self.parent.manifest.config | self.parent.facts.part("results")  # both, where both tell it
+        settings = self.parent.facts.part("results") | self.parent.manifest.config  # what was asked for goes first
         for name in _KEPT:
             own = settings.get(name, DataConfig.model_fields[name].default)  # older datasets had no choice
             if own != getattr(config, name):

@@ -1,6 +1,7 @@
 """The last step of preparing: all partitions become one dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -64,11 +65,11 @@ def merge_partitions(config: DataConfig, prepared: Prepared, output_uri: str) ->
         SourceError: Too many documents were rejected, or a split is empty.
         ArtifactError: A partition is missing, or its scan and its shards do not hold the same documents.
     """
-    with reported(STAGE, "checking the partitions"):
+    with reported(STAGE, "checking the partitions"), _agreeing():
         inputs = _Inputs(config, prepared)
         settings, parents = config.model_dump(mode="json", exclude=_NOT_CONTENT), inputs.parents
         made = reusable(output_uri, DatasetFacts, settings, parents)
-        facts = made.facts if made else _agreeing(inputs)
+        facts = made.facts if made else inputs.facts()
     if made:  # nothing is done, so MLflow has no run of it
         report(STAGE, "finished", note=_summary(facts))
         return made
@@ -83,10 +84,11 @@ def merge_partitions(config: DataConfig, prepared: Prepared, output_uri: str) ->
     return dataset
 
 
-def _agreeing(inputs: "_Inputs") -> DatasetFacts:
-    """The facts of the dataset; an ArtifactError where those of the parts contradict each other."""
+@contextmanager
+def _agreeing() -> Iterator[None]:
+    """Raise an ArtifactError where the facts of the parts contradict each other."""
     try:
-        return inputs.facts()
+        yield
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ArtifactError(f"the scans and the shards do not belong together ({reason}); run again") from None
@@ -172,23 +174,18 @@ class _Inputs:
             counts = sum_documents([old, counts])
             splits = {split: sum_splits([old.splits[split], new]) for split, new in splits.items()}
         refuse_empty_splits(counts, splits, self._config)
-        try:
-            return DatasetFacts(
-                **counts.model_dump(),
-                **self._tokenizer.facts.model_dump(),
-                packing=self._config.packing,
-                sequence_length=self._config.sequence_length,
-                document_alignment=self._config.document_alignment if self._config.packing == "documents" else 1,
-                rows_per_group=self._config.rows_per_group,
-                partitions=self._first + len(self._shards),
-                splits=splits,
-                sources=self._sources(),
-                reject_examples=self._examples,
-            )
-        except ValidationError as error:
-            raise ArtifactError(
-                f"the partitions' counts cannot be true ({error.errors()[0]['msg']:.200}); tokenise them again"
-            ) from None
+        return DatasetFacts(
+            **counts.model_dump(),
+            **self._tokenizer.facts.model_dump(),
+            packing=self._config.packing,
+            sequence_length=self._config.sequence_length,
+            document_alignment=self._config.document_alignment if self._config.packing == "documents" else 1,
+            rows_per_group=self._config.rows_per_group,
+            partitions=self._first + len(self._shards),
+            splits=splits,
+            sources=self._sources(),
+            reject_examples=self._examples,
+        )
 
     def _split_counts(self, split: Split) -> SplitCounts:
         parts = [shards.facts.split(split) for shards in self._shards]

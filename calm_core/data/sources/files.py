@@ -15,6 +15,7 @@ from calm_core.errors import SourceError
 from calm_core.store import storage
 
 _FILES_AT_A_TIME = 16
+_LARGEST_OBJECT = 64 << 20  # bytes of a JSON file that lists others
 _HIDDEN = (".", "_")
 """How names begin that other data libraries skip as well: what an editor, a system or a writer keeps for itself."""
 
@@ -66,10 +67,9 @@ def _files_of(source: str) -> Iterator[str]:
         if inside is None:
             plain_folders.append(uri)
         files += inside or []
+    known = {*files}
     for folder in plain_folders:  # fine where the pattern goes into it
-        if not is_pattern or not {uri for uri in storage.files_below(folder) if not _is_hidden(uri, source)} <= {
-            *files
-        }:
+        if not is_pattern or not known.issuperset(u for u in storage.files_below(folder) if not _is_hidden(u, source)):
             raise SourceError(f"{folder}: is a folder; name its files, e.g. {storage.join(folder, '*.jsonl')}")
     if not files:
         raise SourceError(f"{source}: matches only folders without files; check data.sources")
@@ -129,8 +129,8 @@ def _files_of_folder(uri: str) -> list[str] | None:
 
 def _read_object(uri: str) -> dict[str, Any]:
     try:
-        content = json.loads(storage.read(uri))
-    except (ValueError, RecursionError):
+        content = json.loads(storage.read(uri, 0, _LARGEST_OBJECT))  # cut off, it is none
+    except (ValueError, RecursionError, IsADirectoryError):
         content = None
     if not isinstance(content, dict):
         raise SourceError(f"{uri}: is no JSON object; save the dataset again")

@@ -8,6 +8,7 @@ from typing import Any
 import safetensors.torch
 import tokenizers
 
+from calm_core.config import AutoencoderConfig, CalmConfig
 from calm_core.errors import CalmError
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, Manifest
@@ -21,7 +22,7 @@ from calm_core.weights.huggingface.config import (
 )
 from calm_core.weights.huggingface.files import SAFETENSORS_NAME, Weights
 from calm_core.weights.huggingface.importing import AUTOENCODER_PREFIX, ORIGINAL, TIED, TOKENIZER_FILES, Tell
-from calm_core.weights.load import TOKENIZER_NAME, autoencoder_of, load_weights
+from calm_core.weights.load import TOKENIZER_NAME, autoencoder_of, load_weights, settings_of
 
 _AUTOENCODER_FOLDER = "autoencoder"
 _TARGET_SAMPLES = 100  # fixed in the public code
@@ -41,6 +42,9 @@ def export_checkpoint(uri: str, output: str, *, autoencoder_uri: str = "", tell:
         CalmError: An artifact is unusable, or of a kind or shape that the public code does not have; or artifacts lie
             where the folder would be made.
     """
+    for folder in (output, storage.join(output, _AUTOENCODER_FOLDER)):
+        if storage.exists(storage.join(folder, MANIFEST_NAME)):
+            raise CalmError(f"{folder}: is an artifact's folder, whose files would be replaced; name another output")
     calm: Artifact[CalmFacts] | None = None
     if Manifest.read(uri).kind == CalmFacts.kind:
         calm = Artifact(uri, CalmFacts)
@@ -55,9 +59,6 @@ def export_checkpoint(uri: str, output: str, *, autoencoder_uri: str = "", tell:
     else:
         autoencoder = Artifact(uri, AutoencoderFacts)
         folders = {output: _files(autoencoder, _autoencoder_config(autoencoder), _autoencoder_weights(autoencoder))}
-    for folder in folders:
-        if storage.exists(storage.join(folder, MANIFEST_NAME)):
-            raise CalmError(f"{folder}: is an artifact's folder, whose files would be replaced; name another output")
     if tell:
         for artifact in (autoencoder, calm) if calm else (autoencoder,):
             for line in _untold(artifact):
@@ -84,8 +85,8 @@ def _autoencoder_weights(artifact: Artifact[AutoencoderFacts]) -> Weights:
 
 
 def _autoencoder_config(artifact: Artifact[AutoencoderFacts]) -> dict[str, Any]:
-    model = artifact.manifest.config["model"]
-    if (kind := model.get("kind", _AUTOENCODER_KIND)) != _AUTOENCODER_KIND:
+    model = settings_of(artifact, AutoencoderConfig).model.model_dump(mode="json")
+    if (kind := model["kind"]) != _AUTOENCODER_KIND:
         raise CalmError(
             f"{artifact.uri}: the public format knows {_AUTOENCODER_KIND} autoencoders only, this is {kind}"
         )
@@ -101,7 +102,7 @@ def _autoencoder_config(artifact: Artifact[AutoencoderFacts]) -> dict[str, Any]:
 
 
 def _calm_config(artifact: Artifact[CalmFacts]) -> dict[str, Any]:
-    model = artifact.manifest.config["model"]
+    model = settings_of(artifact, CalmConfig).model.model_dump(mode="json")
     head = model["head"]
     if head["kind"] != _HEAD_KIND:
         raise CalmError(f"{artifact.uri}: the public format knows the {_HEAD_KIND} head only, this is {head['kind']}")
@@ -119,7 +120,9 @@ def _calm_config(artifact: Artifact[CalmFacts]) -> dict[str, Any]:
 
 def _untold(artifact: Artifact[Any]) -> Iterator[str]:
     """What the public code would train on with other settings than this model had."""
-    model = artifact.manifest.config["model"]
+    of_calm = isinstance(artifact.facts, CalmFacts)
+    settings = settings_of(artifact, CalmConfig) if of_calm else settings_of(artifact, AutoencoderConfig)
+    model = settings.model.model_dump()
     latent, token = model.get("latent_dropout"), model.get("token_dropout")
     if latent != token:
         yield f"{artifact.uri}: ae_dropout stands for both dropouts: {latent} is written, token_dropout {token} is not"
@@ -141,7 +144,12 @@ def _common_config(facts: ModelFacts) -> dict[str, Any]:
 
 def _kept_config(artifact: Artifact[ModelFacts]) -> dict[str, Any]:
     """The config that an imported artifact came with."""
-    return dict(artifact.read_json(CONFIG_NAME)) if _holds(artifact, CONFIG_NAME) else {}
+    if not _holds(artifact, CONFIG_NAME):
+        return {}
+    config = artifact.read_json(CONFIG_NAME)
+    if not isinstance(config, dict):
+        raise artifact.damaged(CONFIG_NAME, "no JSON object")
+    return config
 
 
 def _tokenizer_files(artifact: Artifact[ModelFacts], config: dict[str, Any]) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
 from calm_core.shown import brief, visible
 from calm_core.store import storage
-from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter, Manifest
+from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts
 from calm_core.weights.huggingface.config import (
     CONFIG_NAME,
@@ -188,8 +188,7 @@ def _require_other_places(sources: list[Path], outputs: list[str]) -> None:
 def _all_or_nothing(output_uri: str, kinds: dict[str, type[ModelFacts]]) -> Iterator[None]:
     """Refuse places where artifacts of other kinds lie; leave no new folder behind when writing fails."""
     for uri, kind in kinds.items():
-        if storage.exists(storage.join(uri, MANIFEST_NAME)) and (found := Manifest.read(uri).kind) != kind.kind:
-            raise ArtifactError(f"{uri}: holds an artifact of kind {found}, not {kind.kind}; name another output")
+        ArtifactWriter(uri, kind, {}, {}).check()
     new = [uri for uri in (output_uri, *kinds) if not storage.exists(uri)]
     try:
         yield
