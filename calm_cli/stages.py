@@ -64,8 +64,9 @@ def prepare(
     source: SourceOption = None,
     text_field: TextFieldOption = None,
     extends: Annotated[
-        str, typer.Option(metavar="URI", help="A dataset to take over and add the new sources to.", show_default=False)
-    ] = "",
+        str | None,
+        typer.Option(metavar="URI", help="A dataset to take over and add the new sources to.", show_default=False),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Processes, at most one a partition; the bytes stay the same. [default: a core each]"),
@@ -85,7 +86,9 @@ def prepare(
 
       calm prepare --extends out/dataset --source 'texts/*.jsonl.gz' --output out/dataset-2
     """
-    options = {"data.extends": extends or None, "data.sources": source or None, "data.text_field": text_field}
+    if extends == "":
+        raise ConfigError("data.extends: is empty; name the dataset, or leave the option out")
+    options = {"data.extends": extends, "data.sources": source or None, "data.text_field": text_field}
     config = configuration(profile, set_, options)
     from calm_core.data.stage import prepare_data
 

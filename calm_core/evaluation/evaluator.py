@@ -68,8 +68,9 @@ class Evaluator:
             if next_tokens(tokens_BT, self.interval, self.chunk_size, tokens_BT != self.dataset.pad_id)[1].any():
                 return
         raise ArtifactError(
-            f"{self.dataset.uri}: none of its {self.sequences:,} held-out sequences has a position with {MAX_N} tokens "
-            "of text after it, so nothing can be scored; prepare longer documents, or raise data.validation_fraction"
+            f"{self.dataset.uri}: none of the first {self.sequences:,} of {self.dataset.num_sequences:,} held-out "
+            f"sequences has a position with {MAX_N} tokens of text after it, so nothing can be scored; raise "
+            "evaluation.max_sequences or data.validation_fraction, or prepare longer documents"
         )
 
     def autoencoder_accuracy(self, autoencoder: Autoencoder) -> float:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from calm_core.errors import ArtifactError, CalmError, first_line
+from calm_core.errors import ArtifactError, CalmError, StorageError, first_line
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts
@@ -60,6 +60,8 @@ def _data_folder(uri: str, empty: str) -> str:
         files.bring_artifact(f"{data}/{AUTOENCODER_FOLDER}")
         files.bring_artifact(f"{data}/{CALM_FOLDER}")
         return storage.child(files.folder, data)
+    except StorageError as error:
+        raise CalmError(f"{uri}: is not a CALM model, or cannot be read ({error})") from None
     except CalmError:
         raise
     except Exception as error:  # what MLflow and its clients of object stores raise has no common base

@@ -85,6 +85,11 @@ def open_inputs(spec: TrainingSpec, device: torch.device, dtype: torch.dtype) ->
     dataset = open_dataset(spec.dataset_uri, "train")
     if empty := [part.uri for part in dataset.parts if not part.num_sequences]:
         raise CalmError(f"{spec.stage}: {empty[0]}: has no training text, all of it is held out; name another dataset")
+    if dataset.pad_id == dataset.eos_id:
+        raise CalmError(
+            f"{spec.stage}: {spec.dataset_uri}: its padding is the token that ends a document, so a model would never "
+            "learn to stop; prepare it with another tokenizer.pad_token"
+        )
     autoencoder = Artifact(spec.autoencoder_uri, AutoencoderFacts) if spec.autoencoder_uri else None
     shape = settings_of(autoencoder, AutoencoderConfig) if autoencoder else spec.config
     if isinstance(shape, AutoencoderConfig):

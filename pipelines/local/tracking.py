@@ -60,7 +60,8 @@ def use_tracking(home: Home, experiment: str) -> None:
 def _follow(home: Home) -> None:
     """Let the records of a home's own MLflow follow where the home was moved to: they hold absolute places.
 
-    A folder of artifacts that is still where the records say is left: they may be shared.
+    Of a copied home they would still name the original's, and new files would go there. A folder that is no home's
+    stays as it is: it may be shared.
 
     Raises:
         CalmError: The records cannot be changed.
@@ -71,7 +72,7 @@ def _follow(home: Home) -> None:
     try:
         with closing(sqlite3.connect(home.mlflow_database)) as database, database:
             experiments = database.execute("SELECT artifact_location FROM experiments").fetchall()
-            for old in {location for (location,) in experiments if location != new and _is_gone(location, home)}:
+            for old in {location for (location,) in experiments if location != new and _is_of_a_home(location, home)}:
                 for table, column in _LOCATIONS:
                     database.execute(
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
@@ -85,10 +86,11 @@ def _follow(home: Home) -> None:
         ) from None
 
 
-def _is_gone(location: str, home: Home) -> bool:
-    """Whether a place of artifacts is that of a home which is no longer there."""
+def _is_of_a_home(location: str, home: Home) -> bool:
+    """Whether a place of artifacts is that of a home, which may be no longer there."""
     folder = Path(unquote(urlsplit(location).path))
-    return location.startswith("file:") and folder.name == home.mlflow_artifacts.name and not folder.exists()
+    is_home = not folder.exists() or (folder.parent / home.mlflow_database.name).exists()
+    return location.startswith("file:") and folder.name == home.mlflow_artifacts.name and is_home
 
 
 def end_open_stages(parent: Run, status: str) -> None:

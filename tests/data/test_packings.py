@@ -16,7 +16,7 @@ from calm_core.errors import CalmError, ConfigError, SourceError
 from calm_core.evaluation.comparison import require_same_protocol
 from calm_core.evaluation.stage import evaluate
 from calm_core.registry.load import load_generator
-from calm_core.store.artifact import Artifact
+from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import DatasetFacts, EvaluationFacts, TransformerFacts
 from calm_core.training.stage import train
 from tests.conftest import sentences
@@ -65,6 +65,42 @@ def test_a_test_set_holds_the_sequences_that_the_public_code_scores(
     assert held_out.facts.splits["train"].sequences == 0
     with pytest.raises(CalmError, match="has no training text, all of it is held out"):
         train(TransformerConfig(), held_out.uri, str(tmp_path / "out"), seed=0, checkpoint_root=str(tmp_path / "c"))
+
+
+def test_a_contiguous_dataset_is_extended_with_its_own_settings(public: Artifact[DatasetFacts], tmp_path: Path) -> None:
+    sources = []
+    for number, texts in enumerate((DOCUMENTS[:40], DOCUMENTS[40:])):
+        sources.append(str(tmp_path / f"{number}.jsonl"))
+        Path(sources[-1]).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    values = {"sequence_length": T, "rows_per_group": 4, "rows_per_shard": 8, "partitions": 1, **PUBLIC}
+    values["validation_fraction"] = 0.3
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes(public.read("tokenizer.json"))
+    tokenizer = TokenizerConfig(source=str(folder))
+    first = DataConfig.model_validate(values | {"sources": sources[:1]})
+    base = prepare_data(first, tokenizer, str(tmp_path / "base"))
+    both = DataConfig.model_validate(values | {"sources": sources, "extends": base.uri})
+    grown = prepare_data(both, tokenizer, str(tmp_path / "grown"))
+    assert grown.facts.documents_out == len(DOCUMENTS) > base.facts.documents_out
+    assert (grown.facts.packing, grown.facts.document_alignment) == ("contiguous", 1)
+
+
+def test_unknown_tokens_of_what_fills_no_sequence_are_counted_too(tmp_path: Path) -> None:
+    """Partitions so small that more tokens are unknown than there are in sequences."""
+    vocabulary = {"[UNK]": 0, "<pad>": 1, "</s>": 2, "<s>": 3, "river": 4}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<pad>", "</s>", "<s>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    source = tmp_path / "short.jsonl"
+    source.write_text("".join(json.dumps({"text": f"unheard of number {i}"}) + "\n" for i in range(40)))
+    data = {"sources": [str(source)], "sequence_length": T, "rows_per_group": 4, "rows_per_shard": 8, "partitions": 2}
+    config = DataConfig.model_validate({**data, **PUBLIC, "validation_fraction": 0.5})
+    facts = prepare_data(config, TokenizerConfig(source=str(tmp_path)), str(tmp_path / "dataset")).facts
+    assert facts.unknown_tokens == 160 > facts.tokens
 
 
 def test_packing_is_part_of_what_a_dataset_is(public: Artifact[DatasetFacts], tmp_path: Path) -> None:
@@ -146,3 +182,14 @@ def test_a_tokenizer_without_that_token_is_refused(public: Artifact[DatasetFacts
     (tmp_path / "tokenizer.json").write_text(plain.replace("<|startoftext|>", "<|other|>"))
     with pytest.raises(CalmError, match=r"has no token <\|startoftext\|>; name one with tokenizer\.bos_token"):
         prepare(tmp_path, tokenizer=str(tmp_path / "tokenizer.json"), **PUBLIC)
+
+
+@pytest.mark.parametrize("partitions", [0, 10**12])
+def test_a_dataset_that_lies_about_its_partitions_is_not_extended(
+    public: Artifact[DatasetFacts], tmp_path: Path, partitions: int
+) -> None:
+    with ArtifactWriter(str(tmp_path / "lie"), DatasetFacts, public.manifest.config, public.manifest.parents) as writer:
+        writer.copy(public, {entry.path: entry.path for entry in public.manifest.files})
+        writer.facts = public.facts.model_copy(update={"partitions": partitions})
+    with pytest.raises(CalmError, match=f"{partitions:,} partitions, not 1"):
+        prepare(tmp_path, extends=str(tmp_path / "lie"), **PUBLIC)

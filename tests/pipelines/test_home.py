@@ -1,5 +1,6 @@
 """The folder of local runs: which paths it may have, and what happens to MLflow's records when it is moved."""
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,8 +75,21 @@ def test_a_home_with_unusual_characters_has_its_files_where_they_belong_and_can_
     assert set(tmp_path.iterdir()) == {moved.path}
 
 
+def test_a_copied_home_leaves_the_original_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = begin(tmp_path / "original", monkeypatch)
+    first = log("before")
+    copied = begin(Path(shutil.copytree(original.path, tmp_path / "copy")), monkeypatch)
+    second = log("after")
+    assert mlflow.artifacts.load_text(f"runs:/{first}/text.txt") == "before"
+    assert len(list(original.mlflow_artifacts.rglob("text.txt"))) == 1
+    assert len(list(copied.mlflow_artifacts.rglob("text.txt"))) == 2
+    shutil.rmtree(original.path)
+    assert mlflow.artifacts.load_text(f"runs:/{first}/text.txt") == "before"
+    assert mlflow.artifacts.load_text(f"runs:/{second}/text.txt") == "after"
+
+
 def test_records_of_files_that_are_still_there_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an experiment whose files another home holds."""
+    """Of an experiment whose files lie in a folder that is no home's."""
     other = begin(tmp_path / "other", monkeypatch)
     with sqlite3.connect(other.mlflow_database) as database:
         elsewhere = (tmp_path / "shared" / "mlartifacts").as_uri()

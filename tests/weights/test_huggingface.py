@@ -457,3 +457,12 @@ def test_transformers_reads_an_export(model_uris: tuple[str, str], tmp_path: Pat
     with safetensors.safe_open(folder / "model.safetensors", "pt") as weights:
         assert weights.metadata() == {"format": "pt"}  # else transformers refuses the file
         assert "ae_model.decoder.lm_head_weight" in weights.keys()  # noqa: SIM118  # no dict
+
+
+@pytest.mark.parametrize("place", ["https://user:geheim@host/x", "https://host/x", "s3://bucket/x"])
+def test_a_folder_elsewhere_is_one_line_without_its_password(place: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        CalmError, match=r"is no folder on this machine|a password or key in a URL is not taken"
+    ) as told:
+        import_checkpoint(place, str(tmp_path / "out"))
+    assert "geheim" not in str(told.value) and not (tmp_path / "out").exists()

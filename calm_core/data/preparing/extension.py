@@ -1,5 +1,6 @@
 """Growing a dataset: which sources are new to it."""
 
+import re
 from collections.abc import Sequence
 
 from calm_core.config import DataConfig
@@ -8,7 +9,7 @@ from calm_core.data.sources.content import FoundFile
 from calm_core.data.tokenizers.stored import tokenizer_of
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import ConfigError, SourceError
-from calm_core.store.artifact import Artifact
+from calm_core.store.artifact import MANIFEST_NAME, Artifact
 from calm_core.store.facts import DatasetFacts, SourceFile
 
 _KEPT = (
@@ -29,6 +30,7 @@ class Extension:
     Its documents keep their split, since that depends on their text and `validation_fraction` alone.
 
     Raises:
+        ArtifactError: It is damaged.
         ConfigError: Its sequences or splits have another shape than the settings ask for, or it knows near-duplicates
             by other keys.
     """
@@ -45,6 +47,9 @@ class Extension:
                     f"it so, or prepare a new dataset"
                 )
         refuse_other_keys(self.parent, config.near_duplicate_threshold)
+        made_of = [int(name[7:]) for name in self.parent.manifest.parents if re.fullmatch(r"shards-\d{1,9}", name)]
+        if made_of and self.partitions != 1 + max(made_of):
+            raise self.parent.damaged(MANIFEST_NAME, f"{self.partitions:,} partitions, not {1 + max(made_of):,}")
 
     @classmethod
     def of(cls, config: DataConfig) -> "Extension | None":

@@ -307,7 +307,12 @@ class Tokenizer:
             texts = [form.format(text) for text in (name, word) for form in ("{}", " {}", "a{}a", "a {} a", "\n{}\n")]
             found = any(self._gives(number, text) for text in (*texts, _UNKNOWN_TEXT, f"a {_UNKNOWN_TEXT}"))
             is_special = number in added and added[number].special
-            if found and not (is_special and number in self._spelled):
+            if found and is_special and number not in self._spelled:
+                raise CalmError(
+                    f"{source}: this tokenizer finds the {role} {self._shown(number)} in a text that spells it, and "
+                    f"has no tokens to spell it otherwise; name another with tokenizer.{role}, or add characters"
+                )
+            if found and not is_special:
                 raise CalmError(
                     f"{source}: the {role} {self._shown(number)} is an ordinary word of this tokenizer, which a text "
                     f"may hold; name a special token with tokenizer.{role}, or add one to the file"

@@ -99,6 +99,9 @@ def import_checkpoint(
     Raises:
         CalmError: The folder is none of these, is incomplete, or does not fit these models; then nothing is written.
     """
+    for place in filter(None, (folder, autoencoder_folder, tokenizer_folder)):
+        if not storage.is_local(place):
+            raise CalmError(f"{place}: is no folder on this machine; download it first")
     path = Path(folder)
     config, written = read_config(path)
     if isinstance(config, PublicAutoencoder):
