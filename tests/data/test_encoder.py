@@ -388,7 +388,11 @@ UNSAFE: dict[str, tuple[Callable[[], tokenizers.Tokenizer], dict[str, str], str]
     "a piece of a word": (unigram, {"pad_token": "▁"}, "the pad_token ▁ is an ordinary word"),
     "the unknown word": (words, {"pad_token": "[UNK]"}, r"the pad_token \[UNK\] is an ordinary word"),
     "not marked as special": (lambda: marked(byte_level(), False), {}, r"the pad_token \[PAD\] is an ordinary word"),
-    "a word that nothing spells": (words, {}, r"the pad_token \[PAD\] is an ordinary word"),
+    "a word that nothing spells": (
+        words,
+        {},
+        r"finds the pad_token \[PAD\] in a text.* no tokens to spell it",
+    ),
     "a control character": (lambda: unigram("\x1b"), {"eos_token": "\x1b"}, r"the eos_token \\x1b is an ordinary word"),
 }
 

@@ -306,7 +306,7 @@ class Tokenizer:
                 word = self._backend.decode([number], skip_special_tokens=False)
             texts = [form.format(text) for text in (name, word) for form in ("{}", " {}", "a{}a", "a {} a", "\n{}\n")]
             found = any(self._gives(number, text) for text in (*texts, _UNKNOWN_TEXT, f"a {_UNKNOWN_TEXT}"))
-            is_special = number in added and added[number].special
+            is_special = number in added and added[number].special and number != self.unknown_id
             if found and is_special and number not in self._spelled:
                 raise CalmError(
                     f"{source}: this tokenizer finds the {role} {self._shown(number)} in a text that spells it, and "
