@@ -9,6 +9,7 @@ from torch import Tensor
 
 from calm_core.config import EvaluationConfig
 from calm_core.data.reading.dataset import Dataset, open_dataset, require_whole_chunks
+from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import ArtifactError
 from calm_core.evaluation.brier import frequencies
 from calm_core.evaluation.evaluator import Evaluator
@@ -19,7 +20,6 @@ from calm_core.generation.text import Sampling
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import EvaluationFacts, ModelFacts, References, TextSample
 from calm_core.telemetry.stage import Stage
-from calm_core.weights.load import TOKENIZER_NAME
 
 _FREQUENCY_SEQUENCES = 4096  # training sequences that the unigram reference counts
 

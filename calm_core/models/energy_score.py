@@ -24,7 +24,7 @@ def energy_loss(samples_RNL: Tensor, mean_RL: Tensor, deviations_RML: Tensor, al
         deviations_RML: z_m - mean.
         alpha: Exponent.
     """
-    return cast(Tensor, _EnergyLoss.apply(samples_RNL, mean_RL, deviations_RML, alpha))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _EnergyLoss.apply(samples_RNL, mean_RL, deviations_RML, alpha))  # type: ignore[no-untyped-call] # torch's own
 
 
 class _EnergyLoss(torch.autograd.Function):

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from calm_core.config import text
 from calm_core.errors import ArtifactError, CalmError, StorageError, first_line
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, Manifest
@@ -29,7 +28,7 @@ AUTOENCODER_FOLDER, CALM_FOLDER = "autoencoder", "calm"
 
 _MLMODEL = "MLmodel"
 _LARGEST_MLMODEL = 1 << 17  # bytes; ours has about 2,000
-_LARGEST_MODEL_MANIFEST = 16 << 20
+_LARGEST_MODEL_MANIFEST = 16 << 20  # a model has a handful of files
 
 
 @contextmanager
@@ -77,22 +76,13 @@ def _data_path(uri: str, mlmodel: bytes) -> str:
         CalmError: It says something else.
     """
     try:
-        flavor: Any = yaml.load(mlmodel, _PlainLoader)["flavors"]["python_function"]
+        flavor: Any = text.read(mlmodel.decode())["flavors"]["python_function"]
         loader, data, code = flavor["loader_module"], flavor["data"], flavor.get("code")
     except Exception:  # a file from anywhere: no YAML, other types, nested too deeply, numbers too long
         loader, data, code = None, None, None
     if loader != LOADER_MODULE or code is not None or not isinstance(data, str):
         raise CalmError(f"{uri}: is not a CALM model; it is not loaded, since that might run what it brings along")
     return data
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Reads YAML without aliases, with which a short text can mean very much."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError
-        return super().compose_node(parent, index)
 
 
 class _Files:

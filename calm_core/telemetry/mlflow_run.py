@@ -57,7 +57,7 @@ def mlflow_answers() -> Iterator[None]:
     except CalmError:
         raise
     except Exception as error:  # those of its clients and databases have no common base
-        reason = redacted(first_line(error))
+        reason = first_line(error)
         raise CalmError(
             f"{TRACKING_URI_VARIABLE} {shown_tracking_uri()}: MLflow does not answer ({reason}); check that it can be "
             "reached, then run the same command again"

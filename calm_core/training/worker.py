@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from calm_core.data.reading.dataset import open_dataset
 from calm_core.data.reading.loader import Loader
+from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import EXIT_FAILED, CalmError, StorageError, first_line
 from calm_core.shown import SafeStream
 from calm_core.store.artifact import ArtifactWriter
@@ -30,7 +31,7 @@ from calm_core.training.loop import Trainer
 from calm_core.training.tasks.base import Inputs, Task
 from calm_core.training.tasks.make import make_task
 from calm_core.training.validation import Validator
-from calm_core.weights.load import CURVES_NAME, TOKENIZER_NAME, WEIGHTS_NAME
+from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
 
 
 @record

@@ -18,7 +18,7 @@ from calm_core.models.transformer import Transformer
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts, TransformerFacts
 
-WEIGHTS_NAME, TOKENIZER_NAME, CURVES_NAME = "weights.safetensors", "tokenizer.json", "curves.jsonl"
+WEIGHTS_NAME, CURVES_NAME = "weights.safetensors", "curves.jsonl"
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 ModelT = TypeVar("ModelT", bound=nn.Module)

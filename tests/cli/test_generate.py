@@ -46,7 +46,7 @@ def test_a_terminal_shows_what_would_act_on_it(prompts: list[str], monkeypatch: 
     screen = Screen(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", screen)
     assert call("generate", *prompts, "--model", "out/calm") == 0
-    shown = screen.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    shown = screen.buffer.getvalue().decode()  # type: ignore[attr-defined]  # bytes, as it is made above
     for style in ("\x1b[1m", "\x1b[0m"):  # our own, of the prompt
         shown = shown.replace(style, "")
     prompt, text = "a\tb\\r\n\\x1b[2J", "\\x00c\\x07\td\n\\u202ee\\x9b1m é日\\r\n"

@@ -79,7 +79,7 @@ def test_a_contiguous_set_is_scored_as_the_public_code_scores_it() -> None:
 
     config = EvaluationConfig(samples=2, batch_size=3, max_sequences=1000)
     with Stage("evaluate", {}) as stage:
-        evaluator = Evaluator(config, dataset, K, K, 5, torch.device("cpu"), stage)  # type: ignore[arg-type]
+        evaluator = Evaluator(config, dataset, K, K, 5, torch.device("cpu"), stage)  # type: ignore[arg-type]  # a stand-in
         score = evaluator.score(sampler, "score")
     rows = torch.from_numpy(dataset.rows(np.arange(dataset.num_sequences)))
     expected = public_score(sampler, rows, 5)

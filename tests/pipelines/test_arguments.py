@@ -73,7 +73,7 @@ def told(evaluation: dict, file: str) -> None:  # type: ignore[type-arg]  # a pa
 
 
 @dsl.pipeline(name="tell")
-def tell(evaluation: dict, file: str) -> None:  # type: ignore[type-arg]
+def tell(evaluation: dict, file: str) -> None:  # type: ignore[type-arg]  # a parameter of Kubeflow
     """One task, which gets a parameter of the pipeline."""
     told(evaluation=evaluation, file=file)
 

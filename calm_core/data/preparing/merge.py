@@ -22,6 +22,7 @@ from calm_core.data.preparing.keys import key_files
 from calm_core.data.preparing.progress import STAGE
 from calm_core.data.preparing.scan import SHOWN_REJECTS
 from calm_core.data.sources.partitions import Partition
+from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import ArtifactError
 from calm_core.store.artifact import Artifact, ArtifactWriter, reusable
 from calm_core.store.facts import (
@@ -201,9 +202,9 @@ class _Inputs:
         """Copy the files that the dataset is made of."""
         if self._base:
             report(STAGE, note=f"copying {len(self._base.manifest.files):,} files of {self._base.uri}")
-            kept = [entry.path for entry in self._base.manifest.files if entry.path != "tokenizer.json"]
+            kept = [entry.path for entry in self._base.manifest.files if entry.path != TOKENIZER_NAME]
             writer.copy(self._base, {path: path for path in kept})
-        writer.copy(self._tokenizer, {"tokenizer.json": "tokenizer.json"})
+        writer.copy(self._tokenizer, {TOKENIZER_NAME: TOKENIZER_NAME})
         for number, (scan, shards) in enumerate(zip(self._scans, self._shards, strict=True), self._first):
             writer.copy(scan, {keys.path: _keys_path(number, keys.path) for keys in key_files(scan, "keys/")})
             placed = [(split, shard.path) for split in SPLITS for shard in shards.facts.split(split).shards]

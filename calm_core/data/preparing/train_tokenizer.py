@@ -11,6 +11,7 @@ from calm_core.data.sources.documents import read_documents
 from calm_core.data.sources.partitions import Partition
 from calm_core.data.tokenizers.content import digest_of_source
 from calm_core.data.tokenizers.encoder import choose_engine
+from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import SourceError
 from calm_core.store.artifact import Artifact, ArtifactWriter, reusable
@@ -64,7 +65,7 @@ def train_tokenizer(
         if source_digest and digest_of_source(config.source) != source_digest:
             raise SourceError(f"{config.source}: the tokenizer has changed since the run was planned; run again")
         engine, why_slow = choose_engine(tokenizer, training_texts(partitions, data, _CHECKED_BYTES))
-        writer.write("tokenizer.json", tokenizer.to_bytes())
+        writer.write(TOKENIZER_NAME, tokenizer.to_bytes())
         writer.facts = TokenizerFacts(
             vocab_size=tokenizer.vocab_size,
             pad_id=tokenizer.pad_id,

@@ -168,7 +168,7 @@ def read_parquet(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> 
         schema, metadata = parquet.schema_arrow, parquet.metadata
         if metadata.num_rows != sum(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)):
             raise pa.ArrowInvalid("the row groups do not hold as many rows as the file says")
-    except Exception as error:
+    except Exception as error:  # Arrow has several kinds for damage
         if span.start and is_damage(error):  # the first range says for all of them that the file cannot be opened
             return
         raise

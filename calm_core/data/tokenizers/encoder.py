@@ -10,7 +10,7 @@ import numpy.typing as npt
 import tiktoken
 
 from calm_core.data.tokenizers.byte_level import byte_of_symbol
-from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.data.tokenizers.tokenizer import Tokenizer, is_failure
 from calm_core.data.tokenizers.trial import AWKWARD_TEXTS
 
 Engine = Literal["tiktoken", "tokenizers"]
@@ -57,7 +57,7 @@ def _tried(fast: Encode, text: str) -> npt.NDArray[np.uint32] | None:
     try:
         return fast(text)
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         return None
 

@@ -328,14 +328,18 @@ class Tokenizer:
         return visible(self._backend.id_to_token(number) or str(number))[:80]
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether a library has failed: pyo3's PanicException is no Exception, and no module has it to import."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 @contextmanager
 def _named_failures(doing: str) -> Iterator[None]:
     """Turn what the library raises, its panics too, into a CalmError."""
     try:
         yield
     except BaseException as error:
-        # pyo3's PanicException is no Exception, and there is no module to import it from.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         raise CalmError(f"the tokenizer cannot {doing} this text ({_reason(error)})") from None
 
@@ -353,7 +357,7 @@ def _read_backend(data: bytes, source: str) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_buffer(data)
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         raise CalmError(f"{source}: is no tokenizer.json ({_reason(error)})") from None
     ids = backend.get_vocab(with_added_tokens=True).values()

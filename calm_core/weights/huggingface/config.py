@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from calm_core.config import AutoencoderConfig, CalmConfig, parse_section
 from calm_core.config.base import Fraction
 from calm_core.errors import ArtifactError, CalmError, ConfigError
-from calm_core.shown import brief, visible
+from calm_core.shown import brief
 from calm_core.weights.huggingface.files import Weights, has_file, listed, read_object
 
 CONFIG_NAME = "config.json"
@@ -204,7 +204,7 @@ def read_config(folder: Path) -> tuple[PublicAutoencoder | PublicCalm, dict[str,
     """
     path = folder / CONFIG_NAME
     if not has_file(folder, CONFIG_NAME):
-        raise CalmError(f"{visible(str(folder))}: holds no {CONFIG_NAME}; name the folder of a public checkpoint")
+        raise CalmError(f"{folder}: holds no {CONFIG_NAME}; name the folder of a public checkpoint")
     written = read_object(folder, CONFIG_NAME)
     if "patch_size" not in written or "latent_size" not in written:
         raise ArtifactError(f"{path}: is no config of a CALM model or autoencoder (no patch_size)")
@@ -217,7 +217,7 @@ def read_config(folder: Path) -> tuple[PublicAutoencoder | PublicCalm, dict[str,
     except ValidationError as error:
         raise ArtifactError(f"{path}: {_told(error)}") from None
     except ConfigError as error:
-        raise ArtifactError(f"{path}: {visible(str(error))}") from None
+        raise ArtifactError(f"{path}: {error}") from None
     return config, written
 
 
@@ -235,7 +235,7 @@ def refuse_other_heads(folder: Path, *signs: object) -> None:
     for head, architecture in _OTHER_HEADS.items():
         if head in named or architecture in named:
             raise ArtifactError(
-                f"{visible(str(folder))}: has the public {head} head, whose layers are those of no head here; "
+                f"{folder}: has the public {head} head, whose layers are those of no head here; "
                 "only models with the energy head can be imported"
             )
 

@@ -9,6 +9,7 @@ import safetensors.torch
 import tokenizers
 
 from calm_core.config import AutoencoderConfig, CalmConfig
+from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import CalmError
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, Manifest
@@ -22,7 +23,7 @@ from calm_core.weights.huggingface.config import (
 )
 from calm_core.weights.huggingface.files import SAFETENSORS_NAME, Weights
 from calm_core.weights.huggingface.importing import AUTOENCODER_PREFIX, ORIGINAL, TIED, TOKENIZER_FILES, Tell
-from calm_core.weights.load import TOKENIZER_NAME, autoencoder_of, load_weights, settings_of
+from calm_core.weights.load import autoencoder_of, load_weights, settings_of
 
 _AUTOENCODER_FOLDER = "autoencoder"
 _TARGET_SAMPLES = 100  # fixed in the public code

@@ -122,22 +122,20 @@ def _read_shard(folder: Path, name: str) -> Weights:
     except ArtifactError:
         raise
     except Exception as error:  # each format has its own kinds of damage
-        raise ArtifactError(
-            f"{visible(str(path))}: cannot be read ({visible(first_line(error)):.300}); download it again"
-        ) from None
+        raise ArtifactError(f"{path}: cannot be read ({first_line(error):.300}); download it again") from None
     if not isinstance(found, dict) or not found:
-        raise ArtifactError(f"{visible(str(path))}: holds no weights by name")
+        raise ArtifactError(f"{path}: holds no weights by name")
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ArtifactError(f"{visible(str(path))}: {brief(key)} is no tensor")
+            raise ArtifactError(f"{path}: {brief(key)} is no tensor")
         if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _DTYPES:
             raise ArtifactError(
-                f"{visible(str(path))}: {brief(key)} has dtype {value.dtype}, layout {value.layout}, device "
+                f"{path}: {brief(key)} has dtype {value.dtype}, layout {value.layout}, device "
                 f"{value.device.type}; weights are dense numbers in floating point"
             )
     # Views can share numbers: two names each are known (aliases), more would make a small file a large model.
     if sum(value.nbytes for value in found.values()) > 2 * path.stat().st_size:
-        raise ArtifactError(f"{visible(str(path))}: its tensors are larger than the file; save it again, whole")
+        raise ArtifactError(f"{path}: its tensors are larger than the file; save it again, whole")
     return {name: value.detach() for name, value in found.items()}
 
 
@@ -145,19 +143,17 @@ def _map_safetensors(path: Path) -> Any:
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > min(_LARGEST_HEADER, path.stat().st_size):
-        raise ArtifactError(f"{visible(str(path))}: says that its header has {header:,} bytes; download it again")
+        raise ArtifactError(f"{path}: says that its header has {header:,} bytes; download it again")
     return safetensors.torch.load_file(path)
 
 
 def _map_pickle(path: Path) -> Any:
     if not zipfile.is_zipfile(path):
-        raise ArtifactError(f"{visible(str(path))}: is no file of torch.save, or is truncated; download it again")
+        raise ArtifactError(f"{path}: is no file of torch.save, or is truncated; download it again")
     with zipfile.ZipFile(path) as archive:
         # torch stores files as they are; a packed one can grow a thousandfold, or be mapped as what it is not.
         if packed := [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
-            raise ArtifactError(
-                f"{visible(str(path))}: has packed files in it: {listed(packed)}; save it with torch.save"
-            )
+            raise ArtifactError(f"{path}: has packed files in it: {listed(packed)}; save it with torch.save")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # nothing but tensors is unpickled
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from calm_core.config import TrainingConfig
+from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.models.autoencoders.make import make_autoencoder
@@ -30,7 +31,7 @@ from calm_core.weights.huggingface.config import (
     told_keys,
 )
 from calm_core.weights.huggingface.files import Weights, has_file, has_weights, listed, read_file, read_weights
-from calm_core.weights.load import CURVES_NAME, TOKENIZER_NAME, WEIGHTS_NAME
+from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
 
 ORIGINAL = "original-"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -266,9 +267,7 @@ def _without_aliases(path: Path, weights: Weights) -> Weights:
     for name, value in weights.items():
         known = single.setdefault(own[name], value)
         if known is not value and not (known.dtype == value.dtype and torch.equal(known, value)):
-            raise ArtifactError(
-                f"{path}: {visible(name)} differs from {visible(own[name])}; in these models they are one"
-            )
+            raise ArtifactError(f"{path}: {name} differs from {own[name]}; in these models they are one")
     return single
 
 
