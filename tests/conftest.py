@@ -100,3 +100,15 @@ def transformer_uri(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) 
     training = {"steps": 4, "warmup_steps": 1, "global_batch_size": 4, "micro_batch_size": 4, "validation_interval": 2}
     config = TransformerConfig.model_validate(training | {"model": shape})
     return train(config, dataset_uri, str(folder / "out"), seed=0, checkpoint_root=str(folder / "checkpoints")).uri
+
+
+@pytest.fixture(scope="session")
+def evaluation_uri(dataset_uri: str, model_uris: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of the `evaluation` artifact of the CALM model of `model_uris`."""
+    from calm_core.config import EvaluationConfig
+    from calm_core.evaluation.stage import evaluate
+
+    config = EvaluationConfig(samples=2, max_sequences=2, prompts=("the river",), prompt_tokens=4)
+    autoencoder, calm = model_uris
+    output = str(tmp_path_factory.mktemp("evaluation"))
+    return evaluate(config, dataset_uri, calm, output, seed=0, autoencoder_uri=autoencoder).uri

@@ -25,14 +25,6 @@ from calm_core.store.facts import EvaluationFacts, RegistrationFacts
 
 
 @pytest.fixture(scope="module")
-def evaluation_uri(dataset_uri: str, model_uris: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
-    config = EvaluationConfig(samples=2, max_sequences=2, prompts=("the river",), prompt_tokens=4)
-    autoencoder, calm = model_uris
-    output = str(tmp_path_factory.mktemp("evaluation"))
-    return evaluate(config, dataset_uri, calm, output, seed=0, autoencoder_uri=autoencoder).uri
-
-
-@pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 

@@ -1,0 +1,5 @@
+"""Mistakes in texts, artifacts and storage that are read."""
+
+from tests.cli.mistakes.frame import Mistake
+
+MISTAKES: list[Mistake] = []
