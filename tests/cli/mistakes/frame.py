@@ -70,9 +70,11 @@ def check(
     before = _files(folder, home)
 
     capfd.readouterr()
-    exit_code = (
-        _in_a_process(arguments, mistake.stdin) if mistake.as_process else _here(arguments, mistake, monkeypatch)
-    )
+    if mistake.as_process:
+        exit_code = _in_a_process(arguments, mistake.stdin)
+    else:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(mistake.stdin), encoding="utf-8"))
+        exit_code = _here(arguments)
     out, err = capfd.readouterr()
 
     assert "Traceback" not in out + err
