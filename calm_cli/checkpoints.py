@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from calm_cli.options import AutoencoderOption
+from calm_cli.options import AutoencoderOption, OverwriteOption
 from calm_cli.screen import Screen
 
 
@@ -18,6 +18,7 @@ def import_(
     tokenizer: Annotated[
         str, typer.Option(metavar="DIR", help="Folder with tokenizer.json. [default: DIR, else the autoencoder's]")
     ] = "",
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Read a public checkpoint in Hugging Face's format; it then generates, is scored and registered like one of ours.
 
@@ -38,6 +39,7 @@ def import_(
         output,
         autoencoder_folder=autoencoder,
         tokenizer_folder=tokenizer,
+        overwrite=overwrite,
         tell=lambda line: console.print(line),
     )
     for kind, artifact in artifacts.items():
@@ -49,6 +51,7 @@ def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="URI of an autoencoder or a CALM model.")],
     output: Annotated[str, typer.Option(metavar="DIR", help="The folder that is made.")],
     autoencoder: AutoencoderOption = "",
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write a model as a folder in Hugging Face's format: config.json, model.safetensors, the tokenizer's files.
 
@@ -61,5 +64,7 @@ def export(
     from calm_core.weights.huggingface import export_checkpoint
 
     console = Screen(soft_wrap=True)
-    folder = export_checkpoint(model, output, autoencoder_uri=autoencoder, tell=lambda line: console.print(line))
+    folder = export_checkpoint(
+        model, output, autoencoder_uri=autoencoder, overwrite=overwrite, tell=lambda line: console.print(line)
+    )
     console.print(f"written: {folder}")

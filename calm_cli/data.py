@@ -7,7 +7,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from calm_cli.inspect import UriArgument
-from calm_cli.options import OutputOption
+from calm_cli.options import OutputOption, OverwriteOption
 from calm_cli.screen import Screen
 from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
@@ -20,6 +20,7 @@ def mix(
         typer.Argument(metavar="URI=WEIGHT...", help="Datasets and their shares of a batch.", show_default=False),
     ],
     output: OutputOption,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Name several datasets that are trained on as one, each with its share of every batch.
 
@@ -42,7 +43,7 @@ def mix(
             uri = ""
         if not uri:
             raise ConfigError(f"{item}: give each dataset its weight, e.g. out/web=0.8")
-    mixture = mix_datasets(weights, output)
+    mixture = mix_datasets(weights, output, overwrite=overwrite)
     console = Screen(soft_wrap=True)
     for uri, share in zip(weights, mixture.facts.weights, strict=True):
         console.print(f"{share:6.1%}  {uri}")

@@ -11,6 +11,7 @@ from calm_cli.options import (
     AutoencoderOption,
     DatasetOption,
     OutputOption,
+    OverwriteOption,
     ProfileOption,
     SetOption,
     SourceOption,
@@ -39,13 +40,16 @@ CheckpointsOption = Annotated[
 ]
 
 
-def _begin(config: Config, *uris: str) -> Home:
-    """Refuse URIs that cannot be used, then make MLflow ready for the stage's record."""
+def _begin(config: Config, kind: str, output: str, *inputs: str) -> Home:
+    """Refuse places that cannot be used for this kind of artifact, then make MLflow ready for the stage's record."""
     from calm_core.store import storage
+    from calm_core.store.artifact import ArtifactWriter
+    from calm_core.store.facts import Facts
     from pipelines.local.tracking import use_tracking
 
-    for uri in filter(None, uris):  # unset options are empty
+    for uri in filter(None, inputs):  # unset options are empty
         storage.filesystem_of(uri)
+    ArtifactWriter(output, Facts.of_kind[kind], {}, {}, overwrite=True).check_place()
 
     home = Home.find()
     use_tracking(home, config.experiment)
@@ -71,6 +75,7 @@ def prepare(
         int | None,
         typer.Option(min=1, help="Processes, at most one a partition; the bytes stay the same. [default: a core each]"),
     ] = None,
+    overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
 ) -> None:
@@ -90,10 +95,11 @@ def prepare(
         raise ConfigError("data.extends: is empty; name the dataset, or leave the option out")
     options = {"data.extends": extends, "data.sources": source or None, "data.text_field": text_field}
     config = configuration(profile, set_, options)
+    config = with_text(config, _begin(config, "dataset", output))
     from calm_core.data.stage import prepare_data
 
-    config = with_text(config, _begin(config, output))
-    dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1)
+    workers = workers or os.cpu_count() or 1
+    dataset = prepare_data(config.data, config.tokenizer, output, workers, overwrite=overwrite)
     console = Screen(soft_wrap=True)
     console.print(f"\ndataset: {dataset.uri}", f"digest: {dataset.digest}", "", sep="\n")
     show_dataset(dataset, console)
@@ -110,6 +116,7 @@ def train(
     ] = "",
     head: Annotated[HeadKind | None, typer.Option(help="CALM's generative head. [default: the profile's]")] = None,
     checkpoints: CheckpointsOption = None,
+    overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
 ) -> None:
@@ -125,12 +132,12 @@ def train(
 
       calm train transformer --dataset out/dataset --output out/transformer
     """
-    from calm_core.training import stage
-
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
     config = configuration(profile, set_, {HEADS.setting: head})
-    home = _begin(config, dataset, autoencoder, output, checkpoints or "")
+    home = _begin(config, kind, output, dataset, autoencoder, checkpoints or "")
+    from calm_core.training import stage
+
     _end(
         stage.train(
             getattr(config, kind),
@@ -139,6 +146,7 @@ def train(
             seed=config.seed,
             checkpoint_root=checkpoints or str(home.checkpoints),
             autoencoder_uri=autoencoder,
+            overwrite=overwrite,
         )
     )
 
@@ -150,6 +158,7 @@ def evaluate(
     dataset: DatasetOption,
     output: OutputOption,
     autoencoder: AutoencoderOption = "",
+    overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
 ) -> None:
@@ -161,11 +170,21 @@ def evaluate(
 
       calm evaluate out/transformer --dataset out/dataset --output out/baseline
     """
+    config = configuration(profile, set_)
+    _begin(config, "evaluation", output, model, dataset, autoencoder)
     from calm_core.evaluation import stage
 
-    config = configuration(profile, set_)
-    _begin(config, model, dataset, autoencoder, output)
-    _end(stage.evaluate(config.evaluation, dataset, model, output, seed=config.seed, autoencoder_uri=autoencoder))
+    _end(
+        stage.evaluate(
+            config.evaluation,
+            dataset,
+            model,
+            output,
+            seed=config.seed,
+            autoencoder_uri=autoencoder,
+            overwrite=overwrite,
+        )
+    )
 
 
 def compare(
@@ -201,6 +220,7 @@ def register(
     evaluation: Annotated[str, typer.Option(metavar="URI", help="Its scores, of `calm evaluate`.")],
     output: OutputOption,
     autoencoder: AutoencoderOption = "",
+    overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
 ) -> None:
@@ -210,8 +230,8 @@ def register(
 
       calm register out/calm --evaluation out/evaluation --output out/registration
     """
+    config = configuration(profile, set_)
+    _begin(config, "registration", output, model, evaluation, autoencoder)
     from calm_core.registry.stage import register_model
 
-    config = configuration(profile, set_)
-    _begin(config, model, evaluation, autoencoder, output)
-    _end(register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder))
+    _end(register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder, overwrite=overwrite))

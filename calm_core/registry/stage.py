@@ -33,7 +33,13 @@ _RUNTIME_PACKAGES = ("torch", "tokenizers", "safetensors", "pydantic", "fsspec",
 
 
 def register_model(
-    config: RegistryConfig, calm_uri: str, evaluation_uri: str, output_uri: str, *, autoencoder_uri: str = ""
+    config: RegistryConfig,
+    calm_uri: str,
+    evaluation_uri: str,
+    output_uri: str,
+    *,
+    autoencoder_uri: str = "",
+    overwrite: bool = False,
 ) -> Artifact[RegistrationFacts]:
     """Register a scored model in MLflow, and point the alias to its version.
 
@@ -47,18 +53,22 @@ def register_model(
         evaluation_uri: Its scores.
         output_uri: Where the `registration` artifact is written.
         autoencoder_uri: The autoencoder of the model; unset, where it was when the model was trained.
+        overwrite: Whether another registration that lies there is replaced (see `ArtifactWriter`).
 
     Raises:
         CalmError: MLFLOW_TRACKING_URI is not set, MLflow fails, the evaluation is of another model, or what has been
             registered cannot be loaded.
     """
     settings = config.model_dump(mode="json")
-    with Stage(STAGE, settings, output_uri) as stage:
+    parents = {
+        a.manifest.kind: a.digest for a in (Artifact(calm_uri, CalmFacts), Artifact(evaluation_uri, EvaluationFacts))
+    }
+    ArtifactWriter(output_uri, RegistrationFacts, settings, parents, overwrite=overwrite).check()
+    with Stage(STAGE, settings) as stage:
         if not os.environ.get(mlflow_run.TRACKING_URI_VARIABLE):
             raise CalmError(
                 f"{STAGE}: set {mlflow_run.TRACKING_URI_VARIABLE} to the MLflow server that holds the registry"
             )
-        ArtifactWriter(output_uri, RegistrationFacts, {}, {}).check()
         scored = ScoredModel.open(calm_uri, evaluation_uri, autoencoder_uri)
         with mlflow_run.mlflow_answers():
             number = _find_version(config.model_name, scored)
@@ -72,7 +82,7 @@ def register_model(
             alias=config.alias,
             model_uri=_uri(config.model_name, number),
         )
-        with ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests) as writer:
+        with ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests, overwrite=overwrite) as writer:
             writer.facts = facts
             writer.write("registration.json", json.dumps(facts.part("results"), indent=1).encode())
         registration = Artifact(output_uri, RegistrationFacts)

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from calm_core.store import storage
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import Facts
 from calm_core.telemetry.mlflow_run import DIGEST_TAG, Run, stage_run
@@ -18,7 +17,6 @@ class Stage:
     Args:
         name: Name of the stage, e.g. "train-autoencoder".
         settings: What it is run with, logged as MLflow parameters.
-        places: URIs that it will write to; where one cannot be used, it fails before it has worked for nothing.
 
     Attributes:
         run: Its MLflow run, the null run without a tracking server.
@@ -31,17 +29,14 @@ class Stage:
 
     run: Run
 
-    def __init__(self, name: str, settings: Mapping[str, Any], *places: str) -> None:
+    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
         self.name = name
         self._settings = settings
-        self._places = places
         self._note: str | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as entered:  # if MLflow does not answer, that is reported as the stage's failure
             entered.enter_context(reported(self.name))
-            for place in self._places:
-                storage.filesystem_of(place)
             self.run = entered.enter_context(stage_run(self.name, self._settings))
             self._open = entered.pop_all()
         return self
