@@ -28,8 +28,10 @@ class EvaluationConfig(Section):
         1000, ge=100, le=100_000, description="resamples of sequences for the confidence intervals"
     )
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the confidence intervals")
-    prompts: tuple[Annotated[str, Field(max_length=100_000)], ...] = Field(
-        ("The climate of", "The economy depends on", "In the early 19th century,"), max_length=1000
+    prompts: tuple[Annotated[str, Field(max_length=100_000)], ...] | None = Field(
+        None,
+        max_length=1000,
+        description="texts that the model continues; unset: how some held-out documents begin; []: none",
     )
     prompt_tokens: int = Field(64, ge=1, le=2**20, description="tokens written for each prompt")
     temperature: float = Field(0.5, ge=0.001, le=1, description="temperature of the texts that are shown")
