@@ -1,11 +1,12 @@
 """Progress of a stage, one JSON object a line.
 
-Whoever runs a pipeline names a file in CALM_PROGRESS_FILE and shows what appears in it; without one, the lines are
-printed, so that a pod's log shows them.
+Whoever runs a pipeline names a file in CALM_PROGRESS_FILE and shows what appears in it; without one, the lines go to
+standard error, so that a terminal or a pod's log shows them.
 """
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +75,8 @@ def report(
         speed = f" {rate:,.0f}/s" if rate else ""
         left = f" {eta:,.0f} s left" if eta else ""
         line = f"[{stage}] {state}{counts}{speed}{left} {note}".rstrip()
-        print(f"{line}\n", end="", flush=True)  # in one write, so that lines of several processes never mix
+        # In one write, so that lines of several processes never mix.
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager
