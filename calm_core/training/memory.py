@@ -2,8 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -11,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from calm_core.errors import ConfigError
+from calm_core.telemetry.processes import machine_bytes
 
 BYTES_PER_PARAMETER = 16
 """Of a parameter, its gradient and Adam's state in fp32, more in bf16; the ranks share them at best (ZeRO stage 3)."""
@@ -42,12 +41,3 @@ def made(make: Callable[[], ModelT], device: torch.device) -> ModelT:
             f"{memory / 2**30:,.1f} GiB; choose fewer layers or smaller sizes (`calm estimate` counts), or more ranks"
         )
     return make()
-
-
-def machine_bytes() -> int:
-    """Memory of this machine, or of the container if it may use less."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # not there, or "max"
-            limits.append(int(Path(file).read_text()))
-    return min(limits)

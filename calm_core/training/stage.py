@@ -1,8 +1,9 @@
 """The training stage, to be called from Python, the command line, or a Kubeflow component."""
 
-from calm_core.errors import EXIT_INTERRUPTED, CalmError, ConfigError, Interrupted
+from calm_core.errors import EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS, CalmError, ConfigError, Interrupted
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import ModelFacts
+from calm_core.telemetry.processes import killed_by
 from calm_core.telemetry.stage import Stage
 from calm_core.training.job import Job, ModelConfig, TrainingSpec, check_inputs
 from calm_core.training.launcher import Ending, Launcher, TorchrunLauncher
@@ -76,6 +77,14 @@ def _headline(stage: str, job: Job, ending: Ending) -> str:
         return outcome.message if outcome else ""
     if outcome and outcome.exit_code == EXIT_INTERRUPTED:
         raise Interrupted(outcome.message)
+    if ending.exit_code == EXIT_INTERRUPTED:  # before the first step, or while a rank was lost
+        raise Interrupted("stopped; run again to continue from the last checkpoint, if there is one")
+    if killed := killed_by(ending.exit_code):
+        who = "torchrun" if ending.exit_code < 0 else "a rank"
+        raise CalmError(
+            f"{stage}: {who} {killed}; run the same command again to continue from the last checkpoint", can_pass=True
+        )
     unexplained = f"{stage}: a rank ended with exit code {ending.exit_code}; its last lines are in the log"
     told = outcome.message if outcome and outcome.exit_code else ""  # rank 0 may have finished, and another one not
-    raise CalmError(told or ending.message or unexplained)
+    kind = ConfigError if outcome and outcome.exit_code == EXIT_WRONG_SETTINGS else CalmError
+    raise kind(told or ending.message or unexplained, can_pass=bool(outcome and outcome.can_pass))
