@@ -1,8 +1,10 @@
 """`calm run`: the whole pipeline, watched."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from threading import Timer
+from typing import Any
 
 from rich.console import Console
 
@@ -24,9 +26,11 @@ from calm_core.errors import CalmError, Stopped
 from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE, Run, start_run
 from pipelines.arguments import arguments_of
 from pipelines.local.home import Home
+from pipelines.local.preflight import check_environment, check_run
 from pipelines.local.run import STOP_SECONDS, LocalRun
 
 _POLL_SECONDS = 0.25
+_SILENT_SECONDS = 5.0
 _FROM_CACHE = "finished stages come from the cache"
 
 
@@ -52,29 +56,49 @@ def run(
       calm run --set calm.learning_rate=5e-4 --set seed=1
     """
     config = configuration(profile, set_, {"data.sources": source or None, "data.text_field": text_field})
+    check_environment()
     home = Home.find()
     with home.lock() as lock:
-        run_pipeline(with_text(config, home), home, lock, Screen())
+        config = with_text(config, home)
+        arguments = arguments_of(config, str(home.plans), str(home.checkpoints))
+        with _told(Screen(stderr=True)) as tell:
+            check_run(config, home, tell)
+        run_pipeline(config, arguments, home, lock, Screen())
 
 
-def run_pipeline(config: Config, home: Home, lock: int, console: Console) -> None:
+@contextmanager
+def _told(screen: Screen) -> Iterator[Callable[[str], None]]:
+    """Say what is being checked where that takes long; yields what gets it."""
+    timers: list[Timer] = []
+
+    def tell(what: str) -> None:
+        for timer in timers:
+            timer.cancel()
+        timers.append(Timer(_SILENT_SECONDS, screen.print, (f"checking {what} ...",)))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    try:
+        yield tell
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+def run_pipeline(config: Config, arguments: Mapping[str, Any], home: Home, lock: int, console: Console) -> None:
     """Run the pipeline, show it, and keep its record in MLflow.
 
     Args:
-        config: Every setting of the run.
+        config: Every setting of the run, which has been checked.
+        arguments: The same, as the pipeline takes it.
         home: Where it works.
         lock: The home's lock, which is held.
         console: Where the run and its results are shown.
 
     Raises:
-        ConfigError: A setting cannot be handed to Kubeflow.
         CalmError: A stage has failed; which one, why, where its log is, and how to go on.
         Stopped: This process was asked to end.
     """
-    from pipelines.local.tracking import use_tracking
-
-    arguments = arguments_of(config, str(home.plans), str(home.checkpoints))
-    use_tracking(home, config.experiment)
     with _parent_run(config) as parent:
         pipeline = LocalRun.start(arguments, home, lock, {PARENT_RUN_VARIABLE: parent.run_id})
         console.print(f"log: {pipeline.log}", soft_wrap=True)

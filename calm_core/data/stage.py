@@ -3,13 +3,16 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import repeat
 from multiprocessing import active_children, get_context
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from calm_core.config import DataConfig, TokenizerConfig
@@ -28,6 +31,7 @@ from calm_core.telemetry.processes import end_with_parent, killed_by
 
 _OF_THE_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # they come to all its processes; the first one ends the others
 _SHELL = 128
+_SECONDS = 5.0  # for a process to leave no file half-written
 
 
 def prepare_data(
@@ -99,9 +103,8 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor | None]:
             yield pool
         except BaseException as error:
             codes = [process.exitcode or 0 for process in processes]
-            for process in processes:
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
+            _end(processes)
+            pool.shutdown(cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 how = next((how for code in codes if code != -signal.SIGTERM and (how := killed_by(code))), "ended")
                 raise CalmError(
@@ -114,7 +117,19 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor | None]:
             raise
 
 
+def _end(processes: Iterable[BaseProcess]) -> None:
+    """Ask processes to end, and kill those that take their time."""
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + _SECONDS
+    for process in processes:
+        wait([process.sentinel], max(0.0, until - time.monotonic()))
+        process.kill()
+
+
 def _begin() -> None:
     """Begin a process of the pool: it ends with its parent; asked to end, it leaves no file half-written."""
+    for number in _OF_THE_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_SHELL + number))
     end_with_parent(lambda: os.kill(os.getpid(), signal.SIGKILL))

@@ -1,5 +1,6 @@
 """The training stage, to be called from Python, the command line, or a Kubeflow component."""
 
+from calm_core.config import TrainingConfig
 from calm_core.errors import EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS, CalmError, ConfigError, Interrupted
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import ModelFacts
@@ -47,7 +48,7 @@ def train(
     with Stage(spec.stage, spec.settings, output_uri, checkpoint_root) as stage:
         spec = check_inputs(spec)
         ArtifactWriter(output_uri, TASKS[config.kind].facts, {}, spec.parents).check()
-        _require_even_batches(spec, launcher.world_size(config.processes))
+        require_even_batches(spec.stage, spec.config, launcher.world_size(config.processes))
         job = Job.of(spec, checkpoint_root)
         job.write_spec(spec.model_copy(update={"run_id": stage.run.run_id}))
         headline = _headline(spec.stage, job, launcher.run(job.spec_uri, config.processes))
@@ -57,11 +58,15 @@ def train(
     return artifact
 
 
-def _require_even_batches(spec: TrainingSpec, ranks: int) -> None:
-    config = spec.config
+def require_even_batches(who: str, config: TrainingConfig, ranks: int) -> None:
+    """Refuse a batch that the ranks cannot share evenly.
+
+    Raises:
+        ConfigError: They cannot.
+    """
     if config.global_batch_size % (config.micro_batch_size * ranks):
         raise ConfigError(
-            f"{spec.stage}: global_batch_size ({config.global_batch_size}) must be a multiple of micro_batch_size x "
+            f"{who}: global_batch_size ({config.global_batch_size}) must be a multiple of micro_batch_size x "
             f"ranks ({config.micro_batch_size} x {ranks})"
         )
 
