@@ -118,7 +118,7 @@ def _stages(config: Config) -> tuple[str, ...]:
 
 def watch(pipeline: LocalRun, stages: Sequence[str], console: Console) -> Board:
     """Show a run until it ends; however this function ends, no process of the run is left."""
-    board = Board(stages)
+    board = Board(stages, time.time())
     try:
         with display_for(board, console) as display:
             ended = None
@@ -127,7 +127,7 @@ def watch(pipeline: LocalRun, stages: Sequence[str], console: Console) -> Board:
                 for event in pipeline.events():
                     board.apply(event)
                 if ended == 0:
-                    board.succeed()
+                    board.succeed(time.time())
                 elif ended is not None:
                     board.fail(time.time())
                 else:

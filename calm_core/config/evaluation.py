@@ -41,8 +41,10 @@ class EvaluationConfig(Section):
     confidence: float = Field(
         0.95, ge=0.5, lt=1, description="level of the confidence intervals; at most 1 - 2 / bootstrap_resamples"
     )
-    prompts: tuple[Annotated[str, AfterValidator(_readable)], ...] = Field(
-        ("The climate of", "The economy depends on", "In the early 19th century,"), max_length=1000
+    prompts: tuple[Annotated[str, AfterValidator(_readable)], ...] | None = Field(
+        None,
+        max_length=1000,
+        description="texts that the model continues; unset: how some held-out documents begin; []: none",
     )
     prompt_tokens: int = Field(64, ge=1, le=2**20, description="tokens written for each prompt")
     temperature: float = Field(0.5, ge=0.001, le=1, description="temperature of the texts that are shown")

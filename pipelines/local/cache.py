@@ -18,7 +18,14 @@ class CheckedCache(cache.LocalCache):  # type: ignore[misc]  # kfp is untyped
     Such a task runs again, so a run repairs what it finds damaged. For this all files of the tasks that a run asks for
     are read; nobody else would read them in a run that comes from the cache, and it would hand on what nobody has
     looked at.
+
+    Attributes:
+        handed_on: The outputs, by name, of each task that has been answered or done in this process.
     """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.handed_on: list[dict[str, Any]] = []
 
     def compute_key(self, *arguments: Any, **named: Any) -> str:
         """The key of a task. An artifact takes part by its digest, so the same one at another place is the same.
@@ -30,6 +37,7 @@ class CheckedCache(cache.LocalCache):  # type: ignore[misc]  # kfp is untyped
 
     def put(self, key: str, outputs: dict[str, Any]) -> None:
         """Keep the outputs of a task."""
+        self.handed_on.append(outputs)
         super().put(key, outputs | {_CHECKSUM: self._checksum(outputs)})
 
     def get(self, key: str) -> dict[str, Any] | None:
@@ -48,6 +56,7 @@ class CheckedCache(cache.LocalCache):  # type: ignore[misc]  # kfp is untyped
         except Exception as error:  # whatever comes of reading a damaged entry
             print(f"cache: entry {key} is damaged ({error!r})", flush=True)
             return None
+        self.handed_on.append(outputs)
         return outputs
 
     def _checksum(self, outputs: dict[str, Any]) -> str:

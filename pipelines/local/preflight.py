@@ -105,7 +105,7 @@ def _check_tokenizer(config: Config, tell: Callable[[str], None]) -> int:
     else:
         special = config.tokenizer.pad_token, config.tokenizer.eos_token, config.tokenizer.bos_token
         tokenizer = Tokenizer.load(config.tokenizer.source, *special, start_of_text=config.data.start_of_text)
-    for number, prompt in enumerate(config.evaluation.prompts, 1):
+    for number, prompt in enumerate(config.evaluation.prompts or (), 1):
         try:
             tokenizer.encode(prompt)
         except CalmError as error:

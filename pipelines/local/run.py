@@ -21,6 +21,8 @@ from pipelines.local.home import Home
 
 STOP_SECONDS = 30.0
 """How long stopped tasks may take to save what they are at."""
+BASELINE_MODEL, BASELINE_REPORT = "baseline_model", "baseline_report"
+"""Names of two more outputs of a run that trains the baseline."""
 _LOG_NAME, _PROGRESS_NAME, _OUTPUTS_NAME = "pipeline.log", "progress.jsonl", "outputs.json"
 _FAILURE_NAME = "failure.json"
 _LAST_BYTES = 256 << 10  # of a log, in which the reason of a failure is looked for

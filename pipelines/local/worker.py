@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from kfp import components, local
-from kfp.local import subprocess_task_handler
+from kfp.local import cache, subprocess_task_handler
 
 from calm_core.shown import SafeStream
 from calm_core.telemetry.processes import end_with_parent
 from pipelines.compile import TRAIN_PIPELINE
 from pipelines.local.cache import use_checked_cache
+from pipelines.local.run import BASELINE_MODEL, BASELINE_REPORT
 
 
 def run(request: dict[str, Any]) -> None:
@@ -43,7 +44,23 @@ def run(request: dict[str, Any]) -> None:
     )
     task = components.load_component_from_file(str(TRAIN_PIPELINE))(**request["arguments"])
     outputs = {name: artifact.uri for name, artifact in task.outputs.items()}
+    outputs |= _baseline(outputs["evaluation_report"])
     Path(request["outputs"]).write_text(json.dumps(outputs, indent=1), encoding="utf-8")
+
+
+def _baseline(own_report: str) -> dict[str, str]:
+    """URIs of the baseline's model and scores, if it was trained.
+
+    A pipeline hands on nothing of a conditional branch; the cache has seen it pass.
+    """
+    handed_on: list[dict[str, Any]] = cache.get_local_cache().handed_on
+    found = {}
+    for outputs in handed_on:
+        if "transformer_model" in outputs:
+            found[BASELINE_MODEL] = outputs["transformer_model"].uri
+        elif "evaluation_report" in outputs and outputs["evaluation_report"].uri != own_report:
+            found[BASELINE_REPORT] = outputs["evaluation_report"].uri
+    return found
 
 
 def _note_failures(file: Path) -> None:
