@@ -2,9 +2,10 @@
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -22,6 +23,7 @@ from calm_cli.options import (
     configuration,
     with_text,
 )
+from calm_cli.runs import asked_for
 from calm_cli.screen import Screen
 from calm_core.config import Config
 from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE, Run, start_run
@@ -67,12 +69,15 @@ def run(
       calm run --set calm.learning_rate=5e-4 --set seed=1
     """
     config = configuration(profile, set_, {"data.sources": source or None, "data.text_field": text_field})
+    asked = asked_for(profile, source or (), text_field, set_ or (), config)
     home = Home.find()
     with home.lock() as lock:
-        raise typer.Exit(run_pipeline(with_text(config, home), home, lock, Screen(), Screen(stderr=True)))
+        raise typer.Exit(run_pipeline(with_text(config, home), home, lock, Screen(), Screen(stderr=True), asked))
 
 
-def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors: Console) -> int:
+def run_pipeline(
+    config: Config, home: Home, lock: int, console: Console, errors: Console, asked: Mapping[str, Any] | None = None
+) -> int:
     """Run the pipeline, show it, and keep its record in MLflow.
 
     Args:
@@ -81,6 +86,7 @@ def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors
         lock: The home's lock, which is held.
         console: Where the run and its results are shown.
         errors: Where a failure is shown.
+        asked: What the run is remembered by, as `asked_for` says.
 
     Returns:
         The exit code: 0, 1 after a failure, 128 + the signal that stopped it.
@@ -95,7 +101,7 @@ def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors
         with _signals_as_exception():
             use_tracking(home, config.experiment)
             with _parent_run(config) as parent:
-                pipeline = LocalRun.start(arguments, home, lock, {PARENT_RUN_VARIABLE: parent.run_id})
+                pipeline = LocalRun.start(arguments, home, lock, {PARENT_RUN_VARIABLE: parent.run_id}, asked)
                 console.print(f"log: {pipeline.log}", soft_wrap=True)
                 board = watch(pipeline, _stages(config), console)
                 if pipeline.poll():
