@@ -35,13 +35,13 @@ class Row:
 
     @property
     def note(self) -> str:
-        """The number that matters."""
-        return self.event.note if self.event else ""
+        """The number that matters; a failure's reason is told once, at the end."""
+        return self.event.note if self.event and self.event.state != "failed" else ""
 
     @property
     def reason(self) -> str:
         """Why the stage has failed, as far as it said so."""
-        return self.note if self.event and self.event.state == "failed" else ""
+        return self.event.note if self.event and self.event.state == "failed" else ""
 
 
 class Board:

@@ -429,10 +429,12 @@ class OutcomeFacts(Facts, kind="training-outcome"):
     Attributes:
         message: The number that matters, or why the job did not finish; one line.
         exit_code: That of the rank.
+        can_pass: Whether running the same again can help.
     """
 
     message: str
     exit_code: Annotated[int, Field(ge=0, le=255)] = 0
+    can_pass: bool = False
 
 
 class Score(Record):
