@@ -9,10 +9,12 @@ import numpy.typing as npt
 from calm_core.data.reading.dataset import Dataset
 
 _LOOKED_AT = 256  # sequences, so many as are scored unless the settings say otherwise
+_TOKENS = 64  # of a document, at most
+_WORDS = re.compile(r"\s*\S+(?:\s+\S+){,9}")  # ten at most
 _LAST_WORD = re.compile(r"(?<=\S)\s+\S*$")  # the tokens may end inside it
 
 
-def beginnings(dataset: Dataset, number: int = 3, tokens: int = 24) -> tuple[str, ...]:
+def beginnings(dataset: Dataset, number: int = 3) -> tuple[str, ...]:
     """The first words of some documents of a split; the same data give the same ones.
 
     Where no document is seen to begin (they are long, or packed with nothing between them), sequences count as such.
@@ -20,8 +22,8 @@ def beginnings(dataset: Dataset, number: int = 3, tokens: int = 24) -> tuple[str
     Args:
         dataset: The held-out split.
         number: How many at most; they differ.
-        tokens: The most that are taken of a document; its last word, which may be cut, is left out.
     """
+    tokens = min(_TOKENS, dataset.sequence_length // 2)
     rows = dataset.rows(np.arange(min(dataset.num_sequences, _LOOKED_AT)))
     starts = [(row, start) for row in rows for start in _starts(dataset, row) if start + tokens <= len(row)]
     texts = [_words(dataset, row[start : start + tokens]) for row, start in starts]
@@ -44,4 +46,5 @@ def _words(dataset: Dataset, tokens: npt.NDArray[np.int64]) -> str:
     special = (dataset.eos_id, dataset.pad_id, dataset.bos_id)
     ends = np.flatnonzero(np.isin(tokens, [token for token in special if token is not None]))
     text = dataset.tokenizer.decode(tokens[: ends[0] if len(ends) else None].tolist())
-    return _LAST_WORD.sub("", text).rstrip("\ufffd").strip()
+    words = _WORDS.match(_LAST_WORD.sub("", text).rstrip("\ufffd"))
+    return words[0].strip() if words else ""
