@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calm_core.data.reading.dataset import Dataset
+from calm_core.errors import CalmError
 
 _LOOKED_AT = 256  # sequences, so many as are scored unless the settings say otherwise
 _TOKENS = 64  # of a document, at most
@@ -28,9 +29,17 @@ def beginnings(dataset: Dataset, number: int = 3) -> tuple[str, ...]:
     starts = [(row, start) for row in rows for start in _starts(dataset, row) if start + tokens <= len(row)]
     texts = [_words(dataset, row[start : start + tokens]) for row, start in starts]
     texts = texts or [_words(dataset, row[:tokens]) for row in rows]
-    found = list(dict.fromkeys(filter(None, texts)))
+    found = [text for text in dict.fromkeys(filter(None, texts)) if _can_be_read(dataset, text)]
     chosen = np.unique(np.linspace(0, len(found) - 1, number).astype(np.int64)) if found else ()
     return tuple(found[place] for place in chosen)
+
+
+def _can_be_read(dataset: Dataset, text: str) -> bool:
+    """Whether the tokenizer takes what it has written: some cannot spell each of their own special tokens."""
+    try:
+        return bool(dataset.tokenizer.encode(text))
+    except CalmError:
+        return False
 
 
 def _starts(dataset: Dataset, row: npt.NDArray[np.int64]) -> Iterator[int]:

@@ -8,6 +8,7 @@ import pytest
 from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.data.reading.dataset import Dataset, open_dataset
 from calm_core.data.stage import prepare_data
+from calm_core.errors import CalmError
 from calm_core.evaluation.prompts import beginnings
 
 
@@ -58,3 +59,17 @@ def test_where_no_document_is_seen_to_begin_sequences_do(tmp_path: Path) -> None
     dataset = prepared(tmp_path, [" ".join(f"word{number}" for number in range(400))], validation_fraction=1)
     found = beginnings(dataset, number=2)
     assert len(found) == 2 and all(prompt.strip() == prompt != "" for prompt in found)
+
+
+def test_what_the_tokenizer_would_refuse_is_no_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = prepared(tmp_path, TEXTS)
+    first, *others = beginnings(dataset, number=20)
+    encode = dataset.tokenizer.encode
+
+    def refuse_one(text: str) -> list[int]:
+        if text == first:
+            raise CalmError("this tokenizer cannot read it")
+        return encode(text)
+
+    monkeypatch.setattr(dataset.tokenizer, "encode", refuse_one)
+    assert list(beginnings(dataset, number=20)) == others
