@@ -23,6 +23,7 @@ from calm_core.config import HEADS, Config, TrainingConfig
 from calm_core.errors import ConfigError
 from calm_core.shown import visible
 from pipelines.local.home import Home
+from pipelines.local.preflight import check_environment
 
 if TYPE_CHECKING:
     from calm_core.store.artifact import Artifact
@@ -44,6 +45,7 @@ def _begin(config: Config, *uris: str) -> Home:
     from calm_core.store import storage
     from pipelines.local.tracking import use_tracking
 
+    check_environment()
     for uri in filter(None, uris):  # unset options are empty
         storage.filesystem_of(uri)
 
