@@ -12,6 +12,7 @@ from calm_cli.estimate import estimate
 from calm_cli.inspect import inspect
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
 from calm_cli.run import run
+from calm_cli.runs import runs
 from calm_cli.screen import Screen
 from calm_cli.settings import settings_lines
 from calm_cli.stopping import stop_behind
@@ -41,6 +42,8 @@ def calm() -> None:
 
       calm generate "The climate of" --seed 1   # the registered model writes
 
+      calm runs                                 # what has run here, and where everything lies
+
       calm ui                                   # curves, settings and models
     """
 
@@ -59,6 +62,7 @@ def config(profile: ProfileOption = DEFAULT_PROFILE, set_: SetOption = None) -> 
 
 
 app.command()(run)
+app.command()(runs)
 app.command()(config)
 app.command()(estimate)
 app.command()(models.generate)

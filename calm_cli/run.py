@@ -20,6 +20,7 @@ from calm_cli.options import (
     configuration,
     with_text,
 )
+from calm_cli.runs import asked_for
 from calm_cli.screen import Screen
 from calm_core.config import Config
 from calm_core.errors import CalmError, Stopped
@@ -56,6 +57,7 @@ def run(
       calm run --set calm.learning_rate=5e-4 --set seed=1
     """
     config = configuration(profile, set_, {"data.sources": source or None, "data.text_field": text_field})
+    asked = asked_for(profile, source or (), text_field, set_ or (), config)
     check_environment()
     home = Home.find()
     with home.lock() as lock:
@@ -63,7 +65,7 @@ def run(
         arguments = arguments_of(config, str(home.plans), str(home.checkpoints))
         with _told(Screen(stderr=True)) as tell:
             check_run(config, home, tell)
-        run_pipeline(config, arguments, home, lock, Screen())
+        run_pipeline(config, arguments, home, lock, Screen(), asked)
 
 
 @contextmanager
@@ -86,7 +88,14 @@ def _told(screen: Screen) -> Iterator[Callable[[str], None]]:
             timer.cancel()
 
 
-def run_pipeline(config: Config, arguments: Mapping[str, Any], home: Home, lock: int, console: Console) -> None:
+def run_pipeline(
+    config: Config,
+    arguments: Mapping[str, Any],
+    home: Home,
+    lock: int,
+    console: Console,
+    asked: Mapping[str, Any] | None = None,
+) -> None:
     """Run the pipeline, show it, and keep its record in MLflow.
 
     Args:
@@ -95,13 +104,14 @@ def run_pipeline(config: Config, arguments: Mapping[str, Any], home: Home, lock:
         home: Where it works.
         lock: The home's lock, which is held.
         console: Where the run and its results are shown.
+        asked: What the run is remembered by, as `asked_for` says.
 
     Raises:
         CalmError: A stage has failed; which one, why, where its log is, and how to go on.
         Stopped: This process was asked to end.
     """
     with _parent_run(config) as parent:
-        pipeline = LocalRun.start(arguments, home, lock, {PARENT_RUN_VARIABLE: parent.run_id})
+        pipeline = LocalRun.start(arguments, home, lock, {PARENT_RUN_VARIABLE: parent.run_id}, asked)
         console.print(f"log: {pipeline.log}", soft_wrap=True)
         board = watch(pipeline, _stages(config), console)
         if pipeline.poll():

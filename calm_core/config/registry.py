@@ -1,7 +1,7 @@
 """Settings of the registry."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -25,3 +25,8 @@ class RegistryConfig(Section):
 
     model_name: Annotated[Name, AfterValidator(_not_blank)] = Field("calm", pattern=r"^[^/:.\"%'?#@]+$")
     alias: Annotated[Name, AfterValidator(_no_version)] = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    promote: Literal["better", "always", "never"] = Field(
+        "better",
+        description="when the alias moves to the new version: if no version has it or the score is better on the same "
+        "protocol and text; always; never",
+    )

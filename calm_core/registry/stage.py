@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from calm_core.config import RegistryConfig
 from calm_core.errors import ArtifactError, CalmError
-from calm_core.registry.aliases import point_alias
+from calm_core.registry.aliases import Aliases, Measured
 from calm_core.registry.files import AUTOENCODER_FOLDER, CALM_FOLDER, LOADER_MODULE, registered_artifacts
 from calm_core.registry.load import DEFAULT_PARAMETERS, calm_generator
 from calm_core.store import storage
@@ -36,14 +36,14 @@ _RUNTIME_PACKAGES = ("torch", "tokenizers", "safetensors", "pydantic", "fsspec",
 def register_model(
     config: RegistryConfig, calm_uri: str, evaluation_uri: str, output_uri: str, *, autoencoder_uri: str = ""
 ) -> Artifact[RegistrationFacts]:
-    """Register a scored model in MLflow, and point the alias to its version.
+    """Register a scored model in MLflow, and point the alias to its version if that is better (`Aliases`).
 
     A model with the same weights and evaluation that is registered already keeps its version, so the stage can run
     again at any time, also side by side, and its answer is never older than the registry. Whatever version it answers
     has been loaded; one whose files are gone or damaged is left as it is, and the model registered anew.
 
     Args:
-        config: Name and alias.
+        config: Names of the model and the alias, and when the alias moves.
         calm_uri: A `calm` artifact.
         evaluation_uri: Its scores.
         output_uri: Where the `registration` artifact is written.
@@ -66,18 +66,21 @@ def register_model(
             if number is None:
                 stage.report(note="logging the model")
                 number = _only_version(config.model_name, scored, _new_version(config.model_name, scored, stage))
-            point_alias(config.model_name, config.alias, number)
+            aliases = Aliases(config, lambda other: _is_whole(_uri(config.model_name, other)))
+            promotion = aliases.promote(number, Measured.of(scored.evaluation.facts))
         facts = RegistrationFacts(
             model_name=config.model_name,
             version=number,
             alias=config.alias,
             model_uri=_uri(config.model_name, number),
+            promoted=promotion.promoted,
+            reason=promotion.reason,
         )
         with ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests) as writer:
             writer.facts = facts
             writer.write("registration.json", json.dumps(facts.part("results"), indent=1).encode())
         registration = Artifact(output_uri, RegistrationFacts)
-        stage.finish(registration, f"{config.model_name} version {number}, alias {config.alias}")
+        stage.finish(registration, f"{config.model_name} version {number}; {promotion.reason}")
     return registration
 
 
@@ -161,6 +164,17 @@ def _check(uri: str, scored: ScoredModel) -> None:
         if (autoencoder.digest, calm.digest) != (scored.autoencoder.digest, scored.calm.digest):
             raise CalmError(f"{uri}: holds another model than the one that was registered; register the model again")
         calm_generator(calm, autoencoder)
+
+
+def _is_whole(uri: str) -> bool:
+    """Whether the files of a registered model are there and undamaged."""
+    try:
+        with registered_artifacts(uri) as artifacts:
+            for artifact in artifacts:
+                artifact.check_files()
+    except CalmError:
+        return False
+    return True
 
 
 def _only_version(model_name: str, scored: ScoredModel, new: str) -> str:

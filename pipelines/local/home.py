@@ -22,8 +22,11 @@ class Home:
     path: Path
 
     @classmethod
-    def find(cls) -> "Home":
-        """The home of the current folder and environment; the folder is made.
+    def find(cls, make: bool = True) -> "Home":
+        """The home of the current folder and environment.
+
+        Args:
+            make: The folder is made; unset, nothing is touched, since the caller only reads.
 
         Raises:
             CalmError: It cannot be made, or MLflow could not keep its database there.
@@ -35,7 +38,8 @@ class Home:
                 f"set {HOME_VARIABLE} to another folder"
             )
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            if make:
+                path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CalmError(
                 f"{path}: cannot be made ({error.strerror}); set {HOME_VARIABLE} to another folder"
