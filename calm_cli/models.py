@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from calm_cli.options import AutoencoderOption
+from calm_cli.options import DEFAULT_MODEL, AutoencoderOption
 from calm_core.errors import CalmError
 from calm_core.shown import redacted, visible
 from calm_core.telemetry.mlflow_run import DEFAULT_EXPERIMENT, REGISTERED
@@ -17,7 +17,7 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to continue.", show_default=False)],
     model: Annotated[
         str, typer.Option(metavar="URI", help="A registered model, or a CALM model or Transformer of `calm train`.")
-    ] = "models:/calm@champion",
+    ] = DEFAULT_MODEL,
     autoencoder: AutoencoderOption = "",
     temperature: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="1 writes freely, less writes likelier text.")

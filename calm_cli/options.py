@@ -43,7 +43,10 @@ AutoencoderOption = Annotated[
 ]
 OutputOption = Annotated[str, typer.Option("--output", metavar="URI", help="Folder of the artifact that is written.")]
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
 DEFAULT_PROFILE = "tiny"
+DEFAULT_MODEL = "models:/calm@champion"
 
 _OPTION_OF = {
     "override": "--set",
