@@ -16,6 +16,7 @@ from calm_cli.screen import Screen
 from calm_cli.settings import settings_lines
 from calm_core.errors import EXIT_FAILED, CalmError
 from calm_core.shown import lines_of
+from calm_core.store.storage import first_answer_soon
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -82,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             when it is run again.
     """
     try:
-        app(arguments)
+        with first_answer_soon():
+            app(arguments)
     except CalmError as error:
         line = Text.assemble(("error", "bold red"), " ", with_options(str(error)))
         Screen(stderr=True).print(line, soft_wrap=True)
