@@ -18,6 +18,7 @@ from calm_cli.settings import settings_lines
 from calm_cli.stopping import stop_behind
 from calm_core.errors import EXIT_FAILED, CalmError, Interrupted
 from calm_core.shown import lines_of
+from calm_core.store.storage import first_answer_soon
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -87,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             when it is run again.
     """
     try:
-        app(arguments)
+        with first_answer_soon():
+            app(arguments)
     except Exception as error:
         if stopped := stop_behind(error):
             raise stopped from None
