@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import IO
 from urllib.error import URLError
@@ -49,8 +50,8 @@ def require_free(port: int) -> None:
     other = port + 1 if port < 65535 else port - 1
     if re.match(r"\d+\.\d+", _answer(f"{address(port)}/version")):
         raise CalmError(
-            f"port {port} is taken: an MLflow server, perhaps another `calm ui`, runs already; open {address(port)}, or "
-            f"choose another port, e.g. --port {other}"
+            f"port {port} is taken: an MLflow server, perhaps another `calm ui`, runs already; "
+            f"open {address(port)}, or choose another port, e.g. --port {other}"
         )
     raise CalmError(f"port {port} is taken by another program; choose another port, e.g. --port {other}")
 
@@ -122,13 +123,10 @@ def _answer(url: str) -> str:
 def _stop(process: "subprocess.Popen[bytes]") -> None:
     """End the server and its workers: they are asked, and then killed."""
     try:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(_STOP_SECONDS)
-    except (subprocess.TimeoutExpired, ProcessLookupError):
-        pass
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(_STOP_SECONDS)
     finally:  # also when an impatient user interrupts the waiting
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()

@@ -104,11 +104,11 @@ def _follow(home: Home) -> None:
                 )
 
 
-def _is_of_a_home(location: str, home: Home) -> bool:
+def _is_of_a_home(location: object, home: Home) -> bool:
     """Whether a place of artifacts is that of a home, which may be no longer there."""
-    folder = Path(unquote(urlsplit(location).path))
+    folder = Path(unquote(urlsplit(str(location)).path))
     is_home = not folder.exists() or (folder.parent / home.mlflow_database.name).exists()
-    return location.startswith("file:") and folder.name == home.mlflow_artifacts.name and is_home
+    return str(location).startswith("file:") and folder.name == home.mlflow_artifacts.name and is_home
 
 
 def end_open_stages(parent: Run, status: str) -> None:
