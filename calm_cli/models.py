@@ -1,6 +1,5 @@
 """Use what a run has made: `calm generate` and `calm ui`."""
 
-import os
 import sys
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 from calm_cli.options import DEFAULT_MODEL, AutoencoderOption
 from calm_core.errors import CalmError
 from calm_core.shown import redacted, visible
-from calm_core.telemetry.mlflow_run import DEFAULT_EXPERIMENT, REGISTERED
+from calm_core.telemetry.mlflow_run import REGISTERED
 from pipelines.local.home import Home
 
 
@@ -43,12 +42,10 @@ def generate(
 
       calm generate "The economy" --model out/calm
     """
-    from pipelines.local.tracking import require_store, use_tracking
+    from pipelines.local.tracking import read_tracking
 
     if model.startswith(REGISTERED):
-        home = Home.find()
-        require_store(home)
-        use_tracking(home, DEFAULT_EXPERIMENT)
+        read_tracking(Home.find(make=False))
     from calm_core.generation.text import Sampling
     from calm_core.registry.load import load_generator
 
@@ -88,16 +85,14 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this ma
 
       calm ui --port 5001
     """
-    from pipelines.local.tracking import require_store, tracking_uri
+    from pipelines.local import mlflow_server
+    from pipelines.local.tracking import read_tracking, tracking_uri
 
-    home = Home.find()
+    home = Home.find(make=False)
     uri = tracking_uri(home)
     if uri.startswith(("http://", "https://")):
         raise CalmError(f"MLFLOW_TRACKING_URI names a server that runs already: open {redacted(uri)}")
-    require_store(home)
-    print(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)", flush=True)
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not in the command, which every user of the machine sees
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--default-artifact-root", home.mlflow_artifacts.as_uri()]
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.execv(command[0], command)  # the server takes this process's place, and with it Ctrl-C and termination
+    mlflow_server.require_free(port)
+    read_tracking(home)
+    print("MLflow's server is starting", file=sys.stderr, flush=True)
+    mlflow_server.serve(uri, home.mlflow_artifacts.as_uri(), port)

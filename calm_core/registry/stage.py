@@ -19,7 +19,8 @@ from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
 from calm_core.store.code_version import code_version
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts, Facts, RegistrationFacts
-from calm_core.telemetry import mlflow_run
+from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE
+from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, mlflow_answers
 from calm_core.telemetry.stage import Stage
 from calm_core.weights.load import autoencoder_of
 
@@ -55,13 +56,11 @@ def register_model(
     """
     settings = config.model_dump(mode="json")
     with Stage(STAGE, settings, output_uri) as stage:
-        if not os.environ.get(mlflow_run.TRACKING_URI_VARIABLE):
-            raise CalmError(
-                f"{STAGE}: set {mlflow_run.TRACKING_URI_VARIABLE} to the MLflow server that holds the registry"
-            )
+        if not os.environ.get(TRACKING_URI_VARIABLE):
+            raise CalmError(f"{STAGE}: set {TRACKING_URI_VARIABLE} to the MLflow server that holds the registry")
         ArtifactWriter(output_uri, RegistrationFacts, {}, {}).check()
         scored = ScoredModel.open(calm_uri, evaluation_uri, autoencoder_uri)
-        with mlflow_run.mlflow_answers():
+        with mlflow_answers():
             number = _find_version(config.model_name, scored)
             if number is None:
                 stage.report(note="logging the model")
@@ -125,7 +124,7 @@ class ScoredModel:
         tags["calm.dataset_digest"] = self.evaluation.manifest.parents["dataset"]
         tags["calm.code_version"] = code_version()
         tags["calm.brierlm"] = f"{score.value:.4f} {score.interval(4)}"
-        if parent := os.environ.get(mlflow_run.PARENT_RUN_VARIABLE):
+        if parent := os.environ.get(PARENT_RUN_VARIABLE):
             tags["calm.pipeline_run"] = parent
         return tags
 
