@@ -4,8 +4,10 @@ from typing import Annotated
 
 import typer
 
+from calm_cli.inputs import require, require_language_model
 from calm_cli.options import AutoencoderOption
 from calm_cli.screen import Screen
+from calm_core.store.facts import AutoencoderFacts, CalmFacts
 
 
 def import_(
@@ -58,6 +60,8 @@ def export(
 
       calm export out/calm --output my-calm
     """
+    if isinstance(require(model, CalmFacts, AutoencoderFacts).facts, CalmFacts):
+        require_language_model(model, autoencoder)
     from calm_core.weights.huggingface import export_checkpoint
 
     console = Screen(soft_wrap=True)

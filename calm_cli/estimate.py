@@ -28,9 +28,10 @@ def estimate(
 
       calm estimate --profile calm-m --set calm.model.num_hidden_layers=24 --gpus 64
     """
+    config = configuration(profile, set_)
     from calm_core.scaling import cost as costs
 
-    estimates = costs.estimate(configuration(profile, set_), gpus)
+    estimates = costs.estimate(config, gpus)
     table = Table("", *estimates, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"

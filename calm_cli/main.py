@@ -3,6 +3,9 @@
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
+from platform import python_version
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -14,16 +17,27 @@ from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configur
 from calm_cli.run import run
 from calm_cli.screen import Screen
 from calm_cli.settings import settings_lines
-from calm_core.errors import EXIT_FAILED, CalmError
+from calm_cli.usage import App, UsageError
+from calm_core.errors import EXIT_FAILED, CalmError, ConfigError
 from calm_core.shown import lines_of
+from calm_core.store.code_version import code_version
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
-)
+app = App(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"calm {version('calm-pipelines')}, code {code_version()}, Python {python_version()}")
+        raise typer.Exit
 
 
 @app.callback()
-def calm() -> None:
+def calm(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
     """Train, score and use CALM language models.
 
     CALM predicts one continuous vector for each chunk of K tokens instead of one token at a time. `calm run` makes
@@ -66,7 +80,7 @@ app.command()(inspect)
 app.command()(data.verify)
 app.command("import")(checkpoints.import_)
 app.command()(checkpoints.export)
-data_app = typer.Typer(no_args_is_help=True, help="Prepare datasets, look at them, and mix them.")
+data_app = App(help="Prepare datasets, look at them, and mix them.")
 for of_data in (stages.prepare, inspect, data.verify, data.mix):
     data_app.command()(of_data)
 app.add_typer(data_app, name="data")
@@ -82,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             when it is run again.
     """
     try:
-        app(arguments)
+        sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
     except CalmError as error:
         line = Text.assemble(("error", "bold red"), " ", with_options(str(error)))
         Screen(stderr=True).print(line, soft_wrap=True)
@@ -90,6 +104,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception:  # a fault of ours: its traceback may hold what the libraries say of URLs and texts
         sys.stderr.write(lines_of(traceback.format_exc()))
         sys.exit(EXIT_FAILED)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run a command; returns its exit code."""
+    try:
+        with typer.main.get_command(app).make_context("calm", list(arguments)) as context:
+            context.command.invoke(context)
+    except typer.Exit as ending:
+        return ending.exit_code
+    except UsageError as error:
+        raise ConfigError(str(error)) from None
+    return 0
 
 
 if __name__ == "__main__":

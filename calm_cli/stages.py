@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
+from calm_cli.inputs import require, require_language_model
 from calm_cli.inspect import show_dataset
 from calm_cli.options import (
     DEFAULT_PROFILE,
@@ -22,12 +23,11 @@ from calm_cli.screen import Screen
 from calm_core.config import HEADS, Config, TrainingConfig
 from calm_core.errors import ConfigError
 from calm_core.shown import visible
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, DatasetFacts, EvaluationFacts, Facts, MixtureFacts
 from pipelines.local.home import Home
 
 if TYPE_CHECKING:
-    from calm_core.store.artifact import Artifact
-    from calm_core.store.facts import Facts
-
     ModelKind: TypeAlias = str
     HeadKind: TypeAlias = str
 else:  # what there is to choose from, as the registries say it
@@ -52,7 +52,7 @@ def _begin(config: Config, *uris: str) -> Home:
     return home
 
 
-def _end(artifact: "Artifact[Facts]") -> None:
+def _end(artifact: Artifact[Facts]) -> None:
     """Show what has been made."""
     console = Screen(soft_wrap=True)
     console.print(f"{artifact.manifest.kind}: {artifact.uri}", f"digest: {artifact.digest}", sep="\n")
@@ -86,8 +86,6 @@ def prepare(
 
       calm prepare --extends out/dataset --source 'texts/*.jsonl.gz' --output out/dataset-2
     """
-    if extends == "":
-        raise ConfigError("data.extends: is empty; name the dataset, or leave the option out")
     options = {"data.extends": extends, "data.sources": source or None, "data.text_field": text_field}
     config = configuration(profile, set_, options)
     from calm_core.data.stage import prepare_data
@@ -125,12 +123,17 @@ def train(
 
       calm train transformer --dataset out/dataset --output out/transformer
     """
-    from calm_core.training import stage
-
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
     config = configuration(profile, set_, {HEADS.setting: head})
+    require(dataset, DatasetFacts, MixtureFacts)
+    if autoencoder:
+        require(autoencoder, AutoencoderFacts)
+    elif kind == "calm":
+        raise ConfigError("autoencoder_uri: CALM is trained on an autoencoder; name that of `calm train autoencoder`")
     home = _begin(config, dataset, autoencoder, output, checkpoints or "")
+    from calm_core.training import stage
+
     _end(
         stage.train(
             getattr(config, kind),
@@ -161,10 +164,12 @@ def evaluate(
 
       calm evaluate out/transformer --dataset out/dataset --output out/baseline
     """
+    config = configuration(profile, set_)
+    require_language_model(model, autoencoder)
+    require(dataset, DatasetFacts, MixtureFacts)
+    _begin(config, model, dataset, autoencoder, output)
     from calm_core.evaluation import stage
 
-    config = configuration(profile, set_)
-    _begin(config, model, dataset, autoencoder, output)
     _end(stage.evaluate(config.evaluation, dataset, model, output, seed=config.seed, autoencoder_uri=autoencoder))
 
 
@@ -183,10 +188,8 @@ def compare(
 
     from calm_cli.summary import interval
     from calm_core.evaluation.comparison import require_same_protocol
-    from calm_core.store.artifact import Artifact
-    from calm_core.store.facts import EvaluationFacts
 
-    artifacts = [Artifact(uri, EvaluationFacts) for uri in evaluations]
+    artifacts = [require(uri, EvaluationFacts) for uri in evaluations]
     require_same_protocol(artifacts)
     table = Table("evaluation", "model", *(f"Brier-{n}" for n in range(1, 5)), "BrierLM", box=None, pad_edge=False)
     for artifact in artifacts:
@@ -210,8 +213,11 @@ def register(
 
       calm register out/calm --evaluation out/evaluation --output out/registration
     """
+    config = configuration(profile, set_)
+    require(model, CalmFacts)
+    require_language_model(model, autoencoder)
+    require(evaluation, EvaluationFacts)
+    _begin(config, model, evaluation, autoencoder, output)
     from calm_core.registry.stage import register_model
 
-    config = configuration(profile, set_)
-    _begin(config, model, evaluation, autoencoder, output)
     _end(register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder))

@@ -12,6 +12,10 @@ SCORED_TOKENS = 4
 """Tokens after a position whose prediction BrierLM scores."""
 
 
+MIN_TEMPERATURE = 0.001
+"""1/T equal samples are what a chunk needs: at T = 0 there would be no end of them."""
+
+
 class EvaluationConfig(Section):
     """The protocol of BrierLM, and the texts that are shown."""
 
@@ -32,7 +36,7 @@ class EvaluationConfig(Section):
         ("The climate of", "The economy depends on", "In the early 19th century,"), max_length=1000
     )
     prompt_tokens: int = Field(64, ge=1, le=2**20, description="tokens written for each prompt")
-    temperature: float = Field(0.5, ge=0.001, le=1, description="temperature of the texts that are shown")
+    temperature: float = Field(0.5, ge=MIN_TEMPERATURE, le=1, description="temperature of the texts that are shown")
     temperature_samples: int = Field(200, ge=1, le=2**20, description="samples per chunk of the temperature sampler")
 
     def interval(self, chunk_size: int, sequence_length: int) -> int:

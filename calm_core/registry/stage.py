@@ -21,7 +21,7 @@ from calm_core.store.code_version import code_version
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts, Facts, RegistrationFacts
 from calm_core.telemetry import mlflow_run
 from calm_core.telemetry.stage import Stage
-from calm_core.weights.load import autoencoder_of
+from calm_core.weights.lineage import autoencoder_of
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
