@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calm_core.config.evaluation import MIN_TEMPERATURE
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
 from calm_core.generation.continuation import Continuation
@@ -24,7 +25,6 @@ _PREFIX_SAMPLES = 256  # chunks that are drawn to continue a prompt that ends in
 _EXACT_BLOCK = 32  # chunks that the exact sampler draws at a time
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
-MIN_TEMPERATURE = 0.001  # 1/T equal samples are what a chunk needs
 MAX_SAMPLES = 2**20
 MAX_NEW_TOKENS = 2**20
 MAX_PROMPT_TOKENS = 2**17  # the time to read a prompt grows with the square of its length

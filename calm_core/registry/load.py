@@ -17,7 +17,8 @@ from calm_core.store import storage
 from calm_core.store.artifact import Artifact, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, TransformerFacts
 from calm_core.telemetry.mlflow_run import REGISTERED
-from calm_core.weights.load import autoencoder_of, load_autoencoder, load_calm, load_tokenizer, load_transformer
+from calm_core.weights.lineage import autoencoder_of
+from calm_core.weights.load import load_autoencoder, load_calm, load_tokenizer, load_transformer
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,7 +22,7 @@ from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts, 
 from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE
 from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, mlflow_answers
 from calm_core.telemetry.stage import Stage
-from calm_core.weights.load import autoencoder_of
+from calm_core.weights.lineage import autoencoder_of
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
