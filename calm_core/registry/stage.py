@@ -8,13 +8,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from calm_core.config import RegistryConfig
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.registry.aliases import Aliases, Measured
 from calm_core.registry.files import AUTOENCODER_FOLDER, CALM_FOLDER, LOADER_MODULE, registered_artifacts
-from calm_core.registry.load import DEFAULT_PARAMETERS, calm_generator
+from calm_core.registry.load import calm_generator
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
 from calm_core.store.code_version import code_version
@@ -23,9 +22,6 @@ from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE
 from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, mlflow_answers
 from calm_core.telemetry.stage import Stage
 from calm_core.weights.lineage import autoencoder_of
-
-if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
 
 STAGE = "register"
 _EVALUATION_TAG = "calm.evaluation_digest"
@@ -208,36 +204,22 @@ def _new_version(model_name: str, scored: ScoredModel, stage: Stage) -> str:
     import mlflow
     import pandas as pd
 
+    from calm_core.registry.served import COLUMN, SIGNATURE
+
     prompts = [sample.prompt for sample in scored.evaluation.facts.samples] or [_PROMPT]
-    example = pd.DataFrame({"prompt": prompts[:1]})
+    example = pd.DataFrame({COLUMN: prompts[:1]})
     lineage = scored.lineage()
     with _model_folder(scored) as folder, mlflow.start_run(run_id=stage.run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             loader_module=LOADER_MODULE,
             data_path=folder,
-            signature=_signature(),
+            signature=SIGNATURE,
             input_example=(example, {"max_new_tokens": 16}),
             pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in (_DISTRIBUTION, *_RUNTIME_PACKAGES)],
             tags=lineage,
         )
     return str(mlflow.register_model(logged.model_uri, model_name, tags=lineage).version)
-
-
-def _signature() -> "ModelSignature":
-    """A column of prompts in, a text for each out; how to write are parameters."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    parameters = [
-        ParamSpec(name, DataType.double if isinstance(value, float) else DataType.long, value)
-        for name, value in DEFAULT_PARAMETERS.items()
-    ]
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "prompt")]),
-        outputs=Schema([ColSpec(DataType.string)]),
-        params=ParamSchema(parameters),
-    )
 
 
 @contextmanager
