@@ -15,7 +15,8 @@ from calm_cli.run import run
 from calm_cli.runs import runs
 from calm_cli.screen import Screen
 from calm_cli.settings import settings_lines
-from calm_core.errors import EXIT_FAILED, CalmError
+from calm_cli.stopping import stop_behind
+from calm_core.errors import EXIT_FAILED, CalmError, Interrupted
 from calm_core.shown import lines_of
 
 app = typer.Typer(
@@ -87,14 +88,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         app(arguments)
-    except CalmError as error:
-        line = Text.assemble(("error", "bold red"), " ", with_options(str(error)))
-        Screen(stderr=True).print(line, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except Exception:  # a fault of ours: its traceback may hold what the libraries say of URLs and texts
-        sys.stderr.write(lines_of(traceback.format_exc()))
-        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        if stopped := stop_behind(error):
+            raise stopped from None
+        _show(error)
+        sys.exit(error.exit_code if isinstance(error, CalmError) else EXIT_FAILED)
+
+
+def _show(error: Exception) -> None:
+    match error:
+        case Interrupted():
+            Screen(stderr=True).print(str(error), style="yellow", soft_wrap=True)
+        case CalmError():
+            line = Text.assemble(("error", "bold red"), " ", with_options(str(error)))
+            Screen(stderr=True).print(line, soft_wrap=True)
+        case _:  # a fault of ours: its traceback may hold what the libraries say of URLs and texts
+            sys.stderr.write(lines_of("".join(traceback.format_exception(error))))
 
 
 if __name__ == "__main__":
-    main()
+    from calm_cli.start import main as program
+
+    program()

@@ -2,6 +2,7 @@
 
 import sys
 
+from calm_cli.stopping import Ending
 from calm_core.errors import EXIT_FAILED
 
 _OURS = ("calm_", "components", "pipelines")  # missing, these are a fault of the library and no extra
@@ -9,16 +10,17 @@ _OURS = ("calm_", "components", "pipelines")  # missing, these are a fault of th
 
 def main() -> None:
     """Run the command line; the bare library comes without what it needs."""
-    try:
-        from calm_cli.main import main as command_line
+    with Ending().listening():
+        try:
+            from calm_cli.main import main as command_line
 
-        command_line()
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith(_OURS):
-            raise
-        print(
-            f"error {error.name} is not installed; the command line and the stages are extras of the library: "
-            "pip install 'calm-pipelines[all]'",
-            file=sys.stderr,
-        )
-        sys.exit(EXIT_FAILED)
+            command_line()
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith(_OURS):
+                raise
+            print(
+                f"error {error.name} is not installed; the command line and the stages are extras of the library: "
+                "pip install 'calm-pipelines[all]'",
+                file=sys.stderr,
+            )
+            sys.exit(EXIT_FAILED)

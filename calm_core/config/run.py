@@ -62,6 +62,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _tokenizer_has_room(self) -> Self:
+        least = 256 + 2 + self.data.start_of_text
+        if self.tokenizer.vocab_size < least and not (self.tokenizer.source or self.data.extends):
+            raise ValueError(
+                f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) must be {least} or more: with data.start_of_text "
+                "there are 256 bytes and 3 special tokens"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _start_of_text_is_used(self) -> Self:
         if self.tokenizer.bos_token is not None and not self.data.start_of_text:
             raise ValueError(

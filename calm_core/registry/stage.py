@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calm_core.config import EvaluationConfig, RegistryConfig
+from calm_core.config import RegistryConfig
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.registry.aliases import Aliases, Measured
 from calm_core.registry.files import AUTOENCODER_FOLDER, CALM_FOLDER, LOADER_MODULE, registered_artifacts
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 STAGE = "register"
 _EVALUATION_TAG = "calm.evaluation_digest"
+_PROMPT = "Once upon a time"  # the example of a model whose evaluation wrote nothing
 _DISTRIBUTION = "calm-pipelines"
 _RUNTIME_PACKAGES = ("torch", "tokenizers", "safetensors", "pydantic", "fsspec", "numpy", "pandas", "mlflow-skinny")
 
@@ -208,7 +209,7 @@ def _new_version(model_name: str, scored: ScoredModel, stage: Stage) -> str:
     import mlflow
     import pandas as pd
 
-    prompts = [sample.prompt for sample in scored.evaluation.facts.samples] or EvaluationConfig().prompts
+    prompts = [sample.prompt for sample in scored.evaluation.facts.samples] or [_PROMPT]
     example = pd.DataFrame({"prompt": prompts[:1]})
     lineage = scored.lineage()
     with _model_folder(scored) as folder, mlflow.start_run(run_id=stage.run.run_id):

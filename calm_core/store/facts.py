@@ -429,10 +429,12 @@ class OutcomeFacts(Facts, kind="training-outcome"):
     Attributes:
         message: The number that matters, or why the job did not finish; one line.
         exit_code: That of the rank.
+        can_pass: Whether running the same again can help.
     """
 
     message: str
     exit_code: Annotated[int, Field(ge=0, le=255)] = 0
+    can_pass: bool = False
 
 
 class Score(Record):
@@ -450,11 +452,17 @@ class Score(Record):
             raise ValueError(f"the interval begins at {self.low}, above its end at {self.high}")
         return self
 
-    def interval(self, digits: int, scale: float = 1.0) -> str:
-        """The interval of `scale` times the number, as text."""
+    def times(self, factor: float) -> "Score":
+        """The score on another scale; the factor is not negative."""
         if self.low is None or self.high is None:
-            return "[unknown: one sequence]"
-        return f"[{scale * self.low:.{digits}f}, {scale * self.high:.{digits}f}]"
+            return Score(value=factor * self.value)
+        return Score(value=factor * self.value, low=factor * self.low, high=factor * self.high)
+
+    def interval(self, digits: int = 2) -> str:
+        """The interval as text."""
+        if self.low is None or self.high is None:
+            return "[unknown]"
+        return f"[{self.low:z.{digits}f}, {self.high:z.{digits}f}]"
 
 
 class BrierScores(Record):
@@ -472,6 +480,11 @@ class BrierScores(Record):
         if not math.isclose(self.brierlm.value, mean, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
             raise ValueError(f"brierlm ({self.brierlm.value}) is not the geometric mean of its terms ({mean})")
         return self
+
+    def shown(self) -> dict[str, Score]:
+        """The scores by the names and on the scale that people see, which is the same for all: times 100."""
+        terms = {f"Brier-{n}": self.brier[n].times(100) for n in sorted(self.brier, key=lambda n: (len(n), n))}
+        return {"BrierLM": self.brierlm} | terms
 
 
 class TextSample(Record):

@@ -104,7 +104,9 @@ def translating_errors(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: {reason} AWS_SECRET_ACCESS_KEY for an object store") from error
     except OSError as error:
         if error.errno in _FULL:
-            raise StorageError(f"{uri}: cannot be written, the disk is full; free space, then run again") from error
+            raise StorageError(
+                f"{uri}: cannot be written, the disk is full; free space, then run again", can_pass=True
+            ) from error
         raise _failed(uri, error) from error
     except Exception as error:  # object stores raise what their libraries make of it, not only OSError
         raise _failed(uri, error) from error
@@ -113,7 +115,8 @@ def translating_errors(uri: str) -> Iterator[None]:
 def _failed(uri: str, error: Exception) -> StorageError:
     return StorageError(
         f"{uri}: the storage failed ({first_line(error)}); check that it can be reached, "
-        "then run the same command again"
+        "then run the same command again",
+        can_pass=True,
     )
 
 

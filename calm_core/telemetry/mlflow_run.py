@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from calm_core.errors import CalmError, first_line
+from calm_core.errors import CalmError, Interrupted, Stopped, first_line
 from calm_core.shown import redacted
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def mlflow_answers() -> Iterator[None]:
         reason = first_line(error)
         raise CalmError(
             f"{TRACKING_URI_VARIABLE} {shown_tracking_uri()}: MLflow does not answer ({reason}); check that it can be "
-            "reached, then run the same command again"
+            "reached, then run the same command again",
+            can_pass=True,
         ) from None
 
 
@@ -144,6 +145,6 @@ def stage_run(stage: str, config: Mapping[str, Any]) -> Iterator[Run]:
         yield run
     except BaseException as error:  # SystemExit too: no run may stay "running" for ever
         with suppress(CalmError):  # that MLflow is gone too must not hide why the stage ended
-            run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            run.end("KILLED" if isinstance(error, KeyboardInterrupt | Stopped | Interrupted) else "FAILED")
         raise
     run.end("FINISHED")

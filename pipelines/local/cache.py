@@ -28,10 +28,14 @@ class CheckedCache(cache.LocalCache):  # type: ignore[misc]  # kfp is untyped
 
     Args:
         cache_root: The cache's folder.
+
+    Attributes:
+        handed_on: The outputs, by name, of each task that has been answered or done in this process.
     """
 
     def __init__(self, cache_root: str) -> None:
         super().__init__(cache_root)
+        self.handed_on: list[dict[str, Any]] = []
         self._home = f"{Path(cache_root).parent}/"
         noted = Path(cache_root, _HOME_NAME)
         before = noted.read_text(encoding="utf-8") if noted.exists() else self._home
@@ -52,6 +56,7 @@ class CheckedCache(cache.LocalCache):  # type: ignore[misc]  # kfp is untyped
 
     def put(self, key: str, outputs: dict[str, Any]) -> None:
         """Keep the outputs of a task."""
+        self.handed_on.append(outputs)
         super().put(key, outputs | {_CHECKSUM: self._checksum(outputs)})
 
     def get(self, key: str) -> dict[str, Any] | None:
@@ -70,6 +75,7 @@ class CheckedCache(cache.LocalCache):  # type: ignore[misc]  # kfp is untyped
         except Exception as error:  # whatever comes of reading a damaged entry
             print(f"cache: entry {key} is damaged ({error!r})", flush=True)
             return None
+        self.handed_on.append(outputs)
         return outputs
 
     def _by_content(self, value: Any) -> Any:

@@ -10,18 +10,40 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
+from calm_core.telemetry.processes import killed_by
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, ProgressEvent, parse
 from pipelines.local.home import Home
 
 STOP_SECONDS = 30.0
 """How long stopped tasks may take to save what they are at."""
+BASELINE_MODEL, BASELINE_REPORT = "baseline_model", "baseline_report"
+"""Names of two more outputs of a run that trains the baseline."""
 LOG_NAME, PROGRESS_NAME, OUTPUTS_NAME = "pipeline.log", "progress.jsonl", "outputs.json"
-REQUEST_NAME, ENDED_NAME = "request.json", "ended.json"
+REQUEST_NAME, ENDED_NAME, _FAILURE_NAME = "request.json", "ended.json", "failure.json"
+_LAST_BYTES = 256 << 10  # of a log, in which the reason of a failure is looked for
+_TRACEBACK, _OF_A_STAGE = "Traceback (most recent call last):", "error: "
+_OF_KUBEFLOW = "RuntimeError: Pipeline "  # says which task has failed, which is known
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a failed run ended, where no stage could say so.
+
+    Attributes:
+        stage: What has failed: the task's name, or Kubeflow's runner.
+        reason: Why, on one line.
+        can_pass: Whether running it again can help.
+    """
+
+    stage: str
+    reason: str
+    can_pass: bool
 
 
 class LocalRun:
@@ -35,6 +57,7 @@ class LocalRun:
         self.log = folder / LOG_NAME
         self._progress = folder / PROGRESS_NAME
         self._outputs = folder / OUTPUTS_NAME
+        self._failure = folder / _FAILURE_NAME
         self._ended = folder / ENDED_NAME
         self._process = process
         self._temporary = temporary
@@ -68,6 +91,7 @@ class LocalRun:
                     "pipeline_root": str(home.pipeline_root),
                     "cache_root": str(home.cache),
                     "outputs": str(folder / OUTPUTS_NAME),
+                    "failure": str(folder / _FAILURE_NAME),
                     "asked": dict(asked or {}),
                     "started": time.time(),
                     "process": os.getpid(),
@@ -115,6 +139,17 @@ class LocalRun:
         outputs: dict[str, str] = json.loads(self._outputs.read_text(encoding="utf-8"))
         return outputs
 
+    def ending(self) -> Ending:
+        """How a failed run ended, as far as that shows from outside."""
+        stage, exit_code = "the pipeline", self._process.wait()
+        if self._failure.exists():
+            failure = json.loads(self._failure.read_text(encoding="utf-8"))
+            stage, exit_code = failure["task"], failure["exit_code"]
+        if how := killed_by(exit_code):
+            return Ending(stage, f"its process {how}", can_pass=True)
+        said = last_words(self.log) or "without a word"
+        return Ending(stage, f"it broke before it could say why ({said})", can_pass=False)
+
     def stop(self) -> None:
         """Stop all processes of the run: they are asked, and after STOP_SECONDS killed. Its temporary files go.
 
@@ -141,6 +176,23 @@ class LocalRun:
         members = {process for process in psutil.process_iter() if _session_of(process) == self._process.pid}
         below = {descendant for member in members for descendant in member.children(recursive=True)}
         return members | below
+
+
+def last_words(log: Path) -> str:
+    """The line in a log that says why a task, or else Kubeflow's runner, has failed; empty where there is none."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LAST_BYTES))
+        lines = [line.strip("\n") for line in file.read().decode(errors="replace").splitlines()]
+    said, in_traceback = "", False
+    for line in lines:
+        if line.startswith(_OF_A_STAGE):
+            said = line.removeprefix(_OF_A_STAGE)
+        elif line.startswith(_TRACEBACK):
+            in_traceback = True
+        elif in_traceback and line and not line.startswith(" "):
+            in_traceback = False
+            said = said if line.startswith(_OF_KUBEFLOW) else line
+    return said
 
 
 def _session_of(process: psutil.Process) -> int | None:

@@ -3,6 +3,7 @@
 from calm_core.config import DataConfig
 from calm_core.data.preparing.extension import Extension
 from calm_core.data.preparing.progress import STAGE
+from calm_core.data.sources.check import check_sources
 from calm_core.data.sources.files import find_files
 from calm_core.data.sources.partitions import Partition, partition_files
 from calm_core.store import storage
@@ -20,8 +21,10 @@ def plan_partitions(config: DataConfig, place: str) -> list[Partition]:
         place: URL of the folder in which the partitions' pieces are written, named by their content.
 
     Raises:
-        SourceError: A source is missing, of an unknown kind, or has changed since it was added to the dataset.
+        SourceError: A source is missing, of an unknown kind, holds no text in its first records, or has changed since
+            it was added to the dataset.
     """
+    check_sources(config)
     storage.remove_partial(place)
     files, first, extends = find_files(config), 0, ""
     if extension := Extension.of(config):

@@ -28,14 +28,23 @@ def find_files(config: DataConfig) -> list[FoundFile]:
     Raises:
         SourceError: A source is missing, matches nothing, or has an unknown suffix.
     """
-    if not config.sources:
-        raise SourceError("data.sources is empty; name .jsonl or .txt files, e.g. texts/*.jsonl")
     uris: dict[str, str] = {}
-    for source in config.sources:
-        for uri in _files_of(source):
+    for files in files_by_source(config).values():
+        for uri in files:
             uris.setdefault(_real(uri), uri)
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
         return list(pool.map(FoundFile.at, uris.values()))
+
+
+def files_by_source(config: DataConfig) -> dict[str, list[str]]:
+    """The URIs of each source's files; nothing is read of them.
+
+    Raises:
+        SourceError: As `find_files`.
+    """
+    if not config.sources:
+        raise SourceError("data.sources is empty; name .jsonl or .txt files, e.g. texts/*.jsonl")
+    return {source: list(_files_of(source)) for source in config.sources}
 
 
 def _real(uri: str) -> str:
