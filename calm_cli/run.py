@@ -10,7 +10,7 @@ from rich.console import Console
 
 from calm_cli import summary
 from calm_cli.board import BASELINE_STAGES, STAGES, Board
-from calm_cli.display import display_for
+from calm_cli.display import PLAIN_INTERVAL_SECONDS, display_for
 from calm_cli.options import (
     DEFAULT_PROFILE,
     ProfileOption,
@@ -72,11 +72,12 @@ def run(
 def _told(screen: Screen) -> Iterator[Callable[[str], None]]:
     """Say what is being checked where that takes long; yields what gets it."""
     timers: list[Timer] = []
+    seconds = _SILENT_SECONDS if screen.is_terminal else PLAIN_INTERVAL_SECONDS
 
     def tell(what: str) -> None:
         for timer in timers:
             timer.cancel()
-        timers.append(Timer(_SILENT_SECONDS, screen.print, (f"checking {what} ...",)))
+        timers.append(Timer(seconds, screen.print, (f"checking {what} ...",)))
         timers[-1].daemon = True
         timers[-1].start()
 
@@ -118,7 +119,7 @@ def run_pipeline(
         finished = summary.Finished.read(pipeline.outputs())
         _record(parent, finished, board)
     console.print()
-    summary.show(finished, board, console)
+    summary.show(finished, board, console, (asked or {}).get("command", ("calm", "run")))
 
 
 def _stages(config: Config) -> tuple[str, ...]:

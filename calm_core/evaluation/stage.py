@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -61,10 +62,9 @@ def evaluate(
         evaluator.require_positions()
         facts = _measure(evaluator, scored, dataset_uri)
 
-        html = render_report(facts, scored.curves)
-        with ArtifactWriter(
-            output_uri, EvaluationFacts, settings, scored.parents | {"dataset": dataset.digest}
-        ) as writer:
+        parents = scored.parents | {"dataset": dataset.digest}
+        html = render_report(facts, scored.curves, settings, scored.settings, parents)
+        with ArtifactWriter(output_uri, EvaluationFacts, settings, parents) as writer:
             writer.write("evaluation.json", json.dumps(facts.part("results"), indent=1, sort_keys=True).encode())
             writer.write("report.html", html.encode())
             writer.facts = facts
@@ -99,6 +99,7 @@ def _measure(evaluator: Evaluator, scored: Scored, dataset_uri: str) -> Evaluati
         protocol=evaluator.protocol(),
         references=references,
         samples=samples,
+        evaluated=datetime.now(UTC).isoformat(timespec="seconds"),
         score_seconds=score_seconds,
         generation_tokens_per_second=tokens / max(time.monotonic() - started, 1e-9),
     )

@@ -508,15 +508,26 @@ class EvaluationFacts(Facts, BrierScores, kind="evaluation"):
         model: What was scored, for people.
         autoencoder_accuracy: Of a CALM model: share of tokens that come back from sampled latents.
         protocol: All that two scores must share to be compared.
+        evaluated: When, in ISO 8601; artifacts of schema version 2 do not say it.
     """
+
+    schema_version: ClassVar[int] = 3
 
     model: str
     autoencoder_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     protocol: dict[str, str | int]
     references: References
     samples: list[TextSample]
+    evaluated: Annotated[str, TIMING, Field(max_length=64)] = ""
     score_seconds: Seconds = 0.0
     generation_tokens_per_second: Rate = 0.0
+
+    @classmethod
+    def upgrade(
+        cls, version: int, config: dict[str, Any], results: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Until version 2, nothing said when."""
+        return (config, results) if version == 2 else super().upgrade(version, config, results)
 
 
 class RegistrationFacts(Facts, kind="registration"):
