@@ -74,6 +74,9 @@ NOT_RUN = (
 """Commands that are not run, and why."""
 
 
+SNIPPETS_NOT_RUN = ((r"https?://(localhost|127\.0\.0\.1)", "asks a server; tests/registry/test_serving.py starts one"),)
+
+
 class Started(BaseException):
     """A pipeline or the ranks of a training would work from here on, for minutes: every check is passed."""
 
@@ -261,6 +264,8 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
 @pytest.mark.parametrize("snippet", documented.blocks("python"), ids=lambda each: each.where)
 def test_a_documented_snippet_runs(snippet: Documented, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It leaves nothing behind in the current folder."""
+    if any(re.search(pattern, snippet.text) for pattern, _ in SNIPPETS_NOT_RUN):
+        return
     before = set(here.iterdir())
     text = snippet.text.replace("http://mlflow.example:5000", "sqlite:///.calm/mlflow.db")
     if "set_tracking_uri" not in text:  # the page says before it which variable to set
