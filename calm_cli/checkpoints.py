@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from calm_cli.inputs import require, require_language_model
 from calm_cli.options import AutoencoderOption, JsonOption
 from calm_cli.result import document, print_json, show_result
 from calm_cli.screen import Screen
+from calm_core.store.facts import AutoencoderFacts, CalmFacts
 
 
 def import_(
@@ -67,6 +69,8 @@ def export(
 
       calm export out/calm --output my-calm
     """
+    if isinstance(require(model, CalmFacts, AutoencoderFacts).facts, CalmFacts):
+        require_language_model(model, autoencoder)
     from calm_core.weights.huggingface import export_checkpoint
 
     errors = Screen(stderr=True, soft_wrap=True)

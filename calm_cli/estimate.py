@@ -34,9 +34,10 @@ def estimate(
 
       calm estimate --profile calm-m --set calm.model.num_hidden_layers=24 --gpus 64
     """
+    config = configuration(profile, set_)
     from calm_core.scaling import cost as costs
 
-    estimates = costs.estimate(configuration(profile, set_), gpus)
+    estimates = costs.estimate(config, gpus)
     if json_:
         models = {name: asdict(cost) | {"training_flops": cost.training_flops} for name, cost in estimates.items()}
         print_json({"gpus": gpus, "models": models})

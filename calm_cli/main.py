@@ -3,6 +3,9 @@
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
+from platform import python_version
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -16,16 +19,28 @@ from calm_cli.runs import runs
 from calm_cli.screen import Screen
 from calm_cli.settings import settings_lines
 from calm_cli.stopping import stop_behind
-from calm_core.errors import EXIT_FAILED, CalmError, Interrupted
+from calm_cli.usage import App, UsageError
+from calm_core.errors import EXIT_FAILED, CalmError, ConfigError, Interrupted
 from calm_core.shown import lines_of
+from calm_core.store.code_version import code_version
+from calm_core.store.storage import first_answer_soon
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
-)
+app = App(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"calm {version('calm-pipelines')}, code {code_version()}, Python {python_version()}")
+        raise typer.Exit
 
 
 @app.callback()
-def calm() -> None:
+def calm(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
     """Train, score and use CALM language models.
 
     CALM predicts one continuous vector for each chunk of K tokens instead of one token at a time. `calm run` makes
@@ -71,7 +86,7 @@ app.command()(inspect)
 app.command()(data.verify)
 app.command("import")(checkpoints.import_)
 app.command()(checkpoints.export)
-data_app = typer.Typer(no_args_is_help=True, help="Prepare datasets, look at them, and mix them.")
+data_app = App(help="Prepare datasets, look at them, and mix them.")
 for of_data in (stages.prepare, inspect, data.verify, data.mix):
     data_app.command()(of_data)
 app.add_typer(data_app, name="data")
@@ -87,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             when it is run again.
     """
     try:
-        app(arguments)
+        with first_answer_soon():
+            sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
     except Exception as error:
         if stopped := stop_behind(error):
             raise stopped from None
@@ -104,6 +120,18 @@ def _show(error: Exception) -> None:
             Screen(stderr=True).print(line, soft_wrap=True)
         case _:  # a fault of ours: its traceback may hold what the libraries say of URLs and texts
             sys.stderr.write(lines_of("".join(traceback.format_exception(error))))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run a command; returns its exit code."""
+    try:
+        with typer.main.get_command(app).make_context("calm", list(arguments)) as context:
+            context.command.invoke(context)
+    except typer.Exit as ending:
+        return ending.exit_code
+    except UsageError as error:
+        raise ConfigError(str(error)) from None
+    return 0
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def run_pipeline(
         finished = summary.Finished.read(pipeline.outputs())
         _record(parent, finished, board)
     console.print()
-    summary.show(finished, board, console)
+    summary.show(finished, board, console, (asked or {}).get("command", ("calm", "run")))
 
 
 def _stages(config: Config) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
+from calm_cli.inputs import require, require_language_model
 from calm_cli.options import (
     DEFAULT_PROFILE,
     AutoencoderOption,
@@ -26,6 +27,7 @@ from calm_cli.summary import aligned
 from calm_cli.tables import show_table
 from calm_core.config import HEADS, Config, TrainingConfig
 from calm_core.errors import ConfigError
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, DatasetFacts, EvaluationFacts, MixtureFacts
 from pipelines.local.home import Home
 from pipelines.local.preflight import check_environment
 
@@ -89,8 +91,6 @@ def prepare(
       calm prepare --extends out/dataset --source 'texts/*.jsonl.gz' --output out/dataset-2
     """
     started = time.monotonic()
-    if extends == "":
-        raise ConfigError("data.extends: is empty; name the dataset, or leave the option out")
     options = {"data.extends": extends, "data.sources": source or None, "data.text_field": text_field}
     config = configuration(profile, set_, options)
     from calm_core.data.stage import prepare_data
@@ -128,13 +128,18 @@ def train(
 
       calm train transformer --dataset out/dataset --output out/transformer
     """
-    from calm_core.training import stage
-
     started = time.monotonic()
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
     config = configuration(profile, set_, {HEADS.setting: head})
+    require(dataset, DatasetFacts, MixtureFacts)
+    if autoencoder:
+        require(autoencoder, AutoencoderFacts)
+    elif kind == "calm":
+        raise ConfigError("autoencoder_uri: CALM is trained on an autoencoder; name that of `calm train autoencoder`")
     home = _begin(config, dataset, autoencoder, output, checkpoints or "")
+    from calm_core.training import stage
+
     model = stage.train(
         getattr(config, kind),
         dataset,
@@ -169,11 +174,13 @@ def evaluate(
 
       calm evaluate out/transformer --dataset out/dataset --output out/baseline
     """
-    from calm_core.evaluation import stage
-
     started = time.monotonic()
     config = configuration(profile, set_)
+    require_language_model(model, autoencoder)
+    require(dataset, DatasetFacts, MixtureFacts)
     _begin(config, model, dataset, autoencoder, output)
+    from calm_core.evaluation import stage
+
     made = stage.evaluate(config.evaluation, dataset, model, output, seed=config.seed, autoencoder_uri=autoencoder)
     if "calm" in made.manifest.parents:
         next_ = f"calm register {quote(model)} --evaluation {quote(output)} --output REGISTRATION"
@@ -195,10 +202,8 @@ def compare(
       calm compare out/evaluation out/baseline
     """
     from calm_core.evaluation.comparison import require_same_protocol
-    from calm_core.store.artifact import Artifact
-    from calm_core.store.facts import EvaluationFacts
 
-    artifacts = [Artifact(uri, EvaluationFacts) for uri in evaluations]
+    artifacts = [require(uri, EvaluationFacts) for uri in evaluations]
     require_same_protocol(artifacts)
     if json_:
         print_json([document(artifact) for artifact in artifacts])
@@ -230,10 +235,13 @@ def register(
 
       calm register out/calm --evaluation out/evaluation --output out/registration
     """
-    from calm_core.registry.stage import register_model
-
     started = time.monotonic()
     config = configuration(profile, set_)
+    require(model, CalmFacts)
+    require_language_model(model, autoencoder)
+    require(evaluation, EvaluationFacts)
     _begin(config, model, evaluation, autoencoder, output)
+    from calm_core.registry.stage import register_model
+
     made = register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder)
     show_result(made, started, json_, [f"calm generate PROMPT --model {quote(made.facts.model_uri)}"])

@@ -32,6 +32,7 @@ REPORT_NAME = "report.html"
 _SHOWN_REJECTS = 5
 _SHOWN_SAMPLES = 3
 _PROMPT_WIDTH = 40
+_COMMAND_WIDTH = 50
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,13 @@ def time_lines(board: Board) -> Iterator[tuple[str, str]]:
         yield "from the cache", cached
 
 
-def next_lines(finished: Finished) -> Iterator[str]:
-    """What has been registered, and commands to go on with."""
+def next_lines(finished: Finished, command: Sequence[str]) -> Iterator[str]:
+    """What has been registered, and commands to go on with.
+
+    Args:
+        finished: The run.
+        command: That started it.
+    """
     registration = finished.registration.facts
     name, uri = registration.model_name, registration.model_uri
     if registration.promoted:
@@ -171,9 +177,15 @@ def next_lines(finished: Finished) -> Iterator[str]:
     yield "next:"
     model = "" if uri == DEFAULT_MODEL else f" --model {shlex.quote(uri)}"
     prompt = _short_prompt(finished.evaluation_report.facts.samples)
-    yield f"  calm generate {prompt}{model} --temperature 0.5 --seed 1"
-    yield "  the same command with --set calm.learning_rate=5e-4   # reruns only what depends on it"
-    yield "  calm ui                                               # curves, settings, lineage"
+    commands = {
+        f"calm generate {prompt}{model} --temperature 0.5 --seed 1": "",
+        f"{shlex.join(command)} --set calm.learning_rate=5e-4": "reruns only what depends on it",
+        "calm runs": "all runs, and where what they made lies",
+        "calm ui": "curves, settings, lineage",
+    }
+    width = max(len(line) for line, about in commands.items() if about and len(line) <= _COMMAND_WIDTH)
+    for line, about in commands.items():
+        yield f"  {line:<{width}}   # {about}" if about else f"  {line}"
 
 
 def _short_prompt(samples: Sequence[TextSample]) -> str:
@@ -182,8 +194,15 @@ def _short_prompt(samples: Sequence[TextSample]) -> str:
     return shlex.quote(textwrap.shorten(lines[-1], _PROMPT_WIDTH, placeholder="") or "...") if lines else "'...'"
 
 
-def show(finished: Finished, board: Board, console: Console) -> None:
-    """Print the run's tables, its texts, and where to go from here."""
+def show(finished: Finished, board: Board, console: Console, command: Sequence[str] = ("calm", "run")) -> None:
+    """Print the run's tables, its texts, and where to go from here.
+
+    Args:
+        finished: What it has made.
+        board: How it went.
+        console: Where.
+        command: That started it.
+    """
     show_pairs(data_lines(finished.dataset.facts), console)
     console.print()
     heading, *rows = model_lines(finished)
@@ -197,5 +216,5 @@ def show(finished: Finished, board: Board, console: Console) -> None:
         console.print()
     if len(samples) > _SHOWN_SAMPLES:
         console.print(f"{len(samples) - _SHOWN_SAMPLES:,} more texts are in the report\n")
-    for line in next_lines(finished):
+    for line in next_lines(finished, command):
         console.print(line, soft_wrap=True)

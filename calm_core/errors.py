@@ -1,5 +1,6 @@
 """Errors that a user can cause. Each message is one line: what is wrong, where, and what to do."""
 
+import re
 from typing import ClassVar
 
 from calm_core.shown import shortened
@@ -8,6 +9,7 @@ EXIT_FAILED, EXIT_WRONG_SETTINGS, EXIT_INTERRUPTED = 1, 2, 75
 """Exit codes of a process; 75 is the system's own for "try again" (EX_TEMPFAIL)."""
 
 
+_ERROR_NUMBER = re.compile(r"^\[Errno -?\d+\] ")
 LONGEST_MESSAGE = 1500
 """Characters of a message; a few URIs and names fit."""
 
@@ -73,5 +75,10 @@ class Stopped(BaseException):
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, on one short line: the libraries' messages may have several, or none."""
-    return shortened((str(error).splitlines() or [type(error).__name__])[0], LONGEST_MESSAGE // 3)
+    """What an error says, on one short line: the libraries' messages may have several, or none.
+
+    Of the system's errors it is their words: who tells them on knows the file, and nobody the number.
+    """
+    text = str((isinstance(error, OSError) and error.strerror) or error)
+    line = _ERROR_NUMBER.sub("", (text.splitlines() or [""])[0])
+    return shortened(line or type(error).__name__, LONGEST_MESSAGE // 3)

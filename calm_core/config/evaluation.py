@@ -23,6 +23,10 @@ def _readable(prompt: str) -> str:
     return prompt
 
 
+MIN_TEMPERATURE = 0.001
+"""1/T equal samples are what a chunk needs: at T = 0 there would be no end of them."""
+
+
 class EvaluationConfig(Section):
     """The protocol of BrierLM, and the texts that are shown."""
 
@@ -47,7 +51,7 @@ class EvaluationConfig(Section):
         description="texts that the model continues; unset: how some held-out documents begin; []: none",
     )
     prompt_tokens: int = Field(64, ge=1, le=2**20, description="tokens written for each prompt")
-    temperature: float = Field(0.5, ge=0.001, le=1, description="temperature of the texts that are shown")
+    temperature: float = Field(0.5, ge=MIN_TEMPERATURE, le=1, description="temperature of the texts that are shown")
     temperature_samples: int = Field(200, ge=1, le=2**20, description="samples per chunk of the temperature sampler")
 
     @model_validator(mode="after")

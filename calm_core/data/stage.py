@@ -52,7 +52,7 @@ def prepare_data(
     parents = {"extends": extension.parent.digest} if extension else {}
     ArtifactWriter(output_uri, DatasetFacts, {}, parents).check()  # before the work whose result it takes
     place = storage.beside(output_uri, ".parts")
-    partitions = plan_partitions(data, storage.join(place, "plan"))
+    partitions = plan_partitions(data, storage.join(place, "plan"), outputs=(output_uri, place))
     names = [f"{partition.index:05d}" for partition in partitions]
 
     def uris(step: str) -> list[str]:

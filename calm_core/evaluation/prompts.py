@@ -23,7 +23,8 @@ def beginnings(dataset: Dataset, number: int = 3, tokens: int = 24) -> tuple[str
         tokens: The most that are taken of a document; its last word, which may be cut, is left out.
     """
     rows = dataset.rows(np.arange(min(dataset.num_sequences, _LOOKED_AT)))
-    texts = [_words(dataset, row[start : start + tokens]) for row in rows for start in _starts(dataset, row)]
+    starts = [(row, start) for row in rows for start in _starts(dataset, row) if start + tokens <= len(row)]
+    texts = [_words(dataset, row[start : start + tokens]) for row, start in starts]
     texts = texts or [_words(dataset, row[:tokens]) for row in rows]
     found = list(dict.fromkeys(filter(None, texts)))
     chosen = np.unique(np.linspace(0, len(found) - 1, number).astype(np.int64)) if found else ()
@@ -40,6 +41,7 @@ def _starts(dataset: Dataset, row: npt.NDArray[np.int64]) -> Iterator[int]:
 
 
 def _words(dataset: Dataset, tokens: npt.NDArray[np.int64]) -> str:
-    ends = np.flatnonzero((tokens == dataset.eos_id) | (tokens == dataset.pad_id))
+    special = (dataset.eos_id, dataset.pad_id, dataset.bos_id)
+    ends = np.flatnonzero(np.isin(tokens, [token for token in special if token is not None]))
     text = dataset.tokenizer.decode(tokens[: ends[0] if len(ends) else None].tolist())
     return _LAST_WORD.sub("", text).rstrip("\ufffd").strip()

@@ -15,9 +15,9 @@ from calm_core.models.layers import freeze
 from calm_core.models.noise import derive_seed
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import CalmFacts, ModelFacts, TransformerFacts
+from calm_core.weights.lineage import autoencoder_of
 from calm_core.weights.load import (
     CURVES_NAME,
-    autoencoder_of,
     load_autoencoder,
     load_calm,
     load_tokenizer,

@@ -8,23 +8,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from calm_core.config import RegistryConfig
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.registry.aliases import Aliases, Measured
 from calm_core.registry.files import AUTOENCODER_FOLDER, CALM_FOLDER, LOADER_MODULE, registered_artifacts
-from calm_core.registry.load import DEFAULT_PARAMETERS, calm_generator
+from calm_core.registry.load import calm_generator
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
 from calm_core.store.code_version import code_version
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts, Facts, RegistrationFacts
-from calm_core.telemetry import mlflow_run
+from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE
+from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, mlflow_answers
 from calm_core.telemetry.stage import Stage
-from calm_core.weights.load import autoencoder_of
-
-if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
+from calm_core.weights.lineage import autoencoder_of
 
 STAGE = "register"
 _EVALUATION_TAG = "calm.evaluation_digest"
@@ -55,13 +52,11 @@ def register_model(
     """
     settings = config.model_dump(mode="json")
     with Stage(STAGE, settings, output_uri) as stage:
-        if not os.environ.get(mlflow_run.TRACKING_URI_VARIABLE):
-            raise CalmError(
-                f"{STAGE}: set {mlflow_run.TRACKING_URI_VARIABLE} to the MLflow server that holds the registry"
-            )
+        if not os.environ.get(TRACKING_URI_VARIABLE):
+            raise CalmError(f"{STAGE}: set {TRACKING_URI_VARIABLE} to the MLflow server that holds the registry")
         ArtifactWriter(output_uri, RegistrationFacts, {}, {}).check()
         scored = ScoredModel.open(calm_uri, evaluation_uri, autoencoder_uri)
-        with mlflow_run.mlflow_answers():
+        with mlflow_answers():
             number = _find_version(config.model_name, scored)
             if number is None:
                 stage.report(note="logging the model")
@@ -125,7 +120,7 @@ class ScoredModel:
         tags["calm.dataset_digest"] = self.evaluation.manifest.parents["dataset"]
         tags["calm.code_version"] = code_version()
         tags["calm.brierlm"] = f"{score.value:.4f} {score.interval(4)}"
-        if parent := os.environ.get(mlflow_run.PARENT_RUN_VARIABLE):
+        if parent := os.environ.get(PARENT_RUN_VARIABLE):
             tags["calm.pipeline_run"] = parent
         return tags
 
@@ -209,36 +204,22 @@ def _new_version(model_name: str, scored: ScoredModel, stage: Stage) -> str:
     import mlflow
     import pandas as pd
 
+    from calm_core.registry.served import COLUMN, SIGNATURE
+
     prompts = [sample.prompt for sample in scored.evaluation.facts.samples] or [_PROMPT]
-    example = pd.DataFrame({"prompt": prompts[:1]})
+    example = pd.DataFrame({COLUMN: prompts[:1]})
     lineage = scored.lineage()
     with _model_folder(scored) as folder, mlflow.start_run(run_id=stage.run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             loader_module=LOADER_MODULE,
             data_path=folder,
-            signature=_signature(),
+            signature=SIGNATURE,
             input_example=(example, {"max_new_tokens": 16}),
             pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in (_DISTRIBUTION, *_RUNTIME_PACKAGES)],
             tags=lineage,
         )
     return str(mlflow.register_model(logged.model_uri, model_name, tags=lineage).version)
-
-
-def _signature() -> "ModelSignature":
-    """A column of prompts in, a text for each out; how to write are parameters."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    parameters = [
-        ParamSpec(name, DataType.double if isinstance(value, float) else DataType.long, value)
-        for name, value in DEFAULT_PARAMETERS.items()
-    ]
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "prompt")]),
-        outputs=Schema([ColSpec(DataType.string)]),
-        params=ParamSchema(parameters),
-    )
 
 
 @contextmanager

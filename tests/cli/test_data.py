@@ -69,7 +69,7 @@ def test_inspect_shows_the_numbers_of_the_manifest(dataset: Artifact, capsys: py
     assert rows["bytes on disk"][0].startswith(f"{sum(shards):,}, ")
     assert "1 source files" in out
     assert "texts [red].jsonl  " in out  # square brackets are no markup
-    assert re.search(r"rejected: .*texts \[red\]\.jsonl:\d+: broken_json", out)
+    assert re.search(r"rejected: .*texts \[red\]\.jsonl, line \d+: broken_json", out)
 
 
 def test_inspect_shows_how_long_documents_are(dataset: Artifact, capsys: pytest.CaptureFixture[str]) -> None:

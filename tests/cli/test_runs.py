@@ -114,8 +114,8 @@ def test_the_list_has_one_row_a_run_at_80_columns(
         "  5  2026-11-24 18:05  running: evaluate",
         "  4  2026-11-24 18:05  stopped: train-autoencoder",
         "  3  2026-11-24 18:05  failed: prepare",
-        '  2  2026-11-24 18:05  18.42 [16.37, 20.69]       calm/4  sources=\'["a b.jsonl"…',
-        "  1  2026-11-24 18:05  18.42 [16.37, 20.69]       calm/4",
+        '  2  2026-11-24 18:05  18.42 [16.37, 20.69]        calm/4  sources=["a b.jsonl"…',
+        "  1  2026-11-24 18:05  18.42 [16.37, 20.69]        calm/4",
     ]
     assert all(len(row) <= 80 for row in rows[:6])
     told = " ".join(rows[6:])
@@ -221,7 +221,7 @@ def test_damage_never_breaks_the_list(
     assert len(json.loads(shown(capsys, "--json"))) == number + 2
     for past in past_runs(home):
         assert "all settings" in shown(capsys, str(past.number))
-    assert "damaged manifest" in shown(capsys, "1")
+    assert "damaged manifest" in shown(capsys, NAMES[0])
 
 
 def test_it_loads_nothing_heavy(home: Home) -> None:

@@ -146,7 +146,7 @@ def shown(run: Finished, width: int = 80) -> list[str]:
     board.apply(ProgressEvent(time=1, stage="train-calm", state="running"))
     board.apply(ProgressEvent(time=4088, stage="train-calm", state="finished"))
     board.succeed(4088)
-    show(run, board, Screen(file=output, width=width))
+    show(run, board, Screen(file=output, width=width), ["calm", "run", "--source", "*.txt"])
     return output.getvalue().splitlines()
 
 
@@ -183,8 +183,9 @@ report: out/evaluation/report.html
 
 next:
   calm generate 'What the cat'"'"'s' --temperature 0.5 --seed 1
-  the same command with --set calm.learning_rate=5e-4   # reruns only what depends on it
-  calm ui                                               # curves, settings, lineage
+  calm run --source '*.txt' --set calm.learning_rate=5e-4   # reruns only what depends on it
+  calm runs   # all runs, and where what they made lies
+  calm ui     # curves, settings, lineage
 """.strip().splitlines()
 
 

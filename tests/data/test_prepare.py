@@ -202,13 +202,13 @@ def test_shards_have_the_asked_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "settings", "message"),
     [
-        (['{"id": 3}'] * 5, {}, r"texts.jsonl, line 1: missing_field \(it has id\); name the field .*data.text_field"),
+        (['{"id": 3}'] * 5, {}, r"texts.jsonl, line 1: has no field text \(it has id\); name .*data.text_field"),
         (
             [*(json.dumps({"text": text}) for text in texts(8)), "3", "broken"],
             {"max_reject_fraction": 0.15},
             r"2 of 10 documents are unusable \(1 broken_json, 1 missing_field\); first: .*raise data.max_reject_fract",
         ),
-        ([""], {}, r"the sources hold no text; name files with text in data.sources"),
+        ([""], {}, r"texts.jsonl: empty \(no records\); there is nothing else in the sources"),
         (
             [json.dumps({"text": text}) for text in texts(3)],
             {"validation_fraction": 1e-9},

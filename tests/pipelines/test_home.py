@@ -10,7 +10,7 @@ import pytest
 
 from calm_core.errors import CalmError
 from pipelines.local.home import HOME_VARIABLE, Home
-from pipelines.local.tracking import require_store, use_tracking
+from pipelines.local.tracking import read_tracking, use_tracking
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_a_home_with_unusual_characters_has_its_files_where_they_belong_and_can_
 
     moved = begin(home.path.rename(tmp_path / "new_home"), monkeypatch)
     second = log("after")
-    require_store(moved)
+    read_tracking(moved)
     assert mlflow.artifacts.load_text(f"runs:/{first}/text.txt") == "before"
     assert mlflow.artifacts.load_text(f"runs:/{second}/text.txt") == "after"
     assert len(list(moved.mlflow_artifacts.rglob("text.txt"))) == 2

@@ -112,8 +112,7 @@ def test_a_consumer_predicts_with_a_data_frame(registration: Artifact[Registrati
     assert list(first) == generator.generate(
         list(prompts["prompt"]), max_new_tokens=6, sampling=Sampling(temperature=0.5), seed=1
     )
-    assert model.metadata.get_input_schema().input_names() == ["prompt"]
-    assert model.input_example is not None
+    assert list(model.input_example.columns) == ["prompt"]
 
 
 def test_every_address_of_a_model_is_understood(registration: Artifact[RegistrationFacts]) -> None:

@@ -13,6 +13,7 @@ from calm_core.data.sources.documents import ENDLESS, documents_in
 from calm_core.data.sources.files import files_by_source
 from calm_core.data.sources.formats import ARROW_SUFFIX, Document, Range, Reason, why_no_column
 from calm_core.errors import SourceError
+from calm_core.shown import visible
 from calm_core.store import storage
 from calm_core.store.facts import SourceFile
 
@@ -20,13 +21,14 @@ _SOURCES_AT_A_TIME = 16
 _MOST_SOURCES, _MOST_FILES, _MOST_RECORDS = 64, 3, 100
 _COLUMNS = (".parquet", ARROW_SUFFIX)
 _MOST_BYTES = 4 << 20  # of a file
+_MOST_BAD = 0.5  # of the records of a file
 
 
 def check_sources(data: DataConfig) -> None:
     """Find the sources, and look at the first records of each one's first files.
 
-    What is read is bounded, however large the sources are: seconds. One usable record is enough; how many there have to
-    be is for `max_reject_fraction` to say, once all have been read.
+    What is read is bounded, however large the sources are: seconds. Most of the first records may be unusable before a
+    source is refused: how many there have to be is for `max_reject_fraction` to say, once all have been read.
 
     Raises:
         SourceError: A source is missing, cannot be read, or is of another form than the settings say; or all sources
@@ -36,21 +38,10 @@ def check_sources(data: DataConfig) -> None:
     sources = list(files_by_source(data).values())[:_MOST_SOURCES]
     with ThreadPoolExecutor(_SOURCES_AT_A_TIME) as pool:
         looks = list(pool.map(lambda files: _look(files, data), sources))
-    for look in looks:
-        if not look.usable and look.rejected and look.rejected.reason in _ADVICE:
-            raise SourceError(f"{look.rejected.told}; {_ADVICE[look.rejected.reason]}")
-    if not data.extends and all(look.is_all and not look.usable for look in looks):
-        rejected = next((f": {look.rejected.told}" for look in looks if look.rejected), "")
-        raise SourceError(f"the sources hold no text{rejected}; name files with text in data.sources")
-
-
-_ADVICE: dict[Reason, str] = {
-    "missing_field": "name the field that holds the text with data.text_field",
-    "not_text": "name a field that holds text with data.text_field",
-    "not_utf8": "save it as UTF-8",
-    "broken_json": "mend it, or leave it out of data.sources",
-}
-"""What to do about a source of another form; other reasons are of single records, or wanted (damaged_files=reject)."""
+    if not data.extends and all(look.is_all and look.rejected and not look.usable for look in looks):
+        raise SourceError(
+            f"{_told(looks[0].rejected, data)}; there is nothing else in the sources: name files with text"
+        )
 
 
 class _Look(NamedTuple):
@@ -58,26 +49,61 @@ class _Look(NamedTuple):
 
     Attributes:
         usable: Whether one of them can be used.
-        rejected: The first one that cannot.
+        rejected: The first one that cannot; one that stands for a file without records, if there is no other.
         is_all: Whether there are no more records.
     """
 
     usable: bool
-    rejected: Document | None
+    rejected: Document
     is_all: bool
 
 
 def _look(files: list[str], config: DataConfig) -> _Look:
-    """Look at the first records of a source's first files, up to a file with a usable one."""
+    """Look at the first records of a source's first files, up to a file with a usable one.
+
+    Raises:
+        SourceError: Most records of a file say that it is of another form.
+    """
     rejected: Document | None = None
     is_all = len(files) <= _MOST_FILES
     for uri in files[:_MOST_FILES]:
         documents, is_whole = _first_documents(uri, config)
+        bad = [document for document in documents if document.reason in _ADVICE]
+        if len(bad) > max(_MOST_BAD, config.max_reject_fraction) * len(documents):
+            raise SourceError(_told(bad[0], config) + _advice(bad[0]))
         is_all = is_all and is_whole
-        rejected = rejected or next((document for document in documents if document.reason), None)
+        nothing = Document(visible(uri), reason="empty", detail="no records")
+        rejected = rejected or next((document for document in documents if document.reason), nothing)
         if any(not document.reason for document in documents):
-            return _Look(True, rejected, is_all=False)
-    return _Look(False, rejected, is_all)
+            return _Look(True, rejected, is_all)
+    return _Look(False, rejected or Document("", reason="empty"), is_all)
+
+
+_WORDS: dict[Reason, str] = {
+    "missing_field": "has no field {field}",
+    "not_text": "its field {field} holds no text",
+    "not_utf8": "is no UTF-8",
+    "broken_json": "is no JSON object",
+    "empty_file": "is empty",
+}
+_ADVICE: dict[Reason, str] = {
+    "missing_field": "name the field that holds the text with data.text_field",
+    "not_text": "name a field that holds text with data.text_field",
+    "not_utf8": "save it as UTF-8, e.g. with iconv",
+    "broken_json": "mend it, or leave it out of data.sources",
+}
+"""What to do about a source of another form; other reasons are of single records, or wanted (damaged_files=reject)."""
+
+
+def _told(document: Document, config: DataConfig) -> str:
+    reason = document.reason or "empty"
+    detail = f" ({document.detail})" if document.detail else ""
+    return f"{document.origin}: {_WORDS.get(reason, reason).format(field=config.text_field)}{detail}"
+
+
+def _advice(document: Document) -> str:
+    """What to do, where the detail does not say it."""
+    return "" if "write" in document.detail or not document.reason else f"; {_ADVICE[document.reason]}"
 
 
 def _first_documents(uri: str, config: DataConfig) -> tuple[list[Document], bool]:

@@ -313,7 +313,7 @@ def _of_json(origin: str, data: bytes, config: DataConfig) -> Document:
     except UnicodeDecodeError:
         return Document(origin, reason="not_utf8", detail=_told_encoding(data))
     except (ValueError, RecursionError):
-        return Document(origin, reason="broken_json", detail=_TOLD_BROKEN.get(data.lstrip()[:1], "it is no JSON"))
+        return Document(origin, reason="broken_json", detail=_TOLD_BROKEN.get(data.lstrip()[:1], ""))
     if not isinstance(line, dict):
         detail = f"it is {_TOLD_JSON[type(line)]}; write one object a line"
         return Document(origin, reason="missing_field", detail=detail)
@@ -340,8 +340,10 @@ def _told_object(line: dict[str, Any], field: str) -> str:
     first, _, rest = field.partition(".")
     if rest and isinstance(line.get(first), dict):
         return f"{shortened(first, 40)} is an object, whose inner fields are not read; write the text at the top"
-    texts = [name for name, value in line.items() if isinstance(value, str)]
-    return told_fields(list(line), sorted(texts, key=lambda name: (-len(line[name]), name)))
+    texts = sorted((n for n, value in line.items() if isinstance(value, str)), key=lambda name: -len(line[name]))
+    objects = [name for name, value in line.items() if isinstance(value, dict)]
+    inner = f"; what is in {shortened(objects[0], 40)} is not read" if objects and not texts else ""
+    return told_fields(list(line), texts) + inner
 
 
 def _told_encoding(data: bytes | bytearray) -> str:
