@@ -138,7 +138,9 @@ def _ask_server(uri: str) -> None:
             "MLFLOW_TRACKING_PASSWORD to a user who may use it, or MLFLOW_TRACKING_TOKEN"
         )
     if status in (500, 502, 503, 504):
-        raise CalmError(f"{_place(uri)}: MLflow does not answer (HTTP {status}); look into that server's log")
+        raise CalmError(
+            f"{_place(uri)}: MLflow does not answer (HTTP {status}); look into that server's log", can_pass=True
+        )
     try:
         is_mlflow = status == 200 and response.json().keys() <= _PROBE_ANSWER
     except (ValueError, AttributeError):  # no JSON, or no object
@@ -195,9 +197,10 @@ def explained(uri: str) -> Iterator[None]:
         raise
     except Exception as error:  # those of its clients and databases have no common base
         reason = reason_of(error)
-        to_do = next((to_do for pattern, to_do in _TO_DO if re.search(pattern, reason)), _to_reach(uri))
+        known = next((to_do for pattern, to_do in _TO_DO if re.search(pattern, reason)), "")
+        to_do, can_pass = known or _to_reach(uri), not known or "again" in known
         failed = "cannot be used" if uri.startswith(_SQLITE) else "MLflow does not answer"
-        raise CalmError(f"{_place(uri)}: {failed} ({reason}); {to_do}") from None
+        raise CalmError(f"{_place(uri)}: {failed} ({reason}); {to_do}", can_pass=can_pass) from None
 
 
 def reason_of(error: Exception) -> str:
