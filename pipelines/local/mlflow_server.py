@@ -71,6 +71,7 @@ def serve(uri: str, artifact_root: str, port: int) -> None:
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", _HOST, "--port", str(port)]
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}  # not in the command, which every user can see
     environment.pop(TRACKING_URI_VARIABLE, None)
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # processes that nothing of ours needs
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     with tempfile.TemporaryFile() as log:
