@@ -248,25 +248,29 @@ MISTAKES: list[Mistake] = [
         environment={"CALM_HOME": "n" * 300},
     ),
     _model(
-        "models:/clam@champion", "no registered model clam; did you mean models:/calm@champion?", "calm and calm-small"
+        "models:/clam@champion",
+        "no registered model clam; did you mean models:/calm@champion?",
+        "registered: calm and calm-small",
     ),
-    _model("models:/nobody/1", "models:/nobody/1: there is no registered model nobody; there is calm and calm-small"),
+    _model(
+        "models:/nobody/1", "models:/nobody/1: there is no registered model nobody; registered: calm and calm-small"
+    ),
     _model("models:/calm@prod", "models:/calm@prod: calm has no alias prod; it has champion (version 2)"),
-    _model("models:/calm@champoin", "did you mean champion?"),
-    _model("models:/calm-small@prod", "calm-small has no alias prod; ", "it has none yet"),
+    _model("models:/calm@champoin", "calm has no alias champoin; did you mean champion? It has champion (version 2)"),
+    _model("models:/calm-small@prod", "calm-small has no version yet; `calm run` registers one"),
     _model("models:/calm/9", "models:/calm/9: calm has no version 9; it has 1 to 3"),
     _model("models:/calm/champion", "champion is an alias; write models:/calm@champion"),
     _model(
         "models:/calm", "names no version of calm; write models:/calm@champion or models:/calm/NUMBER: it has 1 to 3"
     ),
-    _model("models:/calm-small/latest", "calm-small has no version latest; it has none yet"),
+    _model("models:/calm-small/latest", "calm-small has no version yet"),
     _model("models:/calm/3", "models:/calm/3: version 3 of calm is not ready (FAILED_REGISTRATION)"),
-    _model("models:/calm/1", "models:/calm/1: ", "MLmodel"),
+    _model("models:/calm/1", "models:/calm/1: its files are gone ({folder}/home/mlartifacts/gone/MLmodel); register"),
     _model("models:calm", "models:calm: is no address of a registered model; write models:/NAME@ALIAS"),
     _model("models:/", "is no address of a registered model"),
     _model("models:/calm@", "is no address of a registered model"),
     _model("models:/a/b/c", "is no address of a registered model"),
-    _model("models:/calm@champion?token=open-sesame", "models:/calm@champion: is no address of a registered model"),
+    _model("models:/calm@champion?token=open-sesame", "models:/calm@champion?…: is no address of a registered model"),
     _model("runs:/nothing", "runs:/nothing: is no address of a registered model"),
     _model(
         "runs:/nothing/model", "runs:/nothing/model: cannot be loaded from {folder}/home/mlflow.db (Run with id=nothing"
