@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import ArtifactError
 from calm_core.evaluation.brier import frequencies
 from calm_core.evaluation.evaluator import Evaluator
+from calm_core.evaluation.prompts import beginnings
 from calm_core.evaluation.report import render_report
 from calm_core.evaluation.samplers import UnigramSampler
 from calm_core.evaluation.scored import SCORED, Scored
@@ -60,10 +62,9 @@ def evaluate(
         evaluator.require_positions()
         facts = _measure(evaluator, scored, dataset_uri)
 
-        html = render_report(facts, scored.curves)
-        with ArtifactWriter(
-            output_uri, EvaluationFacts, settings, scored.parents | {"dataset": dataset.digest}
-        ) as writer:
+        parents = scored.parents | {"dataset": dataset.digest}
+        html = render_report(facts, scored.curves, settings, scored.settings, parents)
+        with ArtifactWriter(output_uri, EvaluationFacts, settings, parents) as writer:
             writer.write("evaluation.json", json.dumps(facts.part("results"), indent=1, sort_keys=True).encode())
             writer.write("report.html", html.encode())
             writer.facts = facts
@@ -71,7 +72,7 @@ def evaluate(
         stage.run.log_text(html, "report.html")
         evaluation = Artifact(output_uri, EvaluationFacts)
         score = facts.brierlm
-        stage.finish(evaluation, f"BrierLM {score.value:.3f} {score.interval(3)}")
+        stage.finish(evaluation, f"BrierLM {score.value:.2f} {score.interval()}")
     return evaluation
 
 
@@ -98,6 +99,7 @@ def _measure(evaluator: Evaluator, scored: Scored, dataset_uri: str) -> Evaluati
         protocol=evaluator.protocol(),
         references=references,
         samples=samples,
+        evaluated=datetime.now(UTC).isoformat(timespec="seconds"),
         score_seconds=score_seconds,
         generation_tokens_per_second=tokens / max(time.monotonic() - started, 1e-9),
     )
@@ -122,14 +124,17 @@ def _train_frequencies(dataset_uri: str) -> Tensor:
 
 def _write_samples(evaluator: Evaluator, scored: Scored) -> list[TextSample]:
     config = evaluator.config
+    prompts = beginnings(evaluator.dataset) if config.prompts is None else config.prompts
+    if not prompts:
+        return []
     evaluator.stage.report(note="writing text")
     texts = scored.generator.generate(
-        config.prompts,
+        prompts,
         max_new_tokens=config.prompt_tokens,
         sampling=Sampling(config.temperature, config.temperature_samples),
         seed=evaluator.seed,
     )
-    return [TextSample(prompt=prompt, text=text) for prompt, text in zip(config.prompts, texts, strict=True)]
+    return [TextSample(prompt=prompt, text=text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def _metrics(facts: EvaluationFacts) -> dict[str, float]:

@@ -1,15 +1,24 @@
 """Text from a language model: prompts of any length in one batch, temperature, stop strings, streaming, seeds."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from calm_core.config.evaluation import MIN_TEMPERATURE
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
+from calm_core.generation.arguments import (
+    MAX_NEW_TOKENS,
+    described,
+    seeds_of,
+    stop_strings_of,
+    texts_of,
+    whole_number,
+)
 from calm_core.generation.continuation import Continuation
 from calm_core.generation.temperature import FREE, BudgetExceeded, choose_chunks, power_sample
 from calm_core.models.autoencoders.base import Autoencoder
@@ -17,16 +26,13 @@ from calm_core.models.backbone import Backbone, Branches
 from calm_core.models.calm import Calm
 from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.models.transformer import Transformer
-from calm_core.shown import visible
 from calm_core.store.facts import Packing
 
 _PREFIX_SAMPLES = 256  # chunks that are drawn to continue a prompt that ends inside a chunk
 _EXACT_BLOCK = 32  # chunks that the exact sampler draws at a time
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
-MIN_TEMPERATURE = 0.001  # 1/T equal samples are what a chunk needs
 MAX_SAMPLES = 2**20
-MAX_NEW_TOKENS = 2**20
+MAX_BUDGET = 2**63 - 1
 MAX_PROMPT_TOKENS = 2**17  # the time to read a prompt grows with the square of its length
 
 
@@ -46,14 +52,14 @@ class Sampling:
     budget: int = 0
 
     def __post_init__(self) -> None:
-        if not MIN_TEMPERATURE <= self.temperature <= 1:
+        number = isinstance(self.temperature, Real) and not isinstance(self.temperature, bool)
+        if not number or not MIN_TEMPERATURE <= self.temperature <= 1:
             raise CalmError(
-                f"temperature must be above 0 and at most 1, not below {MIN_TEMPERATURE} (got {self.temperature})"
+                f"temperature must be above 0 and at most 1, not below {MIN_TEMPERATURE} "
+                f"(got {self.temperature if number else described(self.temperature)})"
             )
-        if not 1 <= self.samples <= MAX_SAMPLES:
-            raise CalmError(f"samples must be 1 to {MAX_SAMPLES:,} (got {self.samples})")
-        if self.budget < 0:
-            raise CalmError(f"budget must be at least 0 (got {self.budget})")
+        whole_number("samples", self.samples, 1, MAX_SAMPLES)
+        whole_number("budget", self.budget, 0, MAX_BUDGET)
 
 
 class NextChunk(ABC):
@@ -200,7 +206,7 @@ class TextGenerator:
         max_new_tokens: int = 64,
         sampling: Sampling | None = None,
         seed: int | Sequence[int] = 0,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
     ) -> list[str]:
         """The continuation of each prompt, without the prompt.
 
@@ -208,12 +214,14 @@ class TextGenerator:
             prompts: Texts; an empty one starts a new document.
             max_new_tokens: Tokens at most; an end-of-text token ends it before.
             sampling: Temperature and how it is reached; at temperature 1 unless told.
-            seed: Of all noise: one for each prompt, or the same for all of them.
+            seed: Of all noise, 0 to MAX_SEED: one for each prompt, or the same for all of them, and then equal prompts
+                get equal texts.
             stop: The text ends before the first of these strings.
 
         Raises:
-            CalmError: A setting is out of range, or the exact sampler's budget ran out.
+            CalmError: A prompt or setting is none or out of range, or the exact sampler's budget ran out.
         """
+        prompts = texts_of("prompt", prompts)
         texts = [""] * len(prompts)
         for number, piece in self.stream(
             prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop
@@ -228,15 +236,17 @@ class TextGenerator:
         max_new_tokens: int = 64,
         sampling: Sampling | None = None,
         seed: int | Sequence[int] = 0,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
     ) -> Iterator[tuple[int, str]]:
         """Pieces of the continuations as they are written, each with the number of its prompt.
 
         A piece holds whole characters, and nothing that may turn out to begin a stop string. Arguments and errors as in
         `generate`; the arguments are checked at once.
         """
-        seeds = _checked_seeds(prompts, max_new_tokens, seed, stop)
-        return self._stream(prompts, max_new_tokens, sampling or Sampling(), seeds, stop)
+        prompts = texts_of("prompt", prompts)
+        seeds, stop = seeds_of(seed, len(prompts)), stop_strings_of(stop)
+        length = whole_number("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS)
+        return self._stream(prompts, length, sampling or Sampling(), seeds, stop)
 
     @torch.no_grad()
     def _stream(
@@ -339,27 +349,6 @@ class TextGenerator:
             piece = text.held if text.ended else _certain(text.held, stop)
         text.held = text.held[len(piece) :]
         return piece
-
-
-def _checked_seeds(
-    prompts: Sequence[str], max_new_tokens: int, seed: int | Sequence[int], stop: Sequence[str]
-) -> list[int]:
-    """The seed of each prompt, once all arguments are known to be usable."""
-    seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-    if len(seeds) != len(prompts):
-        raise CalmError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each")
-    if not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
-        raise CalmError(f"max_new_tokens must be 1 to {MAX_NEW_TOKENS:,} (got {max_new_tokens})")
-    if "" in stop:
-        raise CalmError("a stop string must not be empty")
-    for what, texts in (("prompt", prompts), ("stop string", stop)):
-        for number, text in enumerate(texts, 1):
-            if half := _HALF_CHARACTER.search(text):
-                raise CalmError(
-                    f"{what} {number}: holds half a character ({visible(half[0])} at {half.start()}), which is no "
-                    "text; take it out, or check the encoding that it was read with"
-                )
-    return seeds
 
 
 def _certain(written: str, stop: Sequence[str]) -> str:

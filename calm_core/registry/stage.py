@@ -8,13 +8,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from calm_core.config import EvaluationConfig, RegistryConfig
+from calm_core.config import RegistryConfig
 from calm_core.errors import ArtifactError, CalmError
-from calm_core.registry.aliases import point_alias
+from calm_core.registry.aliases import Aliases, Measured
 from calm_core.registry.files import AUTOENCODER_FOLDER, CALM_FOLDER, LOADER_MODULE, registered_artifacts
-from calm_core.registry.load import DEFAULT_PARAMETERS, calm_generator
+from calm_core.registry.load import calm_generator
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
 from calm_core.store.code_version import code_version
@@ -22,13 +21,11 @@ from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts, 
 from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE
 from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, mlflow_answers
 from calm_core.telemetry.stage import Stage
-from calm_core.weights.load import autoencoder_of
-
-if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
+from calm_core.weights.lineage import autoencoder_of
 
 STAGE = "register"
 _EVALUATION_TAG = "calm.evaluation_digest"
+_PROMPT = "Once upon a time"  # the example of a model whose evaluation wrote nothing
 _DISTRIBUTION = "calm-pipelines"
 _RUNTIME_PACKAGES = ("torch", "tokenizers", "safetensors", "pydantic", "fsspec", "numpy", "pandas", "mlflow-skinny")
 
@@ -36,14 +33,14 @@ _RUNTIME_PACKAGES = ("torch", "tokenizers", "safetensors", "pydantic", "fsspec",
 def register_model(
     config: RegistryConfig, calm_uri: str, evaluation_uri: str, output_uri: str, *, autoencoder_uri: str = ""
 ) -> Artifact[RegistrationFacts]:
-    """Register a scored model in MLflow, and point the alias to its version.
+    """Register a scored model in MLflow, and point the alias to its version if that is better (`Aliases`).
 
     A model with the same weights and evaluation that is registered already keeps its version, so the stage can run
     again at any time, also side by side, and its answer is never older than the registry. Whatever version it answers
     has been loaded; one whose files are gone or damaged is left as it is, and the model registered anew.
 
     Args:
-        config: Name and alias.
+        config: Names of the model and the alias, and when the alias moves.
         calm_uri: A `calm` artifact.
         evaluation_uri: Its scores.
         output_uri: Where the `registration` artifact is written.
@@ -64,18 +61,21 @@ def register_model(
             if number is None:
                 stage.report(note="logging the model")
                 number = _only_version(config.model_name, scored, _new_version(config.model_name, scored, stage))
-            point_alias(config.model_name, config.alias, number)
+            aliases = Aliases(config, lambda other: _is_whole(_uri(config.model_name, other)))
+            promotion = aliases.promote(number, Measured.of(scored.evaluation.facts))
         facts = RegistrationFacts(
             model_name=config.model_name,
             version=number,
             alias=config.alias,
             model_uri=_uri(config.model_name, number),
+            promoted=promotion.promoted,
+            reason=promotion.reason,
         )
         with ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests) as writer:
             writer.facts = facts
             writer.write("registration.json", json.dumps(facts.part("results"), indent=1).encode())
         registration = Artifact(output_uri, RegistrationFacts)
-        stage.finish(registration, f"{config.model_name} version {number}, alias {config.alias}")
+        stage.finish(registration, f"{config.model_name} version {number}; {promotion.reason}")
     return registration
 
 
@@ -161,6 +161,17 @@ def _check(uri: str, scored: ScoredModel) -> None:
         calm_generator(calm, autoencoder)
 
 
+def _is_whole(uri: str) -> bool:
+    """Whether the files of a registered model are there and undamaged."""
+    try:
+        with registered_artifacts(uri) as artifacts:
+            for artifact in artifacts:
+                artifact.check_files()
+    except CalmError:
+        return False
+    return True
+
+
 def _only_version(model_name: str, scored: ScoredModel, new: str) -> str:
     """The version that stays, of those that were registered with this evaluation at the same time.
 
@@ -193,36 +204,22 @@ def _new_version(model_name: str, scored: ScoredModel, stage: Stage) -> str:
     import mlflow
     import pandas as pd
 
-    prompts = [sample.prompt for sample in scored.evaluation.facts.samples] or EvaluationConfig().prompts
-    example = pd.DataFrame({"prompt": prompts[:1]})
+    from calm_core.registry.served import COLUMN, SIGNATURE
+
+    prompts = [sample.prompt for sample in scored.evaluation.facts.samples] or [_PROMPT]
+    example = pd.DataFrame({COLUMN: prompts[:1]})
     lineage = scored.lineage()
     with _model_folder(scored) as folder, mlflow.start_run(run_id=stage.run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             loader_module=LOADER_MODULE,
             data_path=folder,
-            signature=_signature(),
+            signature=SIGNATURE,
             input_example=(example, {"max_new_tokens": 16}),
             pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in (_DISTRIBUTION, *_RUNTIME_PACKAGES)],
             tags=lineage,
         )
     return str(mlflow.register_model(logged.model_uri, model_name, tags=lineage).version)
-
-
-def _signature() -> "ModelSignature":
-    """A column of prompts in, a text for each out; how to write are parameters."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    parameters = [
-        ParamSpec(name, DataType.double if isinstance(value, float) else DataType.long, value)
-        for name, value in DEFAULT_PARAMETERS.items()
-    ]
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "prompt")]),
-        outputs=Schema([ColSpec(DataType.string)]),
-        params=ParamSchema(parameters),
-    )
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from calm_core.errors import ArtifactError
 from calm_core.store import storage
 from calm_core.store.code_version import code_version
 from calm_core.store.facts import ORIGIN, TIMING, Count, Facts, FilePath, Sha256
+from calm_core.store.mistaken import why_no_artifact, with_article
 
 MANIFEST_NAME = "manifest.json"
 _LARGEST_MANIFEST = 128 << 20  # bytes: some 600,000 files
@@ -94,13 +95,10 @@ class Manifest(BaseModel):
         Raises:
             ArtifactError: There is none, or it is damaged.
         """
-        name = f"{expected} artifact".lstrip()
         try:
             data = _manifest_bytes(uri)
         except _NO_FILE:
-            state = "half-written (its stage did not finish)" if storage.exists(uri) else "missing"
-            message = f"{uri}: the {name} is {state}: no {MANIFEST_NAME}; run its stage again"
-            raise ArtifactError(message) from None
+            raise ArtifactError(why_no_artifact(uri, expected)) from None
         # The head alone first: a manifest of a later schema may have other fields, and is not damaged.
         with _undamaged(uri, _ADVICE_FOR_ANY):
             head = _Head.model_validate_json(data, strict=True)
@@ -327,7 +325,8 @@ class Artifact(Generic[FactsT_co]):
         manifest = Manifest.read(uri, expected)
         kind = next((kind for kind in kinds if kind.kind == manifest.kind), None)
         if kind is None:
-            raise ArtifactError(f"{uri}: is a {manifest.kind} artifact, a {expected} artifact was expected")
+            kind_found, kind_expected = with_article(manifest.kind), with_article(expected)
+            raise ArtifactError(f"{uri}: is {kind_found} artifact, {kind_expected} artifact was expected")
         self.digest = manifest.digest
         self.manifest = manifest.upgraded(uri, kind)
         with _undamaged(uri):

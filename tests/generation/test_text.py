@@ -1,5 +1,8 @@
 """Text generation: lengths, batches, seeds, stop strings, streaming, and prompts that end inside a chunk."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -143,9 +146,53 @@ def test_bad_arguments_are_refused(generator: TextGenerator) -> None:
     with pytest.raises(CalmError, match="stop string must not be empty"):
         generator.generate(["x"], stop=[""])
     for number in (0, -1, 10**12):
-        with pytest.raises(CalmError, match=r"max_new_tokens must be 1 to 1,048,576 \(got"):
+        with pytest.raises(CalmError, match=r"max_new_tokens must be a whole number from 1 to 1,048,576 \(got"):
             generator.generate(["x"], max_new_tokens=number)
     assert generator.generate([]) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"prompts": "the river"}, r"prompts must be a list of texts \(got the text 'the river'\)"),
+        ({"prompts": None}, r"prompts must be a list of texts \(got null or NaN\)"),
+        ({"prompts": ["x", None]}, "prompt 2: is null or NaN, and not a text"),
+        ({"prompts": [b"x"]}, "prompt 1: is bytes, and not a text"),
+        ({"prompts": np.array([1.5])}, "prompt 1: is the number 1.5, and not a text"),
+        ({"prompts": [["x"]]}, "prompt 1: is a list, and not a text"),
+        ({"max_new_tokens": 1.5}, r"max_new_tokens must be a whole number from 1 .* \(got the number 1.5\)"),
+        ({"max_new_tokens": "8"}, r"max_new_tokens must be a whole number from 1 .* \(got the text '8'\)"),
+        ({"max_new_tokens": True}, r"max_new_tokens must be a whole number from 1 .* \(got true\)"),
+        ({"seed": -1}, r"seed must be a whole number from 0 to 9,223,372,036,854,775,807 \(got -1\)"),
+        ({"seed": 2**63}, "seed must be a whole number from 0 to"),
+        ({"seed": [0.5]}, r"seed 1 must be a whole number from 0 .* \(got the number 0.5\)"),
+        ({"seed": "x"}, r"seed must be a whole number from 0 .* \(got the text 'x'\)"),
+        ({"stop": [5]}, "stop string 1: is the number 5, and not a text"),
+        ({"stop": None}, r"stop strings must be a list of texts \(got null or NaN\)"),
+        ({"stop": ["x" * 1001]}, "stop string 1: has 1,001 characters; give at most 1,000"),
+        ({"stop": ["x"] * 65}, "there are 65 stop strings; give at most 64"),
+    ],
+)
+def test_an_argument_of_another_kind_is_one_line(
+    generator: TextGenerator, arguments: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(CalmError, match=f"^{reason}"):
+        generator.generate(**({"prompts": ["x"]} | arguments))
+
+
+@pytest.mark.parametrize("temperature", ["hot", None, True, [0.5]])
+def test_a_temperature_of_another_kind_is_one_line(temperature: Any) -> None:
+    with pytest.raises(
+        CalmError, match="^temperature must be above 0 and at most 1, .* \\(got (the text|null|true|a list)"
+    ):
+        Sampling(temperature)
+
+
+def test_numpys_arguments_mean_the_same(generator: TextGenerator) -> None:
+    plain = generator.generate(["the", "old"], max_new_tokens=3, seed=[1, 2], stop="x")
+    assert plain == generator.generate(
+        np.array(["the", "old"]), max_new_tokens=np.int64(3), seed=np.array([1, 2]), stop=np.array(["x"])
+    )
 
 
 def test_an_exhausted_budget_is_one_clear_line(generator: TextGenerator) -> None:
@@ -246,7 +293,7 @@ def test_packed_documents_with_a_start_follow_the_end_of_another(
 
 @pytest.mark.parametrize("samples", [0, 10**12])
 def test_an_impossible_number_of_samples_is_refused(samples: int) -> None:
-    with pytest.raises(CalmError, match=r"samples must be 1 to 1,048,576"):
+    with pytest.raises(CalmError, match=r"samples must be a whole number from 1 to 1,048,576"):
         Sampling(0.5, samples=samples)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -92,7 +93,8 @@ def test_the_first_run_does_every_stage_and_registers_a_model(first_run: subproc
 
 def test_every_document_is_accounted_for(first_run: subprocess.CompletedProcess[str]) -> None:
     """66 lines: 60 different documents, 5 repeated, 1 broken line, whose place is shown."""
-    words = {line[:28].strip(): line[28:].strip() for line in first_run.stdout.splitlines()}
+    pairs = [re.split("  +", line, maxsplit=1) for line in first_run.stdout.splitlines()]
+    words = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
     assert words["documents"].startswith("66 read")
     assert words["rejected"].startswith("1 ")
     assert words["duplicates dropped"] == "5"
@@ -131,6 +133,14 @@ def test_the_baseline_is_trained_and_scored_when_the_settings_say_so(
     states = last_states(run.stdout)
     assert states["train-transformer"] == states["evaluate-transformer"] == "done"
     assert states["train-calm"] == states["evaluate"] == "cached"
+    assert run.stdout.count("Transformer") == 1  # heads the baseline's column
+    made = [Artifact.of_any_kind(workplace.outputs()[name]) for name in ("baseline_model", "baseline_report")]
+    assert made[1].manifest.parents["transformer"] == made[0].digest
+    again = workplace.run("--set", "train_baseline=true")
+    assert set(last_states(again.stdout).values()) == {"cached", "done"}  # registering is never cached
+    assert again.stdout[again.stdout.index("scores x 100") :].startswith(
+        run.stdout[run.stdout.index("scores x 100") :].partition("total time")[0]
+    )
 
 
 def test_prompts_and_names_that_look_like_placeholders_are_taken_as_they_are(
