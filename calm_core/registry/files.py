@@ -72,8 +72,8 @@ def _data_folder(uri: str, empty: str) -> str:
         ) from None
     except Exception as error:  # what MLflow and its clients of object stores raise has no common base
         raise CalmError(
-            f"{uri}: cannot be loaded from {tracking_place()} ({reason_of(error)}); check that it is there, and that its "
-            "files can be reached"
+            f"{uri}: cannot be loaded from {tracking_place()} ({reason_of(error)}); "
+            "check that it is there, and that its files can be reached"
         ) from None
 
 

@@ -252,9 +252,7 @@ MISTAKES: list[Mistake] = [
         "no registered model clam; did you mean models:/calm@champion?",
         "registered: calm and calm-small",
     ),
-    _model(
-        "models:/nobody/1", "models:/nobody/1: there is no registered model nobody; registered: calm and calm-small"
-    ),
+    _model("models:/nobody/1", "there is no registered model nobody; registered: calm and calm-small"),
     _model("models:/calm@prod", "models:/calm@prod: calm has no alias prod; it has champion (version 2)"),
     _model("models:/calm@champoin", "calm has no alias champoin; did you mean champion? It has champion (version 2)"),
     _model("models:/calm-small@prod", "calm-small has no version yet; `calm run` registers one"),
