@@ -183,7 +183,7 @@ def test_an_argument_of_another_kind_is_one_line(
 @pytest.mark.parametrize("temperature", ["hot", None, True, [0.5]])
 def test_a_temperature_of_another_kind_is_one_line(temperature: Any) -> None:
     with pytest.raises(
-        CalmError, match="^temperature must be above 0 and at most 1, .* \\(got (the text|null|true|a list)"
+        CalmError, match=r"^temperature must be above 0 and at most 1, .* \(got (the text|null|true|a list)"
     ):
         Sampling(temperature)
 
