@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
+from calm_cli.inputs import require_inputs
 from calm_cli.inspect import show_dataset
 from calm_cli.options import (
     DEFAULT_PROFILE,
@@ -90,8 +91,12 @@ def prepare(
         raise ConfigError("data.extends: is empty; name the dataset, or leave the option out")
     options = {"data.extends": extends, "data.sources": source or None, "data.text_field": text_field}
     config = configuration(profile, set_, options)
+    require_inputs({"--extends": config.data.extends})
+    from calm_core.data.sources.check import check_sources
     from calm_core.data.stage import prepare_data
 
+    if config.data.sources:
+        check_sources(config.data)
     config = with_text(config, _begin(config, output))
     dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1)
     console = Screen(soft_wrap=True)
@@ -125,11 +130,16 @@ def train(
 
       calm train transformer --dataset out/dataset --output out/transformer
     """
-    from calm_core.training import stage
-
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
     config = configuration(profile, set_, {HEADS.setting: head})
+    if bool(autoencoder) != (kind == "calm"):
+        raise ConfigError(
+            f"--autoencoder: {'name the one that CALM is to use' if kind == 'calm' else 'is for CALM alone'}"
+        )
+    require_inputs({"--dataset": dataset, "--autoencoder": autoencoder})
+    from calm_core.training import stage
+
     home = _begin(config, dataset, autoencoder, output, checkpoints or "")
     _end(
         stage.train(
@@ -161,9 +171,11 @@ def evaluate(
 
       calm evaluate out/transformer --dataset out/dataset --output out/baseline
     """
+    config = configuration(profile, set_)
+    require_inputs({"MODEL": model, "--dataset": dataset, "--autoencoder": autoencoder})
     from calm_core.evaluation import stage
 
-    config = configuration(profile, set_)
+    stage.check_inputs(dataset, model, autoencoder)
     _begin(config, model, dataset, autoencoder, output)
     _end(stage.evaluate(config.evaluation, dataset, model, output, seed=config.seed, autoencoder_uri=autoencoder))
 
@@ -210,8 +222,13 @@ def register(
 
       calm register out/calm --evaluation out/evaluation --output out/registration
     """
-    from calm_core.registry.stage import register_model
-
     config = configuration(profile, set_)
+    require_inputs({"CALM model": model, "--evaluation": evaluation, "--autoencoder": autoencoder})
+    from calm_core.registry.stage import register_model
+    from calm_core.store.artifact import Artifact
+    from calm_core.store.facts import CalmFacts
+    from calm_core.weights.load import autoencoder_of
+
+    autoencoder_of(Artifact(model, CalmFacts), autoencoder)
     _begin(config, model, evaluation, autoencoder, output)
     _end(register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder))
