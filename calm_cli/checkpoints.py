@@ -69,7 +69,7 @@ def export(
 
       calm export out/calm --output my-calm
     """
-    if isinstance(require(model, CalmFacts, AutoencoderFacts).facts, CalmFacts):
+    if isinstance(require("MODEL", model, CalmFacts, AutoencoderFacts).facts, CalmFacts):
         require_language_model(model, autoencoder)
     from calm_core.weights.huggingface import export_checkpoint
 

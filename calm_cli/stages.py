@@ -93,8 +93,13 @@ def prepare(
     started = time.monotonic()
     options = {"data.extends": extends, "data.sources": source or None, "data.text_field": text_field}
     config = configuration(profile, set_, options)
+    if config.data.extends:
+        require("--extends", config.data.extends, DatasetFacts)
+    from calm_core.data.sources.check import check_sources
     from calm_core.data.stage import prepare_data
 
+    if config.data.sources:
+        check_sources(config.data)
     config = with_text(config, _begin(config, output))
     dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1)
     train_it = f"calm train autoencoder --dataset {quote(output)} --output AUTOENCODER{_of(profile)}"
@@ -132,11 +137,13 @@ def train(
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
     config = configuration(profile, set_, {HEADS.setting: head})
-    require(dataset, DatasetFacts, MixtureFacts)
+    if bool(autoencoder) != (kind == "calm"):
+        raise ConfigError(
+            f"--autoencoder: {'name the one that CALM is to use' if kind == 'calm' else 'is for CALM alone'}"
+        )
+    require("--dataset", dataset, DatasetFacts, MixtureFacts)
     if autoencoder:
-        require(autoencoder, AutoencoderFacts)
-    elif kind == "calm":
-        raise ConfigError("autoencoder_uri: CALM is trained on an autoencoder; name that of `calm train autoencoder`")
+        require("--autoencoder", autoencoder, AutoencoderFacts)
     home = _begin(config, dataset, autoencoder, output, checkpoints or "")
     from calm_core.training import stage
 
@@ -177,10 +184,11 @@ def evaluate(
     started = time.monotonic()
     config = configuration(profile, set_)
     require_language_model(model, autoencoder)
-    require(dataset, DatasetFacts, MixtureFacts)
-    _begin(config, model, dataset, autoencoder, output)
+    require("--dataset", dataset, DatasetFacts, MixtureFacts)
     from calm_core.evaluation import stage
 
+    stage.check_inputs(dataset, model, autoencoder)
+    _begin(config, model, dataset, autoencoder, output)
     made = stage.evaluate(config.evaluation, dataset, model, output, seed=config.seed, autoencoder_uri=autoencoder)
     if "calm" in made.manifest.parents:
         next_ = f"calm register {quote(model)} --evaluation {quote(output)} --output REGISTRATION"
@@ -203,7 +211,7 @@ def compare(
     """
     from calm_core.evaluation.comparison import require_same_protocol
 
-    artifacts = [require(uri, EvaluationFacts) for uri in evaluations]
+    artifacts = [require("EVALUATION", uri, EvaluationFacts) for uri in evaluations]
     require_same_protocol(artifacts)
     if json_:
         print_json([document(artifact) for artifact in artifacts])
@@ -237,9 +245,9 @@ def register(
     """
     started = time.monotonic()
     config = configuration(profile, set_)
-    require(model, CalmFacts)
+    require("MODEL", model, CalmFacts)
     require_language_model(model, autoencoder)
-    require(evaluation, EvaluationFacts)
+    require("--evaluation", evaluation, EvaluationFacts)
     _begin(config, model, evaluation, autoencoder, output)
     from calm_core.registry.stage import register_model
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from calm_core.config import EvaluationConfig
 from calm_core.data.reading.dataset import Dataset, open_dataset, require_whole_chunks
 from calm_core.data.tokenizers.stored import TOKENIZER_NAME
-from calm_core.errors import ArtifactError
+from calm_core.errors import ArtifactError, ConfigError
 from calm_core.evaluation.brier import frequencies
 from calm_core.evaluation.evaluator import Evaluator
 from calm_core.evaluation.prompts import beginnings
@@ -20,8 +20,9 @@ from calm_core.evaluation.samplers import UnigramSampler
 from calm_core.evaluation.scored import SCORED, Scored
 from calm_core.generation.text import Sampling
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import EvaluationFacts, ModelFacts, References, TextSample
+from calm_core.store.facts import CalmFacts, EvaluationFacts, ModelFacts, References, TextSample
 from calm_core.telemetry.stage import Stage
+from calm_core.weights.lineage import autoencoder_of
 
 _FREQUENCY_SEQUENCES = 4096  # training sequences that the unigram reference counts
 
@@ -74,6 +75,23 @@ def evaluate(
         score = facts.brierlm
         stage.finish(evaluation, f"BrierLM {score.value:.2f} {score.interval()}")
     return evaluation
+
+
+def check_inputs(dataset_uri: str, model_uri: str, autoencoder_uri: str = "") -> None:
+    """Refuse inputs that are missing or do not belong together, before a model is loaded.
+
+    Args:
+        dataset_uri, model_uri, autoencoder_uri: As of `evaluate`.
+
+    Raises:
+        CalmError: They are unusable.
+    """
+    model = Artifact(model_uri, *SCORED)
+    if isinstance(model.facts, CalmFacts):
+        autoencoder_of(Artifact(model_uri, CalmFacts), autoencoder_uri)
+    elif autoencoder_uri:
+        raise ConfigError(f"{model_uri}: is a {model.facts.kind}, which has no autoencoder; leave out autoencoder_uri")
+    _require_same_tokenizer(model, open_dataset(dataset_uri, "validation"))
 
 
 def _require_same_tokenizer(model: Artifact[ModelFacts], dataset: Dataset) -> None:

@@ -135,9 +135,14 @@ class _Head(BaseModel):
 
 
 def _other_schema(uri: str, version: int, kind: type[Facts]) -> ArtifactError:
+    place = storage.join(uri, MANIFEST_NAME)
+    if version > kind.schema_version:
+        return ArtifactError(
+            f"{place}: was written by a newer version of this library (schema {version}, this one reads up to "
+            f"{kind.schema_version}); update it, or run the stage again with this one"
+        )
     return ArtifactError(
-        f"{storage.join(uri, MANIFEST_NAME)}: schema version {version}, this code reads {kind.schema_version}; "
-        "run its stage again"
+        f"{place}: schema version {version}, this code reads {kind.schema_version}; run its stage again"
     )
 
 

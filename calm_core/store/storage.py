@@ -427,6 +427,13 @@ def absolute(uri: str) -> str:
     return str(filesystem.unstrip_protocol(path))
 
 
+def real(uri: str) -> str:
+    """The same for all names of a place, by links, ".." or a slash at the end."""
+    filesystem, path = filesystem_of(uri)
+    local = isinstance(filesystem, LocalFileSystem)
+    return str(Path(path).resolve()) if local else str(filesystem.unstrip_protocol(path)).rstrip("/")
+
+
 def is_local(uri: str) -> bool:
     """Whether a URI is a path on this machine."""
     return isinstance(filesystem_of(uri)[0], LocalFileSystem)
