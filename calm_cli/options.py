@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from calm_core.config import Config, resolve_config
+from calm_core.config import Config, SettingError, resolve_config
+from calm_core.errors import ConfigError
 from pipelines import profiles
 from pipelines.local.home import Home
 
@@ -50,7 +51,10 @@ OverwriteOption = Annotated[
     ),
 ]
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
 DEFAULT_PROFILE = "tiny"
+DEFAULT_MODEL = "models:/calm@champion"
 
 _OPTION_OF = {
     "override": "--set",
@@ -86,7 +90,17 @@ def configuration(profile: str, overrides: Sequence[str] | None, given: Mapping[
         ConfigError: The profile, a key or a value is refused.
     """
     values = {key: value for key, value in (given or {}).items() if value is not None}
-    return resolve_config(profiles.load(profile), overrides or (), values)
+    try:
+        return resolve_config(profiles.load(profile), overrides or (), values)
+    except SettingError as error:
+        changed = [*values, *(override.partition("=")[0].strip() for override in overrides or ())]
+        if any(_overlap(error.key, key) for key in changed):
+            raise
+        raise ConfigError(f"{profiles.place_of(profile, error.key)}{error}") from None
+
+
+def _overlap(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def with_text(config: Config, home: Home) -> Config:

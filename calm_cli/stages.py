@@ -1,15 +1,18 @@
 """The stages one by one, with the arguments and the meaning that they have in Python and in the pipeline."""
 
 import os
+import time
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
-from calm_cli.inspect import show_dataset
+from calm_cli.inputs import require, require_language_model
 from calm_cli.options import (
     DEFAULT_PROFILE,
     AutoencoderOption,
     DatasetOption,
+    JsonOption,
     OutputOption,
     OverwriteOption,
     ProfileOption,
@@ -19,16 +22,17 @@ from calm_cli.options import (
     configuration,
     with_text,
 )
+from calm_cli.result import document, print_json, show_result
 from calm_cli.screen import Screen
+from calm_cli.summary import aligned
+from calm_cli.tables import show_table
 from calm_core.config import HEADS, Config, TrainingConfig
 from calm_core.errors import ConfigError
-from calm_core.shown import visible
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, DatasetFacts, EvaluationFacts, MixtureFacts
 from pipelines.local.home import Home
+from pipelines.local.preflight import check_environment
 
 if TYPE_CHECKING:
-    from calm_core.store.artifact import Artifact
-    from calm_core.store.facts import Facts
-
     ModelKind: TypeAlias = str
     HeadKind: TypeAlias = str
 else:  # what there is to choose from, as the registries say it
@@ -47,6 +51,7 @@ def _begin(config: Config, kind: str, output: str, *inputs: str) -> Home:
     from calm_core.store.facts import Facts
     from pipelines.local.tracking import use_tracking
 
+    check_environment()
     for uri in filter(None, inputs):  # unset options are empty
         storage.filesystem_of(uri)
     ArtifactWriter(output, Facts.of_kind[kind], {}, {}, overwrite=True).check_place()
@@ -56,11 +61,9 @@ def _begin(config: Config, kind: str, output: str, *inputs: str) -> Home:
     return home
 
 
-def _end(artifact: "Artifact[Facts]") -> None:
-    """Show what has been made."""
-    console = Screen(soft_wrap=True)
-    console.print(f"{artifact.manifest.kind}: {artifact.uri}", f"digest: {artifact.digest}", sep="\n")
-    console.print_json(data={**artifact.manifest.results, **artifact.manifest.timings})
+def _of(profile: str) -> str:
+    """The option of a profile, where a command that goes on needs it."""
+    return "" if profile == DEFAULT_PROFILE else f" --profile {quote(profile)}"
 
 
 def prepare(
@@ -78,6 +81,7 @@ def prepare(
     overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Read text, train the tokenizer, and write a tokenised dataset.
 
@@ -91,18 +95,20 @@ def prepare(
 
       calm prepare --extends out/dataset --source 'texts/*.jsonl.gz' --output out/dataset-2
     """
-    if extends == "":
-        raise ConfigError("data.extends: is empty; name the dataset, or leave the option out")
+    started = time.monotonic()
     options = {"data.extends": extends, "data.sources": source or None, "data.text_field": text_field}
     config = configuration(profile, set_, options)
-    config = with_text(config, _begin(config, "dataset", output))
+    if config.data.extends:
+        require("--extends", config.data.extends, DatasetFacts)
+    from calm_core.data.sources.check import check_sources
     from calm_core.data.stage import prepare_data
 
-    workers = workers or os.cpu_count() or 1
-    dataset = prepare_data(config.data, config.tokenizer, output, workers, overwrite=overwrite)
-    console = Screen(soft_wrap=True)
-    console.print(f"\ndataset: {dataset.uri}", f"digest: {dataset.digest}", "", sep="\n")
-    show_dataset(dataset, console)
+    if config.data.sources:
+        check_sources(config.data)
+    config = with_text(config, _begin(config, "dataset", output))
+    dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1, overwrite=overwrite)
+    train_it = f"calm train autoencoder --dataset {quote(output)} --output AUTOENCODER{_of(profile)}"
+    show_result(dataset, started, json_, [train_it, f"calm inspect {quote(output)}"])
 
 
 def train(
@@ -119,6 +125,7 @@ def train(
     overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Train one model: the autoencoder, CALM on a trained autoencoder, or the token-level Transformer baseline.
 
@@ -132,23 +139,34 @@ def train(
 
       calm train transformer --dataset out/dataset --output out/transformer
     """
+    started = time.monotonic()
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
     config = configuration(profile, set_, {HEADS.setting: head})
+    if bool(autoencoder) != (kind == "calm"):
+        raise ConfigError(
+            f"--autoencoder: {'name the one that CALM is to use' if kind == 'calm' else 'is for CALM alone'}"
+        )
+    require("--dataset", dataset, DatasetFacts, MixtureFacts)
+    if autoencoder:
+        require("--autoencoder", autoencoder, AutoencoderFacts)
     home = _begin(config, kind, output, dataset, autoencoder, checkpoints or "")
     from calm_core.training import stage
 
-    _end(
-        stage.train(
-            getattr(config, kind),
-            dataset,
-            output,
-            seed=config.seed,
-            checkpoint_root=checkpoints or str(home.checkpoints),
-            autoencoder_uri=autoencoder,
-            overwrite=overwrite,
-        )
+    model = stage.train(
+        getattr(config, kind),
+        dataset,
+        output,
+        seed=config.seed,
+        checkpoint_root=checkpoints or str(home.checkpoints),
+        autoencoder_uri=autoencoder,
+        overwrite=overwrite,
     )
+    if kind == "autoencoder":
+        next_ = f"calm train calm --dataset {quote(dataset)} --autoencoder {quote(output)} --output CALM"
+    else:
+        next_ = f"calm evaluate {quote(output)} --dataset {quote(dataset)} --output EVALUATION"
+    show_result(model, started, json_, [next_ + _of(profile)])
 
 
 def evaluate(
@@ -161,6 +179,7 @@ def evaluate(
     overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Score a language model with BrierLM on held-out text, and let it write.
 
@@ -170,27 +189,35 @@ def evaluate(
 
       calm evaluate out/transformer --dataset out/dataset --output out/baseline
     """
+    started = time.monotonic()
     config = configuration(profile, set_)
-    _begin(config, "evaluation", output, model, dataset, autoencoder)
+    require_language_model(model, autoencoder)
+    require("--dataset", dataset, DatasetFacts, MixtureFacts)
     from calm_core.evaluation import stage
 
-    _end(
-        stage.evaluate(
-            config.evaluation,
-            dataset,
-            model,
-            output,
-            seed=config.seed,
-            autoencoder_uri=autoencoder,
-            overwrite=overwrite,
-        )
+    stage.check_inputs(dataset, model, autoencoder)
+    _begin(config, "evaluation", output, model, dataset, autoencoder)
+    made = stage.evaluate(
+        config.evaluation,
+        dataset,
+        model,
+        output,
+        seed=config.seed,
+        autoencoder_uri=autoencoder,
+        overwrite=overwrite,
     )
+    if "calm" in made.manifest.parents:
+        next_ = f"calm register {quote(model)} --evaluation {quote(output)} --output REGISTRATION"
+    else:
+        next_ = f"calm compare {quote(output)} EVALUATION"
+    show_result(made, started, json_, [next_])
 
 
 def compare(
     evaluations: Annotated[
         list[str], typer.Argument(metavar="EVALUATION...", help="URIs of evaluations.", show_default=False)
     ],
+    json_: JsonOption = False,
 ) -> None:
     """Show scores side by side; those with different protocols are refused.
 
@@ -198,21 +225,23 @@ def compare(
 
       calm compare out/evaluation out/baseline
     """
-    from rich.table import Table
-
-    from calm_cli.summary import interval
     from calm_core.evaluation.comparison import require_same_protocol
-    from calm_core.store.artifact import Artifact
-    from calm_core.store.facts import EvaluationFacts
 
-    artifacts = [Artifact(uri, EvaluationFacts) for uri in evaluations]
+    artifacts = [require("EVALUATION", uri, EvaluationFacts) for uri in evaluations]
     require_same_protocol(artifacts)
-    table = Table("evaluation", "model", *(f"Brier-{n}" for n in range(1, 5)), "BrierLM", box=None, pad_edge=False)
-    for artifact in artifacts:
-        facts = artifact.facts
-        brier = [f"{facts.brier[n].value:.4f}" for n in sorted(facts.brier)]
-        table.add_row(visible(artifact.uri), visible(facts.model), *brier, interval(facts.brierlm, 3))
-    Screen().print(table)
+    if json_:
+        print_json([document(artifact) for artifact in artifacts])
+        return
+    console = Screen()
+    numbers = [str(number) for number, _ in enumerate(artifacts, 1)]
+    names = [[number, one.facts.model, one.uri] for number, one in zip(numbers, artifacts, strict=True)]
+    show_table(["", "model", "evaluation"], names, console)
+    console.print()
+    scores = [artifact.facts.shown() for artifact in artifacts]
+    brierlm = aligned([score["BrierLM"] for score in scores])
+    terms = [[f"{score[name].value:z.2f}" for name in scores[0] if name != "BrierLM"] for score in scores]
+    rows = [[number, headline, *row] for number, headline, row in zip(numbers, brierlm, terms, strict=True)]
+    show_table(["x 100", *scores[0]], rows, console, right=range(2, len(scores[0]) + 1))
 
 
 def register(
@@ -223,6 +252,7 @@ def register(
     overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Register a scored model in MLflow, with its lineage.
 
@@ -230,8 +260,13 @@ def register(
 
       calm register out/calm --evaluation out/evaluation --output out/registration
     """
+    started = time.monotonic()
     config = configuration(profile, set_)
+    require("MODEL", model, CalmFacts)
+    require_language_model(model, autoencoder)
+    require("--evaluation", evaluation, EvaluationFacts)
     _begin(config, "registration", output, model, evaluation, autoencoder)
     from calm_core.registry.stage import register_model
 
-    _end(register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder, overwrite=overwrite))
+    made = register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder, overwrite=overwrite)
+    show_result(made, started, json_, [f"calm generate PROMPT --model {quote(made.facts.model_uri)}"])

@@ -1,13 +1,19 @@
 """The stage `prepare`: all steps of preparing, on this machine."""
 
+import os
 import re
-from collections.abc import Callable
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import repeat
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from calm_core.config import DataConfig, TokenizerConfig
@@ -19,14 +25,18 @@ from calm_core.data.preparing.scan import scan_partition
 from calm_core.data.preparing.tokenize import tokenize_partition
 from calm_core.data.preparing.train_tokenizer import train_tokenizer
 from calm_core.data.sources.files import find_files
-from calm_core.errors import ArtifactError, CalmError, ConfigError
+from calm_core.errors import ArtifactError, CalmError, ConfigError, Stopped
 from calm_core.store import storage
 from calm_core.store.artifact import UNFINISHED_NAME, Artifact, ArtifactWriter, is_artifact
 from calm_core.store.facts import DatasetFacts, Facts, TokenizerFacts
+from calm_core.telemetry.processes import end_with_parent, killed_by
 
 _PLAN = "plan"
 _PARTS = re.compile(r"(?:scan|shards)-\d{5,}|duplicates|tokenizer")
 _PARTS_AT_A_TIME = 16
+_OF_THE_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # they come to all its processes; the first one ends the others
+_SHELL = 128
+_SECONDS = 5.0  # for a process to leave no file half-written
 
 
 def prepare_data(
@@ -41,6 +51,7 @@ def prepare_data(
     Raises:
         CalmError: A step failed, or its process was killed; or what lies at the output, or where the parts go, is not
             ours to replace.
+        Stopped: This process was asked to end; what is finished of the partitions is kept.
     """
     if data.extends and storage.path_to(data.extends) == storage.path_to(output_uri):
         raise ConfigError(f"{output_uri}: is the dataset that is extended; give the larger one another output_uri")
@@ -53,15 +64,14 @@ def prepare_data(
 
     writer().check(lambda _: _is_of(Artifact(output_uri, DatasetFacts), data, tokenizer, extension, place))
     _clear_parts(place)
-    partitions = plan_partitions(data, storage.join(place, _PLAN))
+    partitions = plan_partitions(data, storage.join(place, _PLAN), outputs=(output_uri, place))
     names = [f"{partition.index:05d}" for partition in partitions]
 
     def uris(step: str) -> list[str]:
         return [storage.join(place, f"{step}-{name}") for name in names]
 
-    # A fork would inherit the threads of Arrow and of the object store's library in an unknown state.
-    with ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else ExitStack() as pool:
-        each = partial(_each, pool if isinstance(pool, ProcessPoolExecutor) else None)
+    with _processes(min(workers, len(partitions))) as pool:
+        each = partial(_each, pool)
         each(scan_partition, partitions, repeat(data), uris("scan"))
         found = find_duplicates(uris("scan"), data, storage.join(place, "duplicates")).uri
         trained = train_tokenizer(partitions, tokenizer, data, storage.join(place, "tokenizer"))
@@ -125,10 +135,61 @@ def _clear_parts(place: str) -> None:
 
 
 def _each(pool: ProcessPoolExecutor | None, step: Callable[..., Artifact[Facts]], *arguments: Any) -> None:
+    list(map(step, *arguments) if pool is None else pool.map(step, *arguments))
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes that work while the block lasts; None for this one alone. If it fails they end at once.
+
+    Raises:
+        CalmError: One was killed.
+        Stopped: This process was asked to end.
+    """
+    if workers == 1:
+        yield None
+        return
+    others = {*active_children()}
+    # A fork would inherit the threads of Arrow and of the object store's library in an unknown state.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)  # the processes inherit it
     try:
-        list(map(step, *arguments) if pool is None else pool.map(step, *arguments))
-    except BrokenProcessPool:
-        raise CalmError(
-            "a preparing process was killed, perhaps for lack of memory; run the same command again (with fewer "
-            "workers): finished partitions are kept"
-        ) from None
+        pool.submit(_begin)  # starts all of them
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    processes = {*active_children()} - others
+    with pool:
+        try:
+            yield pool
+        except BaseException as error:
+            codes = [process.exitcode or 0 for process in processes]
+            _end(processes)
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                how = next((how for code in codes if code != -signal.SIGTERM and (how := killed_by(code))), "ended")
+                raise CalmError(
+                    f"a preparing process {how}; run the same command again (with fewer workers): finished partitions "
+                    "are kept",
+                    can_pass=True,
+                ) from None
+            if isinstance(error, Stopped):
+                error.again = "run the same command again to go on: finished partitions are kept"
+            raise
+
+
+def _end(processes: Iterable[BaseProcess]) -> None:
+    """Ask processes to end, and kill those that take their time."""
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + _SECONDS
+    for process in processes:
+        wait([process.sentinel], max(0.0, until - time.monotonic()))
+        process.kill()
+
+
+def _begin() -> None:
+    """Begin a process of the pool: it ends with its parent; asked to end, it leaves no file half-written."""
+    for number in _OF_THE_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_SHELL + number))
+    end_with_parent(lambda: os.kill(os.getpid(), signal.SIGKILL))

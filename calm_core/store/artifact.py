@@ -20,6 +20,7 @@ from calm_core.errors import ArtifactError, StorageError
 from calm_core.store import storage
 from calm_core.store.code_version import code_version
 from calm_core.store.facts import ORIGIN, TIMING, Count, Facts, FilePath, Sha256
+from calm_core.store.mistaken import why_no_artifact, with_article
 
 MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = ".calm-unfinished"
@@ -98,13 +99,10 @@ class Manifest(BaseModel):
         Raises:
             ArtifactError: There is none, or it is damaged.
         """
-        name = f"{expected} artifact".lstrip()
         try:
             data = _manifest_bytes(uri)
         except _NO_FILE:
-            state = "half-written (its stage did not finish)" if storage.exists(uri) else "missing"
-            message = f"{uri}: the {name} is {state}: no {MANIFEST_NAME}; run its stage again"
-            raise ArtifactError(message) from None
+            raise ArtifactError(why_no_artifact(uri, expected)) from None
         # The head alone first: a manifest of a later schema may have other fields, and is not damaged.
         with _undamaged(uri, _ADVICE_FOR_ANY):
             head = _Head.model_validate_json(data, strict=True)
@@ -145,9 +143,14 @@ class _Head(BaseModel):
 
 
 def _other_schema(uri: str, version: int, kind: type[Facts]) -> ArtifactError:
+    place = storage.join(uri, MANIFEST_NAME)
+    if version > kind.schema_version:
+        return ArtifactError(
+            f"{place}: was written by a newer version of this library (schema {version}, this one reads up to "
+            f"{kind.schema_version}); update it, or run the stage again with this one"
+        )
     return ArtifactError(
-        f"{storage.join(uri, MANIFEST_NAME)}: schema version {version}, this code reads {kind.schema_version}; "
-        "run its stage again"
+        f"{place}: schema version {version}, this code reads {kind.schema_version}; run its stage again"
     )
 
 
@@ -424,7 +427,8 @@ class Artifact(Generic[FactsT_co]):
         manifest = Manifest.read(uri, expected)
         kind = next((kind for kind in kinds if kind.kind == manifest.kind), None)
         if kind is None:
-            raise ArtifactError(f"{uri}: is a {manifest.kind} artifact, a {expected} artifact was expected")
+            kind_found, kind_expected = with_article(manifest.kind), with_article(expected)
+            raise ArtifactError(f"{uri}: is {kind_found} artifact, {kind_expected} artifact was expected")
         self.digest = manifest.digest
         self.manifest = manifest.upgraded(uri, kind)
         with _undamaged(uri):

@@ -5,9 +5,11 @@ another URL, but ``~/`` is the user's home. `glob` alone takes patterns.
 
 An object store's endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY), never from a setting. What it fails to answer is asked again with growing pauses,
-AWS_MAX_ATTEMPTS times in all (7 where unset: about half a minute); then there is a `StorageError`.
+AWS_MAX_ATTEMPTS times in all (7 where unset: about half a minute); then there is a `StorageError`. Somebody who waits
+for an answer (`first_answer_soon`) learns of an endpoint that is not there in seconds.
 """
 
+import difflib
 import errno
 import glob as local_glob
 import hashlib
@@ -17,11 +19,13 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
 from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
 
 from calm_core.errors import CalmError, StorageError, first_line
 from calm_core.shown import WHERE_SECRETS_GO, holds_secret
@@ -38,6 +42,11 @@ _DISK_IS_FULL = "cannot be written, the disk is full; free space, then run again
 _FOR_THE_CALLER = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LOCAL_SCHEMES, _WITHOUT_HOST = ("file", "local"), ("file", "local", "memory")
+_OBJECT_STORES = ("s3", "s3a")
+_ONE_SLASH = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)(.*)", re.DOTALL | re.IGNORECASE)
+_OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_AROUND = " \t\"'`\u2018\u2019\u201c\u201d"  # what comes along when a path is copied
+_FIRST_ANSWER_SECONDS = 4
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
 _LONGEST_PATH = 1024
 _LONGEST_NAME = 255  # bytes, on the usual file systems
@@ -57,6 +66,7 @@ def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
     if not uri or _NO_TEXT.search(uri):
         reason = "has a control character or is no UTF-8; rename it" if uri else "is empty; name a file or folder"
         raise StorageError(f"{uri!a:.300}: the path {reason}")
+    _refuse_slips(uri)
     url = _URL.fullmatch(uri)
     scheme, rest = (url[1].lower(), url[2]) if url else ("file", uri)
     if scheme in _LOCAL_SCHEMES:
@@ -65,8 +75,13 @@ def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
         return LocalFileSystem(), _local_path(rest)
     if not rest or (scheme not in _WITHOUT_HOST and rest.startswith(("/", "?"))):
         raise StorageError(f"{uri}: names no bucket or host; write {scheme}://bucket/folder")
+    if scheme in ("http", "https"):
+        raise StorageError(
+            f"{uri}: lies on the web, where nothing is read; download it (curl -L -O URL) and name the file; "
+            "local paths and object stores are used, e.g. s3://bucket/folder"
+        )
     options: dict[str, Any] = {}
-    if scheme in ("s3", "s3a"):
+    if scheme in _OBJECT_STORES:
         # Without a cache of listings, what another process writes or deletes is seen.
         options = {"use_listings_cache": False, "default_block_size": _REMOTE_BLOCK_BYTES}
         if not os.environ.get("AWS_MAX_ATTEMPTS"):
@@ -75,11 +90,76 @@ def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
         # Not fsspec's `url_to_fs`: it takes "::" for a chain of URLs, the first of which reads the others.
         kind = get_filesystem_class(scheme)
         url_text = f"{scheme}://{rest}"
-        return kind(**options, **kind._get_kwargs_from_urls(url_text)), kind._strip_protocol(url_text)
+        filesystem, path = kind(**options, **kind._get_kwargs_from_urls(url_text)), kind._strip_protocol(url_text)
     except Exception as error:  # each file system's constructor has its own
-        raise StorageError(
-            f"{uri}: cannot be used ({first_line(error)}); check the URL, or install its file system"
-        ) from None
+        raise StorageError(f"{uri}: {_why_no_filesystem(scheme, error)}") from None
+    if scheme in _OBJECT_STORES:
+        _require_first_answer(uri, kind, path.partition("/")[0])
+    return filesystem, path
+
+
+def _refuse_slips(uri: str) -> None:
+    """Raise a StorageError for what is a path on paper alone: nobody has such a folder, but it would be made."""
+    plain = uri.strip(_AROUND)
+    if plain != uri and _URL.fullmatch(plain) and not _URL.fullmatch(uri):
+        raise StorageError(f"{uri!a:.300}: has spaces or quotes around it; write {plain}")
+    if (slip := _ONE_SLASH.match(uri)) and slip[1].lower() in known_implementations:
+        slashes = ":///" if slip[1].lower() in _WITHOUT_HOST else "://"
+        raise StorageError(f"{uri}: has one slash behind {slip[1]}:, a URL two; write {slip[1]}{slashes}{slip[2]}")
+    if os.name != "nt" and _OF_WINDOWS.match(uri):
+        raise StorageError(f"{uri}: is a path of Windows; write it as here, e.g. /mnt/c/texts for C:\\texts in WSL")
+
+
+def _why_no_filesystem(scheme: str, error: Exception) -> str:
+    """Why the file system of a scheme cannot be made, and what to do."""
+    known = known_implementations.get(scheme)
+    if known is None:
+        close = difflib.get_close_matches(scheme, ["s3", "gs", "abfs", "hdfs", "file"], n=1, cutoff=0.4)
+        hint = f"; did you mean {close[0]}://?" if close else "; name a local path, or e.g. s3://bucket/folder"
+        return f"cannot be used, nothing is known of {scheme}://{hint}"
+    package = known["class"].partition(".")[0]
+    if isinstance(error, ImportError) and package != "fsspec":
+        return f"cannot be used without the package {package}; install it: pip install {package}"
+    return f"cannot be used ({first_line(error)}); check the URL, or install its file system"
+
+
+_answering: ContextVar[set[str] | None] = ContextVar("_answering", default=None)
+"""The endpoints that have answered to somebody who waits; None where nobody does."""
+
+
+@contextmanager
+def first_answer_soon() -> Iterator[None]:
+    """In this block, a program that somebody waits for: an object store has to answer in seconds at its first use.
+
+    Once it has answered, it is asked again and again, as always: work that is under way outlasts a failure.
+    """
+    token = _answering.set(set())
+    try:
+        yield
+    finally:
+        _answering.reset(token)
+
+
+def _require_first_answer(uri: str, kind: Any, bucket: str) -> None:
+    """Raise a StorageError where somebody waits, and the object store does not answer to the first request.
+
+    Whatever it answers is an answer: the request that matters gets its own.
+    """
+    answering = _answering.get()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or bucket
+    if answering is None or endpoint in answering:
+        return
+    seconds = {"connect_timeout": _FIRST_ANSWER_SECONDS, "read_timeout": 2 * _FIRST_ANSWER_SECONDS}
+    retries = {"retries": {"total_max_attempts": 1}}
+    with translating_errors(uri):
+        filesystem = kind(config_kwargs=seconds | retries, skip_instance_cache=True)
+        filesystem.retries = 1
+        try:
+            filesystem.call_s3("head_bucket", Bucket=bucket)
+        except OSError as error:
+            if not hasattr(error.__cause__, "response"):
+                raise
+    answering.add(endpoint)
 
 
 def _local_path(path: str) -> str:
@@ -105,11 +185,15 @@ def translating_errors(uri: str) -> Iterator[None]:
     except (*_FOR_THE_CALLER, CalmError):
         raise
     except PermissionError as error:
-        reason = f"access is denied ({first_line(error)}); check its permissions, and AWS_ACCESS_KEY_ID and"
-        raise StorageError(f"{uri}: {reason} AWS_SECRET_ACCESS_KEY for an object store") from error
+        if error.errno is None:  # an object store's; the system's have a number
+            reason = f"the object store denies access ({first_line(error)}); check AWS_ACCESS_KEY_ID and "
+            reason += "AWS_SECRET_ACCESS_KEY, and what they may do there"
+        else:
+            reason = "access is denied; change its permissions, or run as a user who has them"
+        raise StorageError(f"{uri}: {reason}") from error
     except OSError as error:
         if error.errno in _FULL:
-            raise StorageError(f"{uri}: {_DISK_IS_FULL}") from error
+            raise StorageError(f"{uri}: {_DISK_IS_FULL}", can_pass=True) from error
         if error.errno == errno.ENAMETOOLONG:
             raise StorageError(f"{uri}: {_NAME_IS_TOO_LONG}") from error
         raise _failed(uri, error) from error
@@ -118,9 +202,32 @@ def translating_errors(uri: str) -> Iterator[None]:
 
 
 def _failed(uri: str, error: Exception) -> StorageError:
+    names = {cause.__name__ for cause in type(error).__mro__}  # by name: not all who read have botocore
+    reason = first_line(error)
+    if names & {"NoCredentialsError", "PartialCredentialsError"}:
+        return StorageError(
+            f"{uri}: there are no credentials for the object store; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or AWS_PROFILE to a profile of ~/.aws/credentials"
+        )
+    if names & {"ProfileNotFound", "ConfigParseError", "NoRegionError", "UnknownRegionError"}:
+        return StorageError(
+            f"{uri}: the settings of the object store are wrong ({reason}); check the variables AWS_..."
+        )
+    if names & {"ParamValidationError"}:
+        return StorageError(f"{uri}: no bucket can have this name; check the URL")
+    if reason.startswith("Invalid endpoint"):
+        return StorageError(f"{uri}: {reason}; set AWS_ENDPOINT_URL to a URL, e.g. http://host:9000")
+    number = getattr(error, "errno", None)
+    if number == errno.EREMCHG or (number == errno.EINVAL and "region" in reason):
+        return StorageError(f"{uri}: its bucket lies in another region ({reason}); set AWS_DEFAULT_REGION to that one")
+    if names & {"ConnectionError", "HTTPClientError"}:
+        where = "AWS_ENDPOINT_URL" if os.environ.get("AWS_ENDPOINT_URL") else "the network, or set AWS_ENDPOINT_URL"
+        return StorageError(
+            f"{uri}: the object store does not answer ({reason}); check {where}, then run again", can_pass=True
+        )
     return StorageError(
-        f"{uri}: the storage failed ({first_line(error)}); check that it can be reached, "
-        "then run the same command again"
+        f"{uri}: the storage failed ({reason}); check that it can be reached, then run the same command again",
+        can_pass=True,
     )
 
 
@@ -373,6 +480,13 @@ def absolute(uri: str) -> str:
     return str(filesystem.unstrip_protocol(path))
 
 
+def real(uri: str) -> str:
+    """The same for all names of a place, by links, ".." or a slash at the end."""
+    filesystem, path = filesystem_of(uri)
+    local = isinstance(filesystem, LocalFileSystem)
+    return str(Path(path).resolve()) if local else str(filesystem.unstrip_protocol(path)).rstrip("/")
+
+
 def is_local(uri: str) -> bool:
     """Whether a URI is a path on this machine."""
     return isinstance(filesystem_of(uri)[0], LocalFileSystem)
@@ -434,6 +548,18 @@ def glob(pattern: str) -> list[str]:
         else:
             paths = filesystem.glob(path)
         return [filesystem.unstrip_protocol(p) for p in sorted(paths)]
+
+
+def kinds_in(uri: str) -> dict[str, bool]:
+    """The names directly in a folder, sorted, and whether each is a folder; none where there is no such folder."""
+    with translating_errors(uri), suppress(FileNotFoundError, NotADirectoryError):
+        filesystem, path = filesystem_of(uri)
+        found = {
+            str(entry["name"]).rstrip("/").rpartition("/")[2]: entry["type"]
+            for entry in filesystem.ls(path, detail=True)
+        }
+        return {name: found[name] == "directory" for name in sorted(found)}
+    return {}
 
 
 def names_in(uri: str) -> list[str]:

@@ -98,7 +98,7 @@ def open_inputs(spec: TrainingSpec, device: torch.device, dtype: torch.dtype) ->
         require_whole_chunks(dataset, shape.model.chunk_size)
     found = {"dataset": dataset.digest} | ({"autoencoder": autoencoder.digest} if autoencoder else {})
     if found != spec.parents:
-        raise CalmError(f"{spec.stage}: an input has been replaced since the job was made; run again")
+        raise CalmError(f"{spec.stage}: an input has been replaced since the job was made; run again", can_pass=True)
     return Inputs(dataset, autoencoder, spec.seed, device, dtype)
 
 

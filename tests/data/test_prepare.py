@@ -202,13 +202,13 @@ def test_shards_have_the_asked_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "settings", "message"),
     [
-        (["{}"] * 5, {}, r"5 of 5 documents are unusable \(5 missing_field\); first: .*texts.jsonl:0: missing_field"),
+        (['{"id": 3}'] * 5, {}, r"texts.jsonl, line 1: has no field text \(it has id\); name .*data.text_field"),
         (
             [*(json.dumps({"text": text}) for text in texts(8)), "3", "broken"],
             {"max_reject_fraction": 0.15},
             r"2 of 10 documents are unusable \(1 broken_json, 1 missing_field\); first: .*raise data.max_reject_fract",
         ),
-        ([""], {}, r"0 of 0 documents are unusable \(no documents\)"),
+        ([""], {}, r"texts.jsonl: empty \(no records\); there is nothing else in the sources"),
         (
             [json.dumps({"text": text}) for text in texts(3)],
             {"validation_fraction": 1e-9},

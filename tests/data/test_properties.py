@@ -1,6 +1,7 @@
 """What holds of any sources, partitions, mixtures and interruptions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -81,12 +82,13 @@ def test_partitions_together_hold_each_document_once_and_in_order(
         for number, (suffix, content) in enumerate(files):
             (Path(place) / f"{number}.{suffix}").write_bytes(content)
         whole = read_all(Path(place), 1)
-        assert read_all(Path(place), partitions) == whole
+        in_parts = read_all(Path(place), partitions)
+        assert [replace(d, origin="") for d in in_parts] == [replace(d, origin="") for d in whole]
         origins = [document.origin for document in whole]
         assert len(set(origins)) == len(origins)
         for number, (suffix, content) in enumerate(files):
             if suffix != "txt":
-                count = sum(f"/{number}.{suffix}:" in origin for origin in origins)
+                count = sum(f"/{number}.{suffix}" in origin for origin in origins)
                 assert count == plain_count(suffix, content)
 
 

@@ -49,7 +49,8 @@ from calm_core.store.facts import (
     TextSample,
     TransformerFacts,
 )
-from calm_core.weights.load import autoencoder_of, load_autoencoder, load_calm, load_tokenizer, load_transformer
+from calm_core.weights.lineage import autoencoder_of
+from calm_core.weights.load import load_autoencoder, load_calm, load_tokenizer, load_transformer
 
 Json = Any
 Place = tuple[str | int, ...]

@@ -119,13 +119,15 @@ def test_a_copied_file_keeps_its_entry_also_across_file_systems(target: str, uri
 
 
 def test_nothing_there_is_called_missing_and_not_half_written(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"nowhere: the sample artifact is missing: no manifest\.json"):
+    with pytest.raises(
+        ArtifactError, match=r"nowhere: the sample artifact is missing, no such folder; .* holds nothing"
+    ):
         Artifact(f"{tmp_path}/nowhere", KIND)
 
 
 def test_a_file_in_place_of_the_folder_is_an_artifact_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match=r"file: the sample artifact is .* no manifest\.json"):
+    with pytest.raises(ArtifactError, match=r"file: is a file; the sample artifact is a folder with a manifest\.json"):
         Artifact(f"{tmp_path}/file", KIND)
 
 
@@ -173,7 +175,7 @@ def test_a_damaged_manifest_is_refused_by_name(content: bytes, folder: Path) -> 
 
 
 def test_another_kind_is_refused(folder: Path) -> None:
-    with pytest.raises(ArtifactError, match="is a sample artifact, a other sample artifact was expected"):
+    with pytest.raises(ArtifactError, match="is a sample artifact, an other sample artifact was expected"):
         Artifact(str(folder), OTHER)
 
 

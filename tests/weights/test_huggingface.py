@@ -176,7 +176,8 @@ def test_bad_folders_are_one_clear_line_each(folders: Path, capsys: pytest.Captu
             import_checkpoint(str(folders / folder), str(folders / "out"), **settings)
         assert "\n" not in str(caught.value)
 
-    refuse("holds no config.json", "nowhere")
+    refuse("nowhere: there is no such folder; .* holds autoencoder/, calm/ and tokenizer/", "nowhere")
+    refuse("name one of its folders: .*autoencoder, .*calm", ".")
     refuse("holds no tokenizer.json", tokenizer_folder=str(folders / "calm"))
     write_folder(folders / "calm", CALM_CONFIG | {"ae_path": "someone/on-a-hub"}, {})
     refuse("'someone/on-a-hub' is no folder here; download it and name it with autoencoder_folder")
@@ -318,7 +319,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3, the weights have 2"),
         ({"intermediate_size": 2**20}, "intermediate_size is 1,048,576, .* is of shape"),
         ({"intermediate_size": 10**9}, "model.intermediate_size: expected at most 1,048,576"),
-        ({"hidden_size": "16"}, "hidden_size is '16': input should be a valid integer"),
+        ({"hidden_size": "16"}, "hidden_size is '16', expected is a whole number"),
         ({"num_samples": True}, "num_samples is True"),
         ({"model_type": "diffusion"}, "has the public diffusion head, whose layers are those of no head here"),
         ({"architectures": ["FlowTransformer"]}, "has the public flow head, whose layers are those of no head here"),

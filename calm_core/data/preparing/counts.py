@@ -76,7 +76,7 @@ def _sum_by_reason(rejected: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def refuse_too_many_rejects(counts: DocumentCounts, examples: Sequence[str], config: DataConfig) -> None:
+def refuse_too_many_rejects(counts: DocumentCounts, scans: Sequence[ScanFacts], config: DataConfig) -> None:
     """Raise a SourceError where more is unusable than is let pass, or nothing is left.
 
     Nothing new is fine where a dataset is extended.
@@ -84,11 +84,14 @@ def refuse_too_many_rejects(counts: DocumentCounts, examples: Sequence[str], con
     rejects = sum(counts.rejected.values())
     nothing = not counts.documents_out and not config.extends
     if nothing or rejects > config.max_reject_fraction * counts.documents_in:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.rejected.items()) or "no documents"
+        if not rejects:
+            raise SourceError("the sources hold no documents; name files with text in data.sources")
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.rejected.items())
+        examples = [example for scan in scans for example in scan.reject_examples]
         first = f"; first: {examples[0]}" if examples else ""
         raise SourceError(
-            f"{rejects} of {counts.documents_in} documents are unusable ({reasons}){first}; mend the sources, check "
-            "data.text_field, or raise data.max_reject_fraction"
+            f"{rejects:,} of {counts.documents_in:,} documents are unusable ({reasons}){first}; mend the sources, "
+            "check data.text_field, or raise data.max_reject_fraction"
         )
 
 

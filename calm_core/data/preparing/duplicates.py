@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calm_core.config import DataConfig
+from calm_core.data.preparing.counts import count_documents, refuse_too_many_rejects
 from calm_core.data.preparing.dropped import Dropped
 from calm_core.data.preparing.extension import Extension
 from calm_core.data.preparing.inputs import in_order
@@ -54,9 +55,14 @@ def find_duplicates(scan_uris: Sequence[str], config: DataConfig, output_uri: st
 
     Returns:
         A `duplicates` artifact: dropped/<partition>.parquet says of each document whether it stays.
+
+    Raises:
+        SourceError: Too many documents were rejected, which is known here, before any of them is tokenised.
     """
     extension = Extension.of(config)
     scans = in_order(scan_uris, ScanFacts, {0, extension.partitions} if extension else {0})
+    facts = [scan.facts for scan in scans]
+    refuse_too_many_rejects(count_documents(facts, DuplicatesFacts(duplicates=0, near_duplicates=0), []), facts, config)
     first = scans[0].facts.partition
     parents = {f"scan-{i}": scan.digest for i, scan in enumerate(scans, first)}
     before: list[DocumentKeys] = []

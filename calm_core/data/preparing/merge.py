@@ -85,6 +85,7 @@ def merge_partitions(
         report(STAGE, "finished", note=_summary(facts))
         return made
     with Stage(STAGE, config.model_dump(mode="json")) as stage:
+        stage.begin()
         stage.report(note="joining the partitions")
         with ArtifactWriter(output_uri, DatasetFacts, settings, parents, overwrite=overwrite) as writer:
             inputs.copy_files(writer)
@@ -127,11 +128,10 @@ class _Inputs:
         self._refuse_other_base()
         # Its partitions go before the new ones. Of a replaced dataset none is taken over: the first new one is 0.
         self._base = self._extension.parent if self._extension and self._first else None
-        self._counts = count_documents(
-            [scan.facts for scan in self._scans], self._duplicates.facts, [part.facts for part in self._shards]
-        )
-        self._examples = [example for scan in self._scans for example in scan.facts.reject_examples][:SHOWN_REJECTS]
-        refuse_too_many_rejects(self._counts, self._examples, config)
+        scans = [scan.facts for scan in self._scans]
+        self._counts = count_documents(scans, self._duplicates.facts, [part.facts for part in self._shards])
+        self._examples = [example for scan in scans for example in scan.reject_examples][:SHOWN_REJECTS]
+        refuse_too_many_rejects(self._counts, scans, config)
 
     def _refuse_missing(self) -> None:
         if not len(self._scans) == len(self._shards) == len(self._partitions):

@@ -68,7 +68,7 @@ class _Scan:
         if document.reason:
             self._rejected[document.reason] += 1
             if len(self._examples) < SHOWN_REJECTS:
-                self._examples.append(f"{document.origin}: {document.reason}")
+                self._examples.append(document.told)
             return
         data = document.text.encode("utf-8")
         self._text_keys.add(text_key(text_hash(data)))

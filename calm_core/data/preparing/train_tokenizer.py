@@ -63,7 +63,9 @@ def train_tokenizer(
     ):
         tokenizer = extension.tokenizer() if extension else _found_or_trained(partitions, config, data)
         if source_digest and digest_of_source(config.source) != source_digest:
-            raise SourceError(f"{config.source}: the tokenizer has changed since the run was planned; run again")
+            raise SourceError(
+                f"{config.source}: the tokenizer has changed since the run was planned; run again", can_pass=True
+            )
         engine, why_slow = choose_engine(tokenizer, training_texts(partitions, data, _CHECKED_BYTES))
         writer.write(TOKENIZER_NAME, tokenizer.to_bytes())
         writer.facts = TokenizerFacts(

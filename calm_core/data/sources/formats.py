@@ -7,7 +7,7 @@ import codecs
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import IO, Any, Literal, NamedTuple
@@ -22,6 +22,7 @@ from calm_core.data.sources.arrow_messages import Bounded, has_compressed_batche
 from calm_core.data.sources.parquet_pages import page_sizes
 from calm_core.data.sources.unpacking import Unpack, Unpacked, unpack_gzip, unpack_zstd
 from calm_core.errors import SourceError
+from calm_core.shown import shortened
 
 Reason = Literal[
     "broken_json",
@@ -44,6 +45,7 @@ _BATCH_BYTES, _MOST_ROWS = 64 << 20, 1 << 13  # of a column, decoded at a time
 _MOST_IN_FOOTER = 1 << 18  # row groups, or columns, of a Parquet file
 _BLANK_LINE, _LINE_END = re.compile(rb"\n\r?\n"), re.compile(rb"\n")
 _LONGEST_MARK = 3
+_SHOWN_FIELDS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +53,24 @@ class Document:
     """A usable text, or the reason why there is none.
 
     Attributes:
-        origin: "file:byte offset" or "file:row", for people; the offset in a compressed file counts unpacked bytes.
+        origin: "file, line 17", for people; in the later parts of a file that is cut "file, byte 12,345", in columns
+            "file, row 0".
         text: The document; empty when it was rejected.
         reason: Why it was rejected, None when it was not.
+        detail: What there is instead, for people; empty where the reason says all.
         normalized: Whether Unicode normalisation has changed it.
     """
 
     origin: str
     text: str = ""
     reason: Reason | None = None
+    detail: str = ""
     normalized: bool = False
+
+    @property
+    def told(self) -> str:
+        """Where a rejected one is, and why."""
+        return f"{self.origin}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
 class Range(NamedTuple):
@@ -80,8 +90,11 @@ def read_jsonl(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> It
     if span.start:
         file.seek(span.start - 1)
         offset += _skip_line(file) - 1
+    number = 0
     while offset < span.end and (line := file.readline(limit + 1)):
-        origin, is_long = f"{uri}:{offset}", len(line) > limit and not line.endswith(b"\n")
+        number += 1
+        origin = f"{uri}, byte {offset:,}" if span.start else f"{uri}, line {number:,}"
+        is_long = len(line) > limit and not line.endswith(b"\n")
         offset += len(line)
         if is_long:
             offset += _skip_line(file)
@@ -113,7 +126,7 @@ def read_txt(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> Iter
     file.seek(0)
     if file.read(len(codecs.BOM_UTF16)) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         if span.start == 0:
-            yield Document(f"{uri}:0", reason="not_utf8")
+            yield Document(f"{uri}, line 1", reason="not_utf8", detail="it is UTF-16")
         return
     size = max(1, min(config.txt_document_bytes, config.max_document_bytes // 2))
     start = span.start // size * size
@@ -125,7 +138,7 @@ def read_txt(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> Iter
         cut = 0 if start == 0 else _first_cut(before, block)
         if cut is not None:
             if begun is not None:
-                yield from _of_part(f"{uri}:{begun}", text + block[:cut], config)
+                yield from _of_part(uri, begun, text + block[:cut], config)
             if start + cut >= span.end:
                 return
             begun, text = (start + cut if start + cut >= span.start else None), bytearray()
@@ -133,7 +146,7 @@ def read_txt(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> Iter
             text += block[cut or 0 :]
         start, before = start + len(block), block[-_LONGEST_MARK:]
     if begun is not None:
-        yield from _of_part(f"{uri}:{begun}", text, config)
+        yield from _of_part(uri, begun, text, config)
 
 
 def _first_cut(before: bytes, block: bytes) -> int | None:
@@ -145,8 +158,9 @@ def _first_cut(before: bytes, block: bytes) -> int | None:
     return None
 
 
-def _of_part(origin: str, data: bytes | bytearray, config: DataConfig) -> Iterator[Document]:
-    if origin.endswith(":0"):
+def _of_part(uri: str, start: int, data: bytes | bytearray, config: DataConfig) -> Iterator[Document]:
+    origin = f"{uri}, byte {start:,}" if start else f"{uri}, line 1"
+    if not start:
         data = data.removeprefix(codecs.BOM_UTF8)
     if len(data) > config.max_document_bytes:  # the rest of it was not kept
         yield Document(origin, reason="too_large")
@@ -181,24 +195,52 @@ def read_parquet(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> 
             (c.dictionary_page_offset if c.has_dictionary_page else c.data_page_offset for c in columns), default=0
         )
         if span.start <= min(max(offset, 0), unpacked.size - 1) < span.end:  # what lies nowhere is damage of one range
-            if reason := _why_no_column(schema, config):
-                yield from (Document(f"{uri}:row {first_row + row}", reason=reason) for row in range(group.num_rows))
+            if lack := why_no_column(schema, config):
+                reason, detail = lack
+                rows = range(first_row, first_row + group.num_rows)
+                yield from (Document(f"{uri}, row {row:,}", reason=reason, detail=detail) for row in rows)
             else:
                 name = config.text_field
                 chunks = [c for c in columns if c.path_in_schema == name or c.path_in_schema.startswith(f"{name}.")]
-                rows = _rows_at_a_time(file, uri, chunks, config, schema.field(name).type)
-                batches = parquet.iter_batches(rows, row_groups=[number], columns=[name])
+                at_a_time = _rows_at_a_time(file, uri, chunks, config, schema.field(name).type)
+                batches = parquet.iter_batches(at_a_time, row_groups=[number], columns=[name])
                 yield from _of_batches(batches, uri, first_row, config, unpacked)
         first_row += group.num_rows
 
 
-def _why_no_column(schema: pa.Schema, config: DataConfig) -> Reason | None:
+def why_no_column(schema: pa.Schema, config: DataConfig) -> tuple[Reason, str] | None:
+    """Why a table has no column of text with the name that is asked for, and what there is instead; None where it has.
+
+    Raises:
+        pyarrow.ArrowInvalid: It has several.
+    """
     places = schema.get_all_field_indices(config.text_field)
     if len(places) > 1:
         raise pa.ArrowInvalid(f"has {len(places)} columns with the name {config.text_field}")
     if not places:
-        return "missing_field"
-    return None if _is_text(schema.field(places[0]).type) else "not_text"
+        return "missing_field", told_fields(schema.names, [field.name for field in schema if _is_text(field.type)])
+    kind = schema.field(places[0]).type
+    return None if _is_text(kind) else ("not_text", f"it holds {_told_column(kind)}")
+
+
+def told_fields(names: Sequence[str], texts: Sequence[str]) -> str:
+    """The fields or columns that there are, and which of them is likely to be the text.
+
+    Args:
+        names: All of them.
+        texts: Those that hold text, the likeliest first.
+    """
+    more = f" and {len(names) - _SHOWN_FIELDS} more" if len(names) > _SHOWN_FIELDS else ""
+    told = ", ".join(shortened(name, 40) for name in names[:_SHOWN_FIELDS]) or "no fields"
+    return f"it has {told}{more}" + (f"; {shortened(texts[0], 40)} looks like the text" if texts else "")
+
+
+def _told_column(kind: pa.DataType) -> str:
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return "bytes; write it as a column of strings"
+    if pa.types.is_nested(kind):
+        return "lists or records; write their text into a column of its own"
+    return f"{kind}, not strings"
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -227,12 +269,13 @@ def read_arrow(file: IO[bytes], span: Range, uri: str, config: DataConfig) -> It
 def _of_batches(batches: Any, uri: str, first_row: int, config: DataConfig, unpacked: Unpacked) -> Iterator[Document]:
     for batch in batches:
         unpacked.add_rows(len(batch))
-        reason = _why_no_column(batch.schema, config)
-        values = repeat(None, len(batch)) if reason else _bytes_of(batch.column(config.text_field))
+        lack = why_no_column(batch.schema, config)
+        reason, detail = lack or ("not_text", "it is null")
+        values = repeat(None, len(batch)) if lack else _bytes_of(batch.column(config.text_field))
         for row, value in enumerate(values, first_row):
-            origin = f"{uri}:row {row}"
+            origin = f"{uri}, row {row:,}"
             if value is None:
-                yield Document(origin, reason=reason or "not_text")
+                yield Document(origin, reason=reason, detail=detail)
             else:
                 unpacked.add(len(value))
                 yield _of_utf8(origin, value, config)
@@ -268,13 +311,46 @@ def _of_json(origin: str, data: bytes, config: DataConfig) -> Document:
         if isinstance(line, dict) and _repeats(config.text_field, data):
             return Document(origin, reason="broken_json")
     except UnicodeDecodeError:
-        return Document(origin, reason="not_utf8")
+        return Document(origin, reason="not_utf8", detail=_told_encoding(data))
     except (ValueError, RecursionError):
-        return Document(origin, reason="broken_json")
-    if not isinstance(line, dict) or config.text_field not in line:
-        return Document(origin, reason="missing_field")
+        return Document(origin, reason="broken_json", detail=_TOLD_BROKEN.get(data.lstrip()[:1], ""))
+    if not isinstance(line, dict):
+        detail = f"it is {_TOLD_JSON[type(line)]}; write one object a line"
+        return Document(origin, reason="missing_field", detail=detail)
+    if config.text_field not in line:
+        return Document(origin, reason="missing_field", detail=_told_object(line, config.text_field))
     text = line[config.text_field]
-    return _of_text(origin, text, config) if isinstance(text, str) else Document(origin, reason="not_text")
+    if not isinstance(text, str):
+        return Document(origin, reason="not_text", detail=f"it is {_TOLD_JSON[type(text)]}")
+    return _of_text(origin, text, config)
+
+
+_TOLD_BROKEN = {
+    b"[": "a list begins there; write one object a line",
+    b"{": "an object begins there and does not end in its line; write each one on a line",
+}
+_TOLD_JSON = {
+    dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number",
+    type(None): "null",
+}  # fmt: skip
+
+
+def _told_object(line: dict[str, Any], field: str) -> str:
+    """The fields of an object that lacks the field of the text; where it is spelled as a path, what is the matter."""
+    first, _, rest = field.partition(".")
+    if rest and isinstance(line.get(first), dict):
+        return f"{shortened(first, 40)} is an object, whose inner fields are not read; write the text at the top"
+    texts = sorted((n for n, value in line.items() if isinstance(value, str)), key=lambda name: -len(line[name]))
+    objects = [name for name, value in line.items() if isinstance(value, dict)]
+    inner = f"; what is in {shortened(objects[0], 40)} is not read" if objects and not texts else ""
+    return told_fields(list(line), texts) + inner
+
+
+def _told_encoding(data: bytes | bytearray) -> str:
+    """What bytes that are no UTF-8 may be."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or data[:200].count(0) > len(data[:200]) // 3:
+        return "it looks like UTF-16"
+    return "it may be Latin-1 or Windows-1252"
 
 
 def _parsed(data: bytes) -> Any:
@@ -311,7 +387,7 @@ def _of_utf8(origin: str, data: bytes | bytearray | pa.Buffer, config: DataConfi
     try:
         return _of_text(origin, str(data, "utf-8"), config)
     except UnicodeDecodeError:
-        return Document(origin, reason="not_utf8")
+        return Document(origin, reason="not_utf8", detail=_told_encoding(bytes(data[:200])))
 
 
 def _of_text(origin: str, text: str, config: DataConfig) -> Document:

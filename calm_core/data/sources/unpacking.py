@@ -81,7 +81,13 @@ class _Stream(io.RawIOBase):
 
 
 def unpack_gzip(file: IO[bytes], uri: str) -> IO[bytes]:
-    """A gzip file's content; several members may follow each other, and zeros after them are padding."""
+    """A gzip file's content; several members may follow each other, and zeros after them are padding.
+
+    Raises:
+        BadGzipFile: It is none.
+    """
+    if not _begins_with(file, (b"\x1f\x8b",)):
+        raise gzip.BadGzipFile("no gzip file; name it .jsonl if it is not compressed")
     return io.BufferedReader(_Stream(gzip.GzipFile(fileobj=file).read1, file, uri), _ASKED_BYTES)
 
 
@@ -89,6 +95,15 @@ def unpack_zstd(file: IO[bytes], uri: str) -> IO[bytes]:
     """A Zstandard file's content; several frames may follow each other, and skippable ones hold none.
 
     Raises:
+        pyarrow.ArrowInvalid: It is none.
         SourceError: In a later call: a frame needs too much memory.
     """
+    if not _begins_with(file, (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + i]) + b"\x2a\x4d\x18" for i in range(16)))):
+        raise pa.ArrowInvalid("no Zstandard file; name it .jsonl if it is not compressed")
     return io.BufferedReader(_Stream(pa.CompressedInputStream(file, "zstd").read, file, uri), _ASKED_BYTES)
+
+
+def _begins_with(file: IO[bytes], marks: tuple[bytes, ...]) -> bool:
+    head = file.read(max(map(len, marks)))
+    file.seek(0)
+    return head.startswith(marks)

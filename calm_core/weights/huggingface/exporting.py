@@ -23,7 +23,8 @@ from calm_core.weights.huggingface.config import (
 )
 from calm_core.weights.huggingface.files import SAFETENSORS_NAME, Weights
 from calm_core.weights.huggingface.importing import AUTOENCODER_PREFIX, ORIGINAL, TIED, TOKENIZER_FILES, Tell
-from calm_core.weights.load import autoencoder_of, load_weights, settings_of
+from calm_core.weights.lineage import autoencoder_of
+from calm_core.weights.load import load_weights, settings_of
 
 _AUTOENCODER_FOLDER = "autoencoder"
 _TARGET_SAMPLES = 100  # fixed in the public code

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,15 @@ from calm_core.weights.huggingface.config import (
     refuse_other_heads,
     told_keys,
 )
-from calm_core.weights.huggingface.files import Weights, has_file, has_weights, listed, read_file, read_weights
+from calm_core.weights.huggingface.files import (
+    Weights,
+    has_file,
+    has_weights,
+    listed,
+    read_file,
+    read_weights,
+    why_not_here,
+)
 from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
 
 ORIGINAL = "original-"
@@ -41,6 +50,8 @@ AUTOENCODER_PREFIX = "ae_model."
 TIED = {"decoder.lm_head_weight": "encoder.embed_tokens.weight"}
 _ALIASES = {"generative_head.": "mlp_generator.", **TIED}  # beginnings of second names that the public code uses
 
+_LEAST_USED = 0.9  # of the tokens that a model knows
+_HUB = re.compile(r"(?:hf://|https?://(?:www\.)?huggingface\.co/)(?:models/)?([\w.-]+/([\w.-]+))")
 Tell = Callable[[str], object]
 
 
@@ -117,9 +128,13 @@ def import_checkpoint(
     Raises:
         CalmError: The folder is none of these, is incomplete, or does not fit these models; then nothing is written.
     """
+    if not folder:
+        raise CalmError("the folder of the checkpoint is empty; name one")
     for place in filter(None, (folder, autoencoder_folder, tokenizer_folder)):
-        if not storage.is_local(place):
-            raise CalmError(f"{place}: is no folder on this machine; download it first")
+        if "://" in place and not place.startswith("file://"):
+            told = f"{place}: is no folder on this machine; download it first"
+            hub = _HUB.match(place)
+            raise CalmError(f"{told}: hf download {hub[1]} --local-dir {hub[2]}" if hub else told)
     path = Path(folder)
     config, written = read_config(path)
     if isinstance(config, PublicAutoencoder):
@@ -276,7 +291,9 @@ def _read_vocabulary(path: Path, config: PublicConfig, folders: list[str]) -> _V
     tokenizer = Tokenizer.from_folder(str(folder), config.pad_token_id, config.eos_id, end_fills_up=True)
     if config.bos_token_id != tokenizer.eos_id:
         tokenizer.bos_id = config.bos_token_id
-    if (tokens := tokenizer.vocab_size) > config.vocab_size:  # the embedding may have more rows, not fewer
+    tokens = tokenizer.vocab_size
+    # The embedding may have some more rows, to be a round number of them, and never fewer.
+    if not _LEAST_USED * config.vocab_size <= tokens <= config.vocab_size:
         raise ArtifactError(
             f"{path}: the model knows {config.vocab_size:,} tokens, the tokenizer {tokens:,}; "
             "name the model's own with tokenizer_folder"
@@ -291,8 +308,12 @@ def _autoencoder_path(path: Path, config: PublicCalm, asked: str) -> Path:
     for candidate in [Path(asked)] if asked else beside:
         if (candidate / CONFIG_NAME).is_file():
             return candidate
+    if asked:
+        raise CalmError(f"autoencoder_folder {asked}: {why_not_here(Path(asked))}")
+    if not config.ae_path:
+        raise CalmError(f"{path}: does not say which autoencoder is its own (ae_path); name it with autoencoder_folder")
     raise CalmError(
-        f"{path}: its autoencoder {brief(asked or config.ae_path)} is no folder here; download it and name it with "
+        f"{path}: its autoencoder {brief(config.ae_path)} is no folder here; download it and name it with "
         "autoencoder_folder"
     )
 

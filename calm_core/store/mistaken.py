@@ -1,0 +1,70 @@
+"""What lies at a place that was taken for an artifact, and is none."""
+
+import re
+
+from calm_core.store import nearby, storage
+
+_MANIFEST, _UNFINISHED = "manifest.json", ".calm-unfinished"
+_WEIGHTS = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)(\.index\.json)?")
+_PARTS = re.compile(r"(scan|shards)-\d{5}")
+_OF_RUNS = {"mlflow.db", "mlartifacts", "pipeline"}
+_OF_CHECKPOINTS = re.compile(r"job\.json|step-\d+")
+_SHARD = re.compile(r"(train|validation)-\d+\.parquet")
+_TEXT = re.compile(r".*\.(jsonl|jsonl\.gz|jsonl\.zst|txt|parquet|csv|arrow)|(state|dataset_dict|dataset_info)\.json")
+_MOST_FOLDERS, _SHOWN = 200, 4
+_REGISTERED = re.compile(r"(models|runs):/")
+
+
+def with_article(kind: str) -> str:
+    """A kind of artifact with "a" or "an" before it."""
+    return f"{'an' if kind.startswith(tuple('aeiou')) else 'a'} {kind}"
+
+
+def why_no_artifact(uri: str, expected: str) -> str:
+    """A message that says what is at a place without a manifest, and what to do.
+
+    Args:
+        uri: The place.
+        expected: The kinds that were expected, in words; empty for any.
+    """
+    name = f"the {expected} artifact" if expected else "the artifact"
+    if _REGISTERED.match(uri):
+        return f"{uri}: is a registered model, and {name} is a folder; `calm runs` lists those of each run"
+    if not storage.exists(uri):
+        return f"{uri}: {name} is missing, no such folder; {nearby.hint(uri)}"
+    if not storage.is_folder(uri):
+        if uri.rstrip("/").endswith(f"/{_MANIFEST}"):
+            return f"{uri}: is the manifest alone; name its folder, {uri.rpartition('/')[0]}"
+        return f"{uri}: is a file; {name} is a folder with a {_MANIFEST}"
+    kinds = storage.kinds_in(uri)
+    return f"{uri}: {_why_not(uri, kinds, name)}"
+
+
+def _why_not(uri: str, kinds: dict[str, bool], name: str) -> str:
+    if kinds.get(_MANIFEST):
+        return f"its {_MANIFEST} is a folder; name another folder"
+    if _UNFINISHED in kinds:
+        return f"{name} is half-written (its stage did not finish): no {_MANIFEST}; run its stage again"
+    if not kinds:
+        return f"{name} is missing, the folder is empty; name another one, or run its stage"
+    if _OF_RUNS & kinds.keys():
+        return "is the folder where runs are kept; `calm runs` lists them with their artifacts"
+    if any(_PARTS.fullmatch(part) for part in kinds):
+        whole = uri.rstrip("/").removesuffix(".parts")
+        return f"holds the parts of a dataset; the dataset is {whole} once `calm prepare` has finished"
+    if "config.json" in kinds and any(_WEIGHTS.fullmatch(file) for file in kinds):
+        return "is a public checkpoint; make artifacts of it with `calm import`"
+    if any(_OF_CHECKPOINTS.fullmatch(file) for file in kinds):
+        return "holds the checkpoints of a training, which are no artifact; name what `calm train --output` has written"
+    inner = [folder for folder, is_folder in list(kinds.items())[:_MOST_FOLDERS] if is_folder]
+    if found := [folder for folder in inner if storage.exists(storage.join(uri, folder, _MANIFEST))]:
+        told = ", ".join(storage.join(uri, folder) for folder in found[:_SHOWN])
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        return f"is no artifact, but holds some; name one of {told}{more}"
+    files = [file for file, is_folder in kinds.items() if not is_folder]
+    if files and all(_TEXT.fullmatch(file) and not _SHARD.fullmatch(file) for file in files):
+        return f"{nearby.holds(kinds)}, files of text and no {_MANIFEST}; make a dataset of them with `calm prepare`"
+    return (
+        f"{name} is half-written (its stage did not finish), or another folder is meant: no {_MANIFEST}, it "
+        f"{nearby.holds(kinds)}; name another folder, or run its stage again"
+    )
