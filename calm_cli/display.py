@@ -1,6 +1,7 @@
 """Show a run's board: a live table in a terminal, plain lines elsewhere."""
 
 import os
+import re
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
@@ -22,6 +23,7 @@ _STATE_WIDTH = max(map(len, _STYLES))
 _STAGE_WIDTH = 24  # at most: no stage of ours has a longer name
 _GAP = "  "
 _SHORTEST_NOTE = 8
+_NUMBER_AT_END = re.compile(r" [-+\d.,]+%?$")
 # A wide and a short bar, and the room that a note keeps beside it; the whole number of a loss fits into the smaller.
 _BARS = ((12, 28), (6, 14))
 
@@ -46,18 +48,18 @@ def progress_parts(row: Row) -> list[str]:
     return parts
 
 
-def cut(text: str, width: int, more: str, keeps_end: bool = False) -> str:
-    """A text of at most so many cells.
+def cut(text: str, width: int, more: str) -> str:
+    """A text of at most so many cells. A number at its end stays if it can, since it is what matters.
 
     Args:
         text: One line.
         width: In cells of the terminal.
         more: What stands for what is left out.
-        keeps_end: The last word stays if it can, since it is a number that matters; else what is cut is the end.
     """
     if cell_len(text) <= width:
         return text
-    end = f" {text.split()[-1]}" if keeps_end and text.split() else ""
+    number = _NUMBER_AT_END.search(text)
+    end = number[0] if number else ""
     room = width - cell_len(more) - cell_len(end)
     if room < 1:
         end, room = "", width - cell_len(more)
@@ -137,7 +139,7 @@ def _running(event: ProgressEvent, note: str, room: int, more: str, bar_signs: s
         if left(extra) >= widest:
             parts += [extra]
     if (rest := left()) >= _SHORTEST_NOTE:
-        parts.append(cut(note, rest, more, keeps_end=True))
+        parts.append(cut(note, rest, more))
     return cut(_GAP.join(parts), room, more)
 
 

@@ -138,8 +138,11 @@ def _show_model(artifact: Artifact[ModelFacts], console: Console) -> None:
 def _show_sequences(dataset: "Dataset", split: str, number: int, console: Console) -> None:
     import numpy as np
 
+    if not dataset.num_sequences:
+        console.print(f"\nthe {split} split is empty")
     places = np.linspace(0, dataset.num_sequences - 1, min(number, dataset.num_sequences)).astype(np.int64)
-    for place, tokens in zip(places.tolist(), dataset.rows(places).tolist(), strict=True):
+    for place in places.tolist():  # one by one: somebody may ask for all there are
+        [tokens] = dataset.rows(np.array([place])).tolist()
         console.print(f"\n{split} sequence {place:,}", style="bold")
         documents = [[]]  # type: list[list[int]]
         for token in tokens:

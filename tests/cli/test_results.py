@@ -45,11 +45,12 @@ def commands(
     tmp_path: Path, dataset_uri: str, model_uris: tuple[str, str], transformer_uri: str, evaluation_uri: str
 ) -> dict[str, tuple[str, list[str]]]:
     """Commands that make an artifact, and the kind of it."""
-    (tmp_path / "texts.txt").write_text("A sentence about rivers and ports.\n" * 50)
+    documents = [json.dumps({"text": f"Port {number} lies near river {number}. " * 40}) for number in range(40)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(documents))
     inner = random_weights(autoencoder_shapes(), 1)
     write_folder(tmp_path / "public", AUTOENCODER_CONFIG, inner)
     write_tokenizer(tmp_path / "tokenizer")
-    text = ["--source", str(tmp_path / "texts.txt"), "--set", "tokenizer.vocab_size=260", "--workers", "1"]
+    text = ["--source", str(tmp_path / "texts.jsonl"), "--set", "tokenizer.vocab_size=260", "--workers", "1"]
     small = [*settings("autoencoder", *TRAINING), "--dataset", dataset_uri]
     alike = [*settings("evaluation", *EVALUATION), "--dataset", dataset_uri]
     scores = ["--evaluation", evaluation_uri, "--autoencoder", model_uris[0]]
@@ -165,7 +166,7 @@ def test_a_mixture_is_verified_with_its_datasets(
     capfd.readouterr()
     assert call("verify", f"{tmp_path}/mixture", "--json") == 0
     document = strict(capfd.readouterr().out)
-    assert document["kind"] == "mixture" and [part["uri"] for part in document["datasets"]] == [dataset_uri]
+    assert document["kind"] == "mixture" and document["datasets"][0]["uri"].endswith(dataset_uri)
 
 
 @pytest.mark.parametrize(
