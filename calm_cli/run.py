@@ -24,7 +24,7 @@ from calm_cli.runs import asked_for
 from calm_cli.screen import Screen
 from calm_core.config import Config
 from calm_core.errors import CalmError, Stopped
-from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE, Run, start_run
+from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE, Run, start_run, status_of
 from pipelines.arguments import arguments_of
 from pipelines.local.home import Home
 from pipelines.local.preflight import check_environment, check_run
@@ -173,18 +173,15 @@ def _parent_run(config: Config) -> Iterator[Run]:
     from pipelines.local.tracking import end_open_stages
 
     parent = start_run("calm-train", {})
-    status = "FAILED"
     try:
         parent.log_parameters(config.model_dump(mode="json"))
         yield parent
-        status = "FINISHED"
-    except Stopped:
-        status = "KILLED"
+    except BaseException as error:
+        with suppress(CalmError):  # that MLflow is gone too must not hide why the run ended
+            parent.end(status_of(error))
+            end_open_stages(parent, status_of(error))
         raise
-    finally:
-        parent.end(status)
-        if status != "FINISHED":
-            end_open_stages(parent, status)
+    parent.end("FINISHED")
 
 
 def _record(parent: Run, finished: summary.Finished, board: Board) -> None:

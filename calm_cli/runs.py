@@ -103,9 +103,9 @@ class _Run:
 
     @cached_property
     def artifacts(self) -> dict[str, Artifact[Facts] | str]:
-        """By the names of the pipeline's outputs; of one that cannot be read, why."""
+        """By the names of the pipeline's outputs, or their places; of one that cannot be read, why."""
         found: dict[str, Artifact[Facts] | str] = {}
-        for name, uri in self.past.outputs.items():
+        for name, uri in self.past.artifacts.items():
             try:
                 found[name] = Artifact.of_any_kind(uri)
             except CalmError as error:
@@ -191,7 +191,7 @@ class _Run:
             "brierlm": score.model_dump() if score else None,
             "registered": registered.model_dump() if registered else None,
             "artifacts": {
-                name: {"uri": past.outputs[name], "error": found}
+                name: {"uri": past.artifacts[name], "error": found}
                 if isinstance(found, str)
                 else {"uri": found.uri, "kind": found.manifest.kind, "digest": found.digest}
                 for name, found in self.artifacts.items()

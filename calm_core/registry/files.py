@@ -66,10 +66,14 @@ def _data_folder(uri: str, empty: str) -> str:
         raise CalmError(f"{uri}: is not a CALM model, or cannot be read ({error})") from None
     except CalmError:
         raise
+    except FileNotFoundError as error:
+        raise CalmError(
+            f"{uri}: its files are gone ({error.filename}); register the model again, or choose another version"
+        ) from None
     except Exception as error:  # what MLflow and its clients of object stores raise has no common base
         raise CalmError(
-            f"{uri}: cannot be loaded from {tracking_place()} ({reason_of(error)}); check that its files are there "
-            "and can be reached"
+            f"{uri}: cannot be loaded from {tracking_place()} ({reason_of(error)}); "
+            "check that it is there, and that its files can be reached"
         ) from None
 
 

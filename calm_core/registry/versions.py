@@ -35,7 +35,8 @@ def exact_uri(uri: str) -> str:
         return uri
     address = _ADDRESS.fullmatch(uri)
     if address is None:
-        shown = re.split("[?#]", uri)[0]  # not what follows, which may be a secret
+        before, *after = re.split("([?#])", uri)  # not what follows, which may be a secret
+        shown = f"{before}{after[0]}…" if after else before
         raise CalmError(f"{shown}: is no address of a registered model; write {_FORMS}")
     from mlflow import MlflowClient  # import costs seconds: only where it is used
 
@@ -64,8 +65,8 @@ def _model(client: "MlflowClient", uri: str, name: str) -> "RegisteredModel":
     if not names:
         raise CalmError(f"{uri}: no model is registered yet; `calm run` trains and registers one")
     close = difflib.get_close_matches(name, names, n=1)
-    meant = f"; did you mean {uri.replace(name, close[0], 1)}?" if close else ""
-    raise CalmError(f"{uri}: there is no registered model {name}{meant}; there is {_listed(sorted(names))}")
+    meant = f"; did you mean {uri.replace(name, close[0], 1)}?" if close else ";"
+    raise CalmError(f"{uri}: there is no registered model {name}{meant} registered: {_listed(sorted(names))}")
 
 
 def _number(client: "MlflowClient", uri: str, model: "RegisteredModel", alias: str | None, version: str | None) -> str:
@@ -79,22 +80,21 @@ def _number(client: "MlflowClient", uri: str, model: "RegisteredModel", alias: s
         return str(numbers[-1])
     if version and version.isdecimal() and int(version) in numbers:
         return str(int(version))
-    there = f"it has {_listed(_ranges(numbers))}" if numbers else "it has none yet; `calm run` registers one"
+    if not numbers:
+        raise CalmError(f"{uri}: {model.name} has no version yet; `calm run` registers one")
+    there = f"it has {_listed(_ranges(numbers))}"
     named = [f"{name} (version {number})" for name, number in sorted(aliases.items())]
     if alias:
         close = difflib.get_close_matches(alias, aliases, n=1)
-        meant = f"; did you mean {close[0]}?" if close else ""
-        other = f"it has {_listed(named)}" if named else f"write models:/{model.name}/NUMBER: {there}"
-        raise CalmError(f"{uri}: {model.name} has no alias {alias}{meant}; {other}")
-    examples = [f"models:/{model.name}@{name}" for name in sorted(aliases)]
+        meant = f"; did you mean {close[0]}? It" if close else "; it"
+        other = f" has {_listed(named)}" if named else f" has none; write models:/{model.name}/NUMBER: {there}"
+        raise CalmError(f"{uri}: {model.name} has no alias {alias}{meant}{other}")
     if version in aliases:
         raise CalmError(f"{uri}: {version} is an alias; write models:/{model.name}@{version}")
     if version:
         raise CalmError(f"{uri}: {model.name} has no version {version}; {there}")
-    raise CalmError(
-        f"{uri}: names no version of {model.name}; write "
-        f"{_listed([*examples, f'models:/{model.name}/NUMBER'], 'or')}: {there}"
-    )
+    forms = [*(f"models:/{model.name}@{name}" for name in sorted(aliases)), f"models:/{model.name}/NUMBER"]
+    raise CalmError(f"{uri}: names no version of {model.name}; write {_listed(forms, 'or')}: {there}")
 
 
 def _quoted(name: str) -> str:

@@ -6,6 +6,7 @@ import re
 import socket
 import sqlite3
 import ssl
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import lru_cache
@@ -24,13 +25,14 @@ _PROBE_ANSWER = {"experiments", "next_page_token"}
 _SQLITE = "sqlite:"
 _LONGEST_REASON = 300  # characters
 
+_AGAIN = "run the same command again"
 _PLACES = "http://HOST:PORT of an MLflow server or sqlite:////FOLDER/mlflow.db"
 _TO_DO = (
     (r"not a database|malformed|disk image", "it is damaged or no database; move it away, and a new one is made"),
-    (r"locked", "another process holds it; wait for that one or end it, then run the same command again"),
+    (r"locked", f"another process holds it; wait for that one or end it, then {_AGAIN}"),
     (r"readonly|read-only|Permission denied", "make it and its folder writable, or choose another place"),
     (r"unable to open|[dD]irectory", "it has to be a file in a folder that you may write to"),
-    (r"disk is full|No space|disk I/O", "free space there, then run the same command again"),
+    (r"disk is full|No space|disk I/O", f"free space there, then {_AGAIN}"),
     (
         r"out-of-date database schema|Can't locate revision",
         "its database is of another MLflow: of an older one, take a copy and run `mlflow db upgrade URI` with it; of a "
@@ -138,13 +140,14 @@ def _ask_server(uri: str) -> None:
             "MLFLOW_TRACKING_PASSWORD to a user who may use it, or MLFLOW_TRACKING_TOKEN"
         )
     if status in (500, 502, 503, 504):
-        raise CalmError(f"{_place(uri)}: MLflow does not answer (HTTP {status}); look into that server's log")
+        to_do = f"look into that server's log, then {_AGAIN}"
+        raise CalmError(f"{_place(uri)}: MLflow does not answer (HTTP {status}); {to_do}", can_pass=True)
     try:
         is_mlflow = status == 200 and response.json().keys() <= _PROBE_ANSWER
     except (ValueError, AttributeError):  # no JSON, or no object
         is_mlflow = False
     if not is_mlflow:
-        raise CalmError(f"{_place(uri)}: what answers there is no MLflow server (HTTP {status}); {_to_reach(uri)}")
+        raise CalmError(f"{_place(uri)}: what answers there is no MLflow server (HTTP {status}); check that address")
 
 
 def _ask_sqlite(file: Path) -> None:
@@ -189,21 +192,27 @@ def explained(uri: str) -> Iterator[None]:
     Raises:
         CalmError: Something has failed.
     """
+    before = sys.exception()
     try:
         yield
     except CalmError:
         raise
     except Exception as error:  # those of its clients and databases have no common base
-        reason = reason_of(error)
+        reason = reason_of(error, before)
         to_do = next((to_do for pattern, to_do in _TO_DO if re.search(pattern, reason)), _to_reach(uri))
         failed = "cannot be used" if uri.startswith(_SQLITE) else "MLflow does not answer"
-        raise CalmError(f"{_place(uri)}: {failed} ({reason}); {to_do}") from None
+        raise CalmError(f"{_place(uri)}: {failed} ({reason}); {to_do}", can_pass=_AGAIN in to_do) from None
 
 
-def reason_of(error: Exception) -> str:
-    """Why, in few words: what the system or the database has said, below the layers of libraries over it."""
+def reason_of(error: Exception, before: BaseException | None = None) -> str:
+    """Why, in few words: what the system or the database has said, below the layers of libraries over it.
+
+    Args:
+        error: What was raised.
+        before: What was being handled already then, which has nothing to do with it.
+    """
     causes: list[BaseException] = [error]
-    while below := causes[-1].__cause__ or causes[-1].__context__:
+    while (below := causes[-1].__cause__ or causes[-1].__context__) and below is not before:
         causes.append(below)
     for cause in reversed(causes):
         match cause:
@@ -240,5 +249,5 @@ def _variable(uri: str) -> str:
 def _to_reach(uri: str) -> str:
     """What to do about a place that cannot be reached."""
     if not urlsplit(uri).netloc:
-        return "check that place, then run the same command again"
-    return f"check that address and its server, or unset {_variable(uri)} to do without it"
+        return f"check that place, then {_AGAIN}"
+    return f"check that address and its server, then {_AGAIN}, or unset {_variable(uri)} to do without it"

@@ -89,7 +89,7 @@ def _headline(stage: str, job: Job, ending: Ending) -> str:
         raise CalmError(
             f"{stage}: {who} {killed}; run the same command again to continue from the last checkpoint", can_pass=True
         )
-    unexplained = f"{stage}: a rank ended with exit code {ending.exit_code}; its last lines are in the log"
+    unexplained = f"{stage}: a rank ended with exit code {ending.exit_code}; what it said before tells why"
     told = outcome.message if outcome and outcome.exit_code else ""  # rank 0 may have finished, and another one not
     kind = ConfigError if outcome and outcome.exit_code == EXIT_WRONG_SETTINGS else CalmError
     raise kind(told or ending.message or unexplained, can_pass=bool(outcome and outcome.can_pass))

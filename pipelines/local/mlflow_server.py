@@ -10,12 +10,11 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from types import FrameType
 from typing import IO
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, Stopped
 from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE
 
 _HOST = "127.0.0.1"
@@ -57,7 +56,7 @@ def require_free(port: int) -> None:
 
 
 def serve(uri: str, artifact_root: str, port: int) -> None:
-    """Run MLflow's server until Ctrl-C, a request to terminate or a closed terminal ends it.
+    """Run MLflow's server until Ctrl-C ends it, in silence, or another signal.
 
     Args:
         uri: The database that it shows.
@@ -66,13 +65,12 @@ def serve(uri: str, artifact_root: str, port: int) -> None:
 
     Raises:
         CalmError: It ends by itself, or does not answer.
-        SystemExit: It has been ended.
+        Stopped: Another signal has come.
     """
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", _HOST, "--port", str(port)]
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}  # not in the command, which every user can see
     environment.pop(TRACKING_URI_VARIABLE, None)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # processes that nothing of ours needs
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [*command, "--default-artifact-root", artifact_root],
@@ -86,12 +84,11 @@ def serve(uri: str, artifact_root: str, port: int) -> None:
             _wait_until_it_answers(process, port, log)
             print(f"MLflow: {address(port)}   (Ctrl-C ends it)", flush=True)
             raise _ended(process.wait(), log)
+        except Stopped as stopped:
+            if stopped.signal_number != signal.SIGINT:
+                raise
         finally:
             _stop(process)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(0 if number == signal.SIGINT else 128 + number)
 
 
 def _wait_until_it_answers(process: "subprocess.Popen[bytes]", port: int, log: IO[bytes]) -> None:

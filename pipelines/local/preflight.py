@@ -54,13 +54,13 @@ def check_run(config: Config, home: Home, tell: Callable[[str], None]) -> None:
     tell("the sources of text")
     source_bytes = _check_sources(config)
     vocab_size = _check_tokenizer(config, tell)
-    tell("MLflow")
-    from pipelines.local.tracking import use_tracking  # costs seconds, as what comes after it does
-
-    use_tracking(home, config.experiment)
     tell("the models")
     parameters = _check_models(config, vocab_size)
     _check_disk(config, home, parameters, source_bytes)
+    tell("MLflow")
+    from pipelines.local.tracking import use_tracking  # costs seconds, and in a new home makes a database
+
+    use_tracking(home, config.experiment)
 
 
 def _require_writable(folder: Path) -> None:
@@ -93,23 +93,18 @@ def _check_sources(config: Config) -> int:
 
 
 def _check_tokenizer(config: Config, tell: Callable[[str], None]) -> int:
-    """How many tokens there will be. Where the tokenizer is there already, it has to take the prompts."""
+    """How many tokens there will be. A tokenizer that is there already has to be one that takes any text."""
     from calm_core.data.preparing.extension import Extension
     from calm_core.data.tokenizers.tokenizer import Tokenizer
 
     if not config.tokenizer.source and not config.data.extends:
-        return config.tokenizer.vocab_size  # ours takes any text
+        return config.tokenizer.vocab_size
     tell("the tokenizer")
     if extension := Extension.of(config.data):
         tokenizer = extension.tokenizer()
     else:
         special = config.tokenizer.pad_token, config.tokenizer.eos_token, config.tokenizer.bos_token
         tokenizer = Tokenizer.load(config.tokenizer.source, *special, start_of_text=config.data.start_of_text)
-    for number, prompt in enumerate(config.evaluation.prompts or (), 1):
-        try:
-            tokenizer.encode(prompt)
-        except CalmError as error:
-            raise ConfigError(f"evaluation.prompts: prompt {number}: {error}") from None
     return tokenizer.vocab_size
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import psutil
 
+from calm_core.store.artifact import MANIFEST_NAME
 from calm_core.telemetry.progress import ProgressEvent, parse
 from pipelines.local.home import Home
 from pipelines.local.run import ENDED_NAME, LOG_NAME, OUTPUTS_NAME, PROGRESS_NAME, REQUEST_NAME
@@ -24,11 +25,13 @@ class PastRun:
         number: Counted from the oldest run that is still there.
         folder: With its log.
         home: Where it ran, or where that has been moved to.
+        next_name: Name of the run after it, empty where there is none.
     """
 
     number: int
     folder: Path
     home: Home
+    next_name: str = ""
 
     @property
     def name(self) -> str:
@@ -41,8 +44,9 @@ class PastRun:
     @property
     def started(self) -> str:
         """When, in local time: ``2026-11-25 19:17:47``; empty if its folder has another name than a run gives it."""
-        found = re.match(r"run-(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-", self.name, re.ASCII)
-        return "{}-{}-{} {}:{}:{}".format(*found.groups()) if found else ""
+        digits = _moment(self.name)
+        day, time = (digits[:4], digits[4:6], digits[6:8]), (digits[8:10], digits[10:12], digits[12:])
+        return f"{'-'.join(day)} {':'.join(time)}" if digits else ""
 
     @cached_property
     def request(self) -> dict[str, Any]:
@@ -66,6 +70,17 @@ class PastRun:
             for name, uri in _read(self.folder / OUTPUTS_NAME).items()
             if isinstance(uri, str)
         }
+
+    @property
+    def artifacts(self) -> dict[str, str]:
+        """URIs of its outputs; of a run that has not finished, of what it had made, by where that lies."""
+        if self.outputs:
+            return self.outputs
+        # A home has one run at a time, so what was begun before the next one is of this one.
+        begin, end = _moment(self.name), _moment(self.next_name) or "9"
+        folders = [f for f in self.home.pipeline_root.glob("*") if begin and begin <= _moment(f.name) < end]
+        manifests = [manifest for folder in folders for manifest in sorted(folder.glob(f"*/*/{MANIFEST_NAME}"))]
+        return {"/".join(manifest.parts[-3:-1]): str(manifest.parent) for manifest in manifests}
 
     @cached_property
     def events(self) -> list[ProgressEvent]:
@@ -114,7 +129,14 @@ class PastRun:
 def past_runs(home: Home) -> list[PastRun]:
     """The runs of a home, the oldest first."""
     folders = sorted(folder for folder in home.logs.glob("run-*") if folder.is_dir())
-    return [PastRun(number, folder, home) for number, folder in enumerate(folders, start=1)]
+    later = [*(folder.name for folder in folders[1:]), ""]
+    return [PastRun(i, folder, home, then) for i, (folder, then) in enumerate(zip(folders, later, strict=False), 1)]
+
+
+def _moment(name: str) -> str:
+    """The 14 digits of the day and time in a name, e.g. calm-train-2026-11-25-19-17-48-611624; empty without them."""
+    found = re.match(r"\D*" + r"(\d{4})-?" + r"(\d\d)-?" * 5, name, re.ASCII)
+    return "".join(found.groups()) if found else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -143,6 +143,20 @@ def test_one_run_is_shown_with_all_that_belongs_to_it(
     assert "to go on    calm run\n" in shown(capsys, "3") and "a.jsonl: no such file" in shown(capsys, "3")
 
 
+def test_what_a_failed_run_had_made_is_shown(
+    home: Home, evaluation_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not what runs before and after it have made."""
+    for name in NAMES[:3]:
+        leave(home, name, events=(event("register", "failed", "no"),), ended={"state": "failed", "time": 1003.0})
+    made = [f"calm-train-2026-11-24-18-05-1{second}-000001" for second in range(3)]
+    for folder in made:
+        shutil.copytree(evaluation_uri, home.pipeline_root / folder / "evaluate" / "evaluation_report")
+    told = shown(capsys, "2")
+    assert f"evaluate/evaluation_report: {home.pipeline_root}/{made[1]}/evaluate/evaluation_report" in told
+    assert made[0] not in told and made[2] not in told
+
+
 @pytest.mark.parametrize("name", ["2", NAMES[1], NAMES[1][:-1], NAMES[1].removeprefix("run-")])
 def test_a_run_is_named_by_its_number_or_the_beginning_of_its_name(
     name: str, every_kind: None, capsys: pytest.CaptureFixture[str]

@@ -102,5 +102,5 @@ def test_records_of_files_that_are_still_there_stay(tmp_path: Path, monkeypatch:
 def test_a_file_that_is_no_database_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "mlflow.db").write_bytes(b"something else, long enough to be looked at" * 100)
-    with pytest.raises(CalmError, match=r"mlflow.db: cannot be read.*delete this file"):
+    with pytest.raises(CalmError, match=r"mlflow.db: cannot be used \(file is not a database\).*move it away"):
         begin(tmp_path / "home", monkeypatch)

@@ -134,7 +134,7 @@ def test_the_model_holds_no_pickle_and_needs_the_library_alone(registration: Art
 
 
 def test_an_unknown_model_is_one_clear_line() -> None:
-    with pytest.raises(CalmError, match=r"models:/nobody@champion: cannot be loaded"):
+    with pytest.raises(CalmError, match=r"models:/nobody@champion: there is no registered model nobody; registered: "):
         load_generator("models:/nobody@champion")
 
 

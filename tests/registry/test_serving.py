@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import sys
 import urllib.error
 import urllib.request
@@ -143,6 +145,36 @@ def test_prompt_and_parameters_side_by_side(address: str, generator: TextGenerat
     """MLflow's form for language models; its answer is the list alone."""
     texts = expected(generator, [prompt] if isinstance(prompt, str) else prompt)
     assert ask(address, json.dumps({"prompt": prompt} | PARAMETERS)) == (200, texts)
+
+
+def blocks(language: str) -> list[str]:
+    """What docs/serving.md shows in a language."""
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+
+
+def test_documented_requests_are_answered_alike(address: str) -> None:
+    """Each curl of the page; CSV has no place for parameters, so its texts are longer."""
+    commands = re.findall(
+        r"curl -s localhost:5001/invocations (.*?)\n(?=curl|printf|$)", "".join(blocks("sh")), re.DOTALL
+    )
+    answers = []
+    for words in map(shlex.split, commands):
+        body = words[words.index("-d") + 1] if "-d" in words else "prompt\nThe climate of\nThe economy\n"
+        status, answer = ask(address, body, words[words.index("-H") + 1].removeprefix("Content-Type: "))
+        assert status == 200
+        answers.append(answer["predictions"] if isinstance(answer, dict) else answer)
+    assert len(answers) == 8
+    assert all(answer == answers[0] for answer in answers[:-1])
+    assert len(answers[-1]) == 2
+
+
+def test_the_documented_program_runs(model_folder: str, generator: TextGenerator) -> None:
+    (program,) = blocks("python")
+    names: dict[str, Any] = {}
+    exec(program.replace("models:/calm@champion", model_folder), names)
+    texts = generator.generate(["The climate of"], max_new_tokens=16, sampling=Sampling(0.5), seed=1)
+    assert names["model"].predict("The climate of", params=names["settings"]) == texts
 
 
 BAD_PROMPTS: dict[str, tuple[object, str]] = {

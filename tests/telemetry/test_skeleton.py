@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, Interrupted, Stopped
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import DuplicatesFacts
 from calm_core.telemetry.mlflow_run import start_run
@@ -54,6 +54,13 @@ def test_a_failure_is_one_line_and_the_run_has_failed(error: Exception, progress
     expected = {"a.txt: is gone": "a.txt: is gone", "two\nlines": "ValueError: two", "": "ValueError: ValueError"}
     assert told(progress)[-1] == ("failed", expected[str(error)])
     assert mlflow.MlflowClient().get_run(stage.run.run_id).info.status == "FAILED"
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143), Stopped(15), Interrupted("stopped at step 3")])
+def test_what_was_stopped_has_not_failed(end: BaseException, progress: Path) -> None:
+    with pytest.raises(type(end)), Stage("find", {}) as stage:
+        raise end
+    assert mlflow.MlflowClient().get_run(stage.run.run_id).info.status == "KILLED"
 
 
 def test_an_mlflow_that_does_not_answer_is_the_stages_failure(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,4 +2,6 @@
 
 from tests.cli.mistakes.frame import Mistake
 
-MISTAKES: list[Mistake] = []
+MISTAKES = [
+    Mistake("a run that is not there", ("runs", "7"), ("7: no run has this number", "`calm runs` lists them")),
+]

@@ -57,7 +57,8 @@ def check(
     monkeypatch.setenv("CALM_HOME", str(home))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "restored after the test")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "unset after the test, whatever is set in between")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     for name, value in mistake.environment.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     places = artifacts | {"folder": str(folder)}

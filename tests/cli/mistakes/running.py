@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers
-
 from tests.cli.mistakes.frame import Mistake
 
 _PROFILE = str(Path(__file__).parents[2] / "pipelines" / "mini.yaml")
@@ -22,16 +20,6 @@ def _place_of(name: str, folder: Path) -> None:
     (folder / "home").mkdir()
     (folder / "home" / name).write_text("mine")
 
-
-def _few_words(folder: Path) -> None:
-    """A tokenizer that knows its own words and no others."""
-    words = ["<pad>", "<end>", "Country", "has", "rivers."]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
-_FEW_WORDS = ("tokenizer.source=tokenizer.json", "tokenizer.pad_token=<pad>", "tokenizer.eos_token=<end>")
 
 MISTAKES = [
     *(
@@ -115,14 +103,6 @@ MISTAKES = [
         (*_RUN, "--set", "tokenizer.source={dataset}/tokenizer.json", "--set", "tokenizer.eos_token=<end>"),
         ("has no token <end>", "tokenizer.eos_token"),
         files=_TEXT,
-    ),
-    Mistake(
-        "a prompt that the tokenizer cannot take",
-        (*_RUN, *(word for setting in _FEW_WORDS for word in ("--set", setting)), "--set", "evaluation.prompts=[Lake]"),
-        ("evaluation.prompts: prompt 1: the tokenizer cannot",),
-        exit_code=2,
-        files=_TEXT,
-        arrange=_few_words,
     ),
     Mistake(
         "a model is extended instead of a dataset",
