@@ -28,6 +28,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "training": training.rows,
     "scoring": scoring.rows,
     "generation": generation.rows,
+    "serving": generation.serving_rows,
     "data": data_rows,
     "baseline": lambda: itertools.chain(training.baseline_rows(), generation.baseline_rows()),
 }

@@ -1,20 +1,27 @@
-"""Writing: a temperature with pruned decoding against decoding all samples, and CALM against the baseline."""
+"""Writing: a temperature with pruned decoding, many prompts in one call, and CALM against the baseline."""
 
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.corpus import texts_of
 from benchmarks.measure import Row, compared, side_by_side
 from benchmarks.sizes import SMALL, K, V, baseline, models, spread_samples
+from calm_core.data.sources.factbook import write_factbook
+from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.generation.temperature import FREE, choose_chunks, temperature_weights
-from calm_core.generation.text import CalmChunks, NextChunk, Sampling, TransformerTokens
+from calm_core.generation.text import CalmChunks, NextChunk, Sampling, TextGenerator, TransformerTokens
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Branches
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
+from calm_core.registry.served import CalmTextModel
 
 BATCH, SAMPLES, TEMPERATURE, TOKENS = 8, 200, 0.5, 64
+PROMPTS = 64
 
 
 Choose = Callable[[Autoencoder, Tensor, Tensor, float, Tensor], Tensor]
@@ -46,6 +53,39 @@ def rows() -> Iterator[Row]:
         pair = {"all": seconds["all"], "ours": seconds["ours"]}
         yield compared(f"{what}: all samples decoded", pair, target=2 if name == "diverse" else 0)
         yield compared(f"{what}: ours against T = 1", {"T": seconds["T = 1"], "ours": seconds["ours"]})
+
+
+def serving_rows() -> Iterator[Row]:
+    """A call with many prompts against a call for each; random weights, so no sample fits a chunk that is begun."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_factbook(Path(folder) / "factbook.jsonl")
+        documents = texts_of(Path(folder) / "factbook.jsonl")
+    tokenizer = Tokenizer.train(documents, 2048)
+    calm, autoencoder = models(SMALL, head_layers=4, vocab_size=tokenizer.vocab_size)
+    spread_samples(calm, 10.0)
+    freeze(calm)
+    model = CalmTextModel(TextGenerator(CalmChunks(calm, autoencoder), tokenizer))
+    prompts = [" ".join(document.split()[:8]) for document in documents[:PROMPTS]]
+    for temperature, samples, tokens, target in ((1.0, SAMPLES, TOKENS, 5), (0.5, 25, 32, 0), (0.5, SAMPLES, 32, 0)):
+        params = {"temperature": temperature, "samples": samples, "max_new_tokens": tokens}
+
+        def alone(params: dict[str, float] = params) -> list[str]:
+            return [model.predict(prompt, params)[0] for prompt in prompts]
+
+        def together(params: dict[str, float] = params) -> list[str]:
+            return model.predict(prompts, params)
+
+        assert alone() == together(), "a prompt's text must not depend on the others"
+        seconds = side_by_side({"alone": alone, "together": together}, repeats=3)
+        speed = {name: f"{PROMPTS * tokens / s:,.0f} tokens/s" for name, s in seconds.items()}
+        at = f"T {temperature:g}" + (f", S {samples}" if temperature < 1 else "")
+        yield Row(
+            f"{PROMPTS} prompts in one call against a call for each, {tokens} tokens, {at}",
+            speed["alone"],
+            speed["together"],
+            seconds["alone"] / seconds["together"],
+            target,
+        )
 
 
 def baseline_rows() -> Iterator[Row]:

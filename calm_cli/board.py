@@ -35,13 +35,13 @@ class Row:
 
     @property
     def note(self) -> str:
-        """The number that matters."""
-        return self.event.note if self.event else ""
+        """The number that matters; a failure's reason is told once, at the end."""
+        return self.event.note if self.event and self.event.state != "failed" else ""
 
     @property
     def reason(self) -> str:
         """Why the stage has failed, as far as it said so."""
-        return self.note if self.event and self.event.state == "failed" else ""
+        return self.event.note if self.event and self.event.state == "failed" else ""
 
 
 class Board:
@@ -49,10 +49,20 @@ class Board:
 
     A stage says when it begins and when it has finished. One that says nothing of its end, while a later one begins
     or the run succeeds, was answered from the cache.
+
+    Args:
+        stages: Their names.
+        started: When the run began, in seconds since the epoch.
     """
 
-    def __init__(self, stages: Sequence[str] = STAGES) -> None:
+    def __init__(self, stages: Sequence[str] = STAGES, started: float = 0.0) -> None:
         self.rows = [Row(stage) for stage in stages]
+        self._started = started
+        self._ended: float | None = None
+
+    def seconds(self, now: float) -> float:
+        """How long the run has taken so far, or in all."""
+        return (now if self._ended is None else self._ended) - self._started
 
     def row(self, stage: str) -> Row:
         """The row of a stage; one that nobody announced gets a row at the end."""
@@ -73,12 +83,14 @@ class Board:
         row.state = "done" if event.state == "finished" else event.state
         row.ended = None if event.state == "running" else event.time
 
-    def succeed(self) -> None:
+    def succeed(self, now: float) -> None:
         """The run has succeeded."""
+        self._ended = now
         self._close_as_cached(self.rows)
 
     def fail(self, now: float) -> None:
         """The run has failed: what was at work and reported no failure was killed, or broke before it could report."""
+        self._ended = now
         for row in self.rows:
             if row.state == "running":
                 row.state, row.ended = "failed", now

@@ -1,11 +1,16 @@
 """Public checkpoints: `calm import` and `calm export`."""
 
+import time
+from shlex import quote
 from typing import Annotated
 
 import typer
 
-from calm_cli.options import AutoencoderOption
+from calm_cli.inputs import require, require_language_model
+from calm_cli.options import AutoencoderOption, JsonOption, OverwriteOption
+from calm_cli.result import document, print_json, show_result
 from calm_cli.screen import Screen
+from calm_core.store.facts import AutoencoderFacts, CalmFacts
 
 
 def import_(
@@ -18,6 +23,8 @@ def import_(
     tokenizer: Annotated[
         str, typer.Option(metavar="DIR", help="Folder with tokenizer.json. [default: DIR, else the autoencoder's]")
     ] = "",
+    overwrite: OverwriteOption = False,
+    json_: JsonOption = False,
 ) -> None:
     """Read a public checkpoint in Hugging Face's format; it then generates, is scored and registered like one of ours.
 
@@ -32,23 +39,30 @@ def import_(
     """
     from calm_core.weights.huggingface import import_checkpoint
 
-    console = Screen(soft_wrap=True)
+    started = time.monotonic()
+    errors = Screen(stderr=True, soft_wrap=True)
     artifacts = import_checkpoint(
         folder,
         output,
         autoencoder_folder=autoencoder,
         tokenizer_folder=tokenizer,
-        tell=lambda line: console.print(line),
+        overwrite=overwrite,
+        tell=lambda line: errors.print(line),
     )
-    for kind, artifact in artifacts.items():
-        parameters = artifact.facts.parameters
-        console.print(f"{kind}: {artifact.uri}  ({parameters:,} parameters)")
+    if json_:
+        print_json([document(artifact) for artifact in artifacts.values()])
+        return
+    for artifact in artifacts.values():
+        show_result(artifact, started, as_json=False)
+    if "calm" in artifacts:
+        Screen(soft_wrap=True).print(f"next: calm generate PROMPT --model {quote(artifacts['calm'].uri)}")
 
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="URI of an autoencoder or a CALM model.")],
     output: Annotated[str, typer.Option(metavar="DIR", help="The folder that is made.")],
     autoencoder: AutoencoderOption = "",
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write a model as a folder in Hugging Face's format: config.json, model.safetensors, the tokenizer's files.
 
@@ -58,8 +72,12 @@ def export(
 
       calm export out/calm --output my-calm
     """
+    if isinstance(require("MODEL", model, CalmFacts, AutoencoderFacts).facts, CalmFacts):
+        require_language_model(model, autoencoder)
     from calm_core.weights.huggingface import export_checkpoint
 
-    console = Screen(soft_wrap=True)
-    folder = export_checkpoint(model, output, autoencoder_uri=autoencoder, tell=lambda line: console.print(line))
-    console.print(f"written: {folder}")
+    errors = Screen(stderr=True, soft_wrap=True)
+    folder = export_checkpoint(
+        model, output, autoencoder_uri=autoencoder, overwrite=overwrite, tell=lambda line: errors.print(line)
+    )
+    Screen(soft_wrap=True).print(f"written: {folder}")

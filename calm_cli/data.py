@@ -1,13 +1,16 @@
 """Datasets and their files: `calm data mix` and `calm verify`."""
 
 import time
-from typing import Annotated
+from collections.abc import Iterator
+from shlex import quote
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from calm_cli.inspect import UriArgument
-from calm_cli.options import OutputOption
+from calm_cli.options import JsonOption, OutputOption, OverwriteOption
+from calm_cli.result import print_json, show_result
 from calm_cli.screen import Screen
 from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
@@ -20,6 +23,8 @@ def mix(
         typer.Argument(metavar="URI=WEIGHT...", help="Datasets and their shares of a batch.", show_default=False),
     ],
     output: OutputOption,
+    overwrite: OverwriteOption = False,
+    json_: JsonOption = False,
 ) -> None:
     """Name several datasets that are trained on as one, each with its share of every batch.
 
@@ -31,6 +36,7 @@ def mix(
     """
     from calm_core.data.mixture import mix_datasets
 
+    started = time.monotonic()
     weights: dict[str, float] = {}
     for item in datasets:
         uri, _, weight = item.rpartition("=")
@@ -44,14 +50,11 @@ def mix(
             raise ConfigError(f"{item}: give each dataset its weight, e.g. out/web=0.8")
     if len(weights) == 1 and weights[uri] > 0:
         raise ConfigError(f"{datasets[0]}: is one dataset, a mixture has two or more; --dataset takes it as it is")
-    mixture = mix_datasets(weights, output)
-    console = Screen(soft_wrap=True)
-    for uri, share in zip(weights, mixture.facts.weights, strict=True):
-        console.print(f"{share:6.1%}  {uri}")
-    console.print(f"mixture: {mixture.uri}")
+    mixture = mix_datasets(weights, output, overwrite=overwrite)
+    show_result(mixture, started, json_, [f"calm train autoencoder --dataset {quote(output)} --output AUTOENCODER"])
 
 
-def verify(uri: UriArgument) -> None:
+def verify(uri: UriArgument, json_: JsonOption = False) -> None:
     """Check every byte of an artifact against its manifest, many files at a time.
 
     Examples:
@@ -59,6 +62,23 @@ def verify(uri: UriArgument) -> None:
       calm verify out/dataset
 
       calm verify s3://bucket/calm/dataset
+    """
+    verified = list(_verify(uri))
+    if json_:
+        print_json(verified[0] | ({"datasets": verified[1:]} if verified[1:] else {}))
+        return
+    for found in verified:
+        Screen(soft_wrap=True).print(
+            f"{found['uri']}: whole, {found['files']:,} files of the {found['kind']} and {MANIFEST_NAME}, "
+            f"{found['bytes']:,} bytes in {found['seconds']:.1f} s",
+        )
+
+
+def _verify(uri: str) -> Iterator[dict[str, Any]]:
+    """What has been found whole: the artifact, and the datasets of a mixture.
+
+    Raises:
+        ArtifactError: Something is damaged.
     """
     artifact = Artifact.of_any_kind(uri)
     manifest = artifact.manifest
@@ -69,13 +89,10 @@ def verify(uri: UriArgument) -> None:
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("", total=size)
         artifact.check_files(on_checked=lambda entry: progress.advance(task, entry.size))
-    seconds = time.monotonic() - started
-    Screen(soft_wrap=True).print(
-        f"{uri}: whole, {len(manifest.files):,} files of the {manifest.kind} and {MANIFEST_NAME}, "
-        f"{size:,} bytes in {seconds:.1f} s",
-    )
+    found = {"kind": manifest.kind, "uri": uri, "digest": artifact.digest, "files": len(manifest.files), "bytes": size}
+    yield found | {"seconds": time.monotonic() - started}
     if isinstance(artifact.facts, MixtureFacts):
         for dataset, digest in zip(artifact.facts.datasets, artifact.facts.digests, strict=True):
-            verify(dataset)
+            yield from _verify(dataset)
             if Artifact.of_any_kind(dataset).digest != digest:
                 raise ArtifactError(f"{dataset}: is not the dataset that was mixed into {uri}; mix again")

@@ -1,24 +1,30 @@
 """`calm estimate`: what a configuration costs, before anything is run."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration
+from calm_cli.options import DEFAULT_PROFILE, JsonOption, ProfileOption, SetOption, configuration
+from calm_cli.result import print_json
 from calm_cli.screen import Screen
+from calm_cli.tables import show_table
 
-_FORMULA = """\
-forward = 2 x weights of matrix products + 4 x positions x hidden size x layers (attention); backward = 2 x forward.
-CALM trains with the head once for each model sample and the encoder forward; it writes with the head and the decoder.
-memory = parameters (bf16 unless fp32 is set), fp32 gradients, copy and Adam's moments, shared as ZeRO's stage says;
-and the activations of one micro-batch, a rough count."""
+_FORMULA = (
+    "forward = 2 x weights of matrix products + 4 x positions x hidden size x layers (attention); "
+    "backward = 2 x forward.",
+    "CALM trains with the head once for each model sample and the encoder forward; it writes with the head and the "
+    "decoder.",
+    "memory = parameters (bf16 unless fp32 is set), fp32 gradients, copy and Adam's moments, shared as ZeRO's stage "
+    "says; and the activations of one micro-batch, a rough count.",
+)
 
 
 def estimate(
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that share a training run.")] = 8,
+    json_: JsonOption = False,
 ) -> None:
     """Parameters, training and inference FLOPs, and memory of the models that a profile describes. Nothing is trained.
 
@@ -28,18 +34,19 @@ def estimate(
 
       calm estimate --profile calm-m --set calm.model.num_hidden_layers=24 --gpus 64
     """
+    config = configuration(profile, set_)
     from calm_core.scaling import cost as costs
 
-    estimates = costs.estimate(configuration(profile, set_), gpus)
-    table = Table("", *estimates, box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for part in dict.fromkeys(name for cost in estimates.values() for name in cost.parameters):
-        table.add_row(
-            f"  {part}",
-            *(f"{cost.parameters[part]:,}" if part in cost.parameters else "" for cost in estimates.values()),
-        )
+    estimates = costs.estimate(config, gpus)
+    if json_:
+        models = {name: asdict(cost) | {"training_flops": cost.training_flops} for name, cost in estimates.items()}
+        print_json({"gpus": gpus, "models": models})
+        return
     rows = {
+        f"  {part}": [f"{cost.parameters[part]:,}" if part in cost.parameters else "" for cost in estimates.values()]
+        for part in dict.fromkeys(name for cost in estimates.values() for name in cost.parameters)
+    }
+    rows |= {
         "parameters": [f"{sum(cost.parameters.values()):,}" for cost in estimates.values()],
         "training tokens": [f"{cost.training_tokens:.3g}" for cost in estimates.values()],
         "training FLOPs per token": [f"{cost.training_flops_per_token:.3g}" for cost in estimates.values()],
@@ -51,8 +58,13 @@ def estimate(
             f"{cost.state_bytes[stage] / 2**30:.2f} GiB" for cost in estimates.values()
         ]
     rows["activations per micro-batch"] = [f"{cost.activation_bytes / 2**30:.2f} GiB" for cost in estimates.values()]
-    for name, values in rows.items():
-        table.add_row(name, *values)
     console = Screen()
-    console.print(table)
-    console.print(f"\n{_FORMULA}", style="dim")
+    show_table(
+        ["", *estimates],
+        [[name, *values] for name, values in rows.items()],
+        console,
+        right=range(1, len(estimates) + 1),
+    )
+    console.print()
+    for sentence in _FORMULA:
+        console.print(sentence, style="dim")

@@ -1,41 +1,39 @@
-"""What stages read, looked at before they begin: manifests alone, so that a slip costs no time."""
+"""Inputs of commands, looked at in their manifests before anything is imported that takes seconds."""
 
-from collections.abc import Mapping
+from typing import TypeVar, cast
 
-from calm_core.errors import ArtifactError
+from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import (
-    AutoencoderFacts,
-    CalmFacts,
-    DatasetFacts,
-    EvaluationFacts,
-    Facts,
-    MixtureFacts,
-    TransformerFacts,
-)
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, Facts, ModelFacts, TransformerFacts
+from calm_core.weights.lineage import autoencoder_of
 
-_KINDS: Mapping[str, tuple[type[Facts], ...]] = {
-    "--dataset": (DatasetFacts, MixtureFacts),
-    "--extends": (DatasetFacts,),
-    "--autoencoder": (AutoencoderFacts,),
-    "--evaluation": (EvaluationFacts,),
-    "MODEL": (CalmFacts, TransformerFacts),
-    "CALM model": (CalmFacts,),
-}
+FactsT = TypeVar("FactsT", bound=Facts)
 
 
-def require_inputs(inputs: Mapping[str, str]) -> None:
-    """Open the artifacts that options and arguments name.
-
-    Args:
-        inputs: Their URIs, by option or argument; empty ones are left out.
+def require(option: str, uri: str, *kinds: type[FactsT]) -> Artifact[FactsT]:
+    """The artifact that an option or argument names, if it is of one of some kinds.
 
     Raises:
-        ArtifactError: One is missing, damaged, or of another kind; the line begins with its option.
+        ArtifactError: It is missing, damaged or something else; the line begins with the option.
     """
-    for option, uri in inputs.items():
-        if uri:
-            try:
-                Artifact(uri, *_KINDS[option])
-            except ArtifactError as error:
-                raise ArtifactError(f"{option} {error}") from None
+    try:
+        return Artifact(uri, *kinds)
+    except ArtifactError as error:
+        raise ArtifactError(f"{option} {error}") from None
+
+
+def require_language_model(uri: str, autoencoder_uri: str) -> Artifact[ModelFacts]:
+    """The language model at a place, whose autoencoder is where it is said to be.
+
+    Raises:
+        ConfigError: An autoencoder is named for a model that has none, or none is for one that needs it.
+        ArtifactError: One of them is missing, damaged or something else.
+    """
+    model: Artifact[ModelFacts] = require("MODEL", uri, CalmFacts, TransformerFacts)
+    if autoencoder_uri:
+        require("--autoencoder", autoencoder_uri, AutoencoderFacts)
+    if isinstance(model.facts, CalmFacts):
+        autoencoder_of(cast(Artifact[CalmFacts], model), autoencoder_uri)
+    elif autoencoder_uri:
+        raise ConfigError(f"autoencoder_uri: {uri} is a Transformer, which has no autoencoder; leave it out")
+    return model

@@ -3,6 +3,9 @@
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
+from platform import python_version
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -12,19 +15,32 @@ from calm_cli.estimate import estimate
 from calm_cli.inspect import inspect
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
 from calm_cli.run import run
+from calm_cli.runs import runs
 from calm_cli.screen import Screen
 from calm_cli.settings import settings_lines
-from calm_core.errors import EXIT_FAILED, CalmError
+from calm_cli.stopping import stop_behind
+from calm_cli.usage import App, UsageError
+from calm_core.errors import EXIT_FAILED, CalmError, ConfigError, Interrupted
 from calm_core.shown import lines_of
+from calm_core.store.code_version import code_version
 from calm_core.store.storage import first_answer_soon
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
-)
+app = App(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"calm {version('calm-pipelines')}, code {code_version()}, Python {python_version()}")
+        raise typer.Exit
 
 
 @app.callback()
-def calm() -> None:
+def calm(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
     """Train, score and use CALM language models.
 
     CALM predicts one continuous vector for each chunk of K tokens instead of one token at a time. `calm run` makes
@@ -41,6 +57,8 @@ def calm() -> None:
 
       calm generate "The climate of" --seed 1   # the registered model writes
 
+      calm runs                                 # what has run here, and where everything lies
+
       calm ui                                   # curves, settings and models
     """
 
@@ -54,11 +72,12 @@ def config(profile: ProfileOption = DEFAULT_PROFILE, set_: SetOption = None) -> 
 
       calm config > my.yaml && calm run --profile my.yaml
     """
-    for line in settings_lines(configuration(profile, set_)):
-        typer.echo(line)
+    text = "".join(f"{line}\n" for line in settings_lines(configuration(profile, set_)))
+    sys.stdout.buffer.write(text.encode())  # as --profile reads it, whatever the terminal's encoding
 
 
 app.command()(run)
+app.command()(runs)
 app.command()(config)
 app.command()(estimate)
 app.command()(models.generate)
@@ -67,7 +86,7 @@ app.command()(inspect)
 app.command()(data.verify)
 app.command("import")(checkpoints.import_)
 app.command()(checkpoints.export)
-data_app = typer.Typer(no_args_is_help=True, help="Prepare datasets, look at them, and mix them.")
+data_app = App(help="Prepare datasets, look at them, and mix them.")
 for of_data in (stages.prepare, inspect, data.verify, data.mix):
     data_app.command()(of_data)
 app.add_typer(data_app, name="data")
@@ -84,15 +103,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         with first_answer_soon():
-            app(arguments)
-    except CalmError as error:
-        line = Text.assemble(("error", "bold red"), " ", with_options(str(error)))
-        Screen(stderr=True).print(line, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except Exception:  # a fault of ours: its traceback may hold what the libraries say of URLs and texts
-        sys.stderr.write(lines_of(traceback.format_exc()))
-        sys.exit(EXIT_FAILED)
+            sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    except Exception as error:
+        if stopped := stop_behind(error):
+            raise stopped from None
+        _show(error)
+        sys.exit(error.exit_code if isinstance(error, CalmError) else EXIT_FAILED)
+
+
+def _show(error: Exception) -> None:
+    match error:
+        case Interrupted():
+            Screen(stderr=True).print(str(error), style="yellow", soft_wrap=True)
+        case CalmError():
+            line = Text.assemble(("error", "bold red"), " ", with_options(str(error)))
+            Screen(stderr=True).print(line, soft_wrap=True)
+        case _:  # a fault of ours: its traceback may hold what the libraries say of URLs and texts
+            sys.stderr.write(lines_of("".join(traceback.format_exception(error))))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run a command; returns its exit code."""
+    try:
+        with typer.main.get_command(app).make_context("calm", list(arguments)) as context:
+            context.command.invoke(context)
+    except typer.Exit as ending:
+        return ending.exit_code
+    except UsageError as error:
+        raise ConfigError(str(error)) from None
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    from calm_cli.start import main as program
+
+    program()

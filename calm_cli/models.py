@@ -1,39 +1,66 @@
 """Use what a run has made: `calm generate` and `calm ui`."""
 
-import os
+import re
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calm_cli.options import AutoencoderOption
-from calm_core.errors import CalmError
+from calm_cli.inputs import require_language_model
+from calm_cli.options import DEFAULT_MODEL, AutoencoderOption
+from calm_cli.screen import Screen
+from calm_core.config.evaluation import MIN_TEMPERATURE
+from calm_core.errors import CalmError, ConfigError
 from calm_core.shown import redacted, visible
-from calm_core.telemetry.mlflow_run import DEFAULT_EXPERIMENT, REGISTERED
+from calm_core.telemetry.mlflow_run import REGISTERED
 from pipelines.local.home import Home
+
+if TYPE_CHECKING:
+    from calm_core.generation.text import TextGenerator
+
+_LONGEST_INPUT = 16 << 20
+"""Bytes of a prompt; a model reads some 100,000 tokens."""
 
 
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to continue.", show_default=False)],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT", help="Texts to continue; - reads one from standard input.", show_default=False
+        ),
+    ] = None,
     model: Annotated[
         str, typer.Option(metavar="URI", help="A registered model, or a CALM model or Transformer of `calm train`.")
-    ] = "models:/calm@champion",
+    ] = DEFAULT_MODEL,
     autoencoder: AutoencoderOption = "",
     temperature: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="1 writes freely, less writes likelier text.")
+        float,
+        typer.Option(
+            min=MIN_TEMPERATURE,
+            max=1.0,
+            help="1 writes freely, less writes likelier text. There is no 0: CALM draws samples, and of probabilities, "
+            "which would tell the likeliest text, it knows none.",
+        ),
     ] = 0.5,
-    samples: Annotated[int, typer.Option(min=1, help="Samples per chunk that a low temperature needs.")] = 200,
+    samples: Annotated[
+        int, typer.Option(min=1, max=2**20, help="Samples per chunk that a low temperature needs.")
+    ] = 200,
     exact: Annotated[bool, typer.Option("--exact", help="Reach the temperature exactly, by rejection.")] = False,
     budget: Annotated[int, typer.Option(min=1, help="Draws per chunk after which --exact gives up.")] = 100_000,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens written for each prompt.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=2**20, help="Tokens written for each prompt, at most.")
+    ] = 64,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Continue prompts with a model. A single prompt's text appears as it is written.
 
     A file or pipe gets prompt and text byte for byte, and a newline after each; a terminal shows control characters.
+    Without a prompt, or with -, standard input is the prompt, less one newline at its end.
 
     Examples:
 
@@ -42,33 +69,99 @@ def generate(
       calm generate "The economy" "In 1990" --model models:/calm/3 --stop "."
 
       calm generate "The economy" --model out/calm
+
+      echo "The climate of" | calm generate
     """
-    from pipelines.local.tracking import require_store, use_tracking
+    texts = _texts(prompts)
+    for number, text in enumerate(stop or (), 1):
+        _require_text(f"--stop {number}", text)
+    screen = Screen(stderr=True)
+    with _told(screen, f"loading {model}"):
+        generator = _generator(model, autoencoder)
+        from calm_core.generation.text import Sampling
 
-    if model.startswith(REGISTERED):
-        home = Home.find()
-        require_store(home)
-        use_tracking(home, DEFAULT_EXPERIMENT)
-    from calm_core.generation.text import Sampling
-    from calm_core.registry.load import load_generator
-
-    sampling = Sampling(temperature, samples, budget if exact else 0)
-    generator = load_generator(model, autoencoder)
-    pieces = generator.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
-    if len(prompts) == 1:
-        _write(prompts[0], bold=True)
+        sampling = Sampling(temperature, samples, budget if exact else 0)
+        pieces = generator.stream(texts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
+    if len(texts) == 1:
+        _write(texts[0], bold=True)
         try:
             for _, piece in pieces:
                 _write(piece)
         finally:
             _write("\n")
         return
-    texts = [""] * len(prompts)
-    for number, piece in pieces:
-        texts[number] += piece
-    for prompt, text in zip(prompts, texts, strict=True):
+    written = [""] * len(texts)
+    with _told(screen, f"writing {len(texts)} texts"):
+        for number, piece in pieces:
+            written[number] += piece
+    for prompt, text in zip(texts, written, strict=True):
         _write(prompt, bold=True)
         _write(text + "\n")
+
+
+def _generator(model: str, autoencoder: str) -> "TextGenerator":
+    """A model that writes; whether there is one is known before torch is imported, which takes seconds."""
+    if not model.startswith(REGISTERED):
+        require_language_model(model, autoencoder)
+        from calm_core.registry.load import load_generator
+
+        return load_generator(model, autoencoder)
+    if autoencoder:
+        raise ConfigError("autoencoder_uri: a registered model brings its autoencoder; leave it out")
+    from calm_core.registry.files import registered_artifacts
+    from pipelines.local.tracking import read_tracking
+
+    read_tracking(Home.find(make=False))
+    with registered_artifacts(model) as (its_autoencoder, calm):
+        from calm_core.registry.load import calm_generator
+
+        return calm_generator(calm, its_autoencoder)
+
+
+def _told(screen: Screen, doing: str) -> AbstractContextManager[object]:
+    """Say what is done for as long as it takes, to whoever looks at a terminal."""
+    return screen.status(visible(doing)) if screen.is_terminal else nullcontext()
+
+
+def _texts(prompts: Sequence[str] | None) -> list[str]:
+    """The prompts, with standard input in place of - and of none.
+
+    Raises:
+        ConfigError: One is no text, or there is nothing to read.
+    """
+    if not prompts and sys.stdin.isatty():
+        raise ConfigError("PROMPT is missing: `calm generate 'The climate of'`, or pipe a text into `calm generate`")
+    prompts = prompts or ["-"]
+    if prompts.count("-") > 1:
+        raise ConfigError("PROMPT: standard input (-) is named twice; it is read once")
+    texts = [_standard_input() if prompt == "-" else prompt for prompt in prompts]
+    for number, text in enumerate(texts, 1):
+        _require_text(f"prompt {number}", text)
+    return texts
+
+
+def _standard_input() -> str:
+    if sys.stdin.isatty():
+        Screen(stderr=True).print("type the prompt; Ctrl-D on a line of its own ends it", style="dim")
+    data = sys.stdin.buffer.read(_LONGEST_INPUT + 1)
+    if not data:
+        raise ConfigError("standard input: holds no prompt; give one: calm generate 'The climate of'")
+    if len(data) > _LONGEST_INPUT:
+        raise ConfigError(f"standard input: has more than {_LONGEST_INPUT:,} bytes; give the end of the prompt")
+    try:
+        return re.sub(r"\r?\n\Z", "", data.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"standard input: is not UTF-8 text (byte {error.start + 1}); convert it first") from None
+
+
+def _require_text(what: str, text: str) -> None:
+    """Refuse bytes that are no UTF-8, which Python hands on as halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        shown = f"byte \\x{ord(half) - 0xDC00:02x}" if "\udc80" <= half <= "\udcff" else visible(half)
+        raise ConfigError(f"{what}: is not UTF-8 text ({shown} at {error.start}); convert it first") from None
 
 
 def _write(text: str, bold: bool = False) -> None:
@@ -88,16 +181,14 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this ma
 
       calm ui --port 5001
     """
-    from pipelines.local.tracking import require_store, tracking_uri
+    from pipelines.local import mlflow_server
+    from pipelines.local.tracking import read_tracking, tracking_uri
 
-    home = Home.find()
+    home = Home.find(make=False)
     uri = tracking_uri(home)
     if uri.startswith(("http://", "https://")):
         raise CalmError(f"MLFLOW_TRACKING_URI names a server that runs already: open {redacted(uri)}")
-    require_store(home)
-    print(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)", flush=True)
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not in the command, which every user of the machine sees
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--default-artifact-root", home.mlflow_artifacts.as_uri()]
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.execv(command[0], command)  # the server takes this process's place, and with it Ctrl-C and termination
+    mlflow_server.require_free(port)
+    read_tracking(home)
+    print("MLflow's server is starting", file=sys.stderr, flush=True)
+    mlflow_server.serve(uri, home.mlflow_artifacts.as_uri(), port)

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from calm_core.config import Config, resolve_config
+from calm_core.config import Config, SettingError, resolve_config
+from calm_core.errors import ConfigError
 from pipelines import profiles
 from pipelines.local.home import Home
 
@@ -42,8 +43,18 @@ AutoencoderOption = Annotated[
     ),
 ]
 OutputOption = Annotated[str, typer.Option("--output", metavar="URI", help="Folder of the artifact that is written.")]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace what an earlier command of this kind has written to --output. Files of others stay.",
+    ),
+]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 DEFAULT_PROFILE = "tiny"
+DEFAULT_MODEL = "models:/calm@champion"
 
 _OPTION_OF = {
     "override": "--set",
@@ -56,6 +67,7 @@ _OPTION_OF = {
     "autoencoder_folder": "--autoencoder",
     "tokenizer_folder": "--tokenizer",
     "checkpoint_root": "--checkpoints",
+    "overwrite=True": "--overwrite",
 }
 """The options of what the library's messages call by the names of settings and arguments."""
 
@@ -78,7 +90,17 @@ def configuration(profile: str, overrides: Sequence[str] | None, given: Mapping[
         ConfigError: The profile, a key or a value is refused.
     """
     values = {key: value for key, value in (given or {}).items() if value is not None}
-    return resolve_config(profiles.load(profile), overrides or (), values)
+    try:
+        return resolve_config(profiles.load(profile), overrides or (), values)
+    except SettingError as error:
+        changed = [*values, *(override.partition("=")[0].strip() for override in overrides or ())]
+        if any(_overlap(error.key, key) for key in changed):
+            raise
+        raise ConfigError(f"{profiles.place_of(profile, error.key)}{error}") from None
+
+
+def _overlap(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def with_text(config: Config, home: Home) -> Config:

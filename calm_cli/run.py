@@ -1,18 +1,16 @@
 """`calm run`: the whole pipeline, watched."""
 
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from threading import Timer
+from typing import Any
 
-import typer
 from rich.console import Console
-from rich.markup import escape
 
 from calm_cli import summary
 from calm_cli.board import BASELINE_STAGES, STAGES, Board
-from calm_cli.display import display_for
+from calm_cli.display import PLAIN_INTERVAL_SECONDS, display_for
 from calm_cli.options import (
     DEFAULT_PROFILE,
     ProfileOption,
@@ -22,27 +20,19 @@ from calm_cli.options import (
     configuration,
     with_text,
 )
+from calm_cli.runs import asked_for
 from calm_cli.screen import Screen
 from calm_core.config import Config
-from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE, Run, start_run
+from calm_core.errors import CalmError, Stopped
+from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE, Run, start_run, status_of
 from pipelines.arguments import arguments_of
 from pipelines.local.home import Home
+from pipelines.local.preflight import check_environment, check_run
 from pipelines.local.run import STOP_SECONDS, LocalRun
 
 _POLL_SECONDS = 0.25
-_GO_ON = "run the same command again: finished stages come from the cache"
-
-
-class Stopped(Exception):
-    """The user, or the system, has asked the run to end."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.exit_code = 128 + signal_number
-
-
-class PipelineFailed(Exception):
-    """A stage has failed; the text says which, why, and how to go on."""
+_SILENT_SECONDS = 5.0
+_FROM_CACHE = "finished stages come from the cache"
 
 
 def run(
@@ -67,50 +57,69 @@ def run(
       calm run --set calm.learning_rate=5e-4 --set seed=1
     """
     config = configuration(profile, set_, {"data.sources": source or None, "data.text_field": text_field})
+    asked = asked_for(profile, source or (), text_field, set_ or (), config)
+    check_environment()
     home = Home.find()
     with home.lock() as lock:
-        raise typer.Exit(run_pipeline(with_text(config, home), home, lock, Screen(), Screen(stderr=True)))
+        config = with_text(config, home)
+        arguments = arguments_of(config, str(home.plans), str(home.checkpoints))
+        with _told(Screen(stderr=True)) as tell:
+            check_run(config, home, tell)
+        run_pipeline(config, arguments, home, lock, Screen(), asked)
 
 
-def run_pipeline(config: Config, home: Home, lock: int, console: Console, errors: Console) -> int:
+@contextmanager
+def _told(screen: Screen) -> Iterator[Callable[[str], None]]:
+    """Say what is being checked where that takes long; yields what gets it."""
+    timers: list[Timer] = []
+    seconds = _SILENT_SECONDS if screen.is_terminal else PLAIN_INTERVAL_SECONDS
+
+    def tell(what: str) -> None:
+        for timer in timers:
+            timer.cancel()
+        timers.append(Timer(seconds, screen.print, (f"checking {what} ...",)))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    try:
+        yield tell
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+def run_pipeline(
+    config: Config,
+    arguments: Mapping[str, Any],
+    home: Home,
+    lock: int,
+    console: Console,
+    asked: Mapping[str, Any] | None = None,
+) -> None:
     """Run the pipeline, show it, and keep its record in MLflow.
 
     Args:
-        config: Every setting of the run.
+        config: Every setting of the run, which has been checked.
+        arguments: The same, as the pipeline takes it.
         home: Where it works.
         lock: The home's lock, which is held.
         console: Where the run and its results are shown.
-        errors: Where a failure is shown.
-
-    Returns:
-        The exit code: 0, 1 after a failure, 128 + the signal that stopped it.
+        asked: What the run is remembered by, as `asked_for` says.
 
     Raises:
-        ConfigError: A setting cannot be handed to Kubeflow.
+        CalmError: A stage has failed; which one, why, where its log is, and how to go on.
+        Stopped: This process was asked to end.
     """
-    from pipelines.local.tracking import use_tracking
-
-    arguments = arguments_of(config, str(home.plans), str(home.checkpoints))
-    try:
-        with _signals_as_exception():
-            use_tracking(home, config.experiment)
-            with _parent_run(config) as parent:
-                pipeline = LocalRun.start(arguments, home, lock, {PARENT_RUN_VARIABLE: parent.run_id})
-                console.print(f"log: {pipeline.log}", soft_wrap=True)
-                board = watch(pipeline, _stages(config), console)
-                if pipeline.poll():
-                    raise PipelineFailed(failure_text(board, pipeline))
-                finished = summary.Finished.read(pipeline.outputs())
-                _record(parent, finished, board)
-    except Stopped as stopped:
-        errors.print(f"[yellow]stopped[/]; to go on, {_GO_ON}", markup=True, soft_wrap=True)
-        return stopped.exit_code
-    except PipelineFailed as failure:
-        errors.print(str(failure), markup=True, soft_wrap=True)
-        return 1
+    with _parent_run(config) as parent:
+        pipeline = LocalRun.start(arguments, home, lock, {PARENT_RUN_VARIABLE: parent.run_id}, asked)
+        console.print(f"log: {pipeline.log}", soft_wrap=True)
+        board = watch(pipeline, _stages(config), console)
+        if pipeline.poll():
+            raise failure(board, pipeline)
+        finished = summary.Finished.read(pipeline.outputs())
+        _record(parent, finished, board)
     console.print()
-    summary.show(finished, board, console)
-    return 0
+    summary.show(finished, board, console, (asked or {}).get("command", ("calm", "run")))
 
 
 def _stages(config: Config) -> tuple[str, ...]:
@@ -120,7 +129,7 @@ def _stages(config: Config) -> tuple[str, ...]:
 
 def watch(pipeline: LocalRun, stages: Sequence[str], console: Console) -> Board:
     """Show a run until it ends; however this function ends, no process of the run is left."""
-    board = Board(stages)
+    board = Board(stages, time.time())
     try:
         with display_for(board, console) as display:
             ended = None
@@ -129,31 +138,33 @@ def watch(pipeline: LocalRun, stages: Sequence[str], console: Console) -> Board:
                 for event in pipeline.events():
                     board.apply(event)
                 if ended == 0:
-                    board.succeed()
+                    board.succeed(time.time())
                 elif ended is not None:
                     board.fail(time.time())
                 else:
                     time.sleep(_POLL_SECONDS)
                 display.refresh(time.time())
-    except Stopped:
-        console.print(f"stopping; what is at work has {STOP_SECONDS:.0f} s to save it")
+    except Stopped as stopped:
+        stopped.again = f"to go on, run the same command again: {_FROM_CACHE}"
+        with suppress(OSError):  # the terminal is gone
+            console.print(f"stopping; what is at work has {STOP_SECONDS:.0f} s to save it")
         raise
     finally:
         pipeline.stop()
     return board
 
 
-def failure_text(board: Board, pipeline: LocalRun) -> str:
-    """Which stage failed, why, where its log is, and how to go on."""
-    blamed = board.blamed
-    if blamed is None:
-        reason = "the pipeline failed before a stage said why"
-    else:
-        unexplained = (
-            "it ended without a reason: killed, for example for want of memory, or broken before it could report"
-        )
-        reason = f"{blamed.stage}: {blamed.reason or unexplained}"
-    return f"[bold red]failed[/] {escape(reason)}\n  log: {escape(str(pipeline.log))}\n  to go on: {_GO_ON}"
+def failure(board: Board, pipeline: LocalRun) -> CalmError:
+    """What a failed run ends with: which stage failed, why, how to go on where that can help, and where the log is."""
+    row, ending = board.blamed, pipeline.ending()
+    stage = row.stage if row else ending.stage
+    reason, can_pass = ending.reason, ending.can_pass
+    if row and row.event and row.reason:  # it could say so itself
+        reason, can_pass = row.reason, row.event.can_pass
+    told = reason if reason.startswith(f"{stage}: ") else f"{stage}: {reason}"
+    if can_pass:
+        told += f": {_FROM_CACHE}" if "again" in told else f"; run the same command again: {_FROM_CACHE}"
+    return CalmError(f"{told} (log: {pipeline.log})", can_pass=can_pass)
 
 
 @contextmanager
@@ -162,36 +173,18 @@ def _parent_run(config: Config) -> Iterator[Run]:
     from pipelines.local.tracking import end_open_stages
 
     parent = start_run("calm-train", {})
-    status = "FAILED"
     try:
         parent.log_parameters(config.model_dump(mode="json"))
         yield parent
-        status = "FINISHED"
-    except Stopped:
-        status = "KILLED"
+    except BaseException as error:
+        with suppress(CalmError):  # that MLflow is gone too must not hide why the run ended
+            parent.end(status_of(error))
+            end_open_stages(parent, status_of(error))
         raise
-    finally:
-        parent.end(status)
-        if status != "FINISHED":
-            end_open_stages(parent, status)
+    parent.end("FINISHED")
 
 
 def _record(parent: Run, finished: summary.Finished, board: Board) -> None:
     """Write the headline numbers to MLflow, and which stages were answered from the cache."""
     parent.log_metrics(finished.scores())
     parent.set_tags({f"calm.cached.{row.stage}": "true" for row in board.rows if row.state == "cached"})
-
-
-@contextmanager
-def _signals_as_exception() -> Iterator[None]:
-    """Turn Ctrl-C, a termination request and a closed terminal into `Stopped`."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number)
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

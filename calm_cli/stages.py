@@ -1,17 +1,20 @@
 """The stages one by one, with the arguments and the meaning that they have in Python and in the pipeline."""
 
 import os
+import time
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
-from calm_cli.inputs import require_inputs
-from calm_cli.inspect import show_dataset
+from calm_cli.inputs import require, require_language_model
 from calm_cli.options import (
     DEFAULT_PROFILE,
     AutoencoderOption,
     DatasetOption,
+    JsonOption,
     OutputOption,
+    OverwriteOption,
     ProfileOption,
     SetOption,
     SourceOption,
@@ -19,16 +22,17 @@ from calm_cli.options import (
     configuration,
     with_text,
 )
+from calm_cli.result import document, print_json, show_result
 from calm_cli.screen import Screen
+from calm_cli.summary import aligned
+from calm_cli.tables import show_table
 from calm_core.config import HEADS, Config, TrainingConfig
 from calm_core.errors import ConfigError
-from calm_core.shown import visible
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, DatasetFacts, EvaluationFacts, MixtureFacts
 from pipelines.local.home import Home
+from pipelines.local.preflight import check_environment
 
 if TYPE_CHECKING:
-    from calm_core.store.artifact import Artifact
-    from calm_core.store.facts import Facts
-
     ModelKind: TypeAlias = str
     HeadKind: TypeAlias = str
 else:  # what there is to choose from, as the registries say it
@@ -40,24 +44,26 @@ CheckpointsOption = Annotated[
 ]
 
 
-def _begin(config: Config, *uris: str) -> Home:
-    """Refuse URIs that cannot be used, then make MLflow ready for the stage's record."""
+def _begin(config: Config, kind: str, output: str, *inputs: str) -> Home:
+    """Refuse places that cannot be used for this kind of artifact, then make MLflow ready for the stage's record."""
     from calm_core.store import storage
+    from calm_core.store.artifact import ArtifactWriter
+    from calm_core.store.facts import Facts
     from pipelines.local.tracking import use_tracking
 
-    for uri in filter(None, uris):  # unset options are empty
+    check_environment()
+    for uri in filter(None, inputs):  # unset options are empty
         storage.filesystem_of(uri)
+    ArtifactWriter(output, Facts.of_kind[kind], {}, {}, overwrite=True).check_place()
 
     home = Home.find()
     use_tracking(home, config.experiment)
     return home
 
 
-def _end(artifact: "Artifact[Facts]") -> None:
-    """Show what has been made."""
-    console = Screen(soft_wrap=True)
-    console.print(f"{artifact.manifest.kind}: {artifact.uri}", f"digest: {artifact.digest}", sep="\n")
-    console.print_json(data={**artifact.manifest.results, **artifact.manifest.timings})
+def _of(profile: str) -> str:
+    """The option of a profile, where a command that goes on needs it."""
+    return "" if profile == DEFAULT_PROFILE else f" --profile {quote(profile)}"
 
 
 def prepare(
@@ -72,8 +78,10 @@ def prepare(
         int | None,
         typer.Option(min=1, help="Processes, at most one a partition; the bytes stay the same. [default: a core each]"),
     ] = None,
+    overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Read text, train the tokenizer, and write a tokenised dataset.
 
@@ -87,21 +95,20 @@ def prepare(
 
       calm prepare --extends out/dataset --source 'texts/*.jsonl.gz' --output out/dataset-2
     """
-    if extends == "":
-        raise ConfigError("data.extends: is empty; name the dataset, or leave the option out")
+    started = time.monotonic()
     options = {"data.extends": extends, "data.sources": source or None, "data.text_field": text_field}
     config = configuration(profile, set_, options)
-    require_inputs({"--extends": config.data.extends})
+    if config.data.extends:
+        require("--extends", config.data.extends, DatasetFacts)
     from calm_core.data.sources.check import check_sources
     from calm_core.data.stage import prepare_data
 
     if config.data.sources:
         check_sources(config.data)
-    config = with_text(config, _begin(config, output))
-    dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1)
-    console = Screen(soft_wrap=True)
-    console.print(f"\ndataset: {dataset.uri}", f"digest: {dataset.digest}", "", sep="\n")
-    show_dataset(dataset, console)
+    config = with_text(config, _begin(config, "dataset", output))
+    dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1, overwrite=overwrite)
+    train_it = f"calm train autoencoder --dataset {quote(output)} --output AUTOENCODER{_of(profile)}"
+    show_result(dataset, started, json_, [train_it, f"calm inspect {quote(output)}"])
 
 
 def train(
@@ -115,8 +122,10 @@ def train(
     ] = "",
     head: Annotated[HeadKind | None, typer.Option(help="CALM's generative head. [default: the profile's]")] = None,
     checkpoints: CheckpointsOption = None,
+    overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Train one model: the autoencoder, CALM on a trained autoencoder, or the token-level Transformer baseline.
 
@@ -130,6 +139,7 @@ def train(
 
       calm train transformer --dataset out/dataset --output out/transformer
     """
+    started = time.monotonic()
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
     config = configuration(profile, set_, {HEADS.setting: head})
@@ -137,20 +147,26 @@ def train(
         raise ConfigError(
             f"--autoencoder: {'name the one that CALM is to use' if kind == 'calm' else 'is for CALM alone'}"
         )
-    require_inputs({"--dataset": dataset, "--autoencoder": autoencoder})
+    require("--dataset", dataset, DatasetFacts, MixtureFacts)
+    if autoencoder:
+        require("--autoencoder", autoencoder, AutoencoderFacts)
+    home = _begin(config, kind, output, dataset, autoencoder, checkpoints or "")
     from calm_core.training import stage
 
-    home = _begin(config, dataset, autoencoder, output, checkpoints or "")
-    _end(
-        stage.train(
-            getattr(config, kind),
-            dataset,
-            output,
-            seed=config.seed,
-            checkpoint_root=checkpoints or str(home.checkpoints),
-            autoencoder_uri=autoencoder,
-        )
+    model = stage.train(
+        getattr(config, kind),
+        dataset,
+        output,
+        seed=config.seed,
+        checkpoint_root=checkpoints or str(home.checkpoints),
+        autoencoder_uri=autoencoder,
+        overwrite=overwrite,
     )
+    if kind == "autoencoder":
+        next_ = f"calm train calm --dataset {quote(dataset)} --autoencoder {quote(output)} --output CALM"
+    else:
+        next_ = f"calm evaluate {quote(output)} --dataset {quote(dataset)} --output EVALUATION"
+    show_result(model, started, json_, [next_ + _of(profile)])
 
 
 def evaluate(
@@ -160,8 +176,10 @@ def evaluate(
     dataset: DatasetOption,
     output: OutputOption,
     autoencoder: AutoencoderOption = "",
+    overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Score a language model with BrierLM on held-out text, and let it write.
 
@@ -171,19 +189,35 @@ def evaluate(
 
       calm evaluate out/transformer --dataset out/dataset --output out/baseline
     """
+    started = time.monotonic()
     config = configuration(profile, set_)
-    require_inputs({"MODEL": model, "--dataset": dataset, "--autoencoder": autoencoder})
+    require_language_model(model, autoencoder)
+    require("--dataset", dataset, DatasetFacts, MixtureFacts)
     from calm_core.evaluation import stage
 
     stage.check_inputs(dataset, model, autoencoder)
-    _begin(config, model, dataset, autoencoder, output)
-    _end(stage.evaluate(config.evaluation, dataset, model, output, seed=config.seed, autoencoder_uri=autoencoder))
+    _begin(config, "evaluation", output, model, dataset, autoencoder)
+    made = stage.evaluate(
+        config.evaluation,
+        dataset,
+        model,
+        output,
+        seed=config.seed,
+        autoencoder_uri=autoencoder,
+        overwrite=overwrite,
+    )
+    if "calm" in made.manifest.parents:
+        next_ = f"calm register {quote(model)} --evaluation {quote(output)} --output REGISTRATION"
+    else:
+        next_ = f"calm compare {quote(output)} EVALUATION"
+    show_result(made, started, json_, [next_])
 
 
 def compare(
     evaluations: Annotated[
         list[str], typer.Argument(metavar="EVALUATION...", help="URIs of evaluations.", show_default=False)
     ],
+    json_: JsonOption = False,
 ) -> None:
     """Show scores side by side; those with different protocols are refused.
 
@@ -191,21 +225,23 @@ def compare(
 
       calm compare out/evaluation out/baseline
     """
-    from rich.table import Table
-
-    from calm_cli.summary import interval
     from calm_core.evaluation.comparison import require_same_protocol
-    from calm_core.store.artifact import Artifact
-    from calm_core.store.facts import EvaluationFacts
 
-    artifacts = [Artifact(uri, EvaluationFacts) for uri in evaluations]
+    artifacts = [require("EVALUATION", uri, EvaluationFacts) for uri in evaluations]
     require_same_protocol(artifacts)
-    table = Table("evaluation", "model", *(f"Brier-{n}" for n in range(1, 5)), "BrierLM", box=None, pad_edge=False)
-    for artifact in artifacts:
-        facts = artifact.facts
-        brier = [f"{facts.brier[n].value:.4f}" for n in sorted(facts.brier)]
-        table.add_row(visible(artifact.uri), visible(facts.model), *brier, interval(facts.brierlm, 3))
-    Screen().print(table)
+    if json_:
+        print_json([document(artifact) for artifact in artifacts])
+        return
+    console = Screen()
+    numbers = [str(number) for number, _ in enumerate(artifacts, 1)]
+    names = [[number, one.facts.model, one.uri] for number, one in zip(numbers, artifacts, strict=True)]
+    show_table(["", "model", "evaluation"], names, console)
+    console.print()
+    scores = [artifact.facts.shown() for artifact in artifacts]
+    brierlm = aligned([score["BrierLM"] for score in scores])
+    terms = [[f"{score[name].value:z.2f}" for name in scores[0] if name != "BrierLM"] for score in scores]
+    rows = [[number, headline, *row] for number, headline, row in zip(numbers, brierlm, terms, strict=True)]
+    show_table(["x 100", *scores[0]], rows, console, right=range(2, len(scores[0]) + 1))
 
 
 def register(
@@ -213,8 +249,10 @@ def register(
     evaluation: Annotated[str, typer.Option(metavar="URI", help="Its scores, of `calm evaluate`.")],
     output: OutputOption,
     autoencoder: AutoencoderOption = "",
+    overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Register a scored model in MLflow, with its lineage.
 
@@ -222,13 +260,13 @@ def register(
 
       calm register out/calm --evaluation out/evaluation --output out/registration
     """
+    started = time.monotonic()
     config = configuration(profile, set_)
-    require_inputs({"CALM model": model, "--evaluation": evaluation, "--autoencoder": autoencoder})
+    require("MODEL", model, CalmFacts)
+    require_language_model(model, autoencoder)
+    require("--evaluation", evaluation, EvaluationFacts)
+    _begin(config, "registration", output, model, evaluation, autoencoder)
     from calm_core.registry.stage import register_model
-    from calm_core.store.artifact import Artifact
-    from calm_core.store.facts import CalmFacts
-    from calm_core.weights.load import autoencoder_of
 
-    autoencoder_of(Artifact(model, CalmFacts), autoencoder)
-    _begin(config, model, evaluation, autoencoder, output)
-    _end(register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder))
+    made = register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder, overwrite=overwrite)
+    show_result(made, started, json_, [f"calm generate PROMPT --model {quote(made.facts.model_uri)}"])

@@ -2,6 +2,8 @@
 
 import sys
 
+from calm_cli.stopping import Ending
+from calm_cli.streams import OutputError, open_streams
 from calm_core.errors import EXIT_FAILED
 
 _OURS = ("calm_", "components", "pipelines")  # missing, these are a fault of the library and no extra
@@ -9,6 +11,19 @@ _OURS = ("calm_", "components", "pipelines")  # missing, these are a fault of th
 
 def main() -> None:
     """Run the command line; the bare library comes without what it needs."""
+    with Ending().listening():
+        open_streams()
+        try:
+            try:
+                _main()
+            finally:
+                sys.stdout.flush()  # not when Python ends, where a failure has no answer
+        except OutputError as error:
+            print(f"error {error}", file=sys.stderr)
+            sys.exit(EXIT_FAILED)
+
+
+def _main() -> None:
     try:
         from calm_cli.main import main as command_line
 

@@ -19,12 +19,20 @@ class CalmError(Exception):
 
     Messages name settings and arguments; the command line adds its options. Whatever goes into one, it is one visible
     line of bounded length without secrets.
+
+    Args:
+        message: What is wrong, where, and what to do.
+        can_pass: Whether the same command can succeed when nothing but time has passed, or what stood in its way has
+            gone; unset, as its kind says. Its message then says to run it again.
     """
 
     exit_code: ClassVar[int] = EXIT_FAILED
+    can_pass: bool = False
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, can_pass: bool | None = None) -> None:
         super().__init__(shortened(message, LONGEST_MESSAGE))
+        if can_pass is not None:
+            self.can_pass = can_pass
 
 
 class ConfigError(CalmError):
@@ -49,6 +57,21 @@ class Interrupted(CalmError):
     """The run was asked to stop; what it has done is saved, and the next run continues from there."""
 
     exit_code = EXIT_INTERRUPTED
+    can_pass = True
+
+
+class Stopped(BaseException):
+    """Somebody, or the system, has asked this process to end. It passes what catches errors, and ends all that is open.
+
+    Attributes:
+        signal_number: What came: SIGINT (Ctrl-C), SIGTERM, or SIGHUP (the terminal was closed).
+        again: What running the same command again does.
+    """
+
+    def __init__(self, signal_number: int, again: str = "run the same command again to begin anew") -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+        self.again = again
 
 
 def first_line(error: Exception) -> str:

@@ -1,15 +1,30 @@
 """Settings of scores."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from calm_core.config.base import Section
 from calm_core.errors import ConfigError
 
 SCORED_TOKENS = 4
 """Tokens after a position whose prediction BrierLM scores."""
+
+
+MOST_PROMPT_BYTES = 2**17
+"""As UTF-8; a token is a byte or more, and more tokens are not read."""
+
+
+def _readable(prompt: str) -> str:
+    size = len(prompt.encode("utf-8", "surrogatepass"))
+    if size > MOST_PROMPT_BYTES:
+        raise ValueError(f"has {size:,} bytes, a prompt may have {MOST_PROMPT_BYTES:,}; give its end")
+    return prompt
+
+
+MIN_TEMPERATURE = 0.001
+"""1/T equal samples are what a chunk needs: at T = 0 there would be no end of them."""
 
 
 class EvaluationConfig(Section):
@@ -27,13 +42,28 @@ class EvaluationConfig(Section):
     bootstrap_resamples: int = Field(
         1000, ge=100, le=100_000, description="resamples of sequences for the confidence intervals"
     )
-    confidence: float = Field(0.95, gt=0, lt=1, description="level of the confidence intervals")
-    prompts: tuple[Annotated[str, Field(max_length=100_000)], ...] = Field(
-        ("The climate of", "The economy depends on", "In the early 19th century,"), max_length=1000
+    confidence: float = Field(
+        0.95, ge=0.5, lt=1, description="level of the confidence intervals; at most 1 - 2 / bootstrap_resamples"
+    )
+    prompts: tuple[Annotated[str, AfterValidator(_readable)], ...] | None = Field(
+        None,
+        max_length=1000,
+        description="texts that the model continues; unset: how some held-out documents begin; []: none",
     )
     prompt_tokens: int = Field(64, ge=1, le=2**20, description="tokens written for each prompt")
-    temperature: float = Field(0.5, ge=0.001, le=1, description="temperature of the texts that are shown")
+    temperature: float = Field(0.5, ge=MIN_TEMPERATURE, le=1, description="temperature of the texts that are shown")
     temperature_samples: int = Field(200, ge=1, le=2**20, description="samples per chunk of the temperature sampler")
+
+    @model_validator(mode="after")
+    def _tails_are_resampled(self) -> Self:
+        highest = 1 - 2 / self.bootstrap_resamples
+        if self.confidence > highest:
+            raise ValueError(
+                f"confidence ({self.confidence}) leaves less than one of bootstrap_resamples "
+                f"({self.bootstrap_resamples}) beyond each end of an interval; lower it to {highest:g}, or raise "
+                f"bootstrap_resamples to {math.ceil(2 / (1 - self.confidence))}"
+            )
+        return self
 
     def interval(self, chunk_size: int, sequence_length: int) -> int:
         """Tokens between two scored positions of a model with chunks of K tokens.

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from calm_core.config.base import Section
+from calm_core.config.base import Section, as_written
 
 KindT = TypeVar("KindT", bound="Kind")
 
@@ -40,7 +40,7 @@ class Kinds(Generic[KindT]):
             ValueError: There is no such kind.
         """
         if kind not in self.classes:
-            raise ValueError(f"there is no {kind!r}; there are {', '.join(self.classes)}")
+            raise ValueError(f"there is no {as_written(kind)}; there are {', '.join(self.classes)}")
         found = self._defined(kind)
         if found is None:
             self.class_of(kind)  # importing it defines them
@@ -76,7 +76,7 @@ class Kinds(Generic[KindT]):
             raise ValueError(f"expected a kind with its settings, e.g. {{kind: {next(iter(self.classes))}}}")
         kind = settings.get("kind", next(iter(self.classes)))
         if not isinstance(kind, str):
-            raise ValueError(f"kind {kind!r} is no name; there are {', '.join(self.classes)}")
+            raise ValueError(f"its kind is a name (got {as_written(kind)}); there are {', '.join(self.classes)}")
         return self.settings_of(kind).model_validate({**settings, "kind": kind})
 
     def switched(self, settings: Any, kind: str) -> dict[str, Any]:

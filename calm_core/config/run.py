@@ -1,5 +1,6 @@
 """Every setting of a run, and how they are resolved: defaults < profile < `section.key=value`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -7,7 +8,7 @@ from pydantic import Field, model_validator
 
 from calm_core.config import text as settings_text
 from calm_core.config.autoencoder import AUTOENCODERS, AutoencoderConfig
-from calm_core.config.base import Name, Section, parse_section
+from calm_core.config.base import Name, Section, parse_section, setting_names
 from calm_core.config.data import DataConfig, TokenizerConfig
 from calm_core.config.evaluation import EvaluationConfig
 from calm_core.config.heads import HEADS
@@ -62,6 +63,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _tokenizer_has_room(self) -> Self:
+        least = 256 + 2 + self.data.start_of_text
+        if self.tokenizer.vocab_size < least and not (self.tokenizer.source or self.data.extends):
+            raise ValueError(
+                f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) must be {least} or more: with data.start_of_text "
+                "there are 256 bytes and 3 special tokens"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _start_of_text_is_used(self) -> Self:
         if self.tokenizer.bos_token is not None and not self.data.start_of_text:
             raise ValueError(
@@ -88,9 +99,11 @@ def resolve_config(
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(
-                f"override {shortened(override)}: expected section.key=value, e.g. calm.learning_rate=1e-3"
-            )
+            colon = re.fullmatch(r"\s*([\w.]+)\s*:\s*([^\s/].*)", override)
+            example = f"{colon[1]}={colon[2]}" if colon else "calm.learning_rate=1e-3"
+            raise ConfigError(f"override {shortened(override)}: expected section.key=value, e.g. {shortened(example)}")
+        if (second := re.search(r"[,;]\s*([\w.]+)=", text)) and second[1] in setting_names(Config):
+            raise ConfigError(f"override {shortened(override)}: is more than one setting; give {second[1]} on its own")
         values = _overridden(values, key.strip(), _parse_value(text, override))
     for key, value in (given or {}).items():
         values = _overridden(values, key, value)

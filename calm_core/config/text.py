@@ -6,7 +6,7 @@ and 511 of them.) Aliases, tags and repeated keys are refused rather than follow
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -63,7 +63,7 @@ def _events(text: str) -> Iterator[yaml.Event]:
     try:
         yield from yaml.parse(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        raise ValueError(f"{_place(error.problem_mark)}{error.problem}") from None
+        raise ValueError(f"{_place(error.problem_mark)}{_in_plain_words(error.problem or '')}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ValueError(f"line {line}: holds a character that is no text, U+{ord(text[error.position]):04X}") from None
@@ -71,8 +71,41 @@ def _events(text: str) -> Iterator[yaml.Event]:
         raise ValueError("an escape or a directive has a number that is out of range") from None
 
 
+_IN_PLAIN_WORDS = (
+    (r"unknown escape character", r"\ begins an escape that does not exist; use single quotes"),
+    (r"character '\\t'", "a tab; indent with spaces"),
+    (
+        r"mapping values are not allowed",
+        "a colon that does not belong here: the line above lacks one, the indentation is wrong, or text needs quotes",
+    ),
+    (r"expected <block end>", "the indentation does not fit the lines above, or something follows a quote or bracket"),
+    (r"expected ',' or '[]}]'", "a comma is missing, or the bracket that ends this"),
+    (r"did not find expected node|expected the node content", "a value is missing"),
+    (r"could not find expected ':'", "a name without a colon and a value behind it"),
+    (r"unexpected end of stream", "the quote that ends a text is missing"),
+    (r"character '.'", "text that begins with this character needs quotes"),
+)
+"""What the library says, in terms of YAML's grammar, and how it is meant."""
+
+
+def _in_plain_words(problem: str) -> str:
+    return next((words for pattern, words in _IN_PLAIN_WORDS if re.search(pattern, problem)), problem)
+
+
+def line_of(settings: str, path: Sequence[str]) -> int | None:
+    """The line, from 1, at which a setting stands in a text that `read` takes; None if it is not there."""
+    node, line = yaml.compose(settings, Loader=yaml.SafeLoader), None
+    for name in path:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        values = {key.value: (key.start_mark.line + 1, value) for key, value in pairs}
+        if name not in values:
+            return None
+        line, node = values[name]
+    return line
+
+
 def _place(mark: Any) -> str:
-    return f"line {mark.line + 1}: " if mark else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
 
 
 def _value(event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> Any:

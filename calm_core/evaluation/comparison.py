@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from calm_core.errors import CalmError
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import EvaluationFacts
-
-NO_START = "none"  # a protocol whose documents begin with no token of their own
-# What earlier versions left out of a protocol, since there was no choice.
-_EARLIER: dict[str, str | int] = {"packing": "documents", "start_of_text": NO_START}
+from calm_core.store.protocol import differences
 
 
 def require_same_protocol(evaluations: Sequence[Artifact[EvaluationFacts]]) -> None:
@@ -22,16 +19,10 @@ def require_same_protocol(evaluations: Sequence[Artifact[EvaluationFacts]]) -> N
         if evaluation.facts.protocol.get("positions") == 0:
             raise CalmError(f"{evaluation.uri}: no position counted, so its score says nothing; evaluate on more text")
     first, *others = evaluations
-    expected = _EARLIER | first.facts.protocol
     for other in others:
-        found = _EARLIER | other.facts.protocol
-        differences = [
-            f"{key} {expected.get(key)} against {found.get(key)}"
-            for key in sorted(expected.keys() | found.keys())
-            if expected.get(key) != found.get(key)
-        ]
-        if differences:
+        found = differences(first.facts.protocol, other.facts.protocol)
+        if found:
+            told = "; ".join(f"{name} {ours} against {theirs}" for name, (ours, theirs) in found.items())
             raise CalmError(
-                f"{first.uri} and {other.uri} cannot be compared, their protocols differ: {'; '.join(differences)}; "
-                "evaluate both alike"
+                f"{first.uri} and {other.uri} cannot be compared, their protocols differ: {told}; evaluate both alike"
             )

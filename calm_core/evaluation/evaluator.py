@@ -11,11 +11,11 @@ from calm_core.config import EvaluationConfig
 from calm_core.data.reading.dataset import Dataset
 from calm_core.errors import ArtifactError
 from calm_core.evaluation.brier import MAX_N, BrierAccumulator, next_tokens
-from calm_core.evaluation.comparison import NO_START
 from calm_core.evaluation.samplers import BrierModel
 from calm_core.models.autoencoders.base import Autoencoder, reconstruct, to_chunks
 from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.store.facts import BrierScores
+from calm_core.store.protocol import NO_START
 from calm_core.telemetry.stage import Stage
 
 

@@ -15,9 +15,9 @@ from calm_core.models.layers import freeze
 from calm_core.models.noise import derive_seed
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import CalmFacts, ModelFacts, TransformerFacts
+from calm_core.weights.lineage import autoencoder_of
 from calm_core.weights.load import (
     CURVES_NAME,
-    autoencoder_of,
     load_autoencoder,
     load_calm,
     load_tokenizer,
@@ -38,6 +38,7 @@ class Scored:
         new: The same with new weights, from torch's seed.
         generator: What writes text.
         curves: Points of training curves, by the picture's title and the curve's name.
+        settings: Of each model and its training, by its name.
         autoencoder: Of a model over chunks.
     """
 
@@ -48,6 +49,7 @@ class Scored:
     new: Callable[[int], BrierModel]
     generator: TextGenerator
     curves: dict[tuple[str, str], Curve]
+    settings: dict[str, dict[str, Any]]
     autoencoder: Autoencoder | None = None
 
     def untrained(self, interval: int, seed: int) -> BrierModel:
@@ -74,6 +76,7 @@ def _calm(artifact: Artifact[CalmFacts], autoencoder_uri: str, device: torch.dev
             ("Autoencoder: token accuracy", "accuracy"): _curve(autoencoder_artifact),
             ("CALM: loss of the head", calm.mlp_generator.loss_name): _curve(artifact),
         },
+        settings={"autoencoder": autoencoder_artifact.manifest.config, "CALM": artifact.manifest.config},
         autoencoder=autoencoder,
     )
 
@@ -88,6 +91,7 @@ def _transformer(artifact: Artifact[TransformerFacts], autoencoder_uri: str, dev
         new=lambda interval: TransformerScorer(freeze(new_transformer(artifact).to(device)), interval),
         generator=_generator(TransformerTokens(model), artifact),
         curves={("Transformer: cross-entropy, nats a token", "cross_entropy"): _curve(artifact)},
+        settings={"Transformer": artifact.manifest.config},
     )
 
 

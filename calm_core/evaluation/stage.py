@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -13,14 +14,23 @@ from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import ArtifactError, ConfigError
 from calm_core.evaluation.brier import frequencies
 from calm_core.evaluation.evaluator import Evaluator
+from calm_core.evaluation.prompts import beginnings
 from calm_core.evaluation.report import render_report
 from calm_core.evaluation.samplers import UnigramSampler
 from calm_core.evaluation.scored import SCORED, Scored
 from calm_core.generation.text import Sampling
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import CalmFacts, EvaluationFacts, ModelFacts, References, TextSample
+from calm_core.store.facts import (
+    CalmFacts,
+    DatasetFacts,
+    EvaluationFacts,
+    MixtureFacts,
+    ModelFacts,
+    References,
+    TextSample,
+)
 from calm_core.telemetry.stage import Stage
-from calm_core.weights.load import autoencoder_of
+from calm_core.weights.lineage import autoencoder_of
 
 _FREQUENCY_SEQUENCES = 4096  # training sequences that the unigram reference counts
 
@@ -31,7 +41,14 @@ def stage_name(kind: str) -> str:
 
 
 def evaluate(
-    config: EvaluationConfig, dataset_uri: str, model_uri: str, output_uri: str, *, seed: int, autoencoder_uri: str = ""
+    config: EvaluationConfig,
+    dataset_uri: str,
+    model_uri: str,
+    output_uri: str,
+    *,
+    seed: int,
+    autoencoder_uri: str = "",
+    overwrite: bool = False,
 ) -> Artifact[EvaluationFacts]:
     """Score a language model on held-out text, and let it write.
 
@@ -43,14 +60,18 @@ def evaluate(
             numbers.
         seed: Of all noise.
         autoencoder_uri: The autoencoder of a CALM model; unset, where it lay when the model was trained.
+        overwrite: Whether another evaluation that lies there is replaced (see `ArtifactWriter`).
 
     Raises:
         CalmError: An input is unusable, or the artifacts do not belong together.
     """
     settings = config.model_dump(mode="json") | {"seed": seed}
     artifact = Artifact(model_uri, *SCORED)
-    with Stage(stage_name(artifact.facts.kind), settings, output_uri) as stage:
-        ArtifactWriter(output_uri, EvaluationFacts, {}, {}).check()
+    with Stage(stage_name(artifact.facts.kind), settings) as stage:
+        dataset_digest = Artifact(dataset_uri, DatasetFacts, MixtureFacts).digest
+        known = {artifact.facts.kind: artifact.digest, "dataset": dataset_digest}
+        ArtifactWriter(output_uri, EvaluationFacts, settings, known, overwrite=overwrite).check()
+        stage.begin()
         dataset = open_dataset(dataset_uri, "validation")
         _require_same_tokenizer(artifact, dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,10 +82,9 @@ def evaluate(
         evaluator.require_positions()
         facts = _measure(evaluator, scored, dataset_uri)
 
-        html = render_report(facts, scored.curves)
-        with ArtifactWriter(
-            output_uri, EvaluationFacts, settings, scored.parents | {"dataset": dataset.digest}
-        ) as writer:
+        parents = scored.parents | {"dataset": dataset.digest}
+        html = render_report(facts, scored.curves, settings, scored.settings, parents)
+        with ArtifactWriter(output_uri, EvaluationFacts, settings, parents, overwrite=overwrite) as writer:
             writer.write("evaluation.json", json.dumps(facts.part("results"), indent=1, sort_keys=True).encode())
             writer.write("report.html", html.encode())
             writer.facts = facts
@@ -72,7 +92,7 @@ def evaluate(
         stage.run.log_text(html, "report.html")
         evaluation = Artifact(output_uri, EvaluationFacts)
         score = facts.brierlm
-        stage.finish(evaluation, f"BrierLM {score.value:.3f} {score.interval(3)}")
+        stage.finish(evaluation, f"BrierLM {score.value:.2f} {score.interval()}")
     return evaluation
 
 
@@ -116,6 +136,7 @@ def _measure(evaluator: Evaluator, scored: Scored, dataset_uri: str) -> Evaluati
         protocol=evaluator.protocol(),
         references=references,
         samples=samples,
+        evaluated=datetime.now(UTC).isoformat(timespec="seconds"),
         score_seconds=score_seconds,
         generation_tokens_per_second=tokens / max(time.monotonic() - started, 1e-9),
     )
@@ -140,14 +161,17 @@ def _train_frequencies(dataset_uri: str) -> Tensor:
 
 def _write_samples(evaluator: Evaluator, scored: Scored) -> list[TextSample]:
     config = evaluator.config
+    prompts = beginnings(evaluator.dataset) if config.prompts is None else config.prompts
+    if not prompts:
+        return []
     evaluator.stage.report(note="writing text")
     texts = scored.generator.generate(
-        config.prompts,
+        prompts,
         max_new_tokens=config.prompt_tokens,
         sampling=Sampling(config.temperature, config.temperature_samples),
         seed=evaluator.seed,
     )
-    return [TextSample(prompt=prompt, text=text) for prompt, text in zip(config.prompts, texts, strict=True)]
+    return [TextSample(prompt=prompt, text=text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def _metrics(facts: EvaluationFacts) -> dict[str, float]:

@@ -138,6 +138,20 @@ def choose_chunks(
     return search.whole_chunk(chosen_B)
 
 
+def first_that_fits(autoencoder: Autoencoder, latents_BSL: Tensor, begun_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """One chunk of each row: of its samples, the first one that begins with the tokens that are there already.
+
+    Returns:
+        int64 [B, K], as `choose_chunks`; and bool [B], whether one does.
+    """
+    search = _Search(autoencoder, latents_BSL, begun_BK)
+    search.decode_begun()
+    fits_BS = (search.shared_X > 0).view(len(begun_BK), -1)
+    found_B = fits_BS.any(1)
+    first_B = (fits_BS.cumsum(1) == 0).sum(1)
+    return search.whole_chunk(torch.where(found_B, first_B, 0)), found_B
+
+
 def _decode_what_can_win(search: "_Search", temperature: float) -> Tensor:
     """Decode until the chunks that qualify are known in every row.
 

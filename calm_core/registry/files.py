@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calm_core.config import text
-from calm_core.errors import ArtifactError, CalmError, StorageError, first_line
+from calm_core.errors import ArtifactError, CalmError, StorageError
+from calm_core.registry.versions import exact_uri
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts
-from calm_core.telemetry.mlflow_run import shown_tracking_uri
+from calm_core.telemetry.mlflow_store import reach_mlflow, reason_of, tracking_place
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -53,8 +54,10 @@ def registered_artifacts(uri: str) -> Iterator[tuple[Artifact[AutoencoderFacts],
 
 def _data_folder(uri: str, empty: str) -> str:
     """The local folder with a model's data: where MLflow keeps it, or a copy in a folder that is empty so far."""
+    reach_mlflow(to_read=True)
+    exact = exact_uri(uri)
     try:
-        files = _located(uri, empty)
+        files = _located(exact, empty)
         data = _data_path(uri, files.read(_MLMODEL, _LARGEST_MLMODEL))
         files.bring_artifact(f"{data}/{AUTOENCODER_FOLDER}")
         files.bring_artifact(f"{data}/{CALM_FOLDER}")
@@ -63,9 +66,14 @@ def _data_folder(uri: str, empty: str) -> str:
         raise CalmError(f"{uri}: is not a CALM model, or cannot be read ({error})") from None
     except CalmError:
         raise
+    except FileNotFoundError as error:
+        raise CalmError(
+            f"{uri}: its files are gone ({error.filename}); register the model again, or choose another version"
+        ) from None
     except Exception as error:  # what MLflow and its clients of object stores raise has no common base
         raise CalmError(
-            f"{uri}: cannot be loaded from {shown_tracking_uri()} ({first_line(error)}); `calm run` registers a model"
+            f"{uri}: cannot be loaded from {tracking_place()} ({reason_of(error)}); "
+            "check that it is there, and that its files can be reached"
         ) from None
 
 

@@ -4,27 +4,25 @@ Needs the bare library; no pickle is read, and no code but this library's is run
 Registered models name this module, so it stays here.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
-from calm_core.generation.text import CalmChunks, Sampling, TextGenerator, TransformerTokens
+from calm_core.generation.text import CalmChunks, TextGenerator, TransformerTokens
 from calm_core.models.layers import freeze
 from calm_core.registry.files import AUTOENCODER_FOLDER, CALM_FOLDER, registered_artifacts
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, TransformerFacts
 from calm_core.telemetry.mlflow_run import REGISTERED
-from calm_core.weights.load import autoencoder_of, load_autoencoder, load_calm, load_tokenizer, load_transformer
+from calm_core.weights.lineage import autoencoder_of
+from calm_core.weights.load import load_autoencoder, load_calm, load_tokenizer, load_transformer
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from calm_core.registry.served import CalmTextModel
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-DEFAULT_PARAMETERS: dict[str, int | float] = {"max_new_tokens": 64, "temperature": 1.0, "seed": 0}
 
 
 def load_generator(uri: str, autoencoder_uri: str = "") -> TextGenerator:
@@ -61,28 +59,9 @@ def _ready(model: ModuleT) -> ModuleT:
     return freeze(model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-class CalmTextModel:
-    """What `mlflow.pyfunc.load_model` wraps: a column `prompt` in, one continuation for each row out."""
+def _load_pyfunc(path: str) -> "CalmTextModel":
+    from calm_core.registry.served import CalmTextModel  # needs MLflow, whose import costs seconds
 
-    def __init__(self, generator: TextGenerator) -> None:
-        self.generator = generator
-
-    def get_raw_model(self) -> TextGenerator:
-        """The generator itself, for callers that know it."""
-        return self.generator
-
-    def predict(self, model_input: "pd.DataFrame", params: Mapping[str, Any] | None = None) -> list[str]:
-        """Continue each prompt; `params` may hold max_new_tokens, temperature and seed."""
-        settings = DEFAULT_PARAMETERS | dict(params or {})
-        return self.generator.generate(
-            [str(prompt) for prompt in model_input["prompt"]],
-            max_new_tokens=int(settings["max_new_tokens"]),
-            sampling=Sampling(float(settings["temperature"])),
-            seed=int(settings["seed"]),
-        )
-
-
-def _load_pyfunc(path: str) -> CalmTextModel:
     autoencoder = Artifact(storage.join(path, AUTOENCODER_FOLDER), AutoencoderFacts)
     calm = Artifact(storage.join(path, CALM_FOLDER), CalmFacts)
     return CalmTextModel(calm_generator(calm, autoencoder))

@@ -8,75 +8,83 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from calm_core.config import EvaluationConfig, RegistryConfig
+from calm_core.config import RegistryConfig
 from calm_core.errors import ArtifactError, CalmError
-from calm_core.registry.aliases import point_alias
+from calm_core.registry.aliases import Aliases, Measured
 from calm_core.registry.files import AUTOENCODER_FOLDER, CALM_FOLDER, LOADER_MODULE, registered_artifacts
-from calm_core.registry.load import DEFAULT_PARAMETERS, calm_generator
+from calm_core.registry.load import calm_generator
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
 from calm_core.store.code_version import code_version
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts, Facts, RegistrationFacts
-from calm_core.telemetry import mlflow_run
+from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE
+from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, mlflow_answers
 from calm_core.telemetry.stage import Stage
-from calm_core.weights.load import autoencoder_of
-
-if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
+from calm_core.weights.lineage import autoencoder_of
 
 STAGE = "register"
 _EVALUATION_TAG = "calm.evaluation_digest"
+_PROMPT = "Once upon a time"  # the example of a model whose evaluation wrote nothing
 _DISTRIBUTION = "calm-pipelines"
 _RUNTIME_PACKAGES = ("torch", "tokenizers", "safetensors", "pydantic", "fsspec", "numpy", "pandas", "mlflow-skinny")
 
 
 def register_model(
-    config: RegistryConfig, calm_uri: str, evaluation_uri: str, output_uri: str, *, autoencoder_uri: str = ""
+    config: RegistryConfig,
+    calm_uri: str,
+    evaluation_uri: str,
+    output_uri: str,
+    *,
+    autoencoder_uri: str = "",
+    overwrite: bool = False,
 ) -> Artifact[RegistrationFacts]:
-    """Register a scored model in MLflow, and point the alias to its version.
+    """Register a scored model in MLflow, and point the alias to its version if that is better (`Aliases`).
 
     A model with the same weights and evaluation that is registered already keeps its version, so the stage can run
     again at any time, also side by side, and its answer is never older than the registry. Whatever version it answers
     has been loaded; one whose files are gone or damaged is left as it is, and the model registered anew.
 
     Args:
-        config: Name and alias.
+        config: Names of the model and the alias, and when the alias moves.
         calm_uri: A `calm` artifact.
         evaluation_uri: Its scores.
         output_uri: Where the `registration` artifact is written.
         autoencoder_uri: The autoencoder of the model; unset, where it was when the model was trained.
+        overwrite: Whether another registration that lies there is replaced (see `ArtifactWriter`).
 
     Raises:
         CalmError: MLFLOW_TRACKING_URI is not set, MLflow fails, the evaluation is of another model, or what has been
             registered cannot be loaded.
     """
     settings = config.model_dump(mode="json")
-    with Stage(STAGE, settings, output_uri) as stage:
-        if not os.environ.get(mlflow_run.TRACKING_URI_VARIABLE):
-            raise CalmError(
-                f"{STAGE}: set {mlflow_run.TRACKING_URI_VARIABLE} to the MLflow server that holds the registry"
-            )
-        ArtifactWriter(output_uri, RegistrationFacts, {}, {}).check()
+    with Stage(STAGE, settings) as stage:
+        if not os.environ.get(TRACKING_URI_VARIABLE):
+            raise CalmError(f"{STAGE}: set {TRACKING_URI_VARIABLE} to the MLflow server that holds the registry")
         scored = ScoredModel.open(calm_uri, evaluation_uri, autoencoder_uri)
-        with mlflow_run.mlflow_answers():
+        ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests, overwrite=overwrite).check()
+        stage.begin()
+        scored.check_files()  # also where the model is registered already, and nothing else would read them
+        with mlflow_answers():
             number = _find_version(config.model_name, scored)
             if number is None:
                 stage.report(note="logging the model")
                 number = _only_version(config.model_name, scored, _new_version(config.model_name, scored, stage))
-            point_alias(config.model_name, config.alias, number)
+            aliases = Aliases(config, lambda other: _is_whole(_uri(config.model_name, other)))
+            promotion = aliases.promote(number, Measured.of(scored.evaluation.facts))
         facts = RegistrationFacts(
             model_name=config.model_name,
             version=number,
             alias=config.alias,
             model_uri=_uri(config.model_name, number),
+            promoted=promotion.promoted,
+            reason=promotion.reason,
         )
-        with ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests) as writer:
+        with ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests, overwrite=overwrite) as writer:
             writer.facts = facts
             writer.write("registration.json", json.dumps(facts.part("results"), indent=1).encode())
         registration = Artifact(output_uri, RegistrationFacts)
-        stage.finish(registration, f"{config.model_name} version {number}, alias {config.alias}")
+        stage.finish(registration, f"{config.model_name} version {number}; {promotion.reason}")
     return registration
 
 
@@ -93,7 +101,7 @@ class ScoredModel:
         """The three artifacts.
 
         Raises:
-            ArtifactError: One is unusable or damaged, or the evaluation is of another model.
+            ArtifactError: One is unusable, or the evaluation is of another model.
         """
         calm = Artifact(calm_uri, CalmFacts)
         scored = cls(autoencoder_of(calm, autoencoder_uri), calm, Artifact(evaluation_uri, EvaluationFacts))
@@ -105,9 +113,16 @@ class ScoredModel:
         for name, artifact in (("autoencoder", scored.autoencoder), ("calm", scored.calm)):
             if scored.evaluation.manifest.parents.get(name) != artifact.digest:
                 raise ArtifactError(f"{evaluation_uri}: is the evaluation of another {name} than {artifact.uri}")
-        for whole in (scored.autoencoder, scored.calm, scored.evaluation):
-            whole.check_files()  # also where the model is registered already, and nothing else would read them
         return scored
+
+    def check_files(self) -> None:
+        """Check every file of the three.
+
+        Raises:
+            ArtifactError: One is missing or damaged.
+        """
+        for artifact in (self.autoencoder, self.calm, self.evaluation):
+            artifact.check_files()
 
     @property
     def digests(self) -> dict[str, str]:
@@ -121,7 +136,7 @@ class ScoredModel:
         tags["calm.dataset_digest"] = self.evaluation.manifest.parents["dataset"]
         tags["calm.code_version"] = code_version()
         tags["calm.brierlm"] = f"{score.value:.4f} {score.interval(4)}"
-        if parent := os.environ.get(mlflow_run.PARENT_RUN_VARIABLE):
+        if parent := os.environ.get(PARENT_RUN_VARIABLE):
             tags["calm.pipeline_run"] = parent
         return tags
 
@@ -162,6 +177,17 @@ def _check(uri: str, scored: ScoredModel) -> None:
         calm_generator(calm, autoencoder)
 
 
+def _is_whole(uri: str) -> bool:
+    """Whether the files of a registered model are there and undamaged."""
+    try:
+        with registered_artifacts(uri) as artifacts:
+            for artifact in artifacts:
+                artifact.check_files()
+    except CalmError:
+        return False
+    return True
+
+
 def _only_version(model_name: str, scored: ScoredModel, new: str) -> str:
     """The version that stays, of those that were registered with this evaluation at the same time.
 
@@ -194,36 +220,22 @@ def _new_version(model_name: str, scored: ScoredModel, stage: Stage) -> str:
     import mlflow
     import pandas as pd
 
-    prompts = [sample.prompt for sample in scored.evaluation.facts.samples] or EvaluationConfig().prompts
-    example = pd.DataFrame({"prompt": prompts[:1]})
+    from calm_core.registry.served import COLUMN, SIGNATURE
+
+    prompts = [sample.prompt for sample in scored.evaluation.facts.samples] or [_PROMPT]
+    example = pd.DataFrame({COLUMN: prompts[:1]})
     lineage = scored.lineage()
     with _model_folder(scored) as folder, mlflow.start_run(run_id=stage.run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             loader_module=LOADER_MODULE,
             data_path=folder,
-            signature=_signature(),
+            signature=SIGNATURE,
             input_example=(example, {"max_new_tokens": 16}),
             pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in (_DISTRIBUTION, *_RUNTIME_PACKAGES)],
             tags=lineage,
         )
     return str(mlflow.register_model(logged.model_uri, model_name, tags=lineage).version)
-
-
-def _signature() -> "ModelSignature":
-    """A column of prompts in, a text for each out; how to write are parameters."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    parameters = [
-        ParamSpec(name, DataType.double if isinstance(value, float) else DataType.long, value)
-        for name, value in DEFAULT_PARAMETERS.items()
-    ]
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "prompt")]),
-        outputs=Schema([ColSpec(DataType.string)]),
-        params=ParamSchema(parameters),
-    )
 
 
 @contextmanager

@@ -55,16 +55,34 @@ def estimate(config: Config, gpus: int) -> dict[str, Cost]:
         config: The resolved settings.
         gpus: Ranks that share a training run, one GPU each; bf16 is assumed unless a section says fp32.
     """
-    with torch.device("meta"):
-        shape, vocab_size = config.autoencoder.model, config.tokenizer.vocab_size
-        autoencoder = make_autoencoder(shape, vocab_size)
-        calm = Calm(config.calm.model, vocab_size, shape.chunk_size, shape.latent_size)
-        transformer = Transformer(config.transformer.model, vocab_size)
+    autoencoder, calm, transformer = _models(config, config.tokenizer.vocab_size)
     return {
         "autoencoder": _autoencoder(config, autoencoder, gpus),
         "CALM": _calm(config, calm, autoencoder, gpus),
         "Transformer": _transformer(config, transformer, gpus),
     }
+
+
+def parameters_by_kind(config: Config, vocab_size: int) -> dict[str, int]:
+    """Numbers that are trained of each model, by its section of the settings, in the order in which they are trained.
+
+    Args:
+        config: The resolved settings.
+        vocab_size: Of the tokenizer, which may be another one than is trained.
+    """
+    autoencoder, calm, transformer = map(parameters, _models(config, vocab_size))
+    return {"autoencoder": autoencoder, "calm": calm, "transformer": transformer}
+
+
+def _models(config: Config, vocab_size: int) -> tuple[Autoencoder, Calm, Transformer]:
+    """All models, without storage."""
+    shape = config.autoencoder.model
+    with torch.device("meta"):
+        return (
+            make_autoencoder(shape, vocab_size),
+            Calm(config.calm.model, vocab_size, shape.chunk_size, shape.latent_size),
+            Transformer(config.transformer.model, vocab_size),
+        )
 
 
 def parameters(module: nn.Module) -> int:

@@ -419,6 +419,10 @@ class TransformerFacts(ModelFacts, kind="transformer"):
     """A trained token-level Transformer."""
 
 
+class ExportFacts(Facts, kind="export"):
+    """A model in the public format; that of a CALM model holds its autoencoder's folder."""
+
+
 class SpecFacts(Facts, kind="training-spec"):
     """What the ranks of a training train; the spec itself is the artifact's config."""
 
@@ -429,10 +433,12 @@ class OutcomeFacts(Facts, kind="training-outcome"):
     Attributes:
         message: The number that matters, or why the job did not finish; one line.
         exit_code: That of the rank.
+        can_pass: Whether running the same again can help.
     """
 
     message: str
     exit_code: Annotated[int, Field(ge=0, le=255)] = 0
+    can_pass: bool = False
 
 
 class Score(Record):
@@ -450,11 +456,17 @@ class Score(Record):
             raise ValueError(f"the interval begins at {self.low}, above its end at {self.high}")
         return self
 
-    def interval(self, digits: int, scale: float = 1.0) -> str:
-        """The interval of `scale` times the number, as text."""
+    def times(self, factor: float) -> "Score":
+        """The score on another scale; the factor is not negative."""
         if self.low is None or self.high is None:
-            return "[unknown: one sequence]"
-        return f"[{scale * self.low:.{digits}f}, {scale * self.high:.{digits}f}]"
+            return Score(value=factor * self.value)
+        return Score(value=factor * self.value, low=factor * self.low, high=factor * self.high)
+
+    def interval(self, digits: int = 2) -> str:
+        """The interval as text."""
+        if self.low is None or self.high is None:
+            return "[unknown]"
+        return f"[{self.low:z.{digits}f}, {self.high:z.{digits}f}]"
 
 
 class BrierScores(Record):
@@ -472,6 +484,11 @@ class BrierScores(Record):
         if not math.isclose(self.brierlm.value, mean, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
             raise ValueError(f"brierlm ({self.brierlm.value}) is not the geometric mean of its terms ({mean})")
         return self
+
+    def shown(self) -> dict[str, Score]:
+        """The scores by the names and on the scale that people see, which is the same for all: times 100."""
+        terms = {f"Brier-{n}": self.brier[n].times(100) for n in sorted(self.brier, key=lambda n: (len(n), n))}
+        return {"BrierLM": self.brierlm} | terms
 
 
 class TextSample(Record):
@@ -495,24 +512,51 @@ class EvaluationFacts(Facts, BrierScores, kind="evaluation"):
         model: What was scored, for people.
         autoencoder_accuracy: Of a CALM model: share of tokens that come back from sampled latents.
         protocol: All that two scores must share to be compared.
+        evaluated: When, in ISO 8601; artifacts of schema version 2 do not say it.
     """
+
+    schema_version: ClassVar[int] = 3
 
     model: str
     autoencoder_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     protocol: dict[str, str | int]
     references: References
     samples: list[TextSample]
+    evaluated: Annotated[str, TIMING, Field(max_length=64)] = ""
     score_seconds: Seconds = 0.0
     generation_tokens_per_second: Rate = 0.0
 
+    @classmethod
+    def upgrade(
+        cls, version: int, config: dict[str, Any], results: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Until version 2, nothing said when."""
+        return (config, results) if version == 2 else super().upgrade(version, config, results)
+
 
 class RegistrationFacts(Facts, kind="registration"):
-    """A version of a registered model."""
+    """A version of a registered model.
+
+    Attributes:
+        promoted: Whether the alias pointed to this version once it was registered.
+        reason: Why it did or did not, for people; artifacts of schema version 2 have none.
+    """
+
+    schema_version: ClassVar[int] = 3
 
     model_name: str
     version: Annotated[str, Field(pattern=r"^[0-9]+$")]
     alias: str
     model_uri: str
+    promoted: bool = True
+    reason: str = ""
+
+    @classmethod
+    def upgrade(
+        cls, version: int, config: dict[str, Any], results: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Until version 2, the alias moved to each version."""
+        return (config, results) if version == 2 else super().upgrade(version, config, results)
 
     @model_validator(mode="after")
     def _uri_is_of_the_version(self) -> Self:

@@ -1,11 +1,12 @@
 """Progress of a stage, one JSON object a line.
 
-Whoever runs a pipeline names a file in CALM_PROGRESS_FILE and shows what appears in it; without one, the lines are
-printed, so that a pod's log shows them.
+Whoever runs a pipeline names a file in CALM_PROGRESS_FILE and shows what appears in it; without one, the lines go to
+standard error, so that a terminal or a pod's log shows them.
 """
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class ProgressEvent(BaseModel):
         rate: Tokens (or units) per second, 0 where it is not measured.
         eta: Seconds left, estimated; 0 where it is unknown.
         note: The number that matters, or what is being done, or the reason of a failure.
+        can_pass: Of a failure: whether running the same command again can help.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +44,7 @@ class ProgressEvent(BaseModel):
     rate: float = 0.0
     eta: float = 0.0
     note: str = ""
+    can_pass: bool = False
 
 
 def report(
@@ -53,8 +56,12 @@ def report(
     rate: float = 0.0,
     eta: float = 0.0,
     note: str = "",
+    can_pass: bool = False,
 ) -> None:
-    """Tell whoever watches how far a stage is."""
+    """Tell whoever watches how far a stage is.
+
+    Without a file, nothing is said of a failure: whoever has called the stage gets the error itself.
+    """
     event = ProgressEvent(
         time=time.time(),
         stage=stage,
@@ -64,27 +71,36 @@ def report(
         rate=rate,
         eta=eta,
         note=shortened(note, LONGEST_MESSAGE),
+        can_pass=can_pass,
     )
     line = event.model_dump_json()
     if path := os.environ.get(PROGRESS_FILE_VARIABLE):
         with open(path, "a", encoding="utf-8") as file:  # one short append, so lines of several processes never mix
             file.write(line + "\n")
-    else:
+    elif state != "failed":
         counts = f" {done}/{total}" if total else ""
         speed = f" {rate:,.0f}/s" if rate else ""
         left = f" {eta:,.0f} s left" if eta else ""
         line = f"[{stage}] {state}{counts}{speed}{left} {note}".rstrip()
-        print(f"{line}\n", end="", flush=True)  # in one write, so that lines of several processes never mix
+        # In one write, so that lines of several processes never mix.
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def reported(stage: str, note: str = "starting") -> Iterator[None]:
-    """Report the start of the block, and its failure as one line, which passes on."""
+    """Report the start of the block, and its failure."""
     report(stage, note=note)
+    with failure_reported(stage):
+        yield
+
+
+@contextmanager
+def failure_reported(stage: str) -> Iterator[None]:
+    """Report a failure of the block as one line, which passes on."""
     try:
         yield
     except CalmError as error:
-        report(stage, "failed", note=str(error))
+        report(stage, "failed", note=str(error), can_pass=error.can_pass)
         raise
     except Exception as error:  # whatever it was, the watcher gets one line; the error passes on
         report(stage, "failed", note=f"{type(error).__name__}: {first_line(error)}")

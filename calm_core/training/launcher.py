@@ -13,10 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from calm_core.errors import ConfigError
+from calm_core.errors import ConfigError, Stopped
 
 WORKER = "calm_core.training.worker"
 """What every rank runs, with the URI of a spec as its one argument."""
+_AGENT = "calm_core.training.agent"
+_STANDARD_ERROR = 2
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Ending:
     """How the ranks ended.
 
     Attributes:
-        exit_code: 0 when all of them have finished.
+        exit_code: 0 when all of them have finished, 75 when they were asked to stop; below 0 the signal that has ended
+            the launcher's own process, above 128 that of a rank.
         message: What the first one that failed said, on one line; empty where it could not say.
     """
 
@@ -69,9 +72,10 @@ class Nodes:
 
 
 class TorchrunLauncher:
-    """torchrun on this machine: one rank a GPU, or one on CPU; its output goes to this process's.
+    """torchrun on this machine: one rank a GPU, or one on CPU; what it says goes to standard error.
 
-    SIGTERM and SIGINT are passed on, so that the ranks save a checkpoint before they end.
+    The first SIGTERM, SIGINT or SIGHUP is passed on, so that the ranks save a checkpoint before they end; a second one
+    ends them as they are.
 
     Args:
         nodes: The machines that share the job; None for this one alone.
@@ -95,12 +99,17 @@ class TorchrunLauncher:
         torch leaves folders where temporary files go, so for the ranks this is a folder of their own.
         """
         here = self.world_size(processes) // (self._nodes.count if self._nodes else 1)
-        command = [sys.executable, "-m", "torch.distributed.run", *self._rendezvous(), f"--nproc-per-node={here}"]
+        command = [sys.executable, "-m", _AGENT, *self._rendezvous(), f"--nproc-per-node={here}"]
         with tempfile.TemporaryDirectory(prefix="calm-training-", ignore_cleanup_errors=True) as folder:
             error_file = Path(folder) / "error.json"
             environment = _environment(here) | {"TORCHELASTIC_ERROR_FILE": str(error_file), "TMPDIR": folder}
             with (
-                subprocess.Popen([*command, "-m", WORKER, spec_uri], env=environment) as process,
+                subprocess.Popen(
+                    [*command, "-m", WORKER, spec_uri],
+                    env=environment,
+                    stdout=_STANDARD_ERROR,
+                    process_group=0,  # Ctrl-C in a terminal comes from here alone, and once
+                ) as process,
                 _signals_passed_on(process),
             ):
                 code = process.wait()
@@ -133,14 +142,25 @@ def _recorded(error_file: Path) -> str:
 
 @contextmanager
 def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass SIGTERM and SIGINT on to a process, as SIGTERM, while the block lasts."""
+    """Pass a request to stop on to a process, as SIGTERM, while the block lasts; a second one kills it.
+
+    Raises:
+        Stopped: There was a second one.
+    """
+    asked = False
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            process.kill()
+            raise Stopped(signum, "run the same command again to continue from the last checkpoint, if there is one")
+        asked = True
         process.send_signal(signal.SIGTERM)
 
     before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-    for caught in (signal.SIGTERM, signal.SIGINT):
-        before[caught] = signal.signal(caught, pass_on)
+    for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(caught) != signal.SIG_IGN:  # as nohup asks for
+            before[caught] = signal.signal(caught, pass_on)
     try:
         yield
     finally:

@@ -2,8 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -11,9 +9,12 @@ import torch.distributed as dist
 from torch import nn
 
 from calm_core.errors import ConfigError
+from calm_core.telemetry.processes import machine_bytes
 
 BYTES_PER_PARAMETER = 16
 """Of a parameter, its gradient and Adam's state in fp32, more in bf16; the ranks share them at best (ZeRO stage 3)."""
+BYTES_PER_RANK = 128 << 20
+"""Of a process with torch and DeepSpeed, before it has a model; more than this on every machine."""
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -30,24 +31,36 @@ def made(make: Callable[[], ModelT], device: torch.device) -> ModelT:
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):  # counts without storage or random numbers
         parameters = sum(p.numel() for p in make().parameters())
-    needed = BYTES_PER_PARAMETER * parameters // (dist.get_world_size() if dist.is_initialized() else 1)
-    if device.type == "cuda":
-        memory, place = torch.cuda.get_device_properties(device).total_memory, "each GPU"
-    else:
-        needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        memory, place = machine_bytes(), "this machine"
-    if needed > memory:
-        raise ConfigError(
-            f"a model of {parameters:,} parameters takes {needed / 2**30:,.1f} GiB or more to train, {place} has "
-            f"{memory / 2**30:,.1f} GiB; choose fewer layers or smaller sizes (`calm estimate` counts), or more ranks"
-        )
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    require_memory("", parameters, ranks, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device)
     return make()
 
 
-def machine_bytes() -> int:
-    """Memory of this machine, or of the container if it may use less."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # not there, or "max"
-            limits.append(int(Path(file).read_text()))
-    return min(limits)
+def require_memory(who: str, parameters: int, ranks: int, ranks_here: int, device: torch.device) -> None:
+    """Refuse a model that cannot be trained for want of memory.
+
+    Args:
+        who: Begins the message.
+        parameters: Of the model.
+        ranks: That share it.
+        ranks_here: Those of them on this machine.
+        device: Where it is trained.
+
+    Raises:
+        ConfigError: Training it needs more memory than all ranks have together.
+    """
+    needed = BYTES_PER_PARAMETER * parameters // ranks
+    if device.type == "cuda":
+        memory, place = torch.cuda.get_device_properties(device).total_memory, "each GPU"
+    else:
+        needed, memory, place = needed * ranks_here, machine_bytes(), "this machine"
+        if ranks_here * BYTES_PER_RANK > memory:
+            raise ConfigError(
+                f"{who}{ranks_here:,} processes take {ranks_here * BYTES_PER_RANK / 2**30:,.1f} GiB or more, {place} "
+                f"has {memory / 2**30:,.1f} GiB; lower processes"
+            )
+    if needed > memory:
+        raise ConfigError(
+            f"{who}a model of {parameters:,} parameters takes {needed / 2**30:,.1f} GiB or more to train, {place} has "
+            f"{memory / 2**30:,.1f} GiB; choose fewer layers or smaller sizes (`calm estimate` counts), or more ranks"
+        )

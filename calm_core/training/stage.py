@@ -1,8 +1,10 @@
 """The training stage, to be called from Python, the command line, or a Kubeflow component."""
 
-from calm_core.errors import EXIT_INTERRUPTED, CalmError, ConfigError, Interrupted
+from calm_core.config import TrainingConfig
+from calm_core.errors import EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS, CalmError, ConfigError, Interrupted
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import ModelFacts
+from calm_core.telemetry.processes import killed_by
 from calm_core.telemetry.stage import Stage
 from calm_core.training.job import Job, ModelConfig, TrainingSpec, check_inputs
 from calm_core.training.launcher import Ending, Launcher, TorchrunLauncher
@@ -17,6 +19,7 @@ def train(
     seed: int,
     checkpoint_root: str,
     autoencoder_uri: str = "",
+    overwrite: bool = False,
     launcher: Launcher | None = None,
 ) -> Artifact[ModelFacts]:
     """Train a model on a dataset; the type of the config says which.
@@ -28,6 +31,7 @@ def train(
         seed: Of the initial weights, the order of the data and the noise.
         checkpoint_root: URL of the folder below which checkpoints are kept while training.
         autoencoder_uri: The trained autoencoder that a CALM model predicts the vectors of.
+        overwrite: Whether another model of its kind that lies there is replaced (see `ArtifactWriter`).
         launcher: How the ranks are started; unset, by torchrun on this machine.
 
     Raises:
@@ -41,13 +45,16 @@ def train(
         dataset_uri=dataset_uri,
         autoencoder_uri=autoencoder_uri,
         output_uri=output_uri,
+        overwrite=overwrite,
         seed=seed,
     )
-    with Stage(spec.stage, spec.settings, output_uri, checkpoint_root) as stage:
+    with Stage(spec.stage, spec.settings) as stage:
         spec = check_inputs(spec)
-        ArtifactWriter(output_uri, TASKS[config.kind].facts, {}, spec.parents).check()
-        _require_even_batches(spec, launcher.world_size(config.processes))
+        ArtifactWriter(output_uri, TASKS[config.kind].facts, spec.settings, spec.parents, overwrite=overwrite).check()
         job = Job.of(spec, checkpoint_root)
+        job.check(output_uri)
+        require_even_batches(spec.stage, spec.config, launcher.world_size(config.processes))
+        stage.begin()
         job.write_spec(spec.model_copy(update={"run_id": stage.run.run_id}))
         headline = _headline(spec.stage, job, launcher.run(job.spec_uri, config.processes))
         artifact = Artifact(output_uri, TASKS[config.kind].facts)
@@ -56,11 +63,15 @@ def train(
     return artifact
 
 
-def _require_even_batches(spec: TrainingSpec, ranks: int) -> None:
-    config = spec.config
+def require_even_batches(who: str, config: TrainingConfig, ranks: int) -> None:
+    """Refuse a batch that the ranks cannot share evenly.
+
+    Raises:
+        ConfigError: They cannot.
+    """
     if config.global_batch_size % (config.micro_batch_size * ranks):
         raise ConfigError(
-            f"{spec.stage}: global_batch_size ({config.global_batch_size}) must be a multiple of micro_batch_size x "
+            f"{who}: global_batch_size ({config.global_batch_size}) must be a multiple of micro_batch_size x "
             f"ranks ({config.micro_batch_size} x {ranks})"
         )
 
@@ -76,6 +87,14 @@ def _headline(stage: str, job: Job, ending: Ending) -> str:
         return outcome.message if outcome else ""
     if outcome and outcome.exit_code == EXIT_INTERRUPTED:
         raise Interrupted(outcome.message)
-    unexplained = f"{stage}: a rank ended with exit code {ending.exit_code}; its last lines are in the log"
+    if ending.exit_code == EXIT_INTERRUPTED:  # before the first step, or while a rank was lost
+        raise Interrupted("stopped; run again to continue from the last checkpoint, if there is one")
+    if killed := killed_by(ending.exit_code):
+        who = "torchrun" if ending.exit_code < 0 else "a rank"
+        raise CalmError(
+            f"{stage}: {who} {killed}; run the same command again to continue from the last checkpoint", can_pass=True
+        )
+    unexplained = f"{stage}: a rank ended with exit code {ending.exit_code}; what it said before tells why"
     told = outcome.message if outcome and outcome.exit_code else ""  # rank 0 may have finished, and another one not
-    raise CalmError(told or ending.message or unexplained)
+    kind = ConfigError if outcome and outcome.exit_code == EXIT_WRONG_SETTINGS else CalmError
+    raise kind(told or ending.message or unexplained, can_pass=bool(outcome and outcome.can_pass))

@@ -23,6 +23,7 @@ from calm_core.shown import SafeStream
 from calm_core.store.artifact import ArtifactWriter
 from calm_core.store.facts import OutcomeFacts
 from calm_core.telemetry.mlflow_run import Run
+from calm_core.telemetry.processes import end_with_parent
 from calm_core.telemetry.sinks import Curves, MetricSink, MlflowSink, ProgressSink, Sinks
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.engine import start_engine, wants_bf16, whole_weights
@@ -37,6 +38,7 @@ from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
 @record
 def main(spec_uri: str) -> None:
     """Train and write the artifact, or leave one line that says why not."""
+    end_with_parent(lambda: os._exit(EXIT_FAILED))  # when torchrun is killed
     job, spec = Job.read(spec_uri)
     try:
         _start_distributed()
@@ -52,7 +54,7 @@ def main(spec_uri: str) -> None:
 
 def _failure(error: Exception, spec: TrainingSpec) -> OutcomeFacts:
     if isinstance(error, CalmError):
-        return OutcomeFacts(message=str(error), exit_code=error.exit_code)
+        return OutcomeFacts(message=str(error), exit_code=error.exit_code, can_pass=error.can_pass)
     message = f"{spec.stage}: {type(error).__name__}: {first_line(error)}"
     return OutcomeFacts(message=message, exit_code=EXIT_FAILED)
 
@@ -107,7 +109,8 @@ def _write(
     spec: TrainingSpec, trainer: Trainer, inputs: Inputs, weights: dict[str, torch.Tensor], seconds: float
 ) -> None:
     task, dataset, last = trainer.task, inputs.dataset, trainer.curves.records[-1]
-    with ArtifactWriter(spec.output_uri, task.facts, spec.settings, spec.parents) as writer:
+    place = spec.output_uri, task.facts, spec.settings, spec.parents
+    with ArtifactWriter(*place, overwrite=spec.overwrite) as writer:
         writer.write(WEIGHTS_NAME, safetensors.torch.save(weights))
         writer.write(TOKENIZER_NAME, dataset.tokenizer.to_bytes())
         writer.write(CURVES_NAME, trainer.curves.to_bytes())

@@ -17,6 +17,7 @@ from calm_core.models.calm import Calm
 from calm_core.models.transformer import Transformer
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts, TransformerFacts
+from calm_core.weights.lineage import require_own_autoencoder
 
 WEIGHTS_NAME, CURVES_NAME = "weights.safetensors", "curves.jsonl"
 
@@ -134,44 +135,6 @@ def load_tokenizer(artifact: Artifact[ModelFacts]) -> Tokenizer:
         ArtifactError: It is damaged, or has tokens that the model does not know.
     """
     return tokenizer_of(artifact, artifact.facts)
-
-
-def autoencoder_of(calm: Artifact[CalmFacts], uri: str = "") -> Artifact[AutoencoderFacts]:
-    """The autoencoder that a CALM model was trained on.
-
-    Args:
-        calm: The model.
-        uri: Where the autoencoder lies; unset, where it lay when the model was trained.
-
-    Raises:
-        ConfigError: It is not known where.
-        ArtifactError: It is missing, or another one.
-    """
-    if not (uri or calm.facts.autoencoder_uri):
-        raise ConfigError(f"{calm.uri}: a CALM model needs its autoencoder; name it with autoencoder_uri")
-    try:
-        autoencoder = Artifact(uri or calm.facts.autoencoder_uri, AutoencoderFacts)
-    except ArtifactError as error:
-        if uri:
-            raise
-        raise ArtifactError(
-            f"{calm.uri}: its autoencoder is not where it was in training; name it with autoencoder_uri ({error})"
-        ) from None
-    require_own_autoencoder(calm, autoencoder)
-    return autoencoder
-
-
-def require_own_autoencoder(calm: Artifact[CalmFacts], autoencoder: Artifact[AutoencoderFacts]) -> None:
-    """Refuse an autoencoder that a CALM model was not trained on.
-
-    Raises:
-        ArtifactError: It is another one.
-    """
-    if calm.manifest.parents.get("autoencoder") != autoencoder.digest:
-        raise ArtifactError(
-            f"{calm.uri}: was trained on another autoencoder than {autoencoder.uri}; name its own (digest "
-            f"{calm.manifest.parents.get('autoencoder', 'unknown')[:16]}...) with autoencoder_uri"
-        )
 
 
 def settings_of(artifact: Artifact[ModelFacts], config_type: type[ConfigT]) -> ConfigT:

@@ -9,17 +9,41 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
+from calm_core.telemetry.processes import killed_by
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, ProgressEvent, parse
 from pipelines.local.home import Home
 
 STOP_SECONDS = 30.0
 """How long stopped tasks may take to save what they are at."""
-_LOG_NAME, _PROGRESS_NAME, _OUTPUTS_NAME = "pipeline.log", "progress.jsonl", "outputs.json"
+BASELINE_MODEL, BASELINE_REPORT = "baseline_model", "baseline_report"
+"""Names of two more outputs of a run that trains the baseline."""
+LOG_NAME, PROGRESS_NAME, OUTPUTS_NAME = "pipeline.log", "progress.jsonl", "outputs.json"
+REQUEST_NAME, ENDED_NAME, _FAILURE_NAME = "request.json", "ended.json", "failure.json"
+_LAST_BYTES = 256 << 10  # of a log, in which the reason of a failure is looked for
+_TRACEBACK, _OF_A_STAGE = "Traceback (most recent call last):", "error: "
+_OF_KUBEFLOW = "RuntimeError: Pipeline "  # says which task has failed, which is known
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a failed run ended, where no stage could say so.
+
+    Attributes:
+        stage: What has failed: the task's name, or Kubeflow's runner.
+        reason: Why, on one line.
+        can_pass: Whether running it again can help.
+    """
+
+    stage: str
+    reason: str
+    can_pass: bool
 
 
 class LocalRun:
@@ -30,15 +54,24 @@ class LocalRun:
     """
 
     def __init__(self, folder: Path, process: "subprocess.Popen[bytes]", temporary: str) -> None:
-        self.log = folder / _LOG_NAME
-        self._progress = folder / _PROGRESS_NAME
-        self._outputs = folder / _OUTPUTS_NAME
+        self.log = folder / LOG_NAME
+        self._progress = folder / PROGRESS_NAME
+        self._outputs = folder / OUTPUTS_NAME
+        self._failure = folder / _FAILURE_NAME
+        self._ended = folder / ENDED_NAME
         self._process = process
         self._temporary = temporary
         self._read_bytes = 0
 
     @classmethod
-    def start(cls, arguments: Mapping[str, Any], home: Home, lock: int, environment: Mapping[str, str]) -> Self:
+    def start(
+        cls,
+        arguments: Mapping[str, Any],
+        home: Home,
+        lock: int,
+        environment: Mapping[str, str],
+        asked: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Start a run.
 
         Args:
@@ -46,28 +79,34 @@ class LocalRun:
             home: Where it works.
             lock: The home's lock, which the child inherits: it is free when the last of both has ended.
             environment: Variables for the tasks; they take no part in the cache keys, as parameters would.
+            asked: What the run is remembered by: the `command`, its `profile`, what it `changed` there.
         """
         home.logs.mkdir(exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=time.strftime("run-%Y%m%d-%H%M%S-"), dir=home.logs))
-        request = folder / "request.json"
+        request = folder / REQUEST_NAME
         request.write_text(
             json.dumps(
                 {
                     "arguments": dict(arguments),
                     "pipeline_root": str(home.pipeline_root),
                     "cache_root": str(home.cache),
-                    "outputs": str(folder / _OUTPUTS_NAME),
+                    "outputs": str(folder / OUTPUTS_NAME),
+                    "failure": str(folder / _FAILURE_NAME),
+                    "asked": dict(asked or {}),
+                    "started": time.time(),
+                    "process": os.getpid(),
+                    "process_started": psutil.Process().create_time(),
                 }
             ),
             encoding="utf-8",
         )
         temporary = tempfile.mkdtemp(prefix="calm-run-")  # not in the home, whose path may be too long for sockets
         told = {
-            PROGRESS_FILE_VARIABLE: str(folder / _PROGRESS_NAME),
+            PROGRESS_FILE_VARIABLE: str(folder / PROGRESS_NAME),
             "PYTHONUNBUFFERED": "1",
             "TMPDIR": temporary,
         }
-        with open(folder / _LOG_NAME, "wb") as log:
+        with open(folder / LOG_NAME, "wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pipelines.local.worker", str(request)],
                 stdin=subprocess.DEVNULL,
@@ -100,8 +139,24 @@ class LocalRun:
         outputs: dict[str, str] = json.loads(self._outputs.read_text(encoding="utf-8"))
         return outputs
 
+    def ending(self) -> Ending:
+        """How a failed run ended, as far as that shows from outside."""
+        stage, exit_code = "the pipeline", self._process.wait()
+        if self._failure.exists():
+            failure = json.loads(self._failure.read_text(encoding="utf-8"))
+            stage, exit_code = failure["task"], failure["exit_code"]
+        if how := killed_by(exit_code):
+            return Ending(stage, f"its process {how}", can_pass=True)
+        said = last_words(self.log) or "without a word"
+        return Ending(stage, f"it broke before it could say why ({said})", can_pass=False)
+
     def stop(self) -> None:
-        """Stop all processes of the run: they are asked, and after STOP_SECONDS killed. Its temporary files go."""
+        """Stop all processes of the run: they are asked, and after STOP_SECONDS killed. Its temporary files go.
+
+        How it had ended before stays in its folder.
+        """
+        code = self.poll()
+        state = "stopped" if code is None else "failed" if code else "done"
         processes = self._processes()
         try:
             if processes:
@@ -113,12 +168,31 @@ class LocalRun:
                     process.kill()
             self._process.wait()
             shutil.rmtree(self._temporary, ignore_errors=True)
+            with suppress(OSError):  # the disk may be full
+                self._ended.write_text(json.dumps({"state": state, "time": time.time()}), encoding="utf-8")
 
     def _processes(self) -> set[psutil.Process]:
         """The living processes of the child's session, and all below them: torchrun gives each rank its own session."""
         members = {process for process in psutil.process_iter() if _session_of(process) == self._process.pid}
         below = {descendant for member in members for descendant in member.children(recursive=True)}
         return members | below
+
+
+def last_words(log: Path) -> str:
+    """The line in a log that says why a task, or else Kubeflow's runner, has failed; empty where there is none."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LAST_BYTES))
+        lines = [line.strip("\n") for line in file.read().decode(errors="replace").splitlines()]
+    said, in_traceback = "", False
+    for line in lines:
+        if line.startswith(_OF_A_STAGE):
+            said = line.removeprefix(_OF_A_STAGE)
+        elif line.startswith(_TRACEBACK):
+            in_traceback = True
+        elif in_traceback and line and not line.startswith(" "):
+            in_traceback = False
+            said = said if line.startswith(_OF_KUBEFLOW) else line
+    return said
 
 
 def _session_of(process: psutil.Process) -> int | None:

@@ -1,6 +1,5 @@
 """MLflow of the runs on one machine: a SQLite file, unless MLFLOW_TRACKING_URI names a server."""
 
-import logging
 import os
 import sqlite3
 from contextlib import closing
@@ -8,12 +7,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from calm_core.errors import CalmError
-from calm_core.telemetry.mlflow_run import (
-    EXPERIMENT_VARIABLE,
-    STAGE_TAG,
+from calm_core.telemetry.mlflow_run import EXPERIMENT_VARIABLE, STAGE_TAG, Run, experiment_id
+from calm_core.telemetry.mlflow_store import (
     TRACKING_URI_VARIABLE,
-    Run,
+    explained,
     mlflow_answers,
+    quiet_mlflow,
+    reach_mlflow,
 )
 from pipelines.local.home import Home
 
@@ -41,20 +41,39 @@ def use_tracking(home: Home, experiment: str) -> None:
     """Point this process and its children to MLflow, and make the experiment if it is new.
 
     Raises:
-        CalmError: MLflow does not answer.
+        CalmError: MLflow does not answer, or cannot be used.
     """
-    _follow(home)
-    os.environ[TRACKING_URI_VARIABLE] = tracking_uri(home)
+    _point(home)
     os.environ[EXPERIMENT_VARIABLE] = experiment
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    reach_mlflow()
     from mlflow import MlflowClient
 
     embedded = tracking_uri(home).startswith(_EMBEDDED_SCHEME)
     with mlflow_answers():
-        client = MlflowClient()
-        if client.get_experiment_by_name(experiment) is None:
-            client.create_experiment(experiment, artifact_location=home.mlflow_artifacts.as_uri() if embedded else None)
+        experiment_id(MlflowClient(), experiment, home.mlflow_artifacts.as_uri() if embedded else None)
+
+
+def read_tracking(home: Home) -> None:
+    """Point this process and its children to an MLflow that is there already; nothing is made.
+
+    Raises:
+        CalmError: No run has been made in this home, and no other MLflow is named; or MLflow does not answer.
+    """
+    if not os.environ.get(TRACKING_URI_VARIABLE) and not home.mlflow_database.exists():
+        raise CalmError(f"{home.path}: no run here yet; `calm run` trains and registers a model")
+    _point(home)
+    reach_mlflow(to_read=True)
+    from mlflow import MlflowClient
+
+    with mlflow_answers():  # of a database, this looks at its tables
+        MlflowClient().search_experiments(max_results=1)
+
+
+def _point(home: Home) -> None:
+    _follow(home)
+    os.environ[TRACKING_URI_VARIABLE] = tracking_uri(home)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # of the children, whose lines go to logs
+    quiet_mlflow()
 
 
 def _follow(home: Home) -> None:
@@ -69,28 +88,27 @@ def _follow(home: Home) -> None:
     if tracking_uri(home) != _own_uri(home) or not home.mlflow_database.exists():
         return
     new = home.mlflow_artifacts.as_uri()
-    try:
-        with closing(sqlite3.connect(home.mlflow_database)) as database, database:
-            experiments = database.execute("SELECT artifact_location FROM experiments").fetchall()
-            for old in {location for (location,) in experiments if location != new and _is_of_a_home(location, home)}:
-                for table, column in _LOCATIONS:
-                    database.execute(
-                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                        f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
-                        (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
-                    )
-    except sqlite3.Error as error:
-        raise CalmError(
-            f"{home.mlflow_database}: cannot be read, or does not follow where its folder was moved to ({error}); "
-            "move the folder back, or delete this file: models are then registered anew"
-        ) from None
+    with explained(_own_uri(home)), closing(sqlite3.connect(home.mlflow_database)) as database, database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master").fetchall()}
+        if "experiments" not in tables:  # it is new, and MLflow has not filled it yet
+            return
+        experiments = database.execute(
+            "SELECT artifact_location FROM experiments WHERE typeof(artifact_location) = 'text'"
+        ).fetchall()
+        for old in {location for (location,) in experiments if location != new and _is_of_a_home(location, home)}:
+            for table, column in _LOCATIONS:
+                database.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                )
 
 
-def _is_of_a_home(location: str, home: Home) -> bool:
+def _is_of_a_home(location: object, home: Home) -> bool:
     """Whether a place of artifacts is that of a home, which may be no longer there."""
-    folder = Path(unquote(urlsplit(location).path))
+    folder = Path(unquote(urlsplit(str(location)).path))
     is_home = not folder.exists() or (folder.parent / home.mlflow_database.name).exists()
-    return location.startswith("file:") and folder.name == home.mlflow_artifacts.name and is_home
+    return str(location).startswith("file:") and folder.name == home.mlflow_artifacts.name and is_home
 
 
 def end_open_stages(parent: Run, status: str) -> None:
@@ -105,14 +123,3 @@ def end_open_stages(parent: Run, status: str) -> None:
         for run in client.search_runs([experiment_id], still_open):
             if STAGE_TAG in run.data.tags:
                 client.set_terminated(run.info.run_id, status)
-
-
-def require_store(home: Home) -> None:
-    """Make sure that there is something to read.
-
-    Raises:
-        CalmError: No run has been made in this home, and no other MLflow is named; or its records are unusable.
-    """
-    if not os.environ.get(TRACKING_URI_VARIABLE) and not home.mlflow_database.exists():
-        raise CalmError(f"{home.path}: no run here yet; `calm run` trains and registers a model")
-    _follow(home)

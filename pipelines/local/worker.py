@@ -1,9 +1,9 @@
 """Run the compiled pipeline with Kubeflow's local runner: ``python -m pipelines.local.worker REQUEST``.
 
 REQUEST is a JSON file with the pipeline's arguments, where tasks write (`pipeline_root`), where the cache lies
-(`cache_root`), and which file gets the URIs of the outputs (`outputs`). It is a process of its own so that Kubeflow's
-chatter and the tasks' output go to a log, and so that all of it can be stopped together. $TMPDIR is of this run alone:
-Kubeflow makes a folder there for each task, and leaves it.
+(`cache_root`), and which files get the URIs of the outputs (`outputs`) and the task that has failed (`failure`). It is
+a process of its own so that Kubeflow's chatter and the tasks' output go to a log, and so that all of it can be stopped
+together. $TMPDIR is of this run alone: Kubeflow makes a folder there for each task, and leaves it.
 """
 
 import json
@@ -11,16 +11,17 @@ import os
 import shutil
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from kfp import components, local
+from kfp.local import cache, subprocess_task_handler
 
 from calm_core.shown import SafeStream
+from calm_core.telemetry.processes import end_with_parent
 from pipelines.compile import TRAIN_PIPELINE
 from pipelines.local.cache import use_checked_cache
+from pipelines.local.run import BASELINE_MODEL, BASELINE_REPORT
 
 
 def run(request: dict[str, Any]) -> None:
@@ -34,6 +35,7 @@ def run(request: dict[str, Any]) -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     sys.executable = "python3"
     use_checked_cache()
+    _note_failures(Path(request["failure"]))
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=request["pipeline_root"],
@@ -42,27 +44,50 @@ def run(request: dict[str, Any]) -> None:
     )
     task = components.load_component_from_file(str(TRAIN_PIPELINE))(**request["arguments"])
     outputs = {name: artifact.uri for name, artifact in task.outputs.items()}
+    outputs |= _baseline(outputs["evaluation_report"])
     Path(request["outputs"]).write_text(json.dumps(outputs, indent=1), encoding="utf-8")
 
 
-def end_with_parent(temporary: str) -> None:
-    """Stop this process and its tasks when the one that started it is gone, so that no run works on unwatched.
+def _baseline(own_report: str) -> dict[str, str]:
+    """URIs of the baseline's model and scores, if it was trained.
+
+    A pipeline hands on nothing of a conditional branch; the cache has seen it pass.
+    """
+    handed_on: list[dict[str, Any]] = cache.get_local_cache().handed_on
+    found = {}
+    for outputs in handed_on:
+        if "transformer_model" in outputs:
+            found[BASELINE_MODEL] = outputs["transformer_model"].uri
+        elif "evaluation_report" in outputs and outputs["evaluation_report"].uri != own_report:
+            found[BASELINE_REPORT] = outputs["evaluation_report"].uri
+    return found
+
+
+def _note_failures(file: Path) -> None:
+    """Write down which task fails first, and its exit code: Kubeflow says the one in a sentence, and forgets the other.
 
     Args:
-        temporary: A folder to remove then, as the other process would.
+        file: Where, as JSON.
     """
-    parent = os.getppid()
+    run_task = subprocess_task_handler.run_local_subprocess
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.killpg(0, signal.SIGTERM)
+    def run_and_note(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
+        exit_code = int(run_task(full_command, env_vars))
+        if exit_code and not file.exists():
+            name = full_command[full_command.index("--function_to_execute") + 1].replace("_", "-")
+            file.write_text(json.dumps({"task": name, "exit_code": exit_code}), encoding="utf-8")
+        return exit_code
 
-    threading.Thread(target=watch, daemon=True).start()
+    subprocess_task_handler.run_local_subprocess = run_and_note
+
+
+def _end(temporary: str) -> None:
+    """End this process and its tasks, and remove their temporary folder, as the process that watches would."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.killpg(0, signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    end_with_parent(os.environ["TMPDIR"])
+    end_with_parent(lambda: _end(os.environ["TMPDIR"]))
     sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
     run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -1,11 +1,12 @@
 """Profiles: named sets of settings, one YAML file each; `base` names the profile that one is laid over."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 from calm_core.config import text
 from calm_core.errors import ConfigError, first_line
-from calm_core.shown import brief
+from calm_core.shown import brief, shortened
 
 _FOLDER = Path(__file__).parent
 _MOST_BASES = 20
@@ -28,8 +29,26 @@ def load(profile: str) -> dict[str, Any]:
     return _load(_path_of(profile, Path()), f"--profile {profile}", ())
 
 
+def place_of(profile: str, key: str) -> str:
+    """Where a profile that can be loaded sets something: "my.yaml, line 3: ", or nothing if it does not.
+
+    Args:
+        profile: As of `load`.
+        key: A dotted name.
+    """
+    path = _path_of(profile, Path())
+    settings = _text(path)
+    if (line := text.line_of(settings, key.split("."))) is not None:
+        return f"{path.name if path.parent in (_FOLDER, Path.cwd()) else path}, line {line}: "
+    base = text.read(settings).get("base")
+    return place_of(str(_path_of(base, path.parent)), key) if isinstance(base, str) else ""
+
+
 def _path_of(profile: str, folder: Path) -> Path:
-    file = folder / profile if profile.endswith((".yaml", ".yml")) else _FOLDER / f"{profile}.yaml"
+    if "://" in profile:
+        raise ConfigError(f"profile {shortened(profile)}: is a URL; a profile is a file on this machine, download it")
+    is_path = "/" in profile or "." in profile  # which no name of a profile holds
+    file = folder / profile if is_path else _FOLDER / f"{profile}.yaml"
     try:
         return file.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a NUL
@@ -54,16 +73,42 @@ def _load(path: Path, asked: str, above: tuple[Path, ...]) -> dict[str, Any]:
 
 def _read(path: Path, asked: str) -> dict[str, Any]:
     try:
-        if not path.is_file():
-            known = ", ".join(names())
-            raise ConfigError(f"{asked}: no such profile; there are {known}, or give the path of a .yaml file")
-        with path.open("rb") as file:
-            settings = text.read(file.read(4 * text.LARGEST + 1).decode())  # a character has up to 4 bytes
-    except (OSError, ValueError) as error:
+        settings = text.read(_text(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{asked}: {_missing(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{asked}: is a folder; give the path of a .yaml file in it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{asked}: is not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{asked}: cannot be read ({error.strerror}); name a file that can") from None
+    except ValueError as error:
         raise ConfigError(f"{asked}: unreadable YAML ({first_line(error)})") from None
+    if settings is None:
+        raise ConfigError(f"{asked}: is empty; `calm config > my.yaml` writes a profile to start from")
     if not isinstance(settings, dict):
-        raise ConfigError(f"{asked}: expected sections with settings, as `calm config` prints them")
+        found = "a list" if isinstance(settings, list) else brief(settings)
+        raise ConfigError(f"{asked}: holds {found}; expected sections with settings, as `calm config` prints them")
     return settings
+
+
+def _text(path: Path) -> str:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(0, "it is a pipe or a device")
+    with path.open("rb") as file:
+        return file.read(4 * text.LARGEST + 1).decode("utf-8-sig")  # a character has up to 4 bytes
+
+
+def _missing(path: Path) -> str:
+    """What is said of a profile that does not exist."""
+    if path.parent != _FOLDER:
+        near = difflib.get_close_matches(path.name, (file.name for file in path.parent.glob("*.y*ml")), n=1)
+        if not path.parent.is_dir():
+            return f"no such file: there is no folder {path.parent}"
+        return f"no such file in {path.parent}" + (f"; did you mean {near[0]}?" if near else "")
+    close = difflib.get_close_matches(path.stem.lower(), names(), n=1)
+    known = f"there are {', '.join(names())}, or give the path of a .yaml file"
+    return f"no such profile; {f'did you mean {close[0]}? ' if close else ''}{known}"
 
 
 def _overlaid(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from calm_cli.board import STAGES, Board
-from calm_cli.display import PLAIN_INTERVAL_SECONDS, PlainDisplay, board_table, clock, plain_line
+from calm_cli.display import PLAIN_INTERVAL_SECONDS, PlainDisplay, board_lines, clock, cut, plain_line
 from calm_core.telemetry.progress import ProgressEvent
 
 
@@ -43,7 +44,7 @@ def test_a_stage_that_never_finished_before_a_later_one_began_was_cached() -> No
 
 def test_after_success_what_never_finished_was_cached() -> None:
     board = board_of(event("prepare", "running", 1), event("prepare", "finished", 2))
-    board.succeed()
+    board.succeed(now=3)
     assert states(board) == ["done", "cached", "cached", "cached", "cached"]
 
 
@@ -95,17 +96,72 @@ def test_plain_lines_come_at_a_change_of_state_and_otherwise_rarely() -> None:
     assert lines[-1] == "prepare: done  0:30  9 documents"
 
 
-def test_the_live_table_has_a_line_for_each_stage_and_takes_notes_literally() -> None:
-    output = io.StringIO()
-    board = board_of(event("prepare", "running", 0, done=1, total=2, note="[file] a.txt"))
-    Console(file=output, width=120).print(board_table(board, now=5))
-    lines = output.getvalue().splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list(STAGES)
-    assert "[file] a.txt" in lines[1]
+SAID = "comparing 256 documents, the first of [file] a.txt, by what they say"
+LONGEST = "validation cross-entropy 1234.5678 at step 250,000"
+
+
+@pytest.mark.parametrize("width", [*range(20, 130, 7), 59, 60, 79, 80, 119, 120])
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_every_stage_has_one_line_at_any_width_whatever_is_known_of_it(width: int, ascii_only: bool) -> None:
+    """And the places of names, states and times do not move when more becomes known."""
+    board = board_of(event("prepare", "finished", 0, note=SAID), event("train-calm", "running", 10, note="starting"))
+    before = board_lines(board, 11, width, ascii_only=ascii_only)
+    much = {"done": 123_456, "total": 250_000, "rate": 1_234_567, "eta": 123_456}
+    board.apply(event("train-calm", "running", 12, note=LONGEST, **much))
+    after = board_lines(board, 12, width, ascii_only=ascii_only)
+    for shown in (before, after):
+        assert len(shown) == 1 + len(STAGES) + 1
+        assert all(line.cell_len <= width and "\n" not in line.plain for line in shown)
+    start = len("train-autoencoder  running")
+    assert [line.plain[:start] for line in before] == [line.plain[:start] for line in after]
+    if width >= 60:
+        assert "49%" in after[3].plain and "34:17:36 left" in after[3].plain
+    if width >= 119:
+        assert ("##" if ascii_only else "━━") in after[3].plain
+
+
+def test_notes_are_taken_literally_and_do_nothing_to_the_terminal() -> None:
+    board = board_of(event("prepare", "running", 0, note="[red] a.txt \x1b[2J \u4e2d\u6587"))
+    assert board_lines(board, 5, 120)[1].plain.endswith("[red] a.txt \\x1b[2J \u4e2d\u6587")
+    assert all(line.cell_len <= 60 for line in board_lines(board, 5, 60))
+
+
+def test_why_a_stage_failed_is_said_once_below_the_table() -> None:
+    board = board_of(event("prepare", "running", 0), event("prepare", "failed", 4, note="a.jsonl: no such file"))
+    assert board_lines(board, 9, 120)[1].plain == "prepare            failed    0:04"
+    assert plain_line(board.row("prepare"), 9) == "prepare: failed  0:04"
+
+
+def test_the_total_is_that_of_the_run_and_stays() -> None:
+    """It begins before the first stage says a word, and counts what comes from the cache."""
+    board = Board(started=100)
+    assert board_lines(board, 107, 80)[-1].plain.split() == ["total", "0:07"]
+    board.succeed(now=110)
+    assert board_lines(board, 999, 80)[-1].plain.split() == ["total", "0:10"]
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "expected"),
+    [
+        ("loss 1.98", 9, "loss 1.98"),
+        ("validation loss 1.98", 14, "validati… 1.98"),
+        ("validation accuracy 80.92%", 14, "valida… 80.92%"),
+        ("BrierLM 18.42 [16.37, 20.69]", 20, "BrierLM 18.42 [16.3…"),
+        ("partition 1: scanning", 14, "partition 1:…"),
+        ("1234567890", 5, "1234…"),
+        ("loss 1.98", 5, "loss…"),
+        ("\u4e2d\u6587\u4e2d\u6587", 4, "\u4e2d…"),  # of two cells each
+        ("", 0, ""),
+        ("loss", 1, "…"),
+        ("loss", 0, ""),
+    ],
+)
+def test_what_is_cut_says_so(text: str, width: int, expected: str) -> None:
+    assert cut(text, width, "…") == expected
 
 
 def test_clock() -> None:
-    assert [clock(0), clock(65.4), clock(3665)] == ["0:00", "1:05", "1:01:05"]
+    assert [clock(0), clock(65.4), clock(4088), clock(-1)] == ["0:00", "1:05", "1:08:08", "0:00"]
 
 
 def test_a_stage_that_nobody_announced_gets_a_row_at_the_end() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from calm_cli import models
 from calm_cli.main import main
-from calm_core.registry import load
 
 PROMPT, TEXT = "a\tb\r\n\x1b[2J", "\x00c\x07\td\n\u202ee\x9b1m é日\r"
 
@@ -32,7 +32,7 @@ def call(*arguments: str) -> int:
 
 @pytest.fixture(autouse=True)
 def writer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "load_generator", lambda *_: Writer())
+    monkeypatch.setattr(models, "_generator", lambda *_: Writer())
 
 
 @pytest.mark.parametrize("prompts", [[PROMPT], [PROMPT, ""]], ids=["one", "two"])

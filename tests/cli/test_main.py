@@ -15,6 +15,7 @@ from calm_core.config import HEADS, Config, TrainingConfig, parse_section, resol
 from calm_core.telemetry.progress import ProgressEvent
 from pipelines import profiles
 from pipelines.local.home import Home
+from pipelines.local.run import Ending
 
 COMMANDS = [
     "run", "config", "estimate", "generate", "ui", "inspect", "import", "export",
@@ -112,7 +113,7 @@ def test_an_mlflow_that_does_not_answer_is_one_line(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "restored after the test")
     monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "ERROR")
-    assert call("run", "--source", "a.txt") == 1
+    assert call("run") == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("error MLFLOW_TRACKING_URI http://127.0.0.1:9: MLflow does not answer")
 
@@ -120,15 +121,57 @@ def test_an_mlflow_that_does_not_answer_is_one_line(
 class EndedRun:
     log = Path("logs/pipeline.log")
 
+    def __init__(self, ending: Ending) -> None:
+        self._ending = ending
 
-def test_a_stage_that_was_killed_is_named_with_its_log_and_how_to_go_on() -> None:
+    def ending(self) -> Ending:
+        return self._ending
+
+
+KILLED = Ending("train-calm", "its process was killed (SIGKILL)", can_pass=True)
+BROKEN = Ending("find-duplicates", "it broke before it could say why (TypeError: x)", can_pass=False)
+
+
+def failed(note: str, can_pass: bool) -> ProgressEvent:
+    return ProgressEvent(time=0, stage="prepare", state="failed", note=note, can_pass=can_pass)
+
+
+@pytest.mark.parametrize(
+    ("event", "ending", "line"),
+    [
+        (failed("a.jsonl: is gone", False), BROKEN, "prepare: a.jsonl: is gone (log: logs/pipeline.log)"),
+        (
+            failed("s3://a: the storage failed; then run the same command again", True),
+            BROKEN,
+            "prepare: s3://a: the storage failed; then run the same command again: finished stages come from the cache "
+            "(log: logs/pipeline.log)",
+        ),
+        (
+            failed("prepare: the network is down", True),
+            BROKEN,
+            "prepare: the network is down; run the same command again: finished stages come from the cache "
+            "(log: logs/pipeline.log)",
+        ),
+        (
+            ProgressEvent(time=0, stage="train-calm", state="running"),
+            KILLED,
+            "train-calm: its process was killed (SIGKILL); run the same command again: finished stages come from the "
+            "cache (log: logs/pipeline.log)",
+        ),
+        (None, BROKEN, "find-duplicates: it broke before it could say why (TypeError: x) (log: logs/pipeline.log)"),
+    ],
+    ids=["wrong input", "storage", "its own name", "killed", "before a stage has begun"],
+)
+def test_a_failed_run_says_once_what_why_and_how_to_go_on_where_that_can_help(
+    event: ProgressEvent | None, ending: Ending, line: str
+) -> None:
     board = Board()
-    board.apply(ProgressEvent(time=0, stage="train-calm", state="running"))
+    if event:
+        board.apply(event)
     board.fail(now=1)
-    text = run.failure_text(board, EndedRun())  # type: ignore[arg-type]  # a stand-in with the one attribute that is read
-    assert "train-calm: it ended without a reason: killed" in text
-    assert "logs/pipeline.log" in text
-    assert "run the same command again" in text
+    error = run.failure(board, EndedRun(ending))  # type: ignore[arg-type]  # a stand-in with what is asked for
+    assert str(error) == line
+    assert error.can_pass == ("again" in line)
 
 
 def test_an_estimate_shows_all_three_models(capsys: pytest.CaptureFixture[str]) -> None:

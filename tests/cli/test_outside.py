@@ -105,7 +105,7 @@ def test_a_tracking_uri_with_a_password_is_not_told(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{SECRET}@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    assert call("run", "--source", "a.txt") == 1
+    assert call("run") == 1
     shown = capfd.readouterr()
     assert "MLflow does not answer" in shown.err
     assert SECRET not in shown.out + shown.err

@@ -88,7 +88,7 @@ BOMB = "[" + ", ".join([f"a0: &a0 {'x' * 50}", *(f"a{i}: &a{i} [*a{i - 1}, *a{i 
         ('"\\UFFFFFFFF"', "out of range"),
         ('"\\ud83d"', "an escape names half a character"),
         ("a\x1b[2Jb", "no text, U+001B"),
-        ("a: 1\nb: 2\na: 3", "line 3: a is there twice; join both"),
+        ("a: 1\nb: 2\na: 3", "line 3, column 1: a is there twice; join both"),
         ("{a: 1, 'a': 3}", "a is there twice"),
         ("1: a", "the name of a setting is text, not 1"),
         ("a\n---\nb", "second document"),
@@ -113,7 +113,9 @@ def test_what_goes_beyond_is_one_short_line_at_once(text: str, message: str) -> 
 def test_a_section_that_a_profile_has_twice_is_refused_with_its_line(tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
     profile.write_text("calm:\n  steps: 700\nseed: 3\ncalm:\n  warmup_steps: 9\n")
-    with pytest.raises(ConfigError, match=r"mine.yaml: unreadable YAML \(line 4: calm is there twice; join both\)$"):
+    with pytest.raises(
+        ConfigError, match=r"mine.yaml: unreadable YAML \(line 4, column 1: calm is there twice; join both\)$"
+    ):
         profiles.load(str(profile))
 
 

@@ -83,7 +83,7 @@ def test_of_one_sequence_with_positions_there_is_no_interval() -> None:
     scores = accumulator.scores(100, 0.95, 0)
     assert scores.brierlm.value == pytest.approx(50)
     for score in (scores.brierlm, *scores.brier.values()):
-        assert (score.low, score.high, score.interval(3)) == (None, None, "[unknown: one sequence]")
+        assert (score.low, score.high, score.interval()) == (None, None, "[unknown]")
 
 
 def test_sequences_without_a_position_change_neither_number_nor_interval() -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -10,7 +11,6 @@ from typing import cast
 import pytest
 import torch
 
-from calm_cli.summary import interval
 from calm_core.config import DataConfig, EvaluationConfig, TokenizerConfig, resolve_config
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, ConfigError
@@ -93,8 +93,8 @@ def test_scores_and_report_repeat_byte_for_byte_in_any_batch_size(
 
 def test_the_report_needs_nothing_from_outside(evaluation: Evaluation) -> None:
     html = evaluation.read("report.html").decode()
-    assert html.count('src="data:image/png;base64,') == 3
-    assert not re.findall(r'(?:src|href)="(?!data:)', html)
+    assert html.count("<svg ") == 3
+    assert not re.findall(r'(?:src|href)="(?!#)', html)
     assert "the river" in html
 
 
@@ -105,7 +105,10 @@ def test_a_model_of_another_autoencoder_is_refused(
     shutil.copytree(model_uris[0], other)
     original = Artifact(str(other), AutoencoderFacts)
     files = {entry.path: original.read(entry.path) for entry in original.manifest.files}
-    with ArtifactWriter(str(other), AutoencoderFacts, original.manifest.config, {"dataset": "another"}) as writer:
+    again = ArtifactWriter(
+        str(other), AutoencoderFacts, original.manifest.config, {"dataset": "another"}, overwrite=True
+    )
+    with again as writer:
         writer.facts = original.facts
         for path, data in files.items():
             writer.write(path, data)
@@ -137,8 +140,8 @@ def test_one_sequence_gives_numbers_without_intervals_wherever_they_are_shown(
     for scores in (evaluation.facts, evaluation.facts.references.unigram):
         assert {(score.low, score.high) for score in [scores.brierlm, *scores.brier.values()]} == {(None, None)}
     assert evaluation.read_json("evaluation.json")["brierlm"].keys() == {"value"}
-    assert evaluation.read("report.html").decode().count("[unknown: one sequence]") == 6
-    assert interval(evaluation.facts.brierlm).endswith("  [unknown: one sequence]")
+    assert evaluation.read("report.html").decode().count("[unknown]") == 6
+    assert evaluation.facts.brierlm.interval() == "[unknown]"
 
 
 def test_text_in_which_no_position_counts_is_refused_before_it_is_scored(
@@ -215,3 +218,31 @@ def test_positions_inside_a_chunk_are_refused(dataset_uri: str, model_uris: tupl
     config = CONFIG.model_copy(update={"position_interval": 6})
     with pytest.raises(CalmError, match=r"position_interval \(6\) must be a multiple of K \(4\)"):
         evaluate_calm(dataset_uri, model_uris, tmp_path / "out", config)
+
+
+def test_an_evaluation_says_when_it_was_made_and_one_of_earlier_code_does_not(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    """The time takes no part in the digest."""
+    manifest = evaluation.manifest
+    assert datetime.fromisoformat(manifest.timings["evaluated"]).tzinfo is UTC
+    earlier = {name: value for name, value in manifest.timings.items() if name != "evaluated"}
+    without = manifest.model_copy(update={"timings": earlier})
+    assert without.digest == manifest.digest
+    without = without.model_copy(update={"schema_version": 2})
+    without = without.model_copy(update={"checksum": without.own_checksum})
+    (tmp_path / "manifest.json").write_text(without.model_dump_json())
+    old = Artifact(str(tmp_path), EvaluationFacts)
+    assert old.facts.evaluated == "" and old.facts.brierlm == evaluation.facts.brierlm
+
+
+def test_without_prompts_the_model_continues_held_out_text_of_the_data_set(
+    dataset_uri: str, transformer_uri: str, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"prompts": None})
+    facts = evaluate(config, dataset_uri, transformer_uri, str(tmp_path / "out"), seed=0).facts
+    held_out = "".join(
+        json.loads(line)["text"] + "\n" for line in Path(dataset_uri, "../texts.jsonl").read_text().splitlines()
+    )
+    assert len(facts.samples) == 3
+    assert all(f"\n{sample.prompt} " in f"\n{held_out}" and sample.text for sample in facts.samples)

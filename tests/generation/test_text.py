@@ -1,5 +1,8 @@
 """Text generation: lengths, batches, seeds, stop strings, streaming, and prompts that end inside a chunk."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -102,6 +105,63 @@ def test_a_batch_writes_what_reading_everything_anew_would(generator: TextGenera
         assert text == generator.tokenizer.decode(written[:12])
 
 
+def test_more_prompts_than_a_batch_holds_are_written_in_several(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One long prompt does not fill up the others to its length."""
+    prompts = ["the", "the old port " * 20, "", "the river flows", "the old", "port"]
+    together = generator.generate(prompts, max_new_tokens=8, seed=[*range(6)])
+    sizes: list[tuple[int, int]] = []
+    read = generator._read
+    monkeypatch.setattr(
+        generator, "_read", lambda prompts: (sizes.append((len(prompts), max(map(len, prompts)))), read(prompts))[1]
+    )
+    monkeypatch.setattr("calm_core.generation.text._POSITIONS_AT_ONCE", 30)
+    assert generator.generate(prompts, max_new_tokens=8, seed=[*range(6)]) == together
+    assert sum(rows for rows, _ in sizes) == 6
+    assert [rows * (longest + 8) <= 30 for rows, longest in sizes] == [True] * (len(sizes) - 1) + [False]
+    assert sizes[-1][0] == 1 < sizes[0][0]
+
+
+def test_a_begun_chunk_is_the_first_sample_that_fits(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that fit in the first, second and last round, and one that never does; plainly, from all samples."""
+    assert isinstance(generator.model, CalmChunks)
+    autoencoder = generator.model.autoencoder
+    latents = 3 * torch.randn(4, 256, 6, generator=torch.Generator().manual_seed(0))
+    chunks = autoencoder.decode(latents)
+    begun = torch.full((4, K), -1)
+    for row, place in enumerate((5, 40, 200)):
+        begun[row, : K - 1] = chunks[row, place, : K - 1]
+    missing = [token for token in range(280) if token not in chunks[3, :, 0].tolist()]
+    begun[3, 0] = missing[0]
+    fits = ((chunks == begun.unsqueeze(1)) | (begun.unsqueeze(1) == -1)).all(-1)
+    first = [row.nonzero()[0, 0].item() if row.any() else 0 for row in fits]
+    plain = torch.where(begun == -1, chunks[torch.arange(4), torch.tensor(first)], begun)
+
+    used = [0] * 4
+
+    def hand_out(hidden: torch.Tensor, noise: Rows, number: int) -> torch.Tensor:
+        starts = [used[row] for row in noise.own]
+        for row in noise.own:
+            used[row] += number
+        return torch.stack([latents[row, start : start + number] for row, start in zip(noise.own, starts, strict=True)])
+
+    monkeypatch.setattr(generator.model, "_sample", hand_out)
+    out = generator.model.choose(torch.zeros(4, 16), begun, Rows([*range(4)]), Sampling())  # type: ignore[arg-type]
+    assert torch.equal(out, plain)
+    assert used[0] < used[1] < used[2] == used[3] == 256
+
+
+class Rows:
+    """Stands for the noise of some rows, and tells which they are."""
+
+    def __init__(self, own: list[int]) -> None:
+        self.own = own
+
+    def rows(self, rows: list[int]) -> "Rows":
+        return Rows([self.own[row] for row in rows])
+
+
 def test_the_baseline_writes_too_and_follows_its_seed(token_generator: TextGenerator) -> None:
     texts = token_generator.generate(PROMPTS, seed=1, sampling=Sampling(0.8), max_new_tokens=9)
     assert token_generator.generate(PROMPTS[2:], seed=1, sampling=Sampling(0.8), max_new_tokens=9) == texts[2:]
@@ -143,9 +203,53 @@ def test_bad_arguments_are_refused(generator: TextGenerator) -> None:
     with pytest.raises(CalmError, match="stop string must not be empty"):
         generator.generate(["x"], stop=[""])
     for number in (0, -1, 10**12):
-        with pytest.raises(CalmError, match=r"max_new_tokens must be 1 to 1,048,576 \(got"):
+        with pytest.raises(CalmError, match=r"max_new_tokens must be a whole number from 1 to 1,048,576 \(got"):
             generator.generate(["x"], max_new_tokens=number)
     assert generator.generate([]) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"prompts": "the river"}, r"prompts must be a list of texts \(got the text 'the river'\)"),
+        ({"prompts": None}, r"prompts must be a list of texts \(got null or NaN\)"),
+        ({"prompts": ["x", None]}, "prompt 2: is null or NaN, and not a text"),
+        ({"prompts": [b"x"]}, "prompt 1: is bytes, and not a text"),
+        ({"prompts": np.array([1.5])}, "prompt 1: is the number 1.5, and not a text"),
+        ({"prompts": [["x"]]}, "prompt 1: is a list, and not a text"),
+        ({"max_new_tokens": 1.5}, r"max_new_tokens must be a whole number from 1 .* \(got the number 1.5\)"),
+        ({"max_new_tokens": "8"}, r"max_new_tokens must be a whole number from 1 .* \(got the text '8'\)"),
+        ({"max_new_tokens": True}, r"max_new_tokens must be a whole number from 1 .* \(got true\)"),
+        ({"seed": -1}, r"seed must be a whole number from 0 to 9,223,372,036,854,775,807 \(got -1\)"),
+        ({"seed": 2**63}, "seed must be a whole number from 0 to"),
+        ({"seed": [0.5]}, r"seed 1 must be a whole number from 0 .* \(got the number 0.5\)"),
+        ({"seed": "x"}, r"seed must be a whole number from 0 .* \(got the text 'x'\)"),
+        ({"stop": [5]}, "stop string 1: is the number 5, and not a text"),
+        ({"stop": None}, r"stop strings must be a list of texts \(got null or NaN\)"),
+        ({"stop": ["x" * 1001]}, "stop string 1: has 1,001 characters; give at most 1,000"),
+        ({"stop": ["x"] * 65}, "there are 65 stop strings; give at most 64"),
+    ],
+)
+def test_an_argument_of_another_kind_is_one_line(
+    generator: TextGenerator, arguments: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(CalmError, match=f"^{reason}"):
+        generator.generate(**({"prompts": ["x"]} | arguments))
+
+
+@pytest.mark.parametrize("temperature", ["hot", None, True, [0.5]])
+def test_a_temperature_of_another_kind_is_one_line(temperature: Any) -> None:
+    with pytest.raises(
+        CalmError, match=r"^temperature must be above 0 and at most 1, .* \(got (the text|null|true|a list)"
+    ):
+        Sampling(temperature)
+
+
+def test_numpys_arguments_mean_the_same(generator: TextGenerator) -> None:
+    plain = generator.generate(["the", "old"], max_new_tokens=3, seed=[1, 2], stop="x")
+    assert plain == generator.generate(
+        np.array(["the", "old"]), max_new_tokens=np.int64(3), seed=np.array([1, 2]), stop=np.array(["x"])
+    )
 
 
 def test_an_exhausted_budget_is_one_clear_line(generator: TextGenerator) -> None:
@@ -246,7 +350,7 @@ def test_packed_documents_with_a_start_follow_the_end_of_another(
 
 @pytest.mark.parametrize("samples", [0, 10**12])
 def test_an_impossible_number_of_samples_is_refused(samples: int) -> None:
-    with pytest.raises(CalmError, match=r"samples must be 1 to 1,048,576"):
+    with pytest.raises(CalmError, match=r"samples must be a whole number from 1 to 1,048,576"):
         Sampling(0.5, samples=samples)
 
 

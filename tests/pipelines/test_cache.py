@@ -100,9 +100,8 @@ def test_a_damaged_entry_is_no_answer_or_the_right_one(task_cache: CheckedCache,
         assert task_cache.get("key") is None
 
 
-def key_of(arguments: dict[str, Any]) -> str:
-    return CheckedCache.compute_key(
-        CheckedCache.__new__(CheckedCache),
+def key_of(arguments: dict[str, Any], home: Path) -> str:
+    return CheckedCache(str(home / "cache")).compute_key(
         component_name="scan",
         image="image",
         full_command=["python3"],
@@ -114,8 +113,9 @@ def test_an_input_counts_by_its_content_and_not_by_its_place(tmp_path: Path) -> 
     """So what stands behind a repaired task is not repeated."""
     one, same = made(f"{tmp_path}/one"), made(f"{tmp_path}/same")
     other = made(f"{tmp_path}/other", duplicates=2)
-    assert key_of({"scans": [one, same], "data": {"x": 1}}) == key_of({"scans": [same, one], "data": {"x": 1}})
-    assert key_of({"dataset": one, "seed": 1}) == key_of({"dataset": same, "seed": 1})
+    scans: list[dict[str, Any]] = [{"scans": [one, same], "data": {"x": 1}}, {"scans": [same, one], "data": {"x": 1}}]
+    assert key_of(scans[0], tmp_path) == key_of(scans[1], tmp_path)
+    assert key_of({"dataset": one, "seed": 1}, tmp_path) == key_of({"dataset": same, "seed": 1}, tmp_path)
     different: list[dict[str, Any]] = [
         {"dataset": one, "seed": 1},
         {"dataset": other, "seed": 1},
@@ -124,7 +124,26 @@ def test_an_input_counts_by_its_content_and_not_by_its_place(tmp_path: Path) -> 
         {"model": one, "seed": 1},
         {"dataset": one.metadata["digest"], "seed": 1},
     ]
-    assert len({key_of(arguments) for arguments in different}) == len(different)
+    assert len({key_of(arguments, tmp_path) for arguments in different}) == len(different)
+
+
+@pytest.mark.parametrize("how", [shutil.move, shutil.copytree])
+def test_it_follows_a_home_that_was_moved_or_copied(how: Callable[[str, str], Any], tmp_path: Path) -> None:
+    """The new name begins like the old one."""
+    old, new = tmp_path / "a", tmp_path / "a b"
+    arguments = {"root": f"{old}/checkpoints", "data": {"sources": [f"{old}/corpus.jsonl", "texts"]}}
+    key = key_of(arguments, old)
+    (old / "metrics").write_text("{}")
+    outputs = {"dataset": made(f"{old}/d"), "metrics": dsl.Metrics("metrics", f"{old}/metrics"), "said": "a"}
+    CheckedCache(str(old / "cache")).put(key, outputs)
+    how(str(old), str(new))
+    moved = {"root": f"{new}/checkpoints", "data": {"sources": [f"{new}/corpus.jsonl", "texts"]}}
+    assert key_of(moved, new) == key
+    for _ in range(2):  # the second one finds all in its place
+        found = CheckedCache(str(new / "cache")).get(key)
+        assert found is not None
+        assert (found["dataset"].uri, found["metrics"].uri) == (f"{new}/d", f"{new}/metrics")
+    assert key_of(arguments | {"root": "elsewhere"}, new) != key
 
 
 def test_kubeflows_local_runner_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from calm_core.errors import CalmError
 from pipelines.local.home import HOME_VARIABLE, Home
-from pipelines.local.tracking import require_store, use_tracking
+from pipelines.local.tracking import read_tracking, use_tracking
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_a_home_with_unusual_characters_has_its_files_where_they_belong_and_can_
 
     moved = begin(home.path.rename(tmp_path / "new_home"), monkeypatch)
     second = log("after")
-    require_store(moved)
+    read_tracking(moved)
     assert mlflow.artifacts.load_text(f"runs:/{first}/text.txt") == "before"
     assert mlflow.artifacts.load_text(f"runs:/{second}/text.txt") == "after"
     assert len(list(moved.mlflow_artifacts.rglob("text.txt"))) == 2
@@ -102,5 +102,5 @@ def test_records_of_files_that_are_still_there_stay(tmp_path: Path, monkeypatch:
 def test_a_file_that_is_no_database_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "mlflow.db").write_bytes(b"something else, long enough to be looked at" * 100)
-    with pytest.raises(CalmError, match=r"mlflow.db: cannot be read.*delete this file"):
+    with pytest.raises(CalmError, match=r"mlflow.db: cannot be used \(file is not a database\).*move it away"):
         begin(tmp_path / "home", monkeypatch)

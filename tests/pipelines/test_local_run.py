@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import DatasetFacts, EvaluationFacts
+from pipelines.local.run import last_words
 
 PROFILE = Path(__file__).with_name("mini.yaml")
 STAGES = ["prepare", "train-autoencoder", "train-calm", "evaluate", "register"]
@@ -45,6 +47,17 @@ class Workplace:
         )
         assert list(self.temporary.iterdir()) == []
         return ended
+
+    def started(self, source: str, *arguments: str) -> "subprocess.Popen[str]":
+        """A run that goes on beside the test."""
+        return subprocess.Popen(
+            self.command("run", "--profile", str(PROFILE), "--source", source, *arguments),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def outputs(self) -> dict[str, str]:
         """URIs of what the newest run that has succeeded handed on."""
@@ -92,7 +105,8 @@ def test_the_first_run_does_every_stage_and_registers_a_model(first_run: subproc
 
 def test_every_document_is_accounted_for(first_run: subprocess.CompletedProcess[str]) -> None:
     """66 lines: 60 different documents, 5 repeated, 1 broken line, whose place is shown."""
-    words = {line[:28].strip(): line[28:].strip() for line in first_run.stdout.splitlines()}
+    pairs = [re.split("  +", line, maxsplit=1) for line in first_run.stdout.splitlines()]
+    words = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
     assert words["documents"].startswith("66 read")
     assert words["rejected"].startswith("1 ")
     assert words["duplicates dropped"] == "5"
@@ -131,6 +145,14 @@ def test_the_baseline_is_trained_and_scored_when_the_settings_say_so(
     states = last_states(run.stdout)
     assert states["train-transformer"] == states["evaluate-transformer"] == "done"
     assert states["train-calm"] == states["evaluate"] == "cached"
+    assert run.stdout.count("Transformer") == 1  # heads the baseline's column
+    made = [Artifact.of_any_kind(workplace.outputs()[name]) for name in ("baseline_model", "baseline_report")]
+    assert made[1].manifest.parents["transformer"] == made[0].digest
+    again = workplace.run("--set", "train_baseline=true")
+    assert set(last_states(again.stdout).values()) == {"cached", "done"}  # registering is never cached
+    assert again.stdout[again.stdout.index("scores x 100") :].startswith(
+        run.stdout[run.stdout.index("scores x 100") :].partition("total time")[0]
+    )
 
 
 def test_prompts_and_names_that_look_like_placeholders_are_taken_as_they_are(
@@ -191,18 +213,20 @@ def test_a_run_repairs_what_it_finds_damaged_and_repeats_nothing_else(
 
 
 def test_a_tokenizer_that_is_named_by_path_counts_by_its_content(tmp_path: Path) -> None:
-    """The run ends after preparing: a file is where checkpoints go."""
+    """The runs are stopped after preparing."""
     place = Workplace(tmp_path)
     place.write("a.jsonl", [document(number) for number in range(40)])
     (place.folder / "tok").mkdir()
-    (place.folder / ".calm").mkdir()
-    (place.folder / ".calm" / "checkpoints").touch()
     settings = ["--set", "tokenizer.source=tok"]
 
     def prepared() -> str:
-        ended = place.run(*settings)
-        assert ended.stderr.startswith("failed train-autoencoder: "), ended.stdout + ended.stderr
-        return last_states(ended.stdout)["prepare"]
+        with place.started("*.jsonl", *settings) as run:
+            assert run.stdout is not None
+            lines = [run.stdout.readline()]
+            while lines[-1] and not lines[-1].startswith("train-autoencoder: "):
+                lines.append(run.stdout.readline())
+            run.terminate()
+        return last_states("".join(lines))["prepare"]
 
     for size in (300, 280):
         tokenizer = Tokenizer.train([document(number) for number in range(9)], size)
@@ -212,7 +236,7 @@ def test_a_tokenizer_that_is_named_by_path_counts_by_its_content(tmp_path: Path)
     assert sorted(Artifact(str(uri), DatasetFacts).facts.vocab_size for uri in datasets) == [280, 300]
     (place.folder / "tok" / "tokenizer.json").unlink()
     deleted = place.run(*settings)
-    assert deleted.stderr.startswith("failed prepare: tok: holds no tokenizer.json")
+    assert deleted.stderr.startswith("error tok: holds no tokenizer.json")
 
 
 def test_the_registered_model_writes_the_same_text_for_the_same_seed(
@@ -242,30 +266,12 @@ def test_mlflow_holds_a_run_with_a_child_for_each_stage(
     assert {"brierlm", "brier_1", "brier_4", "autoencoder_accuracy"} <= set(parent.data.metrics)
 
 
-def test_a_missing_source_is_one_line_with_the_stage_and_the_log(tmp_path: Path) -> None:
-    place = Workplace(tmp_path)
-    failed = place.run(source="nowhere/*.jsonl")
-    assert failed.returncode == 1
-    assert "nowhere/*.jsonl" in failed.stderr.splitlines()[0]
-    assert failed.stderr.startswith("failed prepare: ")
-    assert "Traceback" not in failed.stdout + failed.stderr
-    assert "pipeline.log" in failed.stderr
-    assert "run the same command again" in failed.stderr
-
-
 @contextmanager
 def run_at_work(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     """A `calm run` that is preparing its text, and the processes below it: Kubeflow's runner, a task."""
     place = Workplace(folder)
     place.write("a.jsonl", [document(number) for number in range(40)])
-    with subprocess.Popen(
-        place.command("run", "--profile", str(PROFILE), "--source", "*.jsonl"),
-        cwd=place.folder,
-        env=place.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as run:
+    with place.started("*.jsonl") as run:
         assert run.stdout is not None
         while not run.stdout.readline().startswith("prepare: running"):
             assert run.poll() is None
@@ -284,17 +290,95 @@ def test_a_stopped_run_leaves_no_process_and_says_how_to_go_on(tmp_path: Path) -
         assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_a_run_whose_processes_are_killed_names_the_stage_and_the_log(tmp_path: Path) -> None:
-    """As the kernel does for want of memory: nothing could report a failure."""
-    with run_at_work(tmp_path) as (run, processes):
-        processes[0].kill()
-        assert run.wait(timeout=60) == 1
+@pytest.fixture(scope="module")
+def training_place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """Where runs train without end, after the first one with text that is prepared."""
+    place = Workplace(tmp_path_factory.mktemp("training"))
+    place.write("a.jsonl", [document(number) for number in range(40)])
+    return place
+
+
+KILLED = "was killed (SIGKILL), perhaps for want of memory: this machine has "
+PROCESSES = {
+    "torch.distributed.run's own": ("calm_core.training.agent", f"torchrun {KILLED}"),
+    "a rank": ("calm_core.training.worker", f"a rank {KILLED}"),
+    "a task": ("kfp.dsl.executor_main", f"its process {KILLED}"),
+    "Kubeflow's runner": ("pipelines.local.worker", f"its process {KILLED}"),
+}
+
+
+@pytest.mark.parametrize(("module", "reason"), PROCESSES.values(), ids=PROCESSES.keys())
+def test_a_run_whose_process_is_killed_says_in_one_line_which_one(
+    module: str, reason: str, training_place: Workplace
+) -> None:
+    """As the kernel does for want of memory."""
+    with training_place.started("*.jsonl", "--set", "autoencoder.steps=1000000") as run:
+        processes = _down_to(run, "calm_core.training.worker")
+        next(process for process in processes if _module_of(process) == module).kill()
         assert run.stderr is not None
-        error = run.stderr.read()
-        assert error.startswith("failed prepare: it ended without a reason: killed")
-        assert "pipeline.log" in error
-        assert [process for process in processes if process.is_running()] == []
-        assert list((tmp_path / "temporary").iterdir()) == []
+        [line] = run.stderr.read().splitlines()
+        assert run.wait(timeout=60) == 1
+    assert line.startswith(f"error train-autoencoder: {reason}")
+    assert line.count("run the same command again") == 1
+    assert "finished stages come from the cache (log: " in line
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
+    assert list(training_place.temporary.iterdir()) == []
+
+
+def _down_to(run: "subprocess.Popen[str]", module: str) -> list[psutil.Process]:
+    """The processes below a run, once there is one of this module."""
+    while True:
+        assert run.poll() is None, run.communicate()
+        processes = psutil.Process(run.pid).children(recursive=True)
+        if any(_module_of(process) == module for process in processes):
+            return processes
+
+
+def _module_of(process: psutil.Process) -> str:
+    """The module that a Python process runs; empty where it runs none, or has ended."""
+    try:
+        words = process.cmdline()
+        return words[words.index("-m") + 1]
+    except (psutil.Error, ValueError):
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (["Running pipeline", "done"], ""),
+        (
+            ["error: s3://a: no such artifact", "RuntimeError: Pipeline 'calm-train' finished"],
+            "s3://a: no such artifact",
+        ),
+        (
+            [
+                "Traceback (most recent call last):",
+                '  File "executor.py", line 3, in main',
+                "    broken()",
+                "TypeError: no reason",
+                "",
+                "Traceback (most recent call last):",
+                '  File "worker.py", line 9, in run',
+                "RuntimeError: Pipeline 'calm-train' finished with status FAILURE. Inner task failed: 'scan'.",
+            ],
+            "TypeError: no reason",
+        ),
+        (
+            [
+                "Traceback (most recent call last):",
+                '  File "cache.py", line 1, in put',
+                "IsADirectoryError: .calm/cache/a",
+            ],
+            "IsADirectoryError: .calm/cache/a",
+        ),
+    ],
+    ids=["nothing", "an error of ours", "a fault in a task", "a fault in Kubeflow's runner"],
+)
+def test_a_log_tells_why_a_run_has_failed(log: list[str], said: str, tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.log"
+    file.write_text("\n".join(log))
+    assert last_words(file) == said
 
 
 def test_a_run_ends_when_the_process_that_watches_it_is_killed(tmp_path: Path) -> None:

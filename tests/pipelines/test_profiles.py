@@ -59,7 +59,7 @@ def test_a_base_may_be_a_profile_of_the_library(tmp_path: Path) -> None:
     ("base", "message"),
     [
         ("huge", r"mine\.yaml: base huge: no such profile; there are .*tiny"),
-        ("other.yaml", r"mine\.yaml: base other\.yaml: no such profile"),
+        ("other.yaml", r"mine\.yaml: base other\.yaml: no such file"),
         ("mine.yaml", r"mine\.yaml: base mine\.yaml: goes in a circle"),
         ("circle.yaml", r"circle\.yaml: base \./mine\.yaml: goes in a circle"),
         ("[tiny]", r"mine\.yaml: base: expected the name of a profile, or the path"),

@@ -135,7 +135,7 @@ def test_data_outside_of_a_models_folder_are_not_read(data: str, tmp_path: Path)
 def test_a_folder_of_a_models_name_is_not_taken_for_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models:" / "calm@champion").mkdir(parents=True)
-    with pytest.raises(CalmError, match=r"^models:/calm@champion: cannot be loaded from sqlite"):
+    with pytest.raises(CalmError, match=r"^models:/calm@champion: there is no registered model calm"):
         load_generator("models:/calm@champion")
 
 

@@ -20,8 +20,9 @@ from calm_core.generation.text import Sampling
 from calm_core.registry import stage
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
-from calm_core.store.artifact import Artifact
-from calm_core.store.facts import EvaluationFacts, RegistrationFacts
+from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import EvaluationFacts, RegistrationFacts, Score
+from calm_core.telemetry.progress import parse
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,49 @@ def test_registering_the_same_model_again_keeps_its_version(
     registration: Artifact[RegistrationFacts], model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path
 ) -> None:
     again = register_model(RegistryConfig(), model_uris[1], evaluation_uri, str(tmp_path / "again"))
-    assert again.facts == registration.facts
+    assert again.facts.version == registration.facts.version and again.facts.promoted
     assert len(mlflow.MlflowClient().search_model_versions("name = 'calm'")) == 1
+
+
+def scored_otherwise(evaluation_uri: str, brierlm: float, output: Path) -> str:
+    """An evaluation of the same model that found another score."""
+    evaluation = Artifact(evaluation_uri, EvaluationFacts)
+    brier = {n: Score(value=brierlm / 100) for n in evaluation.facts.brier}
+    with ArtifactWriter(str(output), EvaluationFacts, {}, evaluation.manifest.parents) as writer:
+        writer.facts = evaluation.facts.model_copy(update={"brierlm": Score(value=brierlm), "brier": brier})
+    return str(output)
+
+
+def test_a_worse_model_is_registered_and_the_champion_stays(
+    model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALM_PROGRESS_FILE", str(tmp_path / "progress.jsonl"))
+    config, facts = RegistryConfig(model_name="judged"), []
+    for name, score in ("good", 18.417), ("worse", 12.3), ("better", 18.5):
+        scored = scored_otherwise(evaluation_uri, score, tmp_path / name)
+        facts.append(register_model(config, model_uris[1], scored, str(tmp_path / f"{name} registered")).facts)
+    assert [(each.version, each.promoted) for each in facts] == [("1", True), ("2", False), ("3", True)]
+    notes = [parse(line).note for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    for note in (
+        "judged version 1; champion, since no version was",
+        "judged version 2; champion stays with version 1 (18.42 against 12.30)",
+        "judged version 3; champion instead of version 1 (18.50 against 18.42)",
+    ):
+        assert note in notes
+    version = mlflow.MlflowClient().get_model_version("judged", "2")
+    assert version.tags["calm.promotion"] == facts[1].reason == "champion stays with version 1 (18.42 against 12.30)"
+
+
+def test_a_registration_of_earlier_code_says_that_the_alias_moved(
+    registration: Artifact[RegistrationFacts], tmp_path: Path
+) -> None:
+    manifest = registration.manifest
+    earlier = {name: value for name, value in manifest.results.items() if name not in ("promoted", "reason")}
+    manifest = manifest.model_copy(update={"schema_version": 2, "results": earlier})
+    manifest = manifest.model_copy(update={"checksum": manifest.own_checksum})
+    (tmp_path / "manifest.json").write_text(manifest.model_dump_json())
+    facts = Artifact(str(tmp_path), RegistrationFacts).facts
+    assert facts.promoted and facts.reason == "" and facts.version == registration.facts.version
 
 
 def test_a_consumer_predicts_with_a_data_frame(registration: Artifact[RegistrationFacts]) -> None:
@@ -70,8 +112,7 @@ def test_a_consumer_predicts_with_a_data_frame(registration: Artifact[Registrati
     assert list(first) == generator.generate(
         list(prompts["prompt"]), max_new_tokens=6, sampling=Sampling(temperature=0.5), seed=1
     )
-    assert model.metadata.get_input_schema().input_names() == ["prompt"]
-    assert model.input_example is not None
+    assert list(model.input_example.columns) == ["prompt"]
 
 
 def test_every_address_of_a_model_is_understood(registration: Artifact[RegistrationFacts]) -> None:
@@ -93,7 +134,7 @@ def test_the_model_holds_no_pickle_and_needs_the_library_alone(registration: Art
 
 
 def test_an_unknown_model_is_one_clear_line() -> None:
-    with pytest.raises(CalmError, match=r"models:/nobody@champion: cannot be loaded"):
+    with pytest.raises(CalmError, match=r"models:/nobody@champion: there is no registered model nobody; registered: "):
         load_generator("models:/nobody@champion")
 
 

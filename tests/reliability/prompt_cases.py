@@ -57,6 +57,8 @@ PIECES = [
     *("👩\u200d👩\u200d👧", "🏳️\u200d🌈", "\U0010fffd", "\U0001f600", "\ufffd", "\ufffd\ufffd"),
     *("A" * 300, "=" * 200, " " * 150, "x y " * 100, "9" * 100),
 ]
+NO_TEXTS: list[Any] = ["the", b"the", None, 5, {"prompt": "the"}, [None], [5], [True], [float("nan")], [b"x"], [["x"]]]
+NO_STOPS: list[Any] = [None, 1, [1], ["x" * 1001], ["x"] * 65]
 HALVES = ["\ud800", "\udfff", "\udce9", "\ud83d"]
 
 
@@ -202,7 +204,7 @@ def _text(numbers: random.Random) -> str:
 
 def _text_case(generator: TextGenerator, numbers: random.Random) -> Case:
     prompts = [_text(numbers) for _ in range(numbers.choice([1, 1, 2, 3]))]
-    seeds = [numbers.choice([0, 1, -1, 2**63, 10**30, numbers.randrange(100)]) for _ in prompts]
+    seeds = [numbers.choice([0, 1, 2**63 - 1, numbers.randrange(100)]) for _ in prompts]
     temperature = numbers.choice([1.0, 1.0, 0.7, 0.5, 0.001])
     stop = [numbers.choice(["e", "the", " ", "\n", "\ufffd", "zzz", "</s>"])] if numbers.random() < 0.3 else []
     length = numbers.choice([1, 2, 7, 24])
@@ -267,6 +269,11 @@ def _refused_case(generator: TextGenerator, numbers: random.Random) -> Case:
             numbers.choice([0.0, -0.0, -1.0, 1.0001, float("nan"), float("inf"), -float("inf"), 1e-4, 1e-300, 5e-324])
         ),
         "samples": lambda: Sampling(0.5, samples=numbers.choice([0, -1, -big, big])),
+        "a seed": lambda: generator.generate(prompts, seed=numbers.choice([-1, -big, 2**63, 2**63 + big])),
+        "prompts": lambda: generator.generate(numbers.choice(NO_TEXTS)),
+        "something to stop at": lambda: generator.generate(
+            prompts, stop=numbers.choice([None, 1, [1], ["x" * 1001], ["x"] * 65])
+        ),
         "budget": lambda: Sampling(0.5, budget=-numbers.choice([1, big])),
     }
     name = numbers.choice([*bad])

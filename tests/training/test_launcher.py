@@ -87,10 +87,17 @@ class Told:
 @pytest.mark.parametrize(
     ("ending", "outcome", "error", "message"),
     [
-        (Ending(1), None, CalmError, "train-autoencoder: a rank ended with exit code 1; its last lines are in the log"),
+        (Ending(1), None, CalmError, "train-autoencoder: a rank ended with exit code 1; what it said before tells why"),
         (Ending(1, "Killed: by somebody"), None, CalmError, "Killed: by somebody"),
         (Ending(1, "Later: of another rank"), OutcomeFacts(message="first", exit_code=1), CalmError, "first"),
         (Ending(1), OutcomeFacts(message="stopped after step 2", exit_code=75), Interrupted, "stopped after step 2"),
+        (
+            Ending(75),
+            None,
+            Interrupted,
+            "stopped; run again to continue from the last checkpoint, if there is one",
+        ),
+        (Ending(2), OutcomeFacts(message="too large", exit_code=2), ConfigError, "too large"),
     ],
 )
 def test_whoever_waits_learns_why_the_ranks_ended(
@@ -111,6 +118,25 @@ def test_whoever_waits_learns_why_the_ranks_ended(
             launcher=Told(ending, outcome),
         )
     assert (type(caught.value), str(caught.value)) == (error, message)
+
+
+@pytest.mark.parametrize(("exit_code", "who"), [(-9, "torchrun"), (137, "a rank")])
+def test_what_the_kernel_has_killed_is_said_whatever_the_other_ranks_met(
+    exit_code: int, who: str, dataset_uri: str, tmp_path: Path
+) -> None:
+    lost = OutcomeFacts(message="RuntimeError: Connection closed by peer", exit_code=1)
+    with pytest.raises(CalmError) as caught:
+        train(
+            autoencoder_config(),
+            dataset_uri,
+            str(tmp_path / "out"),
+            seed=0,
+            checkpoint_root=str(tmp_path),
+            launcher=Told(Ending(exit_code), lost),
+        )
+    assert str(caught.value).startswith(f"train-autoencoder: {who} was killed (SIGKILL), perhaps for want of memory: ")
+    assert "run the same command again" in str(caught.value)
+    assert caught.value.can_pass
 
 
 def test_ranks_that_cannot_share_a_batch_are_not_started(dataset_uri: str, tmp_path: Path) -> None:
@@ -174,7 +200,7 @@ class OneRankDies:
 
 
 def test_a_rank_that_dies_after_the_first_has_finished_is_no_good_news(dataset_uri: str, tmp_path: Path) -> None:
-    with pytest.raises(CalmError, match=r"^train-autoencoder: a rank ended with exit code 134; its last lines are"):
+    with pytest.raises(CalmError, match=r"^train-autoencoder: a rank was ended by SIGABRT; run the same"):
         train(
             autoencoder_config(),
             dataset_uri,

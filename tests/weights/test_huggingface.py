@@ -1,6 +1,7 @@
 """Public checkpoints: folders made here from the published key names, read, used, and written back."""
 
 import json
+import resource
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def test_a_round_trip_is_exact(folders: Path, layout: str, tied: bool, dtype: to
     outer["ae_model.decoder.lm_head_weight"] = inner["encoder.embed_tokens.weight"]
     back = export_checkpoint(artifacts["calm"].uri, str(folders / "back"), autoencoder_uri=artifacts["autoencoder"].uri)
     assert equal(safetensors.torch.load_file(back / "model.safetensors"), outer)
-    assert json.loads((back / "config.json").read_text()) == CALM_CONFIG | {"ae_path": "autoencoder"}
+    assert json.loads((back / "config.json").read_text()) == CALM_CONFIG | {"ae_path": f"{back}/autoencoder"}
     back_inner = export_checkpoint(artifacts["autoencoder"].uri, str(folders / "back-ae"))
     for folder in (back_inner, back / "autoencoder"):
         assert equal(safetensors.torch.load_file(folder / "model.safetensors"), inner)
@@ -415,7 +416,7 @@ def test_what_is_read_or_an_artifact_is_not_written_over(folders: Path) -> None:
         import_checkpoint(str(folders / "calm"), str(folders), tokenizer_folder=str(folders / "tokenizer"))
     assert (folders / "autoencoder" / "config.json").read_bytes() == before
     artifacts = imported(folders)
-    with pytest.raises(CalmError, match="is an artifact's folder"):
+    with pytest.raises(CalmError, match=r"holds other files \(autoencoder, calm\); name another output"):
         export_checkpoint(artifacts["calm"].uri, str(folders / "out"))  # its `autoencoder` would be written over
     artifacts["autoencoder"].check("config.json")
 
@@ -423,9 +424,21 @@ def test_what_is_read_or_an_artifact_is_not_written_over(folders: Path) -> None:
 def test_an_import_that_cannot_be_written_leaves_nothing_behind(folders: Path) -> None:
     (folders / "out").mkdir()
     (folders / "out" / "calm").write_text("a file in the way")
-    with pytest.raises(CalmError, match="cannot be written"):
+    with pytest.raises(CalmError, match=r"out/calm: is no folder; name another output"):
         imported(folders)
     assert [path.name for path in (folders / "out").iterdir()] == ["calm"]
+
+
+def test_an_import_that_fails_while_it_writes_leaves_nothing_behind(folders: Path) -> None:
+    largest = (folders / "calm" / "model.safetensors").stat().st_size // 2  # bytes of a file: the first model fits
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
+    try:
+        with pytest.raises(CalmError, match=r"out/calm/weights\.safetensors"):
+            imported(folders)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (folders / "out").exists()
 
 
 def test_a_tokenizer_of_ours_is_written_for_older_readers(model_uris: tuple[str, str], tmp_path: Path) -> None:
@@ -437,8 +450,6 @@ def test_a_tokenizer_of_ours_is_written_for_older_readers(model_uris: tuple[str,
     assert Tokenizer.from_bytes(data).to_bytes() == own.to_bytes()
     names = json.loads((folder / "tokenizer_config.json").read_text())
     assert (names["pad_token"], names["eos_token"]) == ("<|pad|>", "<|endoftext|>")
-    config = json.loads((folder / "config.json").read_text())
-    assert (folder / config["ae_path"] / "config.json").exists()
 
 
 def test_transformers_reads_an_export(model_uris: tuple[str, str], tmp_path: Path) -> None:

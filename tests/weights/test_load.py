@@ -15,7 +15,8 @@ from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts
-from calm_core.weights.load import autoencoder_of, load_autoencoder, load_calm, load_tokenizer
+from calm_core.weights.lineage import autoencoder_of
+from calm_core.weights.load import load_autoencoder, load_calm, load_tokenizer
 
 VOCABULARY = {"vocab_size": 300, "pad_id": 0, "eos_id": 1}
 AUTOENCODER = {"model": {"chunk_size": 4, "latent_size": 6, "hidden_size": 8, "intermediate_size": 12}}

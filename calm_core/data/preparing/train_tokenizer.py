@@ -59,11 +59,13 @@ def train_tokenizer(
         return made
     with (
         reported(STAGE, "looking for the tokenizer"),
-        ArtifactWriter(output_uri, TokenizerFacts, settings, parents) as writer,
+        ArtifactWriter(output_uri, TokenizerFacts, settings, parents, overwrite=True) as writer,
     ):
         tokenizer = extension.tokenizer() if extension else _found_or_trained(partitions, config, data)
         if source_digest and digest_of_source(config.source) != source_digest:
-            raise SourceError(f"{config.source}: the tokenizer has changed since the run was planned; run again")
+            raise SourceError(
+                f"{config.source}: the tokenizer has changed since the run was planned; run again", can_pass=True
+            )
         engine, why_slow = choose_engine(tokenizer, training_texts(partitions, data, _CHECKED_BYTES))
         writer.write(TOKENIZER_NAME, tokenizer.to_bytes())
         writer.facts = TokenizerFacts(

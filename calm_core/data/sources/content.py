@@ -118,7 +118,7 @@ def _require_as_planned(file: SourceFile) -> str:
 
 
 def _changed(file: SourceFile) -> SourceError:
-    return SourceError(f"{file.uri}: changed or removed since the run was planned; run again")
+    return SourceError(f"{file.uri}: changed or removed since the run was planned; run again", can_pass=True)
 
 
 class _Checked(io.RawIOBase):

@@ -14,7 +14,7 @@ def register_model(
     evaluation_report: dsl.Input[dsl.Artifact],
     registration: dsl.Output[dsl.Artifact],
 ) -> None:
-    """Register the model in MLflow, with its lineage.
+    """Register the model in MLflow, with its lineage; the alias moves to it if it is better.
 
     Args:
         registry: Settings of the registry (`RegistryConfig`).
@@ -22,7 +22,7 @@ def register_model(
         autoencoder_model: The model of `train_autoencoder`.
         calm_model: The model of `train_calm`.
         evaluation_report: The scores of `evaluate`.
-        registration: Name, version and alias of the registered model.
+        registration: Name and version of the registered model, and whether its alias points to it.
     """
     from calm_core.config import RegistryConfig
     from calm_core.registry.stage import register_model
@@ -37,4 +37,4 @@ def register_model(
             autoencoder_uri=autoencoder_model.uri,
         )
         facts = artifact.facts
-        describe(registration, artifact, {"model": f"{facts.model_name} version {facts.version}"})
+        describe(registration, artifact, {"model": f"{facts.model_name} version {facts.version}; {facts.reason}"})

@@ -57,7 +57,8 @@ def check(
     monkeypatch.setenv("CALM_HOME", str(home))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "restored after the test")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "unset after the test, whatever is set in between")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     for name, value in mistake.environment.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     places = artifacts | {"folder": str(folder)}
@@ -67,7 +68,7 @@ def check(
         file.write_bytes(content.format(**places).encode() if isinstance(content, str) else content)
     mistake.arrange(folder)
     arguments = [argument.format(**places) for argument in mistake.command]
-    before = _files(folder, home)
+    before = _files(folder.parent, home)
 
     capfd.readouterr()
     if mistake.as_process:
@@ -86,7 +87,7 @@ def check(
     assert exit_code == mistake.exit_code
     assert out == ""  # a stage that had begun would have said so
     assert not list(home.glob("logs/run-*"))
-    assert _files(folder, home) == before
+    assert _files(folder.parent, home) == before
 
 
 def _files(folder: Path, home: Path) -> dict[Path, bytes]:

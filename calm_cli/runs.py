@@ -1,0 +1,283 @@
+"""`calm runs`: what has run in a home, and where everything of it lies."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from calm_cli.board import Board
+from calm_cli.display import clock
+from calm_cli.options import DEFAULT_PROFILE, configuration
+from calm_cli.screen import Screen
+from calm_core.config import Config, text
+from calm_core.errors import CalmError
+from calm_core.shown import redacted, visible
+from calm_core.store import storage
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import EvaluationFacts, Facts, RegistrationFacts, Score
+from components.quoting import unquoted
+from pipelines.local.home import HOME_VARIABLE, Home
+from pipelines.local.runs import PastRun, past_runs
+
+_REPORT_NAME = "report.html"
+
+
+def runs(
+    run: Annotated[
+        str, typer.Argument(metavar="[RUN]", help="Show all about one: its number, or the beginning of its name.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; of one run with all settings.")] = False,
+) -> None:
+    """List the runs of `calm run`, the newest first: how they ended, their scores, versions, and where all of it lies.
+
+    Examples:
+
+      calm runs
+
+      calm runs 3
+
+      calm runs --json
+    """
+    home = Home.find(make=False)
+    found = [_Run(past) for past in past_runs(home)]
+    if run:
+        [found] = [[_chosen(found, run)]]
+    found.reverse()
+    if as_json:
+        one = {**found[0].as_json(), "settings": found[0].settings} if run else None
+        typer.echo(json.dumps(one or [each.as_json() for each in found], indent=1))
+    elif run:
+        _show(found[0], Screen(soft_wrap=True))
+    elif found:
+        _list(found, home, Screen())
+    else:
+        Screen(soft_wrap=True).print(
+            f"{home.path}: nothing has run here yet; `calm run` does, and {HOME_VARIABLE} names another folder. "
+            "What single stages make lies where their --output says."
+        )
+
+
+def asked_for(
+    profile: str, sources: Sequence[str], text_field: str | None, overrides: Sequence[str], config: Config
+) -> dict[str, Any]:
+    """What a run is remembered by: the command, the profile, and the settings that differ from the profile's.
+
+    Args:
+        profile, sources, text_field, overrides: As the options give them.
+        config: The settings that they make.
+    """
+    command = ["calm", "run"] if profile == DEFAULT_PROFILE else ["calm", "run", "--profile", profile]
+    for option, values in (("--source", sources), ("--text-field", [text_field or ""]), ("--set", overrides)):
+        command += [word for value in values if value for word in (option, value)]
+    before, after = (dict(_flat(each.model_dump(mode="json"))) for each in (configuration(profile, None), config))
+    changed = {name: text.write(value) for name, value in after.items() if before.get(name) != value}
+    return {"command": command, "profile": profile, "changed": changed}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run, and what its artifacts say: those that can be read."""
+
+    past: PastRun
+
+    @cached_property
+    def board(self) -> Board:
+        board = Board()
+        for event in self.past.events:
+            board.apply(event)
+        return board
+
+    @cached_property
+    def artifacts(self) -> dict[str, Artifact[Facts] | str]:
+        """By the names of the pipeline's outputs, or their places; of one that cannot be read, why."""
+        found: dict[str, Artifact[Facts] | str] = {}
+        for name, uri in self.past.artifacts.items():
+            try:
+                found[name] = Artifact.of_any_kind(uri)
+            except CalmError as error:
+                found[name] = str(error)
+        return found
+
+    def facts_of(self, kind: type[Any], name: str) -> Any:
+        artifact = self.artifacts.get(name)
+        return artifact.facts if isinstance(artifact, Artifact) and isinstance(artifact.facts, kind) else None
+
+    @property
+    def score(self) -> Score | None:
+        facts: EvaluationFacts | None = self.facts_of(EvaluationFacts, "evaluation_report")
+        return facts.brierlm if facts else None
+
+    @property
+    def registered(self) -> RegistrationFacts | None:
+        facts: RegistrationFacts | None = self.facts_of(RegistrationFacts, "registration")
+        return facts
+
+    @property
+    def report(self) -> str:
+        """URI of the report, empty if there is none."""
+        return storage.join(self.past.outputs["evaluation_report"], _REPORT_NAME) if self.score else ""
+
+    @property
+    def stage(self) -> str:
+        """Where a run is that has not finished, or the stage that failed."""
+        blamed = self.board.blamed
+        if blamed and self.past.ending == "failed":
+            return blamed.stage
+        return self.past.events[-1].stage if self.past.events else ""
+
+    @property
+    def ending(self) -> str:
+        """How it ended, for people."""
+        match self.past.ending:
+            case "done":
+                return "done"
+            case "unknown":
+                return f"did not finish: {self.stage}" if self.stage else "did not finish"
+            case ending:
+                return f"{ending}: {self.stage}" if self.stage else ending
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, as far as a stage said so."""
+        blamed = self.board.blamed
+        return blamed.reason if blamed and self.past.ending == "failed" else ""
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """Settings that differ from the profile's, as YAML."""
+        changed = self.past.asked.get("changed")
+        return {str(k): str(v) for k, v in changed.items()} if isinstance(changed, dict) else {}
+
+    @property
+    def command(self) -> str:
+        """The command, as it is typed; empty where an earlier version noted none."""
+        words = self.past.asked.get("command")
+        return shlex.join(str(word) for word in words) if isinstance(words, list) else ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings, by section, and what else the pipeline was given."""
+        arguments = self.past.request.get("arguments")
+        return unquoted(arguments) if isinstance(arguments, dict) else {}
+
+    def as_json(self) -> dict[str, Any]:
+        """What is known, less the settings, as JSON values."""
+        score, registered, past = self.score, self.registered, self.past
+        return {
+            "number": past.number,
+            "name": past.name,
+            "started": past.started,
+            "ended": past.ending,
+            "seconds": past.seconds,
+            "stage": self.stage,
+            "reason": self.reason,
+            "command": self.command,
+            "profile": past.asked.get("profile", ""),
+            "changed": self.changed,
+            "brierlm": score.model_dump() if score else None,
+            "registered": registered.model_dump() if registered else None,
+            "artifacts": {
+                name: {"uri": past.artifacts[name], "error": found}
+                if isinstance(found, str)
+                else {"uri": found.uri, "kind": found.manifest.kind, "digest": found.digest}
+                for name, found in self.artifacts.items()
+            },
+            "report": self.report,
+            "log": str(past.log),
+        }
+
+
+def _chosen(found: Sequence[_Run], wanted: str) -> _Run:
+    """The run that a number or the beginning of a name means.
+
+    Raises:
+        CalmError: None, or several.
+    """
+    numbered = [each for each in found if wanted == str(each.past.number)]
+    names = [each for each in found if each.past.name.startswith((wanted, f"run-{wanted}"))]
+    match numbered or names:
+        case [one]:
+            return one
+        case []:
+            raise CalmError(f"{wanted}: no run has this number or a name that begins so; `calm runs` lists them")
+        case several:
+            listed = ", ".join(each.past.name for each in several[:3])
+            raise CalmError(f"{wanted}: {len(several)} runs have names that begin so ({listed}, ...); give more of one")
+
+
+def _list(found: Sequence[_Run], home: Home, screen: Screen) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("run", "started", "BrierLM, or how it ended", "model"):
+        table.add_column(heading, header_style="dim", no_wrap=True, justify="right" if heading == "run" else "left")
+    table.add_column("changed settings", header_style="dim")  # the one that gives way where there is little room
+    for each in found:
+        registered = each.registered
+        table.add_row(
+            str(each.past.number),
+            each.past.started[:-3] or visible(each.past.name),
+            visible(_interval(each.score) if each.score else each.ending),
+            visible(f"{registered.model_name}/{registered.version}") if registered else "",
+            Text(visible(_short(each.changed)), no_wrap=True, overflow="ellipsis"),
+        )
+    screen.print(table)
+    screen.print(
+        f"\nartifacts: {home.pipeline_root}/   logs: {home.logs}/   (single stages: where their --output says)\n"
+        f"all about one, e.g. where its report lies: calm runs {found[0].past.number}",
+        soft_wrap=True,
+    )
+
+
+def _interval(score: Score) -> str:
+    return f"{score.value:.2f} {score.interval(2)}"
+
+
+def _short(changed: Mapping[str, str]) -> str:
+    """Settings without their sections, as long as that names them: learning_rate=0.0005."""
+    last = [name.rpartition(".")[2] for name in changed]
+    return " ".join(
+        f"{short if last.count(short) == 1 else name}={value}"
+        for (name, value), short in zip(changed.items(), last, strict=True)
+    )
+
+
+def _show(each: _Run, screen: Screen) -> None:
+    """Print all about one run."""
+    past, registered = each.past, each.registered
+    took = "" if past.seconds is None else f", after {clock(past.seconds)}"
+    lines = [
+        ("run", f"{past.number}  {past.name}"),
+        ("started", past.started),
+        ("ended", f"{each.ending}{took}" if past.ending != "running" else each.ending),
+        ("why", each.reason),
+        ("profile", str(past.asked.get("profile", ""))),
+        *(("changed" if i == 0 else "", f"{name}: {value}") for i, (name, value) in enumerate(each.changed.items())),
+        ("BrierLM", _interval(each.score) if each.score else ""),
+        ("registered", f"models:/{registered.model_name}/{registered.version}" if registered else ""),
+        ("", registered.reason if registered else ""),
+        ("report", each.report),
+        ("log", str(past.log)),
+        ("again" if past.ending == "done" else "to go on", each.command),
+    ]
+    for name, value in lines:
+        if value:
+            screen.print(Text.assemble((f"{name:<12}", "dim"), visible(redacted(value))))
+    for name, found in each.artifacts.items():
+        if isinstance(found, str):
+            screen.print(f"\n{name}: {found}")
+        else:
+            screen.print(f"\n{name}: {found.uri}", f"  {found.manifest.kind}, digest {found.digest}", sep="\n")
+    screen.print(f"\nall settings: calm runs {past.number} --json")

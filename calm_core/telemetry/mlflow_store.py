@@ -1,0 +1,253 @@
+"""Where MLflow keeps runs and models: reached within seconds, or one line says why not and what to do."""
+
+import logging
+import os
+import re
+import socket
+import sqlite3
+import ssl
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from calm_core.errors import CalmError, first_line
+from calm_core.shown import redacted, shortened
+
+TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
+REGISTRY_URI_VARIABLE = "MLFLOW_REGISTRY_URI"
+
+_PROBE_SECONDS = 5  # a server at work answers within a fraction of it
+_PROBE = "/api/2.0/mlflow/experiments/search"  # only MLflow answers it, and a server with users asks who it is
+_PROBE_ANSWER = {"experiments", "next_page_token"}
+_SQLITE = "sqlite:"
+_LONGEST_REASON = 300  # characters
+
+_AGAIN = "run the same command again"
+_PLACES = "http://HOST:PORT of an MLflow server or sqlite:////FOLDER/mlflow.db"
+_TO_DO = (
+    (r"not a database|malformed|disk image", "it is damaged or no database; move it away, and a new one is made"),
+    (r"locked", f"another process holds it; wait for that one or end it, then {_AGAIN}"),
+    (r"readonly|read-only|Permission denied", "make it and its folder writable, or choose another place"),
+    (r"unable to open|[dD]irectory", "it has to be a file in a folder that you may write to"),
+    (r"disk is full|No space|disk I/O", f"free space there, then {_AGAIN}"),
+    (
+        r"out-of-date database schema|Can't locate revision",
+        "its database is of another MLflow: of an older one, take a copy and run `mlflow db upgrade URI` with it; of a "
+        "newer one, install that version",
+    ),
+    (r"not installed", "install it, or choose another place"),
+)
+"""What helps against what MLflow and its databases say, by patterns."""
+
+
+def tracking_place() -> str:
+    """Where MLflow keeps runs and models, for people: the file of a database, else its URI without a password."""
+    import mlflow  # import costs seconds: only where it is used
+
+    return _place(mlflow.get_tracking_uri())
+
+
+@contextmanager
+def mlflow_answers() -> Iterator[None]:
+    """Turn whatever MLflow raises into one line without a password: its messages may repeat the tracking URI.
+
+    Raises:
+        CalmError: MLflow has failed.
+    """
+    import mlflow
+
+    with explained(mlflow.get_tracking_uri()):
+        yield
+
+
+def reach_mlflow(*, to_read: bool = False) -> None:
+    """Ask where MLflow keeps runs and models once, so that what is not there costs seconds.
+
+    MLflow itself tries for minutes, since a server that it knows may be restarting. So does this, if
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES and MLFLOW_HTTP_REQUEST_TIMEOUT say how often and how long.
+
+    Args:
+        to_read: A database that is not there is an error, instead of being made.
+
+    Raises:
+        CalmError: It does not answer, is none of MLflow, or cannot be used.
+    """
+    import mlflow
+
+    for uri in dict.fromkeys((mlflow.get_tracking_uri(), mlflow.get_registry_uri())):
+        with explained(uri):
+            if to_read and uri.startswith(_SQLITE) and not _sqlite_file(uri).exists():
+                raise CalmError(f"{_place(uri)}: there is no such database; set {_variable(uri)} to {_PLACES}")
+            _reach(uri)
+
+
+def quiet_mlflow() -> None:
+    """Keep MLflow's own lines, and those of what it uses, off this process's terminal: what matters is raised."""
+    from mlflow.utils.logging_utils import disable_logging
+
+    disable_logging()
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries
+
+
+@lru_cache  # what has answered is not asked again
+def _reach(uri: str) -> None:
+    scheme, _, rest = uri.partition(":")
+    kind = re.split(r"\W", scheme)[0]
+    if kind in ("http", "https") and _has_host(uri):
+        _ask_server(uri)
+    elif kind == "sqlite":
+        _ask_sqlite(_sqlite_file(uri))
+    elif kind in ("postgresql", "mysql", "mssql"):
+        _ask_database(uri)
+    elif kind not in ("http", "https") and re.match(r"\d+(/|$)", rest):
+        raise CalmError(f"{_place(uri)}: has no scheme; write http://{uri}")
+    elif kind not in ("databricks", "uc") and not os.environ.get("MLFLOW_ALLOW_FILE_STORE"):
+        raise CalmError(f"{_place(uri)}: MLflow keeps nothing in such a place; write {_PLACES}")
+
+
+def _has_host(uri: str) -> bool:
+    """Whether a URL says where a server is."""
+    try:
+        parts = urlsplit(uri)
+        return bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", uri)
+    except ValueError:  # a port that is no number, or too high
+        return False
+
+
+def _ask_server(uri: str) -> None:
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    response = http_request(
+        get_default_host_creds(uri),
+        _PROBE,
+        "GET",
+        params={"max_results": 1},
+        max_retries=MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() if MLFLOW_HTTP_REQUEST_MAX_RETRIES.is_set() else 0,
+        timeout=MLFLOW_HTTP_REQUEST_TIMEOUT.get() if MLFLOW_HTTP_REQUEST_TIMEOUT.is_set() else _PROBE_SECONDS,
+        raise_on_status=False,
+    )
+    status = response.status_code
+    if status in (401, 403):
+        raise CalmError(
+            f"{_place(uri)}: asks who you are (HTTP {status}); set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD to a user who may use it, or MLFLOW_TRACKING_TOKEN"
+        )
+    if status in (500, 502, 503, 504):
+        to_do = f"look into that server's log, then {_AGAIN}"
+        raise CalmError(f"{_place(uri)}: MLflow does not answer (HTTP {status}); {to_do}", can_pass=True)
+    try:
+        is_mlflow = status == 200 and response.json().keys() <= _PROBE_ANSWER
+    except (ValueError, AttributeError):  # no JSON, or no object
+        is_mlflow = False
+    if not is_mlflow:
+        raise CalmError(f"{_place(uri)}: what answers there is no MLflow server (HTTP {status}); check that address")
+
+
+def _ask_sqlite(file: Path) -> None:
+    if file.exists():  # or MLflow makes it
+        with closing(sqlite3.connect(file, timeout=_PROBE_SECONDS)) as database:
+            database.execute("SELECT name FROM sqlite_master").fetchall()
+
+
+def _sqlite_file(uri: str) -> Path:
+    """The file of a SQLite database.
+
+    Raises:
+        CalmError: The URI names none.
+    """
+    from sqlalchemy.engine import make_url  # comes with MLflow where it keeps databases itself
+
+    name = make_url(uri).database if uri.startswith(f"{_SQLITE}//") else None
+    if not name or name == ":memory:":
+        raise CalmError(f"{_variable(uri)} {redacted(uri)}: names no file; write sqlite:////FOLDER/mlflow.db")
+    return Path(name).absolute()
+
+
+def _ask_database(uri: str) -> None:
+    import sqlalchemy
+    from mlflow.store.db.utils import create_sqlalchemy_engine
+
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(_PROBE_SECONDS))
+    engine = create_sqlalchemy_engine(uri)
+    try:
+        sqlalchemy.inspect(engine)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn what fails at a place of MLflow's into one line: where, why, what to do.
+
+    Args:
+        uri: The place, as MLflow is told it; its password is not shown.
+
+    Raises:
+        CalmError: Something has failed.
+    """
+    before = sys.exception()
+    try:
+        yield
+    except CalmError:
+        raise
+    except Exception as error:  # those of its clients and databases have no common base
+        reason = reason_of(error, before)
+        to_do = next((to_do for pattern, to_do in _TO_DO if re.search(pattern, reason)), _to_reach(uri))
+        failed = "cannot be used" if uri.startswith(_SQLITE) else "MLflow does not answer"
+        raise CalmError(f"{_place(uri)}: {failed} ({reason}); {to_do}", can_pass=_AGAIN in to_do) from None
+
+
+def reason_of(error: Exception, before: BaseException | None = None) -> str:
+    """Why, in few words: what the system or the database has said, below the layers of libraries over it.
+
+    Args:
+        error: What was raised.
+        before: What was being handled already then, which has nothing to do with it.
+    """
+    causes: list[BaseException] = [error]
+    while (below := causes[-1].__cause__ or causes[-1].__context__) and below is not before:
+        causes.append(below)
+    for cause in reversed(causes):
+        match cause:
+            case ConnectionRefusedError():
+                return "nothing listens there"
+            case socket.gaierror():
+                return "there is no such host"
+            case TimeoutError():
+                return "no answer in time"
+            case ssl.SSLCertVerificationError():
+                return f"its certificate is not accepted: {cause.verify_message}"
+            case ssl.SSLError():
+                return "it does not speak https"
+            case ConnectionError():
+                return "it ends the connection"
+            case OSError(strerror=str(text)):
+                return f"{text}: {cause.filename}" if cause.filename else text
+            case sqlite3.Error():
+                return first_line(cause)
+            case ModuleNotFoundError(name=str(module)):
+                return f"{module}, which it needs for such a database, is not installed"
+    return shortened(first_line(error).partition(". ")[0], _LONGEST_REASON)  # what MLflow goes on with is about itself
+
+
+def _place(uri: str) -> str:
+    """How a message names a place: the file of a database, else the variable that names it."""
+    return str(_sqlite_file(uri)) if uri.startswith(_SQLITE) else f"{_variable(uri)} {redacted(uri)}"
+
+
+def _variable(uri: str) -> str:
+    return REGISTRY_URI_VARIABLE if uri == os.environ.get(REGISTRY_URI_VARIABLE) else TRACKING_URI_VARIABLE
+
+
+def _to_reach(uri: str) -> str:
+    """What to do about a place that cannot be reached."""
+    if not urlsplit(uri).netloc:
+        return f"check that place, then {_AGAIN}"
+    return f"check that address and its server, then {_AGAIN}, or unset {_variable(uri)} to do without it"

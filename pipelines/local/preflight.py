@@ -1,0 +1,182 @@
+"""What can be known before a run: in seconds, instead of after the training that it would spoil."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+
+from calm_core.config import Config, TrainingConfig
+from calm_core.errors import CalmError, ConfigError
+from calm_core.store import storage
+from pipelines.local.home import HOME_VARIABLE, Home
+
+_ATTEMPTS_VARIABLE, _ATTEMPTS = "AWS_MAX_ATTEMPTS", "2"
+_COMPILERS = ("c++", "g++", "clang++")
+_THREADS = "OMP_NUM_THREADS"
+_FILES, _FILES_AT_A_TIME = 1000, 16  # whose sizes are asked for
+_TEXT, _SHARE_OF_TEXT = (".jsonl", ".txt", ".gz", ".zst"), 0.1
+"""Of files that are little else than text, at least so much of their size comes back as shards, compressed."""
+_WEIGHTS_BYTES, _CHECKPOINT_BYTES = 4, 12
+"""Of a parameter: in fp32; with Adam's two moments."""
+
+
+def check_environment() -> None:
+    """Refuse what torch and its libraries would read wrongly, or stumble over, when they start.
+
+    Raises:
+        ConfigError: One line that names the variable.
+    """
+    threads = os.environ.get(_THREADS)
+    if threads is not None and not (threads.isascii() and threads.isdecimal() and int(threads)):
+        raise ConfigError(f"{_THREADS} is {threads!r}: expected one number of threads, 1 or more; change or unset it")
+
+
+def check_run(config: Config, home: Home, tell: Callable[[str], None]) -> None:
+    """Check all that a run will need, the quickest first.
+
+    Args:
+        config: Every setting.
+        home: Where the run works.
+        tell: Gets what is being checked, at each step.
+
+    Raises:
+        CalmError: Something is missing, cannot be used, or contradicts something else: one line that says what to do.
+    """
+    if config.data.validation_fraction == 1:
+        raise ConfigError("data.validation_fraction: is 1, so a run has no text to train on; lower it")
+    tell(f"the folder {home.path}")
+    for folder in (home.pipeline_root, home.cache, home.plans, home.checkpoints, home.logs, home.mlflow_artifacts):
+        _require_writable(folder)
+    tell("the sources of text")
+    source_bytes = _check_sources(config)
+    vocab_size = _check_tokenizer(config, tell)
+    tell("the models")
+    parameters = _check_models(config, vocab_size)
+    _check_disk(config, home, parameters, source_bytes)
+    tell("MLflow")
+    from pipelines.local.tracking import use_tracking  # costs seconds, and in a new home makes a database
+
+    use_tracking(home, config.experiment)
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"tried")
+    except OSError as error:
+        raise CalmError(
+            f"{folder}: cannot be written ({error.strerror}); make it a folder that can be, or set {HOME_VARIABLE} to "
+            "another one"
+        ) from None
+
+
+def _check_sources(config: Config) -> int:
+    """Bytes of text that the sources hold at least."""
+    from calm_core.data.sources.check import check_sources
+    from calm_core.data.sources.files import files_by_source
+
+    patient = os.environ.get(_ATTEMPTS_VARIABLE)
+    os.environ[_ATTEMPTS_VARIABLE] = patient or _ATTEMPTS  # a store that is not there is told at once
+    try:
+        check_sources(config.data)
+        files = chain.from_iterable(files_by_source(config.data).values())
+        with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+            return sum(pool.map(storage.size, islice((file for file in files if file.endswith(_TEXT)), _FILES)))
+    finally:
+        if patient is None:
+            del os.environ[_ATTEMPTS_VARIABLE]
+
+
+def _check_tokenizer(config: Config, tell: Callable[[str], None]) -> int:
+    """How many tokens there will be. A tokenizer that is there already has to be one that takes any text."""
+    from calm_core.data.preparing.extension import Extension
+    from calm_core.data.tokenizers.tokenizer import Tokenizer
+
+    if not config.tokenizer.source and not config.data.extends:
+        return config.tokenizer.vocab_size
+    tell("the tokenizer")
+    if extension := Extension.of(config.data):
+        tokenizer = extension.tokenizer()
+    else:
+        special = config.tokenizer.pad_token, config.tokenizer.eos_token, config.tokenizer.bos_token
+        tokenizer = Tokenizer.load(config.tokenizer.source, *special, start_of_text=config.data.start_of_text)
+    return tokenizer.vocab_size
+
+
+def _check_models(config: Config, vocab_size: int) -> dict[str, int]:
+    """Parameters of the models that are trained, by their kind, in this order."""
+    import torch
+
+    from calm_core.scaling.cost import parameters_by_kind
+    from calm_core.training.launcher import TorchrunLauncher
+    from calm_core.training.memory import require_memory
+    from calm_core.training.stage import require_even_batches
+
+    has_gpu = torch.cuda.is_available()
+    parameters = parameters_by_kind(config, vocab_size)
+    kinds = [kind for kind in parameters if kind != "transformer" or config.train_baseline]
+    for kind in kinds:
+        training: TrainingConfig = getattr(config, kind)
+        ranks = TorchrunLauncher().world_size(training.processes)
+        require_even_batches(kind, training, ranks)
+        require_memory(f"{kind}: ", parameters[kind], ranks, ranks, torch.device("cuda" if has_gpu else "cpu"))
+        if getattr(training, "compile", False) and not has_gpu and not any(map(_is_program, _compilers())):
+            raise ConfigError(
+                f"{kind}.compile: needs a C++ compiler, and none is installed ({', '.join(_compilers())}); install "
+                "one, or leave the setting out"
+            )
+    return {kind: parameters[kind] for kind in kinds}
+
+
+def _compilers() -> tuple[str, ...]:
+    return (os.environ["CXX"],) if os.environ.get("CXX") else _COMPILERS
+
+
+def _is_program(name: str) -> bool:
+    return shutil.which(name) is not None
+
+
+def _check_disk(config: Config, home: Home, parameters: dict[str, int], source_bytes: int) -> None:
+    """Refuse a run that cannot fit. What is there already may be what the run would write, so it counts as free."""
+    needed = least_bytes(config, parameters, source_bytes)
+    free = shutil.disk_usage(home.path).free
+    if needed > free and needed > free + _bytes_in(home.path):
+        raise CalmError(
+            f"{home.path}: this run writes {_gib(needed)} or more there (data, checkpoints, models), and {_gib(free)} "
+            f"are free; free space, set {HOME_VARIABLE} to a folder on another disk, or choose smaller models"
+        )
+
+
+def least_bytes(config: Config, parameters: dict[str, int], source_bytes: int) -> int:
+    """What lies in the home at least, when it is fullest.
+
+    Args:
+        config: Every setting.
+        parameters: Of the models that are trained, by their kind, in this order.
+        source_bytes: Of the sources of text.
+    """
+    held = fullest = int(_SHARE_OF_TEXT * source_bytes)
+    for kind, number in parameters.items():
+        training: TrainingConfig = getattr(config, kind)
+        saved = (training.steps - 1) // training.checkpoint_interval  # the last step saves none
+        held += _WEIGHTS_BYTES * number
+        fullest = max(fullest, held + min(saved, 2) * _CHECKPOINT_BYTES * number)  # an old one goes after the new one
+    registered = sum(number for kind, number in parameters.items() if kind != "transformer")
+    return max(fullest, held + _WEIGHTS_BYTES * registered)
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.lstat().st_size
+    return total
+
+
+def _gib(number: int) -> str:
+    return f"{number / 2**30:,.1f} GiB"

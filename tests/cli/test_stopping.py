@@ -1,0 +1,183 @@
+"""Ctrl-C, SIGTERM and a closed terminal, in real processes: one line, an exit code, and nothing that is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, ProgressEvent, parse
+from tests.conftest import sentences
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+MINI = Path(__file__).parents[1] / "pipelines" / "mini.yaml"
+_SECONDS = 120  # after which it counts as a hang
+
+
+class Program:
+    """`calm` in a process and a folder of its own, which can be asked how far it is."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        self.progress = folder / "progress.jsonl"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("CALM_", "MLFLOW_"))}
+        environment |= {
+            "CALM_HOME": str(folder / "home"),
+            "TMPDIR": str(self.temporary),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            PROGRESS_FILE_VARIABLE: str(self.progress),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from calm_cli.start import main; main()", *arguments],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait for what the program says or makes."""
+        while not is_so():
+            assert self.process.poll() is None, self.process.communicate()
+
+    def said(self, is_so: Callable[[ProgressEvent], bool]) -> None:
+        """Wait for an event."""
+        self.wait_until(lambda: any(map(is_so, self.events())))
+
+    def events(self) -> list[ProgressEvent]:
+        lines = self.progress.read_bytes().splitlines(keepends=True) if self.progress.exists() else []
+        return [parse(line.decode()) for line in lines if line.endswith(b"\n")]
+
+    def below(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def ended(self) -> tuple[int, str]:
+        """The exit code, and standard error; it has left no process and no temporary file."""
+        below = self.below()
+        _, error = self.process.communicate(timeout=_SECONDS)
+        _, alive = psutil.wait_procs(below, timeout=_SECONDS)
+        assert alive == []
+        assert list(self.temporary.iterdir()) == []
+        assert "Traceback" not in error
+        return self.process.returncode, error
+
+
+@contextmanager
+def at_work(folder: Path, *arguments: str) -> Iterator[Program]:
+    program = Program(folder, *arguments)
+    try:
+        yield program
+    finally:
+        for process in (*program.below(), program.process) if program.process.poll() is None else ():
+            process.kill()
+        program.process.communicate()
+
+
+def texts(folder: Path) -> str:
+    """More text than is prepared before a signal comes."""
+    file = folder / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": sentences(i, 40)}) + "\n" for i in range(20_000)))
+    return str(file)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_preparing_stops(workers: str, number: signal.Signals, tmp_path: Path) -> None:
+    arguments = ["--profile", str(MINI), "--source", texts(tmp_path), "--output", "dataset", "--workers", workers]
+    with at_work(tmp_path, "prepare", *arguments) as program:
+        program.said(lambda event: "scanning" in event.note)
+        os.killpg(program.process.pid, number)  # as a terminal does: all of its processes get it
+        exit_code, error = program.ended()
+    assert exit_code == 128 + number
+    line = error.splitlines()[-1]
+    assert line.startswith("stopped (")
+    assert "run the same command again" in line
+    assert not (tmp_path / "dataset").exists()
+    assert not list(tmp_path.rglob("*.calm.partial"))
+
+
+TRAINING = ["--set", "autoencoder.steps=1000000", "--set", "autoencoder.log_interval=1"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_training_saves_what_it_is_at(number: signal.Signals, dataset_uri: str, tmp_path: Path) -> None:
+    arguments = ["--profile", str(MINI), "--dataset", dataset_uri, "--output", "out", *TRAINING]
+    with at_work(tmp_path, "train", "autoencoder", *arguments) as program:
+        program.said(lambda event: event.done > 1)
+        os.killpg(program.process.pid, number)
+        exit_code, error = program.ended()
+    assert exit_code == 75
+    assert error.splitlines()[-1].startswith("stopped after step ")
+    assert "run again to continue from there" in error.splitlines()[-1]
+    assert list(tmp_path.glob("home/checkpoints/*/step-*/complete"))
+
+
+def test_training_that_is_stopped_twice_ends_as_it_is(dataset_uri: str, tmp_path: Path) -> None:
+    """The first rank is held, so that it cannot save anything."""
+    arguments = ["--profile", str(MINI), "--dataset", dataset_uri, "--output", "out", *TRAINING]
+    with at_work(tmp_path, "train", "autoencoder", *arguments) as program:
+        program.said(lambda event: event.done > 1)
+        rank = next(process for process in program.below() if "calm_core.training.worker" in process.cmdline()[-2:])
+        rank.suspend()
+        program.process.send_signal(signal.SIGINT)
+        agent = psutil.Process(rank.ppid())
+        program.process.send_signal(signal.SIGINT)
+        psutil.wait_procs([agent], timeout=_SECONDS)
+        rank.resume()
+        exit_code, error = program.ended()
+    assert exit_code == 130
+    assert error.splitlines()[-1].startswith("stopped (Ctrl-C); run the same command again")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_evaluating_stops(
+    number: signal.Signals, dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path
+) -> None:
+    autoencoder, calm = model_uris
+    arguments = [calm, "--autoencoder", autoencoder, "--dataset", dataset_uri, "--output", "out"]
+    settings = ["--profile", str(MINI), "--set", "evaluation.prompt_tokens=1000000"]
+    with at_work(tmp_path, "evaluate", *arguments, *settings) as program:
+        program.said(lambda event: event.note == "writing text")
+        os.killpg(program.process.pid, number)
+        exit_code, error = program.ended()
+    assert exit_code == 128 + number
+    assert error.splitlines()[-1].startswith("stopped (")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_run_stops(number: signal.Signals, tmp_path: Path) -> None:
+    with at_work(tmp_path, "run", "--profile", str(MINI), "--source", texts(tmp_path)) as program:
+        program.wait_until(lambda: any(path.stat().st_size for path in tmp_path.glob("home/logs/*/progress.jsonl")))
+        os.killpg(program.process.pid, number)
+        exit_code, error = program.ended()
+    assert exit_code == 128 + number
+    [line] = error.splitlines()
+    assert line.startswith("stopped (")
+    assert "run the same command again: finished stages come from the cache" in line
+
+
+def catches(process: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{process}/status").read_text()
+    mask = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only there it shows when a program listens")
+def test_a_signal_during_the_imports_is_one_line_too(tmp_path: Path) -> None:
+    with at_work(tmp_path, "generate", "a", "--model", "nowhere") as program:
+        program.wait_until(lambda: catches(program.process.pid, signal.SIGHUP))
+        program.process.send_signal(signal.SIGINT)
+        exit_code, error = program.ended()
+    assert exit_code == 130
+    assert error.splitlines() == ["stopped (Ctrl-C); run the same command again to begin anew"]

@@ -1,0 +1,63 @@
+"""Which version a URI names, in a real MLflow store; what is there instead is told in few words."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from calm_core.errors import CalmError
+from calm_core.registry.versions import exact_uri
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A registry with twelve models; the one that it's about has versions 1 to 3, 5 and 7, and the alias good for 3."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    client = mlflow.MlflowClient()
+    for number in range(11):
+        client.create_registered_model(f"model {number:02}")
+    client.create_registered_model("it's")
+    for _ in range(7):
+        client.create_model_version("it's", Path(folder / "files").as_uri())
+    for number in (4, 6):
+        client.delete_model_version("it's", str(number))
+    client.set_registered_model_alias("it's", "good", "3")
+    yield
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unset, or it would count for all tests after these
+
+
+@pytest.mark.parametrize(
+    ("uri", "exact"),
+    [
+        ("models:/it's@good", "models:/it's/3"),
+        ("models:/it's/5", "models:/it's/5"),
+        ("models:/it's/007", "models:/it's/7"),
+        ("models:/it's/latest", "models:/it's/7"),
+        ("models:/it's@latest", "models:/it's/7"),
+        ("runs:/0123/model", "runs:/0123/model"),
+        ("mlflow-artifacts:/1/models", "mlflow-artifacts:/1/models"),
+        (f"models:/m-{'0' * 32}", f"models:/m-{'0' * 32}"),
+    ],
+)
+def test_all_that_names_a_version_is_understood(uri: str, exact: str) -> None:
+    assert exact_uri(uri) == exact
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/it's/4", "models:/it's/4: it's has no version 4; it has 1 to 3, 5 and 7"),
+        ("models:/it's/goood", "models:/it's/goood: it's has no version goood; it has 1 to 3, 5 and 7"),
+        (
+            "models:/its@good",
+            "models:/its@good: there is no registered model its; did you mean models:/it's@good? registered: it's, "
+            "model 00, model 01, model 02, model 03, model 04, model 05, model 06 and 4 more",
+        ),
+    ],
+)
+def test_what_there_is_instead_is_told_in_few_words(uri: str, message: str) -> None:
+    with pytest.raises(CalmError) as failure:
+        exact_uri(uri)
+    assert str(failure.value) == message
