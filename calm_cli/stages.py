@@ -175,7 +175,7 @@ def evaluate(
 
 def compare(
     evaluations: Annotated[
-        list[str], typer.Argument(metavar="EVALUATION...", help="URIs of evaluations.", show_default=False)
+        list[str], typer.Argument(metavar="EVALUATION", help="URIs of evaluations.", show_default=False)
     ],
 ) -> None:
     """Show scores side by side; those with different protocols are refused.
