@@ -143,11 +143,10 @@ def train(
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
     config = configuration(profile, set_, {HEADS.setting: head})
-    if bool(autoencoder) != (kind == "calm"):
-        raise ConfigError(
-            f"--autoencoder: {'name the one that CALM is to use' if kind == 'calm' else 'is for CALM alone'}"
-        )
     require("--dataset", dataset, DatasetFacts, MixtureFacts)
+    if bool(autoencoder) != (kind == "calm"):
+        reason = "CALM is trained on an autoencoder; name it" if kind == "calm" else "is for CALM alone"
+        raise ConfigError(f"--autoencoder: {reason}")
     if autoencoder:
         require("--autoencoder", autoencoder, AutoencoderFacts)
     home = _begin(config, kind, output, dataset, autoencoder, checkpoints or "")

@@ -211,15 +211,15 @@ GENERATE = [
     Mistake(
         "autoencoder as a model",
         ("generate", "a", "--model", "{autoencoder}"),
-        ("is a autoencoder artifact, a calm or tr",),
+        ("is an autoencoder artifact, a calm or tr",),
     ),
     Mistake(
         "evaluation as a model",
         ("generate", "a", "--model", "{evaluation}"),
-        ("is a evaluation artifact, a calm or tr",),
+        ("is an evaluation artifact, a calm or tr",),
     ),
     Mistake(
-        "dataset as an autoencoder", _GENERATE("--autoencoder", "{dataset}"), ("is a dataset artifact, a autoencoder",)
+        "dataset as an autoencoder", _GENERATE("--autoencoder", "{dataset}"), ("is a dataset artifact, an autoencoder",)
     ),
     Mistake(
         "another library's checkpoint as a model",
@@ -264,14 +264,14 @@ STAGES = [
     Mistake(
         "registering an evaluation",
         ("register", "{evaluation}", "--evaluation", "{evaluation}", "--output", "o"),
-        ("is a evaluation artifact, a calm",),
+        ("is an evaluation artifact, a calm",),
     ),
     Mistake(
         "registering with a dataset for scores",
         ("register", "{calm}", "--evaluation", "{dataset}", "--output", "o"),
-        ("is a dataset artifact, a evaluation",),
+        ("is a dataset artifact, an evaluation",),
     ),
-    Mistake("comparing models", ("compare", "{calm}", "{transformer}"), ("{calm}: is a calm artifact, a evaluation",)),
+    Mistake("comparing models", ("compare", "{calm}", "{transformer}"), ("{calm}: is a calm artifact, an evaluation",)),
     Mistake(
         "exporting a Transformer",
         ("export", "{transformer}", "--output", "o"),

@@ -78,7 +78,7 @@ MISTAKES = [
     Mistake(
         "a source is missing",
         ("run", "--profile", _PROFILE, "--source", "nowhere/*.jsonl"),
-        ("nowhere/*.jsonl: no such file", "--source"),
+        ("nowhere/*.jsonl: no such file, since there is no folder nowhere",),
     ),
     Mistake(
         "one of two sources is missing",
