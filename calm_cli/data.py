@@ -48,8 +48,6 @@ def mix(
             uri = ""
         if not uri:
             raise ConfigError(f"{item}: give each dataset its weight, e.g. out/web=0.8")
-    if len(weights) == 1 and weights[uri] > 0:
-        raise ConfigError(f"{datasets[0]}: is one dataset, a mixture has two or more; --dataset takes it as it is")
     mixture = mix_datasets(weights, output, overwrite=overwrite)
     show_result(mixture, started, json_, [f"calm train autoencoder --dataset {quote(output)} --output AUTOENCODER"])
 

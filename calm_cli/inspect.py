@@ -27,7 +27,9 @@ _SHOWN = 5
 
 def inspect(
     uri: UriArgument,
-    sequences: Annotated[int, typer.Option(min=0, help="Sequences of a dataset or mixture that are shown.")] = 3,
+    sequences: Annotated[
+        int, typer.Option(min=0, max=1000, help="Sequences of a dataset or mixture that are shown.")
+    ] = 3,
     split: Annotated[str, typer.Option(help="Their split: train or validation.")] = "train",
     json_: JsonOption = False,
 ) -> None:

@@ -22,6 +22,7 @@ def _leave(folder: Path) -> None:
 def _folder_of_another_library(folder: Path) -> None:
     (folder / "public").mkdir()
     (folder / "public" / "config.json").write_text("{}")
+    (folder / "public" / "model.safetensors").write_bytes(b"")
 
 
 _NO_COMMAND = "no such command of `calm`; "
@@ -211,20 +212,20 @@ GENERATE = [
     Mistake(
         "autoencoder as a model",
         ("generate", "a", "--model", "{autoencoder}"),
-        ("is a autoencoder artifact, a calm or tr",),
+        ("is an autoencoder artifact, a calm or tr",),
     ),
     Mistake(
         "evaluation as a model",
         ("generate", "a", "--model", "{evaluation}"),
-        ("is a evaluation artifact, a calm or tr",),
+        ("is an evaluation artifact, a calm or tr",),
     ),
     Mistake(
-        "dataset as an autoencoder", _GENERATE("--autoencoder", "{dataset}"), ("is a dataset artifact, a autoencoder",)
+        "dataset as an autoencoder", _GENERATE("--autoencoder", "{dataset}"), ("is a dataset artifact, an autoencoder",)
     ),
     Mistake(
         "another library's checkpoint as a model",
         ("generate", "a", "--model", "public"),
-        ("public: is a checkpoint of another library; `calm import`",),
+        ("public: is a public checkpoint; make artifacts of it with `calm import`",),
         arrange=_folder_of_another_library,
     ),
     _usage(
@@ -248,7 +249,7 @@ STAGES = [
     ),
     Mistake(
         "training on a model",
-        ("train", "calm", "--dataset", "{calm}", "--output", "o"),
+        ("train", "autoencoder", "--dataset", "{calm}", "--output", "o"),
         ("{calm}: is a calm artifact, a dataset or mixture",),
     ),
     Mistake(
@@ -264,14 +265,14 @@ STAGES = [
     Mistake(
         "registering an evaluation",
         ("register", "{evaluation}", "--evaluation", "{evaluation}", "--output", "o"),
-        ("is a evaluation artifact, a calm",),
+        ("is an evaluation artifact, a calm",),
     ),
     Mistake(
         "registering with a dataset for scores",
         ("register", "{calm}", "--evaluation", "{dataset}", "--output", "o"),
-        ("is a dataset artifact, a evaluation",),
+        ("is a dataset artifact, an evaluation",),
     ),
-    Mistake("comparing models", ("compare", "{calm}", "{transformer}"), ("{calm}: is a calm artifact, a evaluation",)),
+    Mistake("comparing models", ("compare", "{calm}", "{transformer}"), ("{calm}: is a calm artifact, an evaluation",)),
     Mistake(
         "exporting a Transformer",
         ("export", "{transformer}", "--output", "o"),
