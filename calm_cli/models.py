@@ -8,13 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from calm_cli.inputs import require_language_model
 from calm_cli.options import AutoencoderOption
 from calm_cli.screen import Screen
 from calm_core.config.evaluation import MIN_TEMPERATURE
 from calm_core.errors import CalmError, ConfigError
-from calm_core.shown import redacted, visible
+from calm_core.shown import redacted, shortened, visible
 from calm_core.telemetry.mlflow_run import DEFAULT_EXPERIMENT, REGISTERED
 from pipelines.local.home import Home
 
@@ -126,7 +127,7 @@ def _generator(model: str, autoencoder: str) -> "TextGenerator":
 
 def _told(screen: Screen, doing: str) -> AbstractContextManager[object]:
     """Say what is done for as long as it takes, to whoever looks at a terminal."""
-    return screen.status(visible(doing)) if screen.is_terminal else nullcontext()
+    return screen.status(Text(shortened(doing, 60))) if screen.is_terminal else nullcontext()
 
 
 def _texts(prompts: Sequence[str] | None) -> list[str]:
