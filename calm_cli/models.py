@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -86,7 +87,8 @@ def generate(
         from calm_core.generation.text import Sampling
 
         sampling = Sampling(temperature, samples, budget if exact else 0)
-        pieces = generator.stream(texts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
+        rest = generator.stream(texts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
+        pieces = chain(list(islice(rest, 1)), rest)  # prompts are read for the first one, and may be refused
     if len(texts) == 1:
         _write(texts[0], bold=True)
         try:

@@ -186,6 +186,18 @@ GENERATE = [
         "standard input (-) is named twice",
         stdin=b"a",
     ),
+    Mistake(
+        "prompt of too many tokens",
+        ("generate", "--model", "{calm}"),
+        ("prompt 1: has ", " tokens, and at most 131,072 are read; give its end"),
+        stdin=b"0 1 2 3 4 5 6 7 8 9 " * 20_000,
+    ),
+    _usage(
+        "standard input beyond reason",
+        ("generate", "--model", "{calm}"),
+        "standard input: has more than 16,777,216 bytes; give the end of the prompt",
+        stdin=bytes(20 << 20),
+    ),
     _usage(
         "standard input that is no text",
         ("generate", "-"),
