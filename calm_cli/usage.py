@@ -179,8 +179,8 @@ def _no_such_option(ctx: Any, name: str, args: Sequence[str]) -> str:
         if having:
             return line + f"options stand behind their command: `{ctx.command_path} {having[0]} {typed} ...`"
     word = "--" + typed.lstrip("-").lower().replace("_", "-")
-    if close := get_close_matches(word, names, n=1, cutoff=0.7):
-        return line + f"did you mean {close[0]}?"
+    if close := [option for option in names if option.startswith(word)] or get_close_matches(word, names, 1, 0.7):
+        return line + f"did you mean {' or '.join(close)}?"
     if "--set" in names and (settings := _settings_called(typed.lstrip("-"))):
         return line + f"did you mean {' or '.join(f'--set {setting}=...' for setting in settings)}?"
     if any(isinstance(param, TyperArgument) for param in ctx.command.params) and not typed.startswith("--"):
