@@ -20,7 +20,15 @@ from calm_core.evaluation.samplers import UnigramSampler
 from calm_core.evaluation.scored import SCORED, Scored
 from calm_core.generation.text import Sampling
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import CalmFacts, EvaluationFacts, ModelFacts, References, TextSample
+from calm_core.store.facts import (
+    CalmFacts,
+    DatasetFacts,
+    EvaluationFacts,
+    MixtureFacts,
+    ModelFacts,
+    References,
+    TextSample,
+)
 from calm_core.telemetry.stage import Stage
 from calm_core.weights.lineage import autoencoder_of
 
@@ -33,7 +41,14 @@ def stage_name(kind: str) -> str:
 
 
 def evaluate(
-    config: EvaluationConfig, dataset_uri: str, model_uri: str, output_uri: str, *, seed: int, autoencoder_uri: str = ""
+    config: EvaluationConfig,
+    dataset_uri: str,
+    model_uri: str,
+    output_uri: str,
+    *,
+    seed: int,
+    autoencoder_uri: str = "",
+    overwrite: bool = False,
 ) -> Artifact[EvaluationFacts]:
     """Score a language model on held-out text, and let it write.
 
@@ -45,14 +60,18 @@ def evaluate(
             numbers.
         seed: Of all noise.
         autoencoder_uri: The autoencoder of a CALM model; unset, where it lay when the model was trained.
+        overwrite: Whether another evaluation that lies there is replaced (see `ArtifactWriter`).
 
     Raises:
         CalmError: An input is unusable, or the artifacts do not belong together.
     """
     settings = config.model_dump(mode="json") | {"seed": seed}
     artifact = Artifact(model_uri, *SCORED)
-    with Stage(stage_name(artifact.facts.kind), settings, output_uri) as stage:
-        ArtifactWriter(output_uri, EvaluationFacts, {}, {}).check()
+    with Stage(stage_name(artifact.facts.kind), settings) as stage:
+        dataset_digest = Artifact(dataset_uri, DatasetFacts, MixtureFacts).digest
+        known = {artifact.facts.kind: artifact.digest, "dataset": dataset_digest}
+        ArtifactWriter(output_uri, EvaluationFacts, settings, known, overwrite=overwrite).check()
+        stage.begin()
         dataset = open_dataset(dataset_uri, "validation")
         _require_same_tokenizer(artifact, dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,7 +84,7 @@ def evaluate(
 
         parents = scored.parents | {"dataset": dataset.digest}
         html = render_report(facts, scored.curves, settings, scored.settings, parents)
-        with ArtifactWriter(output_uri, EvaluationFacts, settings, parents) as writer:
+        with ArtifactWriter(output_uri, EvaluationFacts, settings, parents, overwrite=overwrite) as writer:
             writer.write("evaluation.json", json.dumps(facts.part("results"), indent=1, sort_keys=True).encode())
             writer.write("report.html", html.encode())
             writer.facts = facts

@@ -68,7 +68,7 @@ def check(
         file.write_bytes(content.format(**places).encode() if isinstance(content, str) else content)
     mistake.arrange(folder)
     arguments = [argument.format(**places) for argument in mistake.command]
-    before = _files(folder, home)
+    before = _files(folder.parent, home)
 
     capfd.readouterr()
     if mistake.as_process:
@@ -83,11 +83,11 @@ def check(
     assert len(lines) == 1, err
     assert lines[0].startswith("error ")
     for part in mistake.says:
-        assert part.format(**places) in lines[0]
+        assert part.format(**places) in lines[0], lines[0]
     assert exit_code == mistake.exit_code
     assert out == ""  # a stage that had begun would have said so
     assert not list(home.glob("logs/run-*"))
-    assert _files(folder, home) == before
+    assert _files(folder.parent, home) == before
 
 
 def _files(folder: Path, home: Path) -> dict[Path, bytes]:
