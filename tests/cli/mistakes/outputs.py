@@ -152,7 +152,7 @@ MISTAKES = [
         )
     ),
     Mistake("output is no storage", (*_TRAIN, "nope://a/b"), ("nope://a/b: cannot be used",)),
-    Mistake("output without a name", (*_TRAIN, ""), ("is empty; name a file or folder",)),
+    Mistake("output without a name", (*_TRAIN, ""), ("--output: is empty",), exit_code=2),
     Mistake(
         "prepare over its own dataset with other texts",
         ("prepare", "--source", "more.jsonl", "--output", "out"),
