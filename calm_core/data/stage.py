@@ -29,7 +29,7 @@ from calm_core.errors import ArtifactError, CalmError, ConfigError, Stopped
 from calm_core.store import storage
 from calm_core.store.artifact import UNFINISHED_NAME, Artifact, ArtifactWriter, is_artifact
 from calm_core.store.facts import DatasetFacts, Facts, TokenizerFacts
-from calm_core.telemetry.processes import end_with_parent, killed_by
+from calm_core.telemetry.processes import PARENT_VARIABLE, end_with_parent, killed_by
 
 _PLAN = "plan"
 _PARTS = re.compile(r"(?:scan|shards)-\d{5,}|duplicates|tokenizer")
@@ -204,4 +204,5 @@ def _begin() -> None:
     for number in _OF_THE_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_SHELL + number))
+    os.environ.pop(PARENT_VARIABLE, None)  # of whoever has started the process that has started this one
     end_with_parent(lambda: os.kill(os.getpid(), signal.SIGKILL))
