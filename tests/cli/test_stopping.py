@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,7 @@ class Program:
         """Wait for what the program says or makes."""
         while not is_so():
             assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.05)
 
     def said(self, is_so: Callable[[ProgressEvent], bool]) -> None:
         """Wait for an event."""
@@ -68,7 +70,7 @@ class Program:
         _, alive = psutil.wait_procs(below, timeout=_SECONDS)
         assert alive == []
         assert list(self.temporary.iterdir()) == []
-        assert "Traceback" not in error
+        assert "Traceback" not in error, error
         return self.process.returncode, error
 
 
