@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from calm_cli.inputs import require, require_language_model
-from calm_cli.options import AutoencoderOption, JsonOption
+from calm_cli.options import AutoencoderOption, JsonOption, OverwriteOption
 from calm_cli.result import document, print_json, show_result
 from calm_cli.screen import Screen
 from calm_core.store.facts import AutoencoderFacts, CalmFacts
@@ -23,6 +23,7 @@ def import_(
     tokenizer: Annotated[
         str, typer.Option(metavar="DIR", help="Folder with tokenizer.json. [default: DIR, else the autoencoder's]")
     ] = "",
+    overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Read a public checkpoint in Hugging Face's format; it then generates, is scored and registered like one of ours.
@@ -45,6 +46,7 @@ def import_(
         output,
         autoencoder_folder=autoencoder,
         tokenizer_folder=tokenizer,
+        overwrite=overwrite,
         tell=lambda line: errors.print(line),
     )
     if json_:
@@ -60,6 +62,7 @@ def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="URI of an autoencoder or a CALM model.")],
     output: Annotated[str, typer.Option(metavar="DIR", help="The folder that is made.")],
     autoencoder: AutoencoderOption = "",
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write a model as a folder in Hugging Face's format: config.json, model.safetensors, the tokenizer's files.
 
@@ -69,10 +72,12 @@ def export(
 
       calm export out/calm --output my-calm
     """
-    if isinstance(require(model, CalmFacts, AutoencoderFacts).facts, CalmFacts):
+    if isinstance(require("MODEL", model, CalmFacts, AutoencoderFacts).facts, CalmFacts):
         require_language_model(model, autoencoder)
     from calm_core.weights.huggingface import export_checkpoint
 
     errors = Screen(stderr=True, soft_wrap=True)
-    folder = export_checkpoint(model, output, autoencoder_uri=autoencoder, tell=lambda line: errors.print(line))
+    folder = export_checkpoint(
+        model, output, autoencoder_uri=autoencoder, overwrite=overwrite, tell=lambda line: errors.print(line)
+    )
     Screen(soft_wrap=True).print(f"written: {folder}")

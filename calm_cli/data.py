@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from calm_cli.inspect import UriArgument
-from calm_cli.options import JsonOption, OutputOption
+from calm_cli.options import JsonOption, OutputOption, OverwriteOption
 from calm_cli.result import print_json, show_result
 from calm_cli.screen import Screen
 from calm_core.errors import ArtifactError, ConfigError
@@ -23,6 +23,7 @@ def mix(
         typer.Argument(metavar="URI=WEIGHT...", help="Datasets and their shares of a batch.", show_default=False),
     ],
     output: OutputOption,
+    overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Name several datasets that are trained on as one, each with its share of every batch.
@@ -47,7 +48,9 @@ def mix(
             uri = ""
         if not uri:
             raise ConfigError(f"{item}: give each dataset its weight, e.g. out/web=0.8")
-    mixture = mix_datasets(weights, output)
+    if len(weights) == 1 and weights[uri] > 0:
+        raise ConfigError(f"{datasets[0]}: is one dataset, a mixture has two or more; --dataset takes it as it is")
+    mixture = mix_datasets(weights, output, overwrite=overwrite)
     show_result(mixture, started, json_, [f"calm train autoencoder --dataset {quote(output)} --output AUTOENCODER"])
 
 

@@ -72,8 +72,8 @@ def config(profile: ProfileOption = DEFAULT_PROFILE, set_: SetOption = None) -> 
 
       calm config > my.yaml && calm run --profile my.yaml
     """
-    for line in settings_lines(configuration(profile, set_)):
-        typer.echo(line)
+    text = "".join(f"{line}\n" for line in settings_lines(configuration(profile, set_)))
+    sys.stdout.buffer.write(text.encode())  # as --profile reads it, whatever the terminal's encoding
 
 
 app.command()(run)

@@ -43,6 +43,13 @@ AutoencoderOption = Annotated[
     ),
 ]
 OutputOption = Annotated[str, typer.Option("--output", metavar="URI", help="Folder of the artifact that is written.")]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace what an earlier command of this kind has written to --output. Files of others stay.",
+    ),
+]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
@@ -60,6 +67,7 @@ _OPTION_OF = {
     "autoencoder_folder": "--autoencoder",
     "tokenizer_folder": "--tokenizer",
     "checkpoint_root": "--checkpoints",
+    "overwrite=True": "--overwrite",
 }
 """The options of what the library's messages call by the names of settings and arguments."""
 

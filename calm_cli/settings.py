@@ -12,8 +12,8 @@ def settings_lines(section: Section, indent: str = "") -> Iterator[str]:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):
-            summary = (type(value).__doc__ or "").splitlines()[0]
-            yield f"{indent}{name}:".ljust(_COMMENT_COLUMN) + f"  # {summary}"
+            summary = (type(value).__doc__ or "").partition("\n")[0]  # there is none under python -OO
+            yield f"{f'{indent}{name}:'.ljust(_COMMENT_COLUMN)}  # {summary}".rstrip(" #")
             yield from settings_lines(value, indent + "  ")
         else:
             line = f"{indent}{name}: {text.write(section.model_dump(mode='json')[name])}"

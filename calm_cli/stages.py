@@ -14,6 +14,7 @@ from calm_cli.options import (
     DatasetOption,
     JsonOption,
     OutputOption,
+    OverwriteOption,
     ProfileOption,
     SetOption,
     SourceOption,
@@ -43,14 +44,17 @@ CheckpointsOption = Annotated[
 ]
 
 
-def _begin(config: Config, *uris: str) -> Home:
-    """Refuse URIs that cannot be used, then make MLflow ready for the stage's record."""
+def _begin(config: Config, kind: str, output: str, *inputs: str) -> Home:
+    """Refuse places that cannot be used for this kind of artifact, then make MLflow ready for the stage's record."""
     from calm_core.store import storage
+    from calm_core.store.artifact import ArtifactWriter
+    from calm_core.store.facts import Facts
     from pipelines.local.tracking import use_tracking
 
     check_environment()
-    for uri in filter(None, uris):  # unset options are empty
+    for uri in filter(None, inputs):  # unset options are empty
         storage.filesystem_of(uri)
+    ArtifactWriter(output, Facts.of_kind[kind], {}, {}, overwrite=True).check_place()
 
     home = Home.find()
     use_tracking(home, config.experiment)
@@ -74,6 +78,7 @@ def prepare(
         int | None,
         typer.Option(min=1, help="Processes, at most one a partition; the bytes stay the same. [default: a core each]"),
     ] = None,
+    overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -93,10 +98,15 @@ def prepare(
     started = time.monotonic()
     options = {"data.extends": extends, "data.sources": source or None, "data.text_field": text_field}
     config = configuration(profile, set_, options)
+    if config.data.extends:
+        require("--extends", config.data.extends, DatasetFacts)
+    from calm_core.data.sources.check import check_sources
     from calm_core.data.stage import prepare_data
 
-    config = with_text(config, _begin(config, output))
-    dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1)
+    if config.data.sources:
+        check_sources(config.data)
+    config = with_text(config, _begin(config, "dataset", output))
+    dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1, overwrite=overwrite)
     train_it = f"calm train autoencoder --dataset {quote(output)} --output AUTOENCODER{_of(profile)}"
     show_result(dataset, started, json_, [train_it, f"calm inspect {quote(output)}"])
 
@@ -112,6 +122,7 @@ def train(
     ] = "",
     head: Annotated[HeadKind | None, typer.Option(help="CALM's generative head. [default: the profile's]")] = None,
     checkpoints: CheckpointsOption = None,
+    overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -132,12 +143,14 @@ def train(
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
     config = configuration(profile, set_, {HEADS.setting: head})
-    require(dataset, DatasetFacts, MixtureFacts)
+    if bool(autoencoder) != (kind == "calm"):
+        raise ConfigError(
+            f"--autoencoder: {'name the one that CALM is to use' if kind == 'calm' else 'is for CALM alone'}"
+        )
+    require("--dataset", dataset, DatasetFacts, MixtureFacts)
     if autoencoder:
-        require(autoencoder, AutoencoderFacts)
-    elif kind == "calm":
-        raise ConfigError("autoencoder_uri: CALM is trained on an autoencoder; name that of `calm train autoencoder`")
-    home = _begin(config, dataset, autoencoder, output, checkpoints or "")
+        require("--autoencoder", autoencoder, AutoencoderFacts)
+    home = _begin(config, kind, output, dataset, autoencoder, checkpoints or "")
     from calm_core.training import stage
 
     model = stage.train(
@@ -147,6 +160,7 @@ def train(
         seed=config.seed,
         checkpoint_root=checkpoints or str(home.checkpoints),
         autoencoder_uri=autoencoder,
+        overwrite=overwrite,
     )
     if kind == "autoencoder":
         next_ = f"calm train calm --dataset {quote(dataset)} --autoencoder {quote(output)} --output CALM"
@@ -162,6 +176,7 @@ def evaluate(
     dataset: DatasetOption,
     output: OutputOption,
     autoencoder: AutoencoderOption = "",
+    overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -177,11 +192,20 @@ def evaluate(
     started = time.monotonic()
     config = configuration(profile, set_)
     require_language_model(model, autoencoder)
-    require(dataset, DatasetFacts, MixtureFacts)
-    _begin(config, model, dataset, autoencoder, output)
+    require("--dataset", dataset, DatasetFacts, MixtureFacts)
     from calm_core.evaluation import stage
 
-    made = stage.evaluate(config.evaluation, dataset, model, output, seed=config.seed, autoencoder_uri=autoencoder)
+    stage.check_inputs(dataset, model, autoencoder)
+    _begin(config, "evaluation", output, model, dataset, autoencoder)
+    made = stage.evaluate(
+        config.evaluation,
+        dataset,
+        model,
+        output,
+        seed=config.seed,
+        autoencoder_uri=autoencoder,
+        overwrite=overwrite,
+    )
     if "calm" in made.manifest.parents:
         next_ = f"calm register {quote(model)} --evaluation {quote(output)} --output REGISTRATION"
     else:
@@ -203,7 +227,7 @@ def compare(
     """
     from calm_core.evaluation.comparison import require_same_protocol
 
-    artifacts = [require(uri, EvaluationFacts) for uri in evaluations]
+    artifacts = [require("EVALUATION", uri, EvaluationFacts) for uri in evaluations]
     require_same_protocol(artifacts)
     if json_:
         print_json([document(artifact) for artifact in artifacts])
@@ -225,6 +249,7 @@ def register(
     evaluation: Annotated[str, typer.Option(metavar="URI", help="Its scores, of `calm evaluate`.")],
     output: OutputOption,
     autoencoder: AutoencoderOption = "",
+    overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -237,11 +262,11 @@ def register(
     """
     started = time.monotonic()
     config = configuration(profile, set_)
-    require(model, CalmFacts)
+    require("MODEL", model, CalmFacts)
     require_language_model(model, autoencoder)
-    require(evaluation, EvaluationFacts)
-    _begin(config, model, evaluation, autoencoder, output)
+    require("--evaluation", evaluation, EvaluationFacts)
+    _begin(config, "registration", output, model, evaluation, autoencoder)
     from calm_core.registry.stage import register_model
 
-    made = register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder)
+    made = register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder, overwrite=overwrite)
     show_result(made, started, json_, [f"calm generate PROMPT --model {quote(made.facts.model_uri)}"])

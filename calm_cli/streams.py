@@ -7,6 +7,9 @@ import sys
 
 from calm_core.errors import CalmError
 
+_NARROWEST = 20
+"""Characters of a terminal."""
+
 
 class OutputError(CalmError):
     """Standard output takes no more."""
@@ -40,6 +43,10 @@ class _Output(io.FileIO):
 
 def open_streams() -> None:
     """Make the standard streams usable, whatever they are: closed, full, or of an encoding that lacks characters."""
+    for name in ("COLUMNS", "TERMINAL_WIDTH"):
+        width = os.environ.get(name, "")
+        if not (width.isdecimal() and int(width) >= _NARROWEST):
+            os.environ.pop(name, None)  # rich would show nothing, or fail
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import typer
@@ -11,7 +11,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from calm_core.config import Config, setting_names
 from calm_core.config.base import in_our_words
-from calm_core.errors import ConfigError
+from calm_core.errors import CalmError, ConfigError
 from calm_core.shown import shortened
 from pipelines import profiles
 
@@ -40,6 +40,13 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _in_plain_words(super().get_params(ctx))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            raise CalmError("the current folder has been deleted; change to one that exists") from None
+        return super().invoke(ctx)
 
     def _check(self, ctx: Any, given: dict[str, Any], order: Sequence[Any]) -> None:
         """Refuse options that are given twice, and values that are empty or another option's name."""
@@ -228,7 +235,7 @@ def _one_value(name: str, option: Any, values: list[str]) -> str:
     """How several values of an option are written that takes one."""
     if name == "--source":
         return f"quote a pattern, so that the shell leaves it as it is: {name} '{_pattern(values)}'"
-    if name == "--set" and "=" in "".join(values[1:]) and not values[0].rstrip("=").count("="):
+    if name == "--set" and "".join(values).count("=") == 1 and "=" not in values[0].rstrip("="):
         return f"write it without spaces: {name} {''.join(values)}"
     if option.multiple:
         return f"repeat the option: {' '.join(f'{name} {value}' for value in values[:2])}"

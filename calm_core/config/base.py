@@ -196,6 +196,8 @@ def _unknown(section_type: type[Section], key: str, given: Any) -> str:
 
 def _meant(key: str, names: list[str]) -> list[str]:
     """Settings that somebody may mean who writes this name, at most some."""
+    if key in names:
+        return [key]
     section, _, leaf = key.rpartition(".")
     leaves = {name: name.rpartition(".")[2] for name in names}
     alike = [name for name in names if difflib.SequenceMatcher(None, leaf, leaves[name]).ratio() > 0.6]

@@ -11,7 +11,7 @@ from torch import Tensor
 from calm_core.config import EvaluationConfig
 from calm_core.data.reading.dataset import Dataset, open_dataset, require_whole_chunks
 from calm_core.data.tokenizers.stored import TOKENIZER_NAME
-from calm_core.errors import ArtifactError
+from calm_core.errors import ArtifactError, ConfigError
 from calm_core.evaluation.brier import frequencies
 from calm_core.evaluation.evaluator import Evaluator
 from calm_core.evaluation.prompts import beginnings
@@ -20,8 +20,17 @@ from calm_core.evaluation.samplers import UnigramSampler
 from calm_core.evaluation.scored import SCORED, Scored
 from calm_core.generation.text import Sampling
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import EvaluationFacts, ModelFacts, References, TextSample
+from calm_core.store.facts import (
+    CalmFacts,
+    DatasetFacts,
+    EvaluationFacts,
+    MixtureFacts,
+    ModelFacts,
+    References,
+    TextSample,
+)
 from calm_core.telemetry.stage import Stage
+from calm_core.weights.lineage import autoencoder_of
 
 _FREQUENCY_SEQUENCES = 4096  # training sequences that the unigram reference counts
 
@@ -32,7 +41,14 @@ def stage_name(kind: str) -> str:
 
 
 def evaluate(
-    config: EvaluationConfig, dataset_uri: str, model_uri: str, output_uri: str, *, seed: int, autoencoder_uri: str = ""
+    config: EvaluationConfig,
+    dataset_uri: str,
+    model_uri: str,
+    output_uri: str,
+    *,
+    seed: int,
+    autoencoder_uri: str = "",
+    overwrite: bool = False,
 ) -> Artifact[EvaluationFacts]:
     """Score a language model on held-out text, and let it write.
 
@@ -44,14 +60,18 @@ def evaluate(
             numbers.
         seed: Of all noise.
         autoencoder_uri: The autoencoder of a CALM model; unset, where it lay when the model was trained.
+        overwrite: Whether another evaluation that lies there is replaced (see `ArtifactWriter`).
 
     Raises:
         CalmError: An input is unusable, or the artifacts do not belong together.
     """
     settings = config.model_dump(mode="json") | {"seed": seed}
     artifact = Artifact(model_uri, *SCORED)
-    with Stage(stage_name(artifact.facts.kind), settings, output_uri) as stage:
-        ArtifactWriter(output_uri, EvaluationFacts, {}, {}).check()
+    with Stage(stage_name(artifact.facts.kind), settings) as stage:
+        dataset_digest = Artifact(dataset_uri, DatasetFacts, MixtureFacts).digest
+        known = {artifact.facts.kind: artifact.digest, "dataset": dataset_digest}
+        ArtifactWriter(output_uri, EvaluationFacts, settings, known, overwrite=overwrite).check()
+        stage.begin()
         dataset = open_dataset(dataset_uri, "validation")
         _require_same_tokenizer(artifact, dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,7 +84,7 @@ def evaluate(
 
         parents = scored.parents | {"dataset": dataset.digest}
         html = render_report(facts, scored.curves, settings, scored.settings, parents)
-        with ArtifactWriter(output_uri, EvaluationFacts, settings, parents) as writer:
+        with ArtifactWriter(output_uri, EvaluationFacts, settings, parents, overwrite=overwrite) as writer:
             writer.write("evaluation.json", json.dumps(facts.part("results"), indent=1, sort_keys=True).encode())
             writer.write("report.html", html.encode())
             writer.facts = facts
@@ -74,6 +94,23 @@ def evaluate(
         score = facts.brierlm
         stage.finish(evaluation, f"BrierLM {score.value:.2f} {score.interval()}")
     return evaluation
+
+
+def check_inputs(dataset_uri: str, model_uri: str, autoencoder_uri: str = "") -> None:
+    """Refuse inputs that are missing or do not belong together, before a model is loaded.
+
+    Args:
+        dataset_uri, model_uri, autoencoder_uri: As of `evaluate`.
+
+    Raises:
+        CalmError: They are unusable.
+    """
+    model = Artifact(model_uri, *SCORED)
+    if isinstance(model.facts, CalmFacts):
+        autoencoder_of(Artifact(model_uri, CalmFacts), autoencoder_uri)
+    elif autoencoder_uri:
+        raise ConfigError(f"{model_uri}: is a {model.facts.kind}, which has no autoencoder; leave out autoencoder_uri")
+    _require_same_tokenizer(model, open_dataset(dataset_uri, "validation"))
 
 
 def _require_same_tokenizer(model: Artifact[ModelFacts], dataset: Dataset) -> None:

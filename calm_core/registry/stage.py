@@ -31,7 +31,13 @@ _RUNTIME_PACKAGES = ("torch", "tokenizers", "safetensors", "pydantic", "fsspec",
 
 
 def register_model(
-    config: RegistryConfig, calm_uri: str, evaluation_uri: str, output_uri: str, *, autoencoder_uri: str = ""
+    config: RegistryConfig,
+    calm_uri: str,
+    evaluation_uri: str,
+    output_uri: str,
+    *,
+    autoencoder_uri: str = "",
+    overwrite: bool = False,
 ) -> Artifact[RegistrationFacts]:
     """Register a scored model in MLflow, and point the alias to its version if that is better (`Aliases`).
 
@@ -45,17 +51,20 @@ def register_model(
         evaluation_uri: Its scores.
         output_uri: Where the `registration` artifact is written.
         autoencoder_uri: The autoencoder of the model; unset, where it was when the model was trained.
+        overwrite: Whether another registration that lies there is replaced (see `ArtifactWriter`).
 
     Raises:
         CalmError: MLFLOW_TRACKING_URI is not set, MLflow fails, the evaluation is of another model, or what has been
             registered cannot be loaded.
     """
     settings = config.model_dump(mode="json")
-    with Stage(STAGE, settings, output_uri) as stage:
+    with Stage(STAGE, settings) as stage:
         if not os.environ.get(TRACKING_URI_VARIABLE):
             raise CalmError(f"{STAGE}: set {TRACKING_URI_VARIABLE} to the MLflow server that holds the registry")
-        ArtifactWriter(output_uri, RegistrationFacts, {}, {}).check()
         scored = ScoredModel.open(calm_uri, evaluation_uri, autoencoder_uri)
+        ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests, overwrite=overwrite).check()
+        stage.begin()
+        scored.check_files()  # also where the model is registered already, and nothing else would read them
         with mlflow_answers():
             number = _find_version(config.model_name, scored)
             if number is None:
@@ -71,7 +80,7 @@ def register_model(
             promoted=promotion.promoted,
             reason=promotion.reason,
         )
-        with ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests) as writer:
+        with ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests, overwrite=overwrite) as writer:
             writer.facts = facts
             writer.write("registration.json", json.dumps(facts.part("results"), indent=1).encode())
         registration = Artifact(output_uri, RegistrationFacts)
@@ -92,7 +101,7 @@ class ScoredModel:
         """The three artifacts.
 
         Raises:
-            ArtifactError: One is unusable or damaged, or the evaluation is of another model.
+            ArtifactError: One is unusable, or the evaluation is of another model.
         """
         calm = Artifact(calm_uri, CalmFacts)
         scored = cls(autoencoder_of(calm, autoencoder_uri), calm, Artifact(evaluation_uri, EvaluationFacts))
@@ -104,9 +113,16 @@ class ScoredModel:
         for name, artifact in (("autoencoder", scored.autoencoder), ("calm", scored.calm)):
             if scored.evaluation.manifest.parents.get(name) != artifact.digest:
                 raise ArtifactError(f"{evaluation_uri}: is the evaluation of another {name} than {artifact.uri}")
-        for whole in (scored.autoencoder, scored.calm, scored.evaluation):
-            whole.check_files()  # also where the model is registered already, and nothing else would read them
         return scored
+
+    def check_files(self) -> None:
+        """Check every file of the three.
+
+        Raises:
+            ArtifactError: One is missing or damaged.
+        """
+        for artifact in (self.autoencoder, self.calm, self.evaluation):
+            artifact.check_files()
 
     @property
     def digests(self) -> dict[str, str]:

@@ -16,17 +16,21 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from calm_core.errors import ArtifactError
+from calm_core.errors import ArtifactError, StorageError
 from calm_core.store import storage
 from calm_core.store.code_version import code_version
 from calm_core.store.facts import ORIGIN, TIMING, Count, Facts, FilePath, Sha256
 from calm_core.store.mistaken import why_no_artifact, with_article
 
 MANIFEST_NAME = "manifest.json"
+UNFINISHED_NAME = ".calm-unfinished"
+"""Lies beside the files of an artifact until its manifest does; holds its kind."""
+
 _LARGEST_MANIFEST = 128 << 20  # bytes: some 600,000 files
 _COPIES = 16  # at a time
 _CHECKS = 8
 _NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_NAMED = 3  # of the files that are in the way
 
 FactsT = TypeVar("FactsT", bound=Facts)
 FactsT_co = TypeVar("FactsT_co", bound=Facts, covariant=True)
@@ -112,6 +116,10 @@ class Manifest(BaseModel):
             raise _damaged(uri, "its checksum differs")
         return manifest
 
+    def is_of(self, config: Mapping[str, Any], parents: Mapping[str, str]) -> bool:
+        """Whether the artifact was made with this config, and these are among its parents."""
+        return self.config == json.loads(json.dumps(dict(config))) and parents.items() <= self.parents.items()
+
     def upgraded(self, uri: str, kind: type[Facts]) -> Self:
         """This manifest in the form of the kind's schema version.
 
@@ -135,9 +143,14 @@ class _Head(BaseModel):
 
 
 def _other_schema(uri: str, version: int, kind: type[Facts]) -> ArtifactError:
+    place = storage.join(uri, MANIFEST_NAME)
+    if version > kind.schema_version:
+        return ArtifactError(
+            f"{place}: was written by a newer version of this library (schema {version}, this one reads up to "
+            f"{kind.schema_version}); update it, or run the stage again with this one"
+        )
     return ArtifactError(
-        f"{storage.join(uri, MANIFEST_NAME)}: schema version {version}, this code reads {kind.schema_version}; "
-        "run its stage again"
+        f"{place}: schema version {version}, this code reads {kind.schema_version}; run its stage again"
     )
 
 
@@ -184,6 +197,10 @@ def digest_of(value: Any) -> str:
 class ArtifactWriter(Generic[FactsT]):
     """Write an artifact's files, then its manifest, when the block ends without an error.
 
+    Nothing that lies at the place is lost unasked: it may hold nothing, what an interrupted writer of this kind has
+    left, or the same artifact (of the same config and parents). Another one of this kind is replaced if `overwrite` is
+    set, and then no file that its manifest does not list is touched; all else is refused.
+
     Example:
         >>> with ArtifactWriter(uri, DuplicatesFacts, config={}, parents={}) as writer:
         ...     writer.write("dropped/00000.parquet", data)
@@ -195,49 +212,120 @@ class ArtifactWriter(Generic[FactsT]):
 
     facts: FactsT
 
-    def __init__(self, uri: str, kind: type[FactsT], config: Mapping[str, Any], parents: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        kind: type[FactsT],
+        config: Mapping[str, Any],
+        parents: Mapping[str, str],
+        *,
+        overwrite: bool = False,
+    ) -> None:
         self.uri = uri
         self._kind = kind.kind
         self._config = dict(config)
         self._parents = dict(parents)
+        self._overwrite = overwrite
         self._files: list[FileEntry] = []
 
     def __enter__(self) -> Self:
-        replaced = self.check()
+        replaced = self._replaced(lambda manifest: manifest.parents == self._parents)
+        storage.write(storage.child(self.uri, UNFINISHED_NAME), self._kind.encode())
         storage.remove_partial(self.uri)
         storage.remove([storage.child(self.uri, path) for path in replaced])  # from here on it is not complete
         return self
 
-    def check(self) -> list[str]:
+    def check(self, is_same: Callable[[Manifest], bool] = lambda manifest: True) -> None:
         """Refuse a place that cannot be written, before the work whose result shall go there.
 
-        Returns:
-            Files of an artifact that lies there and is replaced, the manifest first; of a damaged one the manifest
-            alone, since nothing vouches for the names in it.
+        Not all parents need be known yet.
+
+        Args:
+            is_same: What else must hold of an artifact that lies there, beside its config and these parents, to be the
+                same again.
 
         Raises:
             ArtifactError: What lies there is an input, or is not ours to replace.
             StorageError: It is no place, or the storage failed.
         """
-        if not storage.exists(storage.join(self.uri, MANIFEST_NAME)):
-            return []
+        self._replaced(is_same)
+        self.check_place()
+
+    def check_place(self) -> None:
+        """As `check`, as far as can be told before config and parents are known."""
+        self._whole_one()
+        with suppress(StorageError):  # not all that is above need be ours to read
+            for folder in storage.path_to(self.uri)[1:]:
+                if is_artifact(folder):
+                    raise ArtifactError(f"{self.uri}: lies inside the artifact {folder}; name another output")
+        storage.require_writable(self.uri)
+
+    def _replaced(self, is_same: Callable[[Manifest], bool]) -> list[str]:
+        """Files of an artifact that lies there and is replaced, the manifest first.
+
+        Of a damaged or half-written one the manifest alone, since nothing vouches for other names.
+        """
+        manifest = self._whole_one()
+        if manifest is None:
+            return [MANIFEST_NAME]
+        listed = [MANIFEST_NAME, *(entry.path for entry in manifest.files)]
+        if not (manifest.is_of(self._config, self._parents) and is_same(manifest)):
+            if not self._overwrite:
+                raise ArtifactError(
+                    f"{self.uri}: holds another {self._kind}, of other settings or inputs; name another output, or "
+                    "replace it with overwrite=True"
+                )
+            if others := self._others(listed):
+                raise ArtifactError(
+                    f"{self.uri}: also holds {_some(others)}, not listed in its {MANIFEST_NAME}; move what is yours "
+                    "away, or name another output"
+                )
+        return listed
+
+    def _whole_one(self) -> Manifest | None:
+        """The artifact of this kind that lies there; None where there is nothing, or what is left of one."""
+        if storage.exists(self.uri) and not storage.is_folder(self.uri):
+            raise ArtifactError(f"{self.uri}: is no folder; name another output")
+        names = [name for name in storage.names_in(self.uri) if not storage.is_partial(name)]
+        unfinished = self._unfinished_kind() if UNFINISHED_NAME in names else None
+        if MANIFEST_NAME not in names or storage.is_folder(storage.join(self.uri, MANIFEST_NAME)):
+            if names and unfinished is None:
+                raise ArtifactError(
+                    f"{self.uri}: holds other files ({_some(names)}); name another output, a new or an empty folder"
+                )
+            self._refuse_kind(unfinished or self._kind)
+            return None
         try:
             manifest = Manifest.read(self.uri)
         except ArtifactError as error:
-            # A damaged one of this kind may be replaced, and one that a crash has left empty; that of something else,
-            # nobody has asked for.
-            with suppress(*_NO_FILE):
-                head = storage.read(storage.child(self.uri, MANIFEST_NAME), 0, 256)
-                if f'"kind": "{self._kind}"'.encode() in head or not head.strip(b"\0"):
-                    return [MANIFEST_NAME]
+            if unfinished == self._kind or (self._overwrite and self._was_of_this_kind()):
+                return None
             raise ArtifactError(f"{error}; or name another output") from None
         if manifest.digest in self._parents.values():
             raise ArtifactError(f"{self.uri}: is an input of what is to be written there; name another output")
-        if manifest.kind != self._kind:
-            raise ArtifactError(
-                f"{self.uri}: holds an artifact of kind {manifest.kind}, not {self._kind}; name another output"
-            )
-        return [MANIFEST_NAME, *(entry.path for entry in manifest.files)]
+        self._refuse_kind(manifest.kind)
+        return manifest
+
+    def _unfinished_kind(self) -> str:
+        told = storage.read(storage.child(self.uri, UNFINISHED_NAME), 0, 64).decode(errors="replace")
+        return told.strip("\0") or self._kind  # a machine that lost its power may have left it empty
+
+    def _refuse_kind(self, kind: str) -> None:
+        if kind != self._kind:
+            raise ArtifactError(f"{self.uri}: holds an artifact of kind {kind}, not {self._kind}; name another output")
+
+    def _was_of_this_kind(self) -> bool:
+        """Whether a damaged manifest, or one that a crash has left empty, still shows that it was one of this kind."""
+        with suppress(*_NO_FILE):
+            head = storage.read(storage.child(self.uri, MANIFEST_NAME), 0, 256)
+            return f'"kind": "{self._kind}"'.encode() in head or not head.strip(b"\0")
+        return False
+
+    def _others(self, listed: list[str]) -> list[str]:
+        """Files that lie there, and are neither listed nor a writer's own."""
+        folder = storage.absolute(self.uri).rstrip("/") + "/"
+        paths = {uri.removeprefix(folder) for uri in storage.files_below(self.uri)} - {UNFINISHED_NAME, *listed}
+        return sorted(path for path in paths if not storage.is_partial(path.rpartition("/")[2]))
 
     def write(self, path: str, data: bytes) -> None:
         """Write one file from memory."""
@@ -299,6 +387,20 @@ class ArtifactWriter(Generic[FactsT]):
                 f"{self.uri}: its {len(self._files):,} files are more than a manifest may list; make fewer, larger ones"
             )
         storage.write(storage.child(self.uri, MANIFEST_NAME), data)
+        storage.remove([storage.child(self.uri, UNFINISHED_NAME)])
+
+
+def _some(names: list[str]) -> str:
+    """A few names, for a message."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def is_artifact(uri: str) -> bool:
+    """Whether a complete artifact lies at a URI."""
+    with suppress(ArtifactError):
+        return storage.exists(storage.join(uri, MANIFEST_NAME)) and bool(Manifest.read(uri))
+    return False
 
 
 class Artifact(Generic[FactsT_co]):
@@ -453,7 +555,7 @@ def reusable(
     except ArtifactError:
         return None
     manifest = artifact.manifest
-    same = manifest.config == json.loads(json.dumps(dict(config))) and manifest.parents == dict(parents)
+    same = manifest.is_of(config, parents) and manifest.parents == dict(parents)
     if not same or manifest.code_version != code_version():
         return None
     try:

@@ -419,6 +419,10 @@ class TransformerFacts(ModelFacts, kind="transformer"):
     """A trained token-level Transformer."""
 
 
+class ExportFacts(Facts, kind="export"):
+    """A model in the public format; that of a CALM model holds its autoencoder's folder."""
+
+
 class SpecFacts(Facts, kind="training-spec"):
     """What the ranks of a training train; the spec itself is the artifact's config."""
 

@@ -25,6 +25,8 @@ def hint(uri: str) -> str:
     """
     plain = uri.strip(_AROUND)
     try:
+        if storage.exists(uri):
+            return "it is a file; name its folder"
         if plain not in ("", uri) and storage.exists(plain):
             return f"did you mean {plain}, without the spaces or quotes around it?"
         if _VARIABLE.search(uri):

@@ -16,6 +16,7 @@ import hashlib
 import io
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -36,6 +37,8 @@ _ATTEMPTS = 7
 _TAG = "etag-"
 _REMOTE_BLOCK_BYTES = 8 << 20  # what a request moves, and what an open file keeps in memory
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NAME_IS_TOO_LONG = "the name is too long for the disk; name another place"
+_DISK_IS_FULL = "cannot be written, the disk is full; free space, then run again"
 _FOR_THE_CALLER = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LOCAL_SCHEMES, _WITHOUT_HOST = ("file", "local"), ("file", "local", "memory")
@@ -46,6 +49,8 @@ _AROUND = " \t\"'`\u2018\u2019\u201c\u201d"  # what comes along when a path is c
 _FIRST_ANSWER_SECONDS = 4
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
 _LONGEST_PATH = 1024
+_LONGEST_NAME = 255  # bytes, on the usual file systems
+_TRIAL_NAME, _TRIAL_BYTES = ".calm-trial", 4096
 
 
 def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -188,9 +193,9 @@ def translating_errors(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: {reason}") from error
     except OSError as error:
         if error.errno in _FULL:
-            raise StorageError(
-                f"{uri}: cannot be written, the disk is full; free space, then run again", can_pass=True
-            ) from error
+            raise StorageError(f"{uri}: {_DISK_IS_FULL}", can_pass=True) from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise StorageError(f"{uri}: {_NAME_IS_TOO_LONG}") from error
         raise _failed(uri, error) from error
     except Exception as error:  # object stores raise what their libraries make of it, not only OSError
         raise _failed(uri, error) from error
@@ -251,6 +256,24 @@ def beside(uri: str, suffix: str) -> str:
         raise StorageError(f"{uri}: is the root of its storage; name a folder in it")
     plain = uri.rstrip("/")
     return (str(filesystem.unstrip_protocol(path)) if plain.endswith((".", "~")) else plain) + suffix
+
+
+def path_to(uri: str) -> list[str]:
+    """Absolute URIs of a place and of all folders above it, the innermost first; links are followed."""
+    filesystem, path = filesystem_of(uri)
+    if isinstance(filesystem, LocalFileSystem):
+        path = os.path.realpath(path)
+    path, places = path.rstrip("/"), []
+    while path.strip("/"):
+        places.append(str(filesystem.unstrip_protocol(path)))
+        path = path.rpartition("/")[0]
+    return places
+
+
+def is_inside(uri: str, folder: str) -> bool:
+    """Whether a place is this folder, or lies in it."""
+    inner, outer = path_to(uri), path_to(folder)
+    return inner[len(inner) - len(outer) :] == outer
 
 
 def is_plain_path(path: str) -> bool:
@@ -421,10 +444,47 @@ class DigestingFile(io.RawIOBase):
         return len(data)
 
 
+def require_writable(uri: str) -> None:
+    """Refuse a folder that cannot be written to, by trying: before the work whose result shall go there.
+
+    What is written for this is gone again, and a folder that is not there yet is not made.
+
+    Raises:
+        StorageError: Something is in its way, nothing may be written there, or the storage failed or is full.
+    """
+    filesystem, path = filesystem_of(uri)
+    if not isinstance(filesystem, LocalFileSystem):
+        trial = join(uri, _TRIAL_NAME)
+        write(trial, bytes(_TRIAL_BYTES))
+        remove([trial])
+        return
+    folder = next(place for place in (Path(path), *Path(path).parents) if os.path.lexists(place))
+    if not folder.is_dir():
+        what = "is a link that leads nowhere" if folder.is_symlink() and not folder.exists() else "is no folder"
+        raise StorageError(f"{uri}: cannot be written, {folder} {what}; name another place")
+    if any(len(os.fsencode(name)) > _LONGEST_NAME for name in Path(path).relative_to(folder).parts):
+        raise StorageError(f"{uri}: {_NAME_IS_TOO_LONG}")
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_TRIAL_BYTES))
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(f"{uri}: {_DISK_IS_FULL}") from error
+        what = "is on a disk that can only be read" if error.errno == errno.EROFS else "may not be written to"
+        raise StorageError(f"{uri}: cannot be written, {folder} {what}; name another place") from error
+
+
 def absolute(uri: str) -> str:
     """The same place, wherever the process stands."""
     filesystem, path = filesystem_of(uri)
     return str(filesystem.unstrip_protocol(path))
+
+
+def real(uri: str) -> str:
+    """The same for all names of a place, by links, ".." or a slash at the end."""
+    filesystem, path = filesystem_of(uri)
+    local = isinstance(filesystem, LocalFileSystem)
+    return str(Path(path).resolve()) if local else str(filesystem.unstrip_protocol(path)).rstrip("/")
 
 
 def is_local(uri: str) -> bool:
@@ -504,9 +564,10 @@ def kinds_in(uri: str) -> dict[str, bool]:
 
 def names_in(uri: str) -> list[str]:
     """Sorted names of the files and folders directly in a folder; none where there is no such folder."""
-    with translating_errors(uri), suppress(FileNotFoundError):
+    with suppress(FileNotFoundError), translating_errors(uri):
         filesystem, path = filesystem_of(uri)
-        return sorted(str(name).rstrip("/").rpartition("/")[2] for name in filesystem.ls(path, detail=False))
+        inside = {str(name).rstrip("/") for name in filesystem.ls(path, detail=False)} - {path.rstrip("/")}
+        return sorted(name.rpartition("/")[2] for name in inside)  # an empty folder of an object store lists itself
     return []
 
 
@@ -525,12 +586,17 @@ def remove_folder(uri: str) -> None:
         filesystem.rm(path, recursive=True)
 
 
+def is_partial(name: str) -> bool:
+    """Whether a file's name is that of one which a writer of ours has not finished."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
 def remove_partial(uri: str) -> None:
     """Delete what killed writers of ours have left below a folder; on an object store nothing of it shows."""
     if is_local(uri):
         with translating_errors(uri):
             for file in Path(filesystem_of(uri)[1]).rglob(f".*{_PARTIAL}"):
-                if _LEFTOVER.fullmatch(file.name) and file.is_file() and not file.is_symlink():
+                if is_partial(file.name) and file.is_file() and not file.is_symlink():
                     file.unlink(missing_ok=True)
 
 

@@ -88,8 +88,15 @@ def report(
 
 @contextmanager
 def reported(stage: str, note: str = "starting") -> Iterator[None]:
-    """Report the start of the block, and its failure as one line, which passes on."""
+    """Report the start of the block, and its failure."""
     report(stage, note=note)
+    with failure_reported(stage):
+        yield
+
+
+@contextmanager
+def failure_reported(stage: str) -> Iterator[None]:
+    """Report a failure of the block as one line, which passes on."""
     try:
         yield
     except CalmError as error:

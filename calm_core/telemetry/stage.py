@@ -5,46 +5,52 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from calm_core.store import storage
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import Facts
 from calm_core.telemetry.mlflow_run import DIGEST_TAG, Run, stage_run
-from calm_core.telemetry.progress import report, reported
+from calm_core.telemetry.progress import failure_reported, report
 
 
 class Stage:
     """One run of a stage, while the block lasts.
 
+    What is checked before it begins costs nothing where it is refused: neither progress nor a run in MLflow tells of
+    it, but the failure.
+
     Args:
         name: Name of the stage, e.g. "train-autoencoder".
         settings: What it is run with, logged as MLflow parameters.
-        places: URIs that it will write to; where one cannot be used, it fails before it has worked for nothing.
 
     Attributes:
-        run: Its MLflow run, the null run without a tracking server.
+        run: Its MLflow run, the null run before it begins and without a tracking server.
 
     Example:
         >>> with Stage("evaluate", settings) as stage:
+        ...     writer.check()
+        ...     stage.begin()
         ...     stage.report(note="BrierLM")
         ...     stage.finish(artifact, "BrierLM 5.7")
     """
 
-    run: Run
-
-    def __init__(self, name: str, settings: Mapping[str, Any], *places: str) -> None:
+    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
         self.name = name
+        self.run = Run()
         self._settings = settings
-        self._places = places
         self._note: str | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        with ExitStack() as entered:  # if MLflow does not answer, that is reported as the stage's failure
-            entered.enter_context(reported(self.name))
-            for place in self._places:
-                storage.filesystem_of(place)
-            self.run = entered.enter_context(stage_run(self.name, self._settings))
-            self._open = entered.pop_all()
+        self._open.enter_context(failure_reported(self.name))
         return self
+
+    def begin(self) -> None:
+        """Say so, and open the run in MLflow.
+
+        Raises:
+            CalmError: MLflow does not answer.
+        """
+        report(self.name, note="starting")
+        self.run = self._open.enter_context(stage_run(self.name, self._settings))
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

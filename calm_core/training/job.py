@@ -32,6 +32,7 @@ class TrainingSpec(Record):
         config: Settings of the model and its training.
         dataset_uri, autoencoder_uri: The inputs.
         output_uri: Where the trained artifact is written.
+        overwrite: Whether another artifact of its kind that lies there is replaced.
         seed: Of everything random.
         run_id: MLflow run that rank 0 logs to, empty for none.
         parents: Digests of the inputs.
@@ -42,6 +43,7 @@ class TrainingSpec(Record):
     dataset_uri: str
     autoencoder_uri: str = ""
     output_uri: str
+    overwrite: bool = False
     seed: int
     run_id: str = ""
     parents: dict[str, str] = Field(default_factory=dict)
@@ -115,6 +117,20 @@ class Job:
         trained = {"kind": spec.kind, "config": spec.settings, "parents": spec.parents}
         return cls(storage.join(checkpoint_root, f"{spec.kind}-{digest_of(trained)[:16]}"))
 
+    def check(self, output_uri: str) -> None:
+        """Refuse a place for checkpoints that cannot be written, or where the output would lie, or that lies in it.
+
+        Raises:
+            ConfigError: The job's folder would be removed with the output in it, or be in its way.
+            CalmError: It cannot be written.
+        """
+        if storage.is_inside(output_uri, self.uri) or storage.is_inside(self.uri, output_uri):
+            raise ConfigError(
+                f"output_uri: {output_uri} and the checkpoints in {self.uri} would lie in each other; give "
+                "checkpoint_root another folder"
+            )
+        ArtifactWriter(self.spec_uri, SpecFacts, {}, {}, overwrite=True).check()
+
     @property
     def spec_uri(self) -> str:
         """Where the spec lies: what a launcher hands to the ranks."""
@@ -127,7 +143,8 @@ class Job:
     def write_spec(self, spec: TrainingSpec) -> None:
         """Make the job ready to start: an outcome of an earlier try goes."""
         storage.remove_folder(self._outcome_uri)
-        with ArtifactWriter(self.spec_uri, SpecFacts, spec.model_dump(mode="json"), spec.parents) as writer:
+        config = spec.model_dump(mode="json")
+        with ArtifactWriter(self.spec_uri, SpecFacts, config, spec.parents, overwrite=True) as writer:
             writer.facts = SpecFacts()
 
     @classmethod
@@ -147,7 +164,7 @@ class Job:
     def write_outcome(self, facts: OutcomeFacts) -> None:
         """Say how the job ended. The first rank that says so is believed: what the others meet follows from it."""
         if self.outcome() is None:
-            with ArtifactWriter(self._outcome_uri, OutcomeFacts, {}, {}) as writer:
+            with ArtifactWriter(self._outcome_uri, OutcomeFacts, {}, {}, overwrite=True) as writer:
                 writer.facts = facts
 
     def outcome(self) -> OutcomeFacts | None:

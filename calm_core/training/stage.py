@@ -19,6 +19,7 @@ def train(
     seed: int,
     checkpoint_root: str,
     autoencoder_uri: str = "",
+    overwrite: bool = False,
     launcher: Launcher | None = None,
 ) -> Artifact[ModelFacts]:
     """Train a model on a dataset; the type of the config says which.
@@ -30,6 +31,7 @@ def train(
         seed: Of the initial weights, the order of the data and the noise.
         checkpoint_root: URL of the folder below which checkpoints are kept while training.
         autoencoder_uri: The trained autoencoder that a CALM model predicts the vectors of.
+        overwrite: Whether another model of its kind that lies there is replaced (see `ArtifactWriter`).
         launcher: How the ranks are started; unset, by torchrun on this machine.
 
     Raises:
@@ -43,13 +45,16 @@ def train(
         dataset_uri=dataset_uri,
         autoencoder_uri=autoencoder_uri,
         output_uri=output_uri,
+        overwrite=overwrite,
         seed=seed,
     )
-    with Stage(spec.stage, spec.settings, output_uri, checkpoint_root) as stage:
+    with Stage(spec.stage, spec.settings) as stage:
         spec = check_inputs(spec)
-        ArtifactWriter(output_uri, TASKS[config.kind].facts, {}, spec.parents).check()
-        require_even_batches(spec.stage, spec.config, launcher.world_size(config.processes))
+        ArtifactWriter(output_uri, TASKS[config.kind].facts, spec.settings, spec.parents, overwrite=overwrite).check()
         job = Job.of(spec, checkpoint_root)
+        job.check(output_uri)
+        require_even_batches(spec.stage, spec.config, launcher.world_size(config.processes))
+        stage.begin()
         job.write_spec(spec.model_copy(update={"run_id": stage.run.run_id}))
         headline = _headline(spec.stage, job, launcher.run(job.spec_uri, config.processes))
         artifact = Artifact(output_uri, TASKS[config.kind].facts)

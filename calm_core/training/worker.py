@@ -109,7 +109,8 @@ def _write(
     spec: TrainingSpec, trainer: Trainer, inputs: Inputs, weights: dict[str, torch.Tensor], seconds: float
 ) -> None:
     task, dataset, last = trainer.task, inputs.dataset, trainer.curves.records[-1]
-    with ArtifactWriter(spec.output_uri, task.facts, spec.settings, spec.parents) as writer:
+    place = spec.output_uri, task.facts, spec.settings, spec.parents
+    with ArtifactWriter(*place, overwrite=spec.overwrite) as writer:
         writer.write(WEIGHTS_NAME, safetensors.torch.save(weights))
         writer.write(TOKENIZER_NAME, dataset.tokenizer.to_bytes())
         writer.write(CURVES_NAME, trainer.curves.to_bytes())

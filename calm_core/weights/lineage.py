@@ -18,7 +18,14 @@ def autoencoder_of(calm: Artifact[CalmFacts], uri: str = "") -> Artifact[Autoenc
     """
     if not (uri or calm.facts.autoencoder_uri):
         raise ConfigError(f"{calm.uri}: a CALM model needs its autoencoder; name it with autoencoder_uri")
-    autoencoder = Artifact(uri or calm.facts.autoencoder_uri, AutoencoderFacts)
+    try:
+        autoencoder = Artifact(uri or calm.facts.autoencoder_uri, AutoencoderFacts)
+    except ArtifactError as error:
+        if uri:
+            raise
+        raise ArtifactError(
+            f"{calm.uri}: its autoencoder is not where it was in training; name it with autoencoder_uri ({error})"
+        ) from None
     require_own_autoencoder(calm, autoencoder)
     return autoencoder
 
@@ -30,4 +37,7 @@ def require_own_autoencoder(calm: Artifact[CalmFacts], autoencoder: Artifact[Aut
         ArtifactError: It is another one.
     """
     if calm.manifest.parents.get("autoencoder") != autoencoder.digest:
-        raise ArtifactError(f"{calm.uri}: was trained on another autoencoder than {autoencoder.uri}")
+        raise ArtifactError(
+            f"{calm.uri}: was trained on another autoencoder than {autoencoder.uri}; name its own (digest "
+            f"{calm.manifest.parents.get('autoencoder', 'unknown')[:16]}...) with autoencoder_uri"
+        )

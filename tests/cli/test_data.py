@@ -69,7 +69,7 @@ def test_inspect_shows_the_numbers_of_the_manifest(dataset: Artifact, capsys: py
     assert rows["bytes on disk"][0].startswith(f"{sum(shards):,}, ")
     assert "1 source files" in out
     assert "texts [red].jsonl  " in out  # square brackets are no markup
-    assert re.search(r"rejected: .*texts \[red\]\.jsonl, line \d+: broken_json", out)
+    assert re.search(r"rejected: .*texts \[red\]\.jsonl, (line|byte) [\d,]+: broken_json", out)
 
 
 def test_inspect_shows_how_long_documents_are(dataset: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +181,7 @@ def test_mix_writes_a_mixture_and_shows_the_shares(
         (["{}=much"], "dataset=much: give each dataset its weight"),
         (["=1"], "=1: give each dataset its weight"),
         (["{}=1", "{}=2"], "dataset"),
-        (["{}=0"], "dataset: weight 0"),
+        (["{}=0"], "dataset: its weight is 0"),
     ],
     ids=["no weight", "no number", "no name", "twice", "zero"],
 )

@@ -155,7 +155,7 @@ def test_a_dataset_that_is_not_the_one_that_was_mixed_is_named(state: str, tmp_p
     dataset = prepare_data(data_of(source), TOKENIZER, f"{tmp_path}/dataset")
     mixture = mix_datasets({dataset.uri: 1}, f"{tmp_path}/mixture")
     if state == "replaced":
-        prepare_data(data_of(source, validation_fraction=0.4), TOKENIZER, dataset.uri)
+        prepare_data(data_of(source, validation_fraction=0.4), TOKENIZER, dataset.uri, overwrite=True)
     else:
         (tmp_path / "dataset" / "manifest.json").unlink()
     message = "is not the dataset that was mixed into .*; mix again" if state == "replaced" else "half-written"

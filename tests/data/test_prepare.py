@@ -375,7 +375,10 @@ def test_a_changed_split_trains_the_tokenizer_anew(tmp_path: Path) -> None:
     """Else it has learned from what is held out now."""
     source = write_lines(tmp_path / "texts.jsonl", texts(60))
     prepare_data(data_of(source, validation_fraction=0.1), TOKENIZER, f"{tmp_path}/dataset")
-    changed = prepare_data(data_of(source, validation_fraction=0.5), TOKENIZER, f"{tmp_path}/dataset")
+    other = data_of(source, validation_fraction=0.5)
+    with pytest.raises(ArtifactError, match="holds another dataset"):
+        prepare_data(other, TOKENIZER, f"{tmp_path}/dataset")
+    changed = prepare_data(other, TOKENIZER, f"{tmp_path}/dataset", overwrite=True)
     assert changed.digest == prepare_data(data_of(source, validation_fraction=0.5), TOKENIZER, f"{tmp_path}/b").digest
 
 
@@ -383,7 +386,7 @@ def test_a_refused_run_leaves_the_dataset_that_is_there(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "texts.jsonl", texts(20))
     before = files_of(prepare_data(data_of(source), TOKENIZER, f"{tmp_path}/dataset"))
     with pytest.raises(SourceError, match="the validation split is empty"):
-        prepare_data(data_of(source, validation_fraction=1e-9), TOKENIZER, f"{tmp_path}/dataset")
+        prepare_data(data_of(source, validation_fraction=1e-9), TOKENIZER, f"{tmp_path}/dataset", overwrite=True)
     assert files_of(Artifact(f"{tmp_path}/dataset", DatasetFacts)) == before
 
 
@@ -400,6 +403,6 @@ def test_an_output_that_cannot_be_written_is_one_line(in_the_way: str, tmp_path:
     source = write_lines(tmp_path / "texts.jsonl", texts(20))
     output = tmp_path / "dataset"
     (output if in_the_way == "a file" else tmp_path / "dataset.parts").write_text("")
-    with pytest.raises(CalmError, match=r"cannot be written \(.*that no file is in its way") as caught:
+    with pytest.raises(CalmError, match=r"is no folder.*; name another output") as caught:
         prepare_data(data_of(source), TOKENIZER, str(output))
     assert "\n" not in str(caught.value)

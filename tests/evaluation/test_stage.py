@@ -105,7 +105,10 @@ def test_a_model_of_another_autoencoder_is_refused(
     shutil.copytree(model_uris[0], other)
     original = Artifact(str(other), AutoencoderFacts)
     files = {entry.path: original.read(entry.path) for entry in original.manifest.files}
-    with ArtifactWriter(str(other), AutoencoderFacts, original.manifest.config, {"dataset": "another"}) as writer:
+    again = ArtifactWriter(
+        str(other), AutoencoderFacts, original.manifest.config, {"dataset": "another"}, overwrite=True
+    )
+    with again as writer:
         writer.facts = original.facts
         for path, data in files.items():
             writer.write(path, data)

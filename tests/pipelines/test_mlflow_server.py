@@ -63,8 +63,8 @@ from pipelines.local.home import Home
 from pipelines.local.tracking import use_tracking
 from calm_core.telemetry.stage import Stage
 use_tracking(Home.find(), "calm")
-with Stage("find", {"size": 3}):
-    pass
+with Stage("find", {"size": 3}) as stage:
+    stage.begin()
 """
 
 

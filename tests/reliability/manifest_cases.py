@@ -136,7 +136,8 @@ def _checked(world: _World, name: str, target: Path, made: Path, truth: Json) ->
 
 
 def _replaced(world: _World, name: str, target: Path, made: Path, truth: Json) -> None:
-    with ArtifactWriter(str(target), type(Artifact.of_any_kind(world.uri(name)).facts), {}, {}) as writer:
+    kind = type(Artifact.of_any_kind(world.uri(name)).facts)
+    with ArtifactWriter(str(target), kind, {}, {}, overwrite=True) as writer:
         writer.write("new", b"new")
         writer.facts = Artifact.of_any_kind(world.uri(name)).facts.model_copy()
 

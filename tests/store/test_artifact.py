@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import fsspec
 import pytest
+import s3fs
 
 from calm_core.errors import ArtifactError, StorageError
-from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter, digest_of
+from calm_core.store import storage
+from calm_core.store.artifact import MANIFEST_NAME, UNFINISHED_NAME, Artifact, ArtifactWriter, digest_of
 from calm_core.store.facts import Count, Facts, Seconds
+from tests.data.test_faults import small_disk
 
 
 class KIND(Facts, kind="sample"):
@@ -85,7 +89,7 @@ def test_a_block_that_fails_leaves_no_manifest(uri: str) -> None:
 def test_a_replacement_that_fails_does_not_leave_the_old_manifest(uri: str) -> None:
     """Else the old manifest would vouch for a mixture of old and new files."""
     write(uri)
-    with pytest.raises(ZeroDivisionError), ArtifactWriter(uri, KIND, {}, {}):
+    with pytest.raises(ZeroDivisionError), ArtifactWriter(uri, KIND, {}, {}, overwrite=True):
         raise ZeroDivisionError
     with pytest.raises(ArtifactError, match=r"half-written|missing"):  # an object store has no empty folders
         Artifact(uri, KIND)
@@ -93,7 +97,7 @@ def test_a_replacement_that_fails_does_not_leave_the_old_manifest(uri: str) -> N
 
 def test_a_replacement_holds_only_the_new_files(uri: str) -> None:
     write(uri)
-    with ArtifactWriter(uri, KIND, {}, {}) as writer:
+    with ArtifactWriter(uri, KIND, {}, {}, overwrite=True) as writer:
         writer.write("new.bin", b"new")
         writer.facts = KIND()
     artifact = Artifact(uri, KIND)
@@ -240,7 +244,7 @@ def test_a_path_that_leaves_the_folder_is_believed_by_nobody(path: str, folder: 
     edit(folder, files=[*files, entry])
     with pytest.raises(ArtifactError, match=r"manifest\.json: damaged manifest \(files"):
         Artifact(str(folder), KIND)
-    with ArtifactWriter(str(folder), KIND, {}, {}) as writer:
+    with ArtifactWriter(str(folder), KIND, {}, {}, overwrite=True) as writer:
         writer.facts = KIND()
     assert victim.read_bytes() == b"not yours"
     assert (folder / "a.json").exists()  # nothing vouches for the names in a damaged manifest
@@ -266,7 +270,8 @@ def test_a_link_out_of_the_folder_is_followed_by_nobody(link: str, folder: Path,
         ArtifactWriter(str(victim.parent / "copy"), KIND, {}, {}) as writer,
     ):
         writer.copy(artifact, {entry["path"]: "copied"})
-    with pytest.raises(StorageError, match="leads out"), ArtifactWriter(str(folder), KIND, {}, {}):
+    again = ArtifactWriter(str(folder), KIND, artifact.manifest.config, artifact.manifest.parents)
+    with pytest.raises(StorageError, match="leads out"), again:
         pass
     with (
         pytest.raises(StorageError, match="leads out"),
@@ -362,10 +367,12 @@ def test_what_is_no_manifest_of_ours_is_not_to_be_deleted(
     assert (folder / MANIFEST_NAME).read_text() == content
 
 
-def test_a_damaged_artifact_of_the_same_kind_is_replaced(folder: Path) -> None:
+def test_a_damaged_artifact_of_the_same_kind_is_replaced_when_asked(folder: Path) -> None:
     path = folder / MANIFEST_NAME
     path.write_text(path.read_text()[:-9])
-    with ArtifactWriter(str(folder), KIND, {}, {}) as writer:
+    with pytest.raises(ArtifactError, match="damaged manifest"):
+        ArtifactWriter(str(folder), KIND, {}, {}).check()
+    with ArtifactWriter(str(folder), KIND, {}, {}, overwrite=True) as writer:
         writer.write("a.json", b"new")
         writer.facts = KIND()
     assert Artifact(str(folder), KIND).read("a.json") == b"new"
@@ -392,3 +399,208 @@ def test_more_files_than_can_be_read_again_are_not_written(tmp_path: Path, monke
             writer.write(f"{i}.bin", b"")
         writer.facts = KIND()
     assert not (tmp_path / MANIFEST_NAME).exists()
+
+
+# Where an artifact may be written: nothing that lies there is lost unasked.
+
+
+@pytest.fixture
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place on a disk, in memory, or on an S3 server."""
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3_place')}/deep/artifact"
+    return f"{tmp_path}/deep/artifact" if request.param == "local" else f"memory://{tmp_path.name}/deep/artifact"
+
+
+on_any_storage = pytest.mark.parametrize("anywhere", ["local", "memory", "s3"], indirect=True)
+
+
+def lying(uri: str) -> dict[str, bytes]:
+    """Everything below the folder that an artifact's folder lies in."""
+    above = uri.rpartition("/deep/")[0]
+    return {file: storage.read(file) for file in storage.files_below(above)} if storage.exists(above) else {}
+
+
+def writer_of(uri: str, *, steps: int = 1, overwrite: bool = False) -> ArtifactWriter[KIND]:
+    """A writer of what `write` writes."""
+    return ArtifactWriter(uri, KIND, {"steps": steps, "sizes": (1, 2)}, {"data": "abc"}, overwrite=overwrite)
+
+
+@on_any_storage
+def test_a_check_leaves_nothing_behind(anywhere: str) -> None:
+    writer_of(anywhere).check()
+    assert lying(anywhere) == {}
+    write(anywhere)
+    before = lying(anywhere)
+    writer_of(anywhere).check()
+    assert lying(anywhere) == before
+
+
+@on_any_storage
+def test_the_same_artifact_is_written_again_unasked(anywhere: str) -> None:
+    write(anywhere)
+    write(anywhere, seconds=9.0)
+    assert Artifact(anywhere, KIND).facts.seconds == 9.0
+    assert len(lying(anywhere)) == 3
+
+
+@on_any_storage
+@pytest.mark.parametrize("different", ["config", "parents", "more parents"])
+def test_another_artifact_of_the_kind_is_replaced_only_when_asked(different: str, anywhere: str) -> None:
+    write(anywhere)
+    before = lying(anywhere)
+    config = {"steps": 2 if different == "config" else 1, "sizes": [1, 2]}
+    parents = {"data": "xyz" if different == "parents" else "abc"} | ({"more": "d"} if "more" in different else {})
+    message = rf"{anywhere}: holds another sample, of other settings or inputs; .* replace it with overwrite=True$"
+    with pytest.raises(ArtifactError, match=message):
+        ArtifactWriter(anywhere, KIND, config, parents).check()
+    with pytest.raises(ArtifactError, match=message), ArtifactWriter(anywhere, KIND, config, parents):
+        pass
+    assert lying(anywhere) == before
+    with ArtifactWriter(anywhere, KIND, config, parents, overwrite=True) as writer:
+        writer.write("new", b"new")
+        writer.facts = KIND()
+    assert Artifact(anywhere, KIND).manifest.parents == parents
+    assert len(lying(anywhere)) == 2
+
+
+def test_before_all_parents_are_known_those_that_are_decide(uri: str) -> None:
+    write(uri)
+    writer = ArtifactWriter(uri, KIND, {"steps": 1, "sizes": [1, 2]}, {})
+    writer.check()
+    with pytest.raises(ArtifactError, match="holds another sample"):
+        writer.check(lambda made: made.results["count"] == 3)
+    with pytest.raises(ArtifactError, match="holds another sample"), writer:
+        pass
+
+
+@on_any_storage
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["notes.txt", "b/notes.txt", ".hidden"])
+def test_a_folder_with_files_of_others_is_not_written_to(name: str, overwrite: bool, anywhere: str) -> None:
+    storage.write(f"{anywhere}/{name}", b"mine")
+    before = lying(anywhere)
+    writer = writer_of(anywhere, overwrite=overwrite)
+    with pytest.raises(ArtifactError, match=r"holds other files \((notes\.txt|b|\.hidden)\); name another output"):
+        writer.check()
+    with pytest.raises(ArtifactError, match="holds other files"), writer:
+        pass
+    assert lying(anywhere) == before
+
+
+@on_any_storage
+@pytest.mark.parametrize("name", ["notes.txt", "b/notes.txt"])
+def test_a_file_beside_the_artifact_that_is_replaced_stays(name: str, anywhere: str) -> None:
+    write(anywhere)
+    storage.write(f"{anywhere}/{name}", b"mine")
+    before = lying(anywhere)
+    with pytest.raises(ArtifactError, match=rf"also holds {name}, not listed in its manifest\.json; move what is"):
+        writer_of(anywhere, steps=2, overwrite=True).check()
+    assert lying(anywhere) == before
+    write(anywhere)  # the same has no other names than before
+    assert storage.read(f"{anywhere}/{name}") == b"mine"
+
+
+@on_any_storage
+@pytest.mark.parametrize("replaced", [False, True], ids=["new", "replaced"])
+def test_what_a_crash_has_left_is_replaced_unasked(replaced: bool, anywhere: str) -> None:
+    if replaced:
+        write(anywhere)
+    with pytest.raises(ZeroDivisionError), writer_of(anywhere, steps=2, overwrite=True) as writer:
+        writer.write("a.json", b"half")
+        raise ZeroDivisionError
+    with pytest.raises(ArtifactError, match="holds an artifact of kind sample, not other sample; name another"):
+        ArtifactWriter(anywhere, OTHER, {}, {}, overwrite=True).check()
+    writer_of(anywhere).check()
+    write(anywhere)
+    assert len(lying(anywhere)) == 3
+    Artifact(anywhere, KIND).check_files()
+
+
+@pytest.mark.parametrize("manifest", [b"", b"\0" * 800, None], ids=["empty", "zeros", "none"])
+def test_what_a_machine_without_power_has_left_is_replaced_unasked(manifest: bytes | None, folder: Path) -> None:
+    (folder / UNFINISHED_NAME).write_bytes(b"")
+    (folder / MANIFEST_NAME).unlink()
+    (folder / ".a.json.123.calm.partial").write_bytes(b"half")
+    if manifest is not None:
+        (folder / MANIFEST_NAME).write_bytes(manifest)
+    write(str(folder))
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["a.json", MANIFEST_NAME, "second.bin"]
+
+
+def test_a_partial_file_of_ours_is_no_file_of_others(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f".{UNFINISHED_NAME}.123.calm.partial").write_bytes(b"")
+    write(f"{tmp_path}/out")
+
+
+@on_any_storage
+def test_no_artifact_is_written_into_another_one(anywhere: str) -> None:
+    write(anywhere)
+    before = lying(anywhere)
+    with pytest.raises(
+        ArtifactError, match=rf"lies inside the artifact .*{anywhere.rpartition('://')[2]}; name another"
+    ):
+        writer_of(f"{anywhere}/b/inner").check()
+    assert lying(anywhere) == before
+
+
+def test_a_link_into_an_artifact_leads_inside(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder / "b")
+    with pytest.raises(ArtifactError, match="lies inside the artifact"):
+        writer_of(f"{tmp_path}/link/out").check()
+
+
+@pytest.mark.parametrize(
+    "place", ["file", "file/a/b", "/dev/null", "/dev/null/a", "gone", "gone/a", "n" * 300, "/proc/a"]
+)
+def test_what_can_be_no_folder_is_refused_before_the_work(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    Path("gone").symlink_to("nowhere")
+    with pytest.raises((ArtifactError, StorageError), match="; name another") as caught:
+        writer_of(place).check()
+    assert "Errno" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "gone"]
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("read-only", r", .*/disk is on a disk that can only be read; name another place"),
+        ("full", ", the disk is full"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_refused_before_the_work(state: str, says: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, 4096):
+        if state == "full":
+            (disk / "file").write_bytes(bytes(4096))
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(StorageError, match=rf"disk/out: cannot be written{says}"):
+            writer_of(f"{disk}/out").check()
+
+
+def test_a_store_that_denies_access_is_refused_before_the_work(s3_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(f"{s3_place}/artifact")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError, match=rf"{s3_place}/artifact.*: access is denied"):
+        writer_of(f"{s3_place}/artifact").check()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://", "s3://"])
+def test_a_place_knows_what_it_lies_in(scheme: str, tmp_path: Path) -> None:
+    folder = f"{scheme}bucket/x" if scheme else f"{tmp_path}/x"
+    for inner in (folder, f"{folder}/", f"{folder}/a", f"{folder}/a/b"):
+        assert storage.is_inside(inner, folder)
+    for other in (f"{folder}-2", f"{folder}-2/a", folder.rpartition("/")[0]):
+        assert not storage.is_inside(other, folder)
+    if not scheme:
+        assert storage.is_inside(f"{tmp_path}/y/../x/a", folder)
+        assert storage.is_inside(folder, "/")
+        assert not storage.is_inside(folder, "s3://bucket/x")

@@ -10,7 +10,7 @@ from calm_core.errors import CalmError, Interrupted, Stopped
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import DuplicatesFacts
 from calm_core.telemetry.mlflow_run import start_run
-from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, reported
+from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE
 from calm_core.telemetry.stage import Stage
 
 
@@ -37,6 +37,7 @@ def made(folder: Path) -> Artifact[DuplicatesFacts]:
 def test_a_stage_is_told_recorded_and_tagged_with_what_it_has_made(progress: Path, tmp_path: Path) -> None:
     artifact = made(tmp_path / "artifact")
     with Stage("find", {"shape": {"size": 3}}) as stage:
+        stage.begin()
         stage.report(note="looking")
         stage.finish(artifact, "1 found")
         assert ("finished", "1 found") not in told(progress)  # only once all of it is recorded
@@ -50,6 +51,7 @@ def test_a_stage_is_told_recorded_and_tagged_with_what_it_has_made(progress: Pat
 @pytest.mark.parametrize("error", [CalmError("a.txt: is gone"), ValueError("two\nlines"), ValueError("")])
 def test_a_failure_is_one_line_and_the_run_has_failed(error: Exception, progress: Path) -> None:
     with pytest.raises(type(error)), Stage("find", {}) as stage:
+        stage.begin()
         raise error
     expected = {"a.txt: is gone": "a.txt: is gone", "two\nlines": "ValueError: two", "": "ValueError: ValueError"}
     assert told(progress)[-1] == ("failed", expected[str(error)])
@@ -59,6 +61,7 @@ def test_a_failure_is_one_line_and_the_run_has_failed(error: Exception, progress
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143), Stopped(15), Interrupted("stopped at step 3")])
 def test_what_was_stopped_has_not_failed(end: BaseException, progress: Path) -> None:
     with pytest.raises(type(end)), Stage("find", {}) as stage:
+        stage.begin()
         raise end
     assert mlflow.MlflowClient().get_run(stage.run.run_id).info.status == "KILLED"
 
@@ -66,8 +69,11 @@ def test_what_was_stopped_has_not_failed(end: BaseException, progress: Path) -> 
 def test_an_mlflow_that_does_not_answer_is_the_stages_failure(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(CalmError, match=r"MLFLOW_TRACKING_URI http://127.0.0.1:9: MLflow does not answer"):
-        Stage("find", {}).__enter__()
+    with (
+        pytest.raises(CalmError, match=r"MLFLOW_TRACKING_URI http://127.0.0.1:9: MLflow does not answer"),
+        Stage("find", {}) as stage,
+    ):
+        stage.begin()
     [starting, (state, note)] = told(progress)
     assert starting == ("running", "starting")
     assert state == "failed" and "MLflow does not answer" in note
@@ -82,12 +88,13 @@ def test_the_password_of_a_tracking_uri_is_told_nowhere(
     with pytest.raises(CalmError, match="MLflow does not answer") as failure:
         start_run("find", {})
     assert "sesame" not in str(failure.value)
-    with pytest.raises(CalmError), reported("find"):
-        Stage("find", {}).__enter__()
+    with pytest.raises(CalmError), Stage("find", {}) as stage:
+        stage.begin()
     assert "sesame" not in progress.read_text()
 
 
 def test_why_a_stage_failed_is_told_though_mlflow_is_gone_too(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="the cause"), Stage("find", {}) as stage:
+        stage.begin()
         monkeypatch.setattr(stage.run, "_client", object())  # answers nothing that it is asked
         raise ValueError("the cause")

@@ -1,6 +1,7 @@
 """Public checkpoints: folders made here from the published key names, read, used, and written back."""
 
 import json
+import resource
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def test_a_round_trip_is_exact(folders: Path, layout: str, tied: bool, dtype: to
     outer["ae_model.decoder.lm_head_weight"] = inner["encoder.embed_tokens.weight"]
     back = export_checkpoint(artifacts["calm"].uri, str(folders / "back"), autoencoder_uri=artifacts["autoencoder"].uri)
     assert equal(safetensors.torch.load_file(back / "model.safetensors"), outer)
-    assert json.loads((back / "config.json").read_text()) == CALM_CONFIG | {"ae_path": "autoencoder"}
+    assert json.loads((back / "config.json").read_text()) == CALM_CONFIG | {"ae_path": f"{back}/autoencoder"}
     back_inner = export_checkpoint(artifacts["autoencoder"].uri, str(folders / "back-ae"))
     for folder in (back_inner, back / "autoencoder"):
         assert equal(safetensors.torch.load_file(folder / "model.safetensors"), inner)
@@ -175,7 +176,8 @@ def test_bad_folders_are_one_clear_line_each(folders: Path, capsys: pytest.Captu
             import_checkpoint(str(folders / folder), str(folders / "out"), **settings)
         assert "\n" not in str(caught.value)
 
-    refuse("holds no config.json", "nowhere")
+    refuse("nowhere: there is no such folder; .* holds autoencoder/, calm/ and tokenizer/", "nowhere")
+    refuse("name one of its folders: .*autoencoder, .*calm", ".")
     refuse("holds no tokenizer.json", tokenizer_folder=str(folders / "calm"))
     write_folder(folders / "calm", CALM_CONFIG | {"ae_path": "someone/on-a-hub"}, {})
     refuse("'someone/on-a-hub' is no folder here; download it and name it with autoencoder_folder")
@@ -317,7 +319,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3, the weights have 2"),
         ({"intermediate_size": 2**20}, "intermediate_size is 1,048,576, .* is of shape"),
         ({"intermediate_size": 10**9}, "model.intermediate_size: expected at most 1,048,576"),
-        ({"hidden_size": "16"}, "hidden_size is '16': input should be a valid integer"),
+        ({"hidden_size": "16"}, "hidden_size is '16', expected is a whole number"),
         ({"num_samples": True}, "num_samples is True"),
         ({"model_type": "diffusion"}, "has the public diffusion head, whose layers are those of no head here"),
         ({"architectures": ["FlowTransformer"]}, "has the public flow head, whose layers are those of no head here"),
@@ -414,7 +416,7 @@ def test_what_is_read_or_an_artifact_is_not_written_over(folders: Path) -> None:
         import_checkpoint(str(folders / "calm"), str(folders), tokenizer_folder=str(folders / "tokenizer"))
     assert (folders / "autoencoder" / "config.json").read_bytes() == before
     artifacts = imported(folders)
-    with pytest.raises(CalmError, match="is an artifact's folder"):
+    with pytest.raises(CalmError, match=r"holds other files \(autoencoder, calm\); name another output"):
         export_checkpoint(artifacts["calm"].uri, str(folders / "out"))  # its `autoencoder` would be written over
     artifacts["autoencoder"].check("config.json")
 
@@ -422,9 +424,21 @@ def test_what_is_read_or_an_artifact_is_not_written_over(folders: Path) -> None:
 def test_an_import_that_cannot_be_written_leaves_nothing_behind(folders: Path) -> None:
     (folders / "out").mkdir()
     (folders / "out" / "calm").write_text("a file in the way")
-    with pytest.raises(CalmError, match="cannot be written"):
+    with pytest.raises(CalmError, match=r"out/calm: is no folder; name another output"):
         imported(folders)
     assert [path.name for path in (folders / "out").iterdir()] == ["calm"]
+
+
+def test_an_import_that_fails_while_it_writes_leaves_nothing_behind(folders: Path) -> None:
+    largest = (folders / "calm" / "model.safetensors").stat().st_size // 2  # bytes of a file: the first model fits
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
+    try:
+        with pytest.raises(CalmError, match=r"out/calm/weights\.safetensors"):
+            imported(folders)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (folders / "out").exists()
 
 
 def test_a_tokenizer_of_ours_is_written_for_older_readers(model_uris: tuple[str, str], tmp_path: Path) -> None:
@@ -436,8 +450,6 @@ def test_a_tokenizer_of_ours_is_written_for_older_readers(model_uris: tuple[str,
     assert Tokenizer.from_bytes(data).to_bytes() == own.to_bytes()
     names = json.loads((folder / "tokenizer_config.json").read_text())
     assert (names["pad_token"], names["eos_token"]) == ("<|pad|>", "<|endoftext|>")
-    config = json.loads((folder / "config.json").read_text())
-    assert (folder / config["ae_path"] / "config.json").exists()
 
 
 def test_transformers_reads_an_export(model_uris: tuple[str, str], tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def find_duplicates(scan_uris: Sequence[str], config: DataConfig, output_uri: st
         before = [DocumentKeys(extension.parent, f"documents/part-{i:05d}-", None) for i in range(first)]
     if made := reusable(output_uri, DuplicatesFacts, {}, parents):
         return made
-    with ArtifactWriter(output_uri, DuplicatesFacts, {}, parents) as writer:
+    with ArtifactWriter(output_uri, DuplicatesFacts, {}, parents, overwrite=True) as writer:
         dropped = _compared(before, scans, config.near_duplicate_threshold)
         counts = [part.write(writer, f"dropped/{i:05d}.parquet") for i, part in enumerate(dropped, first)]
         exact, near = (sum(column) for column in zip(*counts, strict=True))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -55,8 +56,17 @@ class Prepared:
     tokenizer_uri: str
 
 
-def merge_partitions(config: DataConfig, prepared: Prepared, output_uri: str) -> Artifact[DatasetFacts]:
+def dataset_settings(config: DataConfig) -> dict[str, Any]:
+    """What a dataset's manifest holds as its config."""
+    return config.model_dump(mode="json", exclude=_NOT_CONTENT)
+
+
+def merge_partitions(
+    config: DataConfig, prepared: Prepared, output_uri: str, *, overwrite: bool = False
+) -> Artifact[DatasetFacts]:
     """Join the partitions' shards and counts into one dataset, after those of the dataset that is extended.
+
+    Another dataset that lies there is replaced with `overwrite` (see `ArtifactWriter`).
 
     Returns:
         A `dataset` artifact: tokenizer.json, train/*.parquet, validation/*.parquet, and documents/*.bin (the keys
@@ -68,15 +78,16 @@ def merge_partitions(config: DataConfig, prepared: Prepared, output_uri: str) ->
     """
     with reported(STAGE, "checking the partitions"), _agreeing():
         inputs = _Inputs(config, prepared)
-        settings, parents = config.model_dump(mode="json", exclude=_NOT_CONTENT), inputs.parents
+        settings, parents = dataset_settings(config), inputs.parents
         made = reusable(output_uri, DatasetFacts, settings, parents)
         facts = made.facts if made else inputs.facts()
     if made:  # nothing is done, so MLflow has no run of it
         report(STAGE, "finished", note=_summary(facts))
         return made
     with Stage(STAGE, config.model_dump(mode="json")) as stage:
+        stage.begin()
         stage.report(note="joining the partitions")
-        with ArtifactWriter(output_uri, DatasetFacts, settings, parents) as writer:
+        with ArtifactWriter(output_uri, DatasetFacts, settings, parents, overwrite=overwrite) as writer:
             inputs.copy_files(writer)
             writer.facts = facts
         stage.run.log_metrics(_headline(facts))

@@ -28,7 +28,7 @@ def scan_partition(partition: Partition, config: DataConfig, output_uri: str) ->
         return made
     with (
         reported(STAGE, f"partition {partition.index}: scanning"),
-        ArtifactWriter(output_uri, ScanFacts, settings, {}) as writer,
+        ArtifactWriter(output_uri, ScanFacts, settings, {}, overwrite=True) as writer,
     ):
         scan, progress = _Scan(partition.index, writer, config.near_duplicate_threshold), Progress()
         for document in read_documents(partition, config):

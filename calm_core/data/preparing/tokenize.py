@@ -43,7 +43,7 @@ def tokenize_partition(
     progress, tokens, changed, unknown = Progress(documents), 0, 0, 0
     loses_nothing = trained.facts.engine == "tiktoken"  # every byte of a text is part of a token
     with (
-        ArtifactWriter(output_uri, ShardsFacts, settings, parents) as writer,
+        ArtifactWriter(output_uri, ShardsFacts, settings, parents, overwrite=True) as writer,
         SplitWriter(writer, "train", config, tokenizer) as train,
         SplitWriter(writer, "validation", config, tokenizer) as validation,
     ):

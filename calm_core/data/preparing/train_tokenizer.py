@@ -59,7 +59,7 @@ def train_tokenizer(
         return made
     with (
         reported(STAGE, "looking for the tokenizer"),
-        ArtifactWriter(output_uri, TokenizerFacts, settings, parents) as writer,
+        ArtifactWriter(output_uri, TokenizerFacts, settings, parents, overwrite=True) as writer,
     ):
         tokenizer = extension.tokenizer() if extension else _found_or_trained(partitions, config, data)
         if source_digest and digest_of_source(config.source) != source_digest:

@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 from calm_core.config import DataConfig
 from calm_core.data.sources.arrow_messages import Bounded
 from calm_core.data.sources.documents import ENDLESS, documents_in
-from calm_core.data.sources.files import files_by_source
+from calm_core.data.sources.files import files_by_source, real_name
 from calm_core.data.sources.formats import ARROW_SUFFIX, Document, Range, Reason, why_no_column
 from calm_core.errors import SourceError
 from calm_core.shown import visible
 from calm_core.store import storage
+from calm_core.store.artifact import MANIFEST_NAME
 from calm_core.store.facts import SourceFile
 
 _SOURCES_AT_A_TIME = 16
@@ -70,6 +71,10 @@ def _look(files: list[str], config: DataConfig) -> _Look:
         documents, is_whole = _first_documents(uri, config)
         bad = [document for document in documents if document.reason in _ADVICE]
         if len(bad) > max(_MOST_BAD, config.max_reject_fraction) * len(documents):
+            if artifact := _artifact_around(uri):
+                raise SourceError(
+                    f"{uri}: is a file of the artifact {artifact}, which --dataset takes; it holds no text"
+                )
             raise SourceError(_told(bad[0], config) + _advice(bad[0]))
         is_all = is_all and is_whole
         nothing = Document(visible(uri), reason="empty", detail="no records")
@@ -106,9 +111,16 @@ def _advice(document: Document) -> str:
     return "" if "write" in document.detail or not document.reason else f"; {_ADVICE[document.reason]}"
 
 
+def _artifact_around(uri: str) -> str:
+    """The artifact that a file belongs to, if any."""
+    folders = [uri.rsplit("/", levels)[0] for levels in (1, 2)]
+    return next((folder for folder in folders if storage.exists(storage.join(folder, MANIFEST_NAME))), "")
+
+
 def _first_documents(uri: str, config: DataConfig) -> tuple[list[Document], bool]:
     """Some documents from the beginning of a file, and whether they are all; one stands for the rows of a table."""
     found: list[Document] = []
+    real_name(uri)  # refuses a pipe, whose opening would wait
     try:
         with storage.open_uri(uri) as file:
             source = SourceFile(uri=uri, size=storage.size(uri), digest="")

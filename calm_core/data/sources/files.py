@@ -34,7 +34,7 @@ def find_files(config: DataConfig) -> list[FoundFile]:
     uris: dict[str, str] = {}
     for files in files_by_source(config).values():
         for uri in files:
-            uris.setdefault(_real(uri), uri)
+            uris.setdefault(real_name(uri), uri)
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
         return list(pool.map(FoundFile.at, uris.values()))
 
@@ -50,8 +50,12 @@ def files_by_source(config: DataConfig) -> dict[str, list[str]]:
     return {source: list(_files_of(source)) for source in config.sources}
 
 
-def _real(uri: str) -> str:
-    """The same for all names of a file."""
+def real_name(uri: str) -> str:
+    """The same for all names of a file.
+
+    Raises:
+        SourceError: It is a pipe or the like.
+    """
     if not storage.is_local(uri):
         return uri
     path = os.path.realpath(storage.filesystem_of(uri)[1])

@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from calm_core.data.tokenizers import llama, trial
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.shown import visible
-from calm_core.store import storage
+from calm_core.store import nearby, storage
 
 PAD_TOKEN, EOS_TOKEN, BOS_TOKEN = "<|pad|>", "<|endoftext|>", "<|startoftext|>"
 
@@ -171,7 +171,8 @@ class Tokenizer:
         try:
             data = storage.read(source, 0, MAX_FILE_BYTES + 1)
         except FileNotFoundError:
-            raise CalmError(f"{uri}: holds no {file_name}; name a folder in Hugging Face's format") from None
+            there = f"it {nearby.holds(storage.kinds_in(uri))}" if storage.is_folder(uri) else nearby.hint(uri)
+            raise CalmError(f"{uri}: holds no {file_name}; name a folder in Hugging Face's format ({there})") from None
         if len(data) > MAX_FILE_BYTES:
             raise CalmError(f"{source}: has more than {MAX_FILE_BYTES:,} bytes, as no tokenizer.json has")
         if complaint := trial.complaint(data):

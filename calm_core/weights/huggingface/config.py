@@ -13,7 +13,8 @@ from calm_core.config import AutoencoderConfig, CalmConfig, parse_section
 from calm_core.config.base import Fraction
 from calm_core.errors import ArtifactError, CalmError, ConfigError
 from calm_core.shown import brief
-from calm_core.weights.huggingface.files import Weights, has_file, listed, read_object
+from calm_core.store.artifact import MANIFEST_NAME
+from calm_core.weights.huggingface.files import Weights, has_file, has_weights, listed, read_object, why_not_here
 
 CONFIG_NAME = "config.json"
 
@@ -203,8 +204,9 @@ def read_config(folder: Path) -> tuple[PublicAutoencoder | PublicCalm, dict[str,
         StorageError: It is a link that leaves the folder.
     """
     path = folder / CONFIG_NAME
-    if not has_file(folder, CONFIG_NAME):
-        raise CalmError(f"{folder}: holds no {CONFIG_NAME}; name the folder of a public checkpoint")
+    is_artifact = has_file(folder, MANIFEST_NAME) and not has_weights(folder)
+    if is_artifact or not has_file(folder, CONFIG_NAME):
+        raise CalmError(f"{folder}: {why_not_here(folder)}")
     written = read_object(folder, CONFIG_NAME)
     if "patch_size" not in written or "latent_size" not in written:
         raise ArtifactError(f"{path}: is no config of a CALM model or autoencoder (no patch_size)")
@@ -268,6 +270,22 @@ def _told(error: ValidationError) -> str:
     first = errors[0]
     if not first["loc"]:
         return first["msg"].removeprefix("Value error, ")
-    expected = {"literal_error": first.get("ctx", {}).get("expected"), "none_required": "none"}.get(first["type"])
-    found = f"{first['loc'][0]} is {brief(first['input'])}"
-    return f"{found}, these models have {expected}" if expected else f"{found}: {first['msg'].lower()}"
+    found, bounds = f"{first['loc'][0]} is {brief(first['input'])}", first.get("ctx", {})
+    match first["type"]:
+        case "literal_error":
+            return f"{found}, these models have {bounds['expected']}"
+        case "none_required":
+            return f"{found}, these models have none"
+        case "int_type" | "int_from_float":
+            return f"{found}, expected is a whole number"
+        case "float_type" | "finite_number":
+            return f"{found}, expected is a number"
+        case "string_type":
+            return f"{found}, expected is text"
+        case "greater_than_equal":
+            return f"{found}, expected is {bounds['ge']} or more"
+        case "greater_than":
+            return f"{found}, expected is more than {bounds['gt']}"
+        case "less_than":
+            return f"{found}, expected is less than {bounds['lt']}"
+    return f"{found}: {first['msg'].lower()}"

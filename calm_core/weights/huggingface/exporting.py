@@ -12,8 +12,8 @@ from calm_core.config import AutoencoderConfig, CalmConfig
 from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import CalmError
 from calm_core.store import storage
-from calm_core.store.artifact import MANIFEST_NAME, Artifact, Manifest
-from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts
+from calm_core.store.artifact import Artifact, ArtifactWriter, Manifest
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, ExportFacts, ModelFacts
 from calm_core.weights.huggingface.config import (
     AUTOENCODER_SETTINGS,
     CALM_SETTINGS,
@@ -31,48 +31,55 @@ _TARGET_SAMPLES = 100  # fixed in the public code
 _AUTOENCODER_KIND, _HEAD_KIND = "mlp", "energy"  # what the public format can express
 
 
-def export_checkpoint(uri: str, output: str, *, autoencoder_uri: str = "", tell: Tell | None = None) -> Path:
+def export_checkpoint(
+    uri: str, output: str, *, autoencoder_uri: str = "", overwrite: bool = False, tell: Tell | None = None
+) -> Path:
     """Write an `autoencoder` or `calm` artifact as a public folder: config.json, model.safetensors, the tokenizer.
+
+    The folder is an artifact of its own, whose manifest says which files in it are ours.
 
     Args:
         uri: The artifact.
         output: The folder that is made; in that of a CALM model, `autoencoder` is the folder that its `ae_path` names.
         autoencoder_uri: The autoencoder of a CALM model; unset, where it was when the model was trained on it.
+        overwrite: Whether another export that lies there is replaced (see `ArtifactWriter`).
         tell: Called with a line for each setting of training that the format cannot hold.
 
     Raises:
-        CalmError: An artifact is unusable, or of a kind or shape that the public code does not have; or artifacts lie
-            where the folder would be made.
+        CalmError: An artifact is unusable, or of a kind or shape that the public code does not have; or what lies at
+            the output is not ours to replace.
     """
-    for folder in (output, storage.join(output, _AUTOENCODER_FOLDER)):
-        if storage.exists(storage.join(folder, MANIFEST_NAME)):
-            raise CalmError(f"{folder}: is an artifact's folder, whose files would be replaced; name another output")
-    calm: Artifact[CalmFacts] | None = None
-    if Manifest.read(uri).kind == CalmFacts.kind:
-        calm = Artifact(uri, CalmFacts)
-        autoencoder = autoencoder_of(calm, autoencoder_uri)
-        config, inner_config = _calm_config(calm), _autoencoder_config(autoencoder)
-        inner = _autoencoder_weights(autoencoder)
+    calm = Artifact(uri, CalmFacts) if Manifest.read(uri).kind == CalmFacts.kind else None
+    autoencoder = autoencoder_of(calm, autoencoder_uri) if calm else Artifact(uri, AutoencoderFacts)
+    models: list[Artifact[Any]] = [autoencoder, calm] if calm else [autoencoder]
+    parents = {model.manifest.kind: model.digest for model in models}
+    writer = ArtifactWriter(output, ExportFacts, {}, parents, overwrite=overwrite)
+    writer.check()
+    config = _calm_config(calm) | {"ae_path": _place(storage.join(output, _AUTOENCODER_FOLDER))} if calm else {}
+    inner_config, inner = _autoencoder_config(autoencoder), _autoencoder_weights(autoencoder)
+    files = _files(autoencoder, inner_config, inner)
+    if calm:
         weights = load_weights(calm) | {AUTOENCODER_PREFIX + name: value for name, value in inner.items()}
-        folders = {
-            storage.join(output, _AUTOENCODER_FOLDER): _files(autoencoder, inner_config, inner),
-            output: _files(calm, config, weights),
-        }
-    else:
-        autoencoder = Artifact(uri, AutoencoderFacts)
-        folders = {output: _files(autoencoder, _autoencoder_config(autoencoder), _autoencoder_weights(autoencoder))}
+        files = {f"{_AUTOENCODER_FOLDER}/{name}": data for name, data in files.items()}
+        files |= _files(calm, config, weights)
     if tell:
-        for artifact in (autoencoder, calm) if calm else (autoencoder,):
-            for line in _untold(artifact):
+        for model in models:
+            for line in _untold(model):
                 tell(line)
-    for folder, files in folders.items():
+    with writer:
         for name, data in files.items():
-            storage.write(storage.join(folder, name), data)
+            writer.write(name, data)
+        writer.facts = ExportFacts()
     return Path(output)
 
 
+def _place(uri: str) -> str:
+    """A folder as the public code finds it from wherever it runs."""
+    return str(Path(storage.filesystem_of(uri)[1]).resolve()) if storage.is_local(uri) else uri
+
+
 def _files(artifact: Artifact[ModelFacts], config: dict[str, Any], weights: Weights) -> dict[str, bytes]:
-    """A folder's files; the config last, since it makes the folder one of a model."""
+    """A folder's files."""
     return {
         SAFETENSORS_NAME: safetensors.torch.save(weights, metadata={"format": "pt"}),
         **_tokenizer_files(artifact, config),
@@ -117,7 +124,7 @@ def _calm_config(artifact: Artifact[CalmFacts]) -> dict[str, Any]:
         **theirs(model, CALM_SETTINGS),
         **theirs(head, HEAD_SETTINGS),
     }
-    return (_kept_config(artifact) or _common_config(artifact.facts) | known) | {"ae_path": _AUTOENCODER_FOLDER}
+    return _kept_config(artifact) or _common_config(artifact.facts) | known
 
 
 def _untold(artifact: Artifact[Any]) -> Iterator[str]:

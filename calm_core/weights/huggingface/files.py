@@ -4,6 +4,7 @@ Weights are mapped into memory: their names, shapes and dtypes are known before 
 """
 
 import json
+import re
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from calm_core.errors import ArtifactError, first_line
 from calm_core.shown import brief, visible
-from calm_core.store import storage
+from calm_core.store import nearby, storage
+from calm_core.store.artifact import MANIFEST_NAME
 
 SAFETENSORS_NAME, PICKLE_NAME = "model.safetensors", "pytorch_model.bin"
 _LARGEST_JSON = 8 << 20  # bytes; the index of a model of 10^12 parameters has some
@@ -23,6 +25,8 @@ _LARGEST_TOKENIZER = 256 << 20
 _LARGEST_HEADER = 32 << 20  # of a safetensors file, which has about 150 bytes for each weight
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SHOWN_NAMES = 8
+_POINTER = b"version https://git-lfs"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 Weights = dict[str, Tensor]
 
@@ -49,9 +53,38 @@ def read_file(folder: Path, name: str, largest: int = _LARGEST_TOKENIZER) -> byt
     try:
         if (size := path.stat().st_size) > largest:
             raise ArtifactError(f"{path}: has {size:,} bytes, such a file has {largest:,} at most")
+        _refuse_pointer(path)
         return path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({first_line(error)})") from None
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Raise an ArtifactError for what Git leaves in place of a large file that it has not downloaded."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ArtifactError(
+                f"{path}: is a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder"
+            )
+
+
+def why_not_here(folder: Path) -> str:
+    """Why a folder is no public checkpoint, where it has no config.json; and what to do."""
+    name = str(folder)
+    if folder.is_file():
+        return f"is a file; name its folder, {folder.parent}"
+    if not folder.is_dir():
+        if _HUB_NAME.fullmatch(name) and not folder.parent.exists():
+            return f"is no folder on this machine; download it first: hf download {name} --local-dir {folder.name}"
+        return f"there is no such folder; {nearby.hint(name)}"
+    if (folder / MANIFEST_NAME).is_file():
+        return "is an artifact already, which every command takes as it is; a public checkpoint has a config.json"
+    kinds = storage.kinds_in(name)
+    if inner := [
+        inside for inside, is_folder in kinds.items() if is_folder and (folder / inside / "config.json").is_file()
+    ]:
+        return f"holds no config.json; name one of its folders: {listed([str(folder / inside) for inside in inner])}"
+    return f"holds no config.json; name the folder of a public checkpoint (it {nearby.holds(kinds)})"
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
@@ -62,13 +95,16 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
         StorageError: The name leaves the folder, or a link does.
     """
     try:
-        value = json.loads(read_file(folder, name, _LARGEST_JSON).decode("utf-8"), parse_constant=_no_constant)
+        text = read_file(folder, name, _LARGEST_JSON).decode("utf-8-sig")
+        value = json.loads(text, parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise ArtifactError(f"{folder / name}: is no text in UTF-8; download it again") from None
     except RecursionError:
         raise ArtifactError(f"{folder / name}: is nested too deep for a {name}") from None
-    except ValueError as error:  # also of bytes that are no UTF-8, and of numbers with thousands of digits
-        raise ArtifactError(f"{folder / name}: is no JSON ({first_line(error)})") from None
+    except ValueError as error:  # also of numbers with thousands of digits
+        raise ArtifactError(f"{folder / name}: is no JSON ({first_line(error)}); download it again") from None
     if not isinstance(value, dict):
-        raise ArtifactError(f"{folder / name}: is no JSON object")
+        raise ArtifactError(f"{folder / name}: is no JSON object; download it again")
     return value
 
 
@@ -95,7 +131,10 @@ def read_weights(folder: Path) -> Weights:
             return _read_shard(folder, name)
         if has_file(folder, f"{name}.index.json"):
             return _read_shards(folder, f"{name}.index.json")
-    raise ArtifactError(f"{folder}: holds no weights ({SAFETENSORS_NAME} or {PICKLE_NAME}, whole or with an index)")
+    raise ArtifactError(
+        f"{folder}: holds no weights ({SAFETENSORS_NAME} or {PICKLE_NAME}, whole or with an index); it "
+        f"{nearby.holds(storage.kinds_in(str(folder)))}"
+    )
 
 
 def _read_shards(folder: Path, index: str) -> Weights:
@@ -117,6 +156,7 @@ def _read_shards(folder: Path, index: str) -> Weights:
 
 def _read_shard(folder: Path, name: str) -> Weights:
     path = Path(storage.child(str(folder), name))
+    _refuse_pointer(path)
     try:
         found = _map_safetensors(path) if path.suffix == ".safetensors" else _map_pickle(path)
     except ArtifactError:
@@ -129,9 +169,10 @@ def _read_shard(folder: Path, name: str) -> Weights:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ArtifactError(f"{path}: {brief(key)} is no tensor")
         if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _DTYPES:
+            kind = str(value.dtype).removeprefix("torch.") + " in a sparse form" * (value.layout != torch.strided)
             raise ArtifactError(
-                f"{path}: {brief(key)} has dtype {value.dtype}, layout {value.layout}, device "
-                f"{value.device.type}; weights are dense numbers in floating point"
+                f"{path}: {brief(key)} holds {kind}; weights are dense and of float32, bfloat16, float16 or float64: "
+                "save them as one of these"
             )
     # Views can share numbers: two names each are known (aliases), more would make a small file a large model.
     if sum(value.nbytes for value in found.values()) > 2 * path.stat().st_size:
@@ -143,7 +184,9 @@ def _map_safetensors(path: Path) -> Any:
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > min(_LARGEST_HEADER, path.stat().st_size):
-        raise ArtifactError(f"{path}: says that its header has {header:,} bytes; download it again")
+        raise ArtifactError(
+            f"{path}: is truncated, or no such file (says that its header has {header:,} bytes); download it again"
+        )
     return safetensors.torch.load_file(path)
 
 

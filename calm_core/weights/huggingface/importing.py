@@ -1,6 +1,8 @@
 """Reading public folders. All is checked before anything is written, so a refusal leaves nothing behind."""
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
 from calm_core.shown import brief, visible
 from calm_core.store import storage
-from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.artifact import Artifact, ArtifactWriter, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts
 from calm_core.weights.huggingface.config import (
     CONFIG_NAME,
@@ -30,7 +32,15 @@ from calm_core.weights.huggingface.config import (
     refuse_other_heads,
     told_keys,
 )
-from calm_core.weights.huggingface.files import Weights, has_file, has_weights, listed, read_file, read_weights
+from calm_core.weights.huggingface.files import (
+    Weights,
+    has_file,
+    has_weights,
+    listed,
+    read_file,
+    read_weights,
+    why_not_here,
+)
 from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
 
 ORIGINAL = "original-"
@@ -40,6 +50,8 @@ AUTOENCODER_PREFIX = "ae_model."
 TIED = {"decoder.lm_head_weight": "encoder.embed_tokens.weight"}
 _ALIASES = {"generative_head.": "mlp_generator.", **TIED}  # beginnings of second names that the public code uses
 
+_LEAST_USED = 0.9  # of the tokens that a model knows
+_HUB = re.compile(r"(?:hf://|https?://(?:www\.)?huggingface\.co/)(?:models/)?([\w.-]+/([\w.-]+))")
 Tell = Callable[[str], object]
 
 
@@ -56,20 +68,29 @@ class _Checked:
     """A model of a public folder that fits ours, ready to be written."""
 
     written_config: dict[str, Any]
-    settings: TrainingConfig
     weights: Weights
     vocab_size: int
+
+    def files(self, vocabulary: _Vocabulary) -> Iterator[tuple[str, bytes]]:
+        """The files of its artifact."""
+        contiguous = {name: value.contiguous() for name, value in self.weights.items()}
+        yield WEIGHTS_NAME, safetensors.torch.save(contiguous)
+        yield TOKENIZER_NAME, vocabulary.tokenizer.to_bytes()
+        yield CURVES_NAME, b""
+        yield CONFIG_NAME, json.dumps(self.written_config, indent=2, sort_keys=True).encode()
+        for name, data in vocabulary.files.items():
+            yield ORIGINAL + name, data
+
+    def is_in(self, manifest: Manifest, vocabulary: _Vocabulary) -> bool:
+        """Whether an artifact holds these very files; its settings do not tell, since they name no weights."""
+        own = {name: hashlib.sha256(data).hexdigest() for name, data in self.files(vocabulary)}
+        return own == {entry.path: entry.sha256 for entry in manifest.files}
 
     def write(self, writer: "ArtifactWriter[Any]", vocabulary: _Vocabulary) -> dict[str, Any]:
         """Write the files of its artifact, and return what every model's facts hold."""
         tokenizer = vocabulary.tokenizer
-        contiguous = {name: value.contiguous() for name, value in self.weights.items()}
-        writer.write(WEIGHTS_NAME, safetensors.torch.save(contiguous))
-        writer.write(TOKENIZER_NAME, tokenizer.to_bytes())
-        writer.write(CURVES_NAME, b"")
-        writer.write(CONFIG_NAME, json.dumps(self.written_config, indent=2, sort_keys=True).encode())
-        for name, data in vocabulary.files.items():
-            writer.write(ORIGINAL + name, data)
+        for name, data in self.files(vocabulary):
+            writer.write(name, data)
         return {
             "parameters": sum(value.numel() for value in self.weights.values()),
             "vocab_size": self.vocab_size,
@@ -82,7 +103,13 @@ class _Checked:
 
 
 def import_checkpoint(
-    folder: str, output_uri: str, *, autoencoder_folder: str = "", tokenizer_folder: str = "", tell: Tell | None = None
+    folder: str,
+    output_uri: str,
+    *,
+    autoencoder_folder: str = "",
+    tokenizer_folder: str = "",
+    overwrite: bool = False,
+    tell: Tell | None = None,
 ) -> dict[str, Artifact[ModelFacts]]:
     """Read a public checkpoint.
 
@@ -92,6 +119,7 @@ def import_checkpoint(
         autoencoder_folder: The folder of a CALM model's autoencoder; unset, one inside or beside `folder` that has the
             name in its config (`ae_path`).
         tokenizer_folder: Where tokenizer.json lies; unset, `folder`, else the autoencoder's.
+        overwrite: Whether other models that lie there are replaced (see `ArtifactWriter`).
         tell: Called with a line for each folder that names the keys of its config that are not used.
 
     Returns:
@@ -100,26 +128,37 @@ def import_checkpoint(
     Raises:
         CalmError: The folder is none of these, is incomplete, or does not fit these models; then nothing is written.
     """
+    if not folder:
+        raise CalmError("the folder of the checkpoint is empty; name one")
     for place in filter(None, (folder, autoencoder_folder, tokenizer_folder)):
-        if not storage.is_local(place):
-            raise CalmError(f"{place}: is no folder on this machine; download it first")
+        if "://" in place and not place.startswith("file://"):
+            told = f"{place}: is no folder on this machine; download it first"
+            hub = _HUB.match(place)
+            raise CalmError(f"{told}: hf download {hub[1]} --local-dir {hub[2]}" if hub else told)
     path = Path(folder)
     config, written = read_config(path)
     if isinstance(config, PublicAutoencoder):
         if autoencoder_folder:
             raise CalmError(f"{path}: is an autoencoder itself; leave out autoencoder_folder")
         _require_other_places([path], [output_uri])
+        output = _Output(output_uri, AutoencoderFacts, config.ours(), overwrite)
+        output.check()
         vocabulary = _read_vocabulary(path, config, [tokenizer_folder, folder])
         checked = _check_autoencoder(path, config, written, read_weights(path))
+        output.check(checked, vocabulary)
         _tell_keys(tell, path, config)
-        with _all_or_nothing(output_uri, {output_uri: AutoencoderFacts}):
-            return {"autoencoder": _write_autoencoder(checked, vocabulary, output_uri)}
+        with _all_or_nothing(output_uri):
+            return {"autoencoder": _write_autoencoder(checked, vocabulary, output)}
     inner_path = _autoencoder_path(path, config, autoencoder_folder)
     outputs = storage.join(output_uri, "autoencoder"), storage.join(output_uri, "calm")
     _require_other_places([path, inner_path], list(outputs))
     inner_config, inner_written = read_config(inner_path)
     if not isinstance(inner_config, PublicAutoencoder):
         raise ArtifactError(f"{inner_path}: is no autoencoder; name that of {path} with autoencoder_folder")
+    first_output = _Output(outputs[0], AutoencoderFacts, inner_config.ours(), overwrite)
+    calm_output = _Output(outputs[1], CalmFacts, config.ours(), overwrite)
+    first_output.check()
+    calm_output.check()
     vocabulary = _read_vocabulary(path, config, [tokenizer_folder, folder, str(inner_path)])
     _require_one_shape(path, config, inner_path, inner_config)
     weights = read_weights(path)
@@ -133,11 +172,13 @@ def import_checkpoint(
                 f"{path}: holds another autoencoder than {inner_path}: {listed(different)}; name the right one"
             )
     calm = _check_calm(path, config, written, weights)
+    first_output.check(autoencoder, vocabulary)
+    calm_output.check(calm, vocabulary)
     _tell_keys(tell, path, config)
     _tell_keys(tell, inner_path, inner_config)
-    with _all_or_nothing(output_uri, dict(zip(outputs, (AutoencoderFacts, CalmFacts), strict=True))):
-        first = _write_autoencoder(autoencoder, vocabulary, outputs[0])
-        return {"autoencoder": first, "calm": _write_calm(calm, config, vocabulary, first, outputs[1])}
+    with _all_or_nothing(output_uri, *outputs):
+        first = _write_autoencoder(autoencoder, vocabulary, first_output)
+        return {"autoencoder": first, "calm": _write_calm(calm, config, vocabulary, first, calm_output)}
 
 
 def _check_autoencoder(path: Path, config: PublicAutoencoder, written: dict[str, Any], weights: Weights) -> _Checked:
@@ -148,7 +189,7 @@ def _check_autoencoder(path: Path, config: PublicAutoencoder, written: dict[str,
     with torch.device("meta"):
         model = make_autoencoder(settings.model, config.vocab_size)
     _require_fit(path, model, weights)
-    return _Checked(written, settings, weights, config.vocab_size)
+    return _Checked(written, weights, config.vocab_size)
 
 
 def _check_calm(path: Path, config: PublicCalm, written: dict[str, Any], weights: Weights) -> _Checked:
@@ -168,7 +209,7 @@ def _check_calm(path: Path, config: PublicCalm, written: dict[str, Any], weights
     with torch.device("meta"):
         model = Calm(settings.model, config.vocab_size, config.patch_size, config.latent_size)
     _require_fit(path, model, weights)
-    return _Checked(written, settings, weights, config.vocab_size)
+    return _Checked(written, weights, config.vocab_size)
 
 
 def _require_one_shape(path: Path, config: PublicCalm, inner_path: Path, inner: PublicAutoencoder) -> None:
@@ -188,12 +229,29 @@ def _require_other_places(sources: list[Path], outputs: list[str]) -> None:
                 raise CalmError(f"{output}: is the folder that is read; name another output")
 
 
+@dataclass(frozen=True)
+class _Output:
+    """Where a model is written."""
+
+    uri: str
+    kind: type[ModelFacts]
+    settings: TrainingConfig
+    overwrite: bool
+
+    def writer(self, **parents: str) -> "ArtifactWriter[Any]":
+        """Of the artifact; how the model was trained is not known, so that part of its config holds our defaults."""
+        config = self.settings.model_dump(mode="json") | {"seed": 0}
+        return ArtifactWriter(self.uri, self.kind, config, parents, overwrite=self.overwrite)
+
+    def check(self, model: _Checked | None = None, vocabulary: _Vocabulary | None = None) -> None:
+        """Refuse a place that is not ours to write to; once the model is read, also one that holds other weights."""
+        self.writer().check(lambda made: not (model and vocabulary) or model.is_in(made, vocabulary))
+
+
 @contextmanager
-def _all_or_nothing(output_uri: str, kinds: dict[str, type[ModelFacts]]) -> Iterator[None]:
-    """Refuse places where artifacts of other kinds lie; leave no new folder behind when writing fails."""
-    for uri, kind in kinds.items():
-        ArtifactWriter(uri, kind, {}, {}).check()
-    new = [uri for uri in (output_uri, *kinds) if not storage.exists(uri)]
+def _all_or_nothing(*uris: str) -> Iterator[None]:
+    """Leave no new folder behind when writing fails."""
+    new = [uri for uri in uris if not storage.exists(uri)]
     try:
         yield
     except BaseException:
@@ -202,29 +260,27 @@ def _all_or_nothing(output_uri: str, kinds: dict[str, type[ModelFacts]]) -> Iter
         raise
 
 
-def _write_autoencoder(checked: _Checked, vocabulary: _Vocabulary, uri: str) -> Artifact[AutoencoderFacts]:
-    with ArtifactWriter(uri, AutoencoderFacts, _imported(checked.settings), {}) as writer:
+def _write_autoencoder(checked: _Checked, vocabulary: _Vocabulary, output: _Output) -> Artifact[AutoencoderFacts]:
+    with output.writer() as writer:
         writer.facts = AutoencoderFacts(**checked.write(writer, vocabulary))
-    return Artifact(uri, AutoencoderFacts)
+    return Artifact(output.uri, AutoencoderFacts)
 
 
 def _write_calm(
-    checked: _Checked, config: PublicCalm, vocabulary: _Vocabulary, autoencoder: Artifact[AutoencoderFacts], uri: str
+    checked: _Checked,
+    config: PublicCalm,
+    vocabulary: _Vocabulary,
+    autoencoder: Artifact[AutoencoderFacts],
+    output: _Output,
 ) -> Artifact[CalmFacts]:
-    parents = {"autoencoder": autoencoder.digest}
-    with ArtifactWriter(uri, CalmFacts, _imported(checked.settings), parents) as writer:
+    with output.writer(autoencoder=autoencoder.digest) as writer:
         writer.facts = CalmFacts(
             **checked.write(writer, vocabulary),
             chunk_size=config.patch_size,
             latent_size=config.latent_size,
             autoencoder_uri=storage.absolute(autoencoder.uri),
         )
-    return Artifact(uri, CalmFacts)
-
-
-def _imported(settings: TrainingConfig) -> dict[str, Any]:
-    """The config of an imported artifact; how it was trained is not known, so that part holds our defaults."""
-    return settings.model_dump(mode="json") | {"seed": 0}
+    return Artifact(output.uri, CalmFacts)
 
 
 def _read_vocabulary(path: Path, config: PublicConfig, folders: list[str]) -> _Vocabulary:
@@ -235,7 +291,9 @@ def _read_vocabulary(path: Path, config: PublicConfig, folders: list[str]) -> _V
     tokenizer = Tokenizer.from_folder(str(folder), config.pad_token_id, config.eos_id, end_fills_up=True)
     if config.bos_token_id != tokenizer.eos_id:
         tokenizer.bos_id = config.bos_token_id
-    if (tokens := tokenizer.vocab_size) > config.vocab_size:  # the embedding may have more rows, not fewer
+    tokens = tokenizer.vocab_size
+    # The embedding may have some more rows, to be a round number of them, and never fewer.
+    if not _LEAST_USED * config.vocab_size <= tokens <= config.vocab_size:
         raise ArtifactError(
             f"{path}: the model knows {config.vocab_size:,} tokens, the tokenizer {tokens:,}; "
             "name the model's own with tokenizer_folder"
@@ -250,8 +308,12 @@ def _autoencoder_path(path: Path, config: PublicCalm, asked: str) -> Path:
     for candidate in [Path(asked)] if asked else beside:
         if (candidate / CONFIG_NAME).is_file():
             return candidate
+    if asked:
+        raise CalmError(f"autoencoder_folder {asked}: {why_not_here(Path(asked))}")
+    if not config.ae_path:
+        raise CalmError(f"{path}: does not say which autoencoder is its own (ae_path); name it with autoencoder_folder")
     raise CalmError(
-        f"{path}: its autoencoder {brief(asked or config.ae_path)} is no folder here; download it and name it with "
+        f"{path}: its autoencoder {brief(config.ae_path)} is no folder here; download it and name it with "
         "autoencoder_folder"
     )
 

@@ -68,7 +68,7 @@ def check(
         file.write_bytes(content.format(**places).encode() if isinstance(content, str) else content)
     mistake.arrange(folder)
     arguments = [argument.format(**places) for argument in mistake.command]
-    before = _files(folder, home)
+    before = _files(folder.parent, home)
 
     capfd.readouterr()
     if mistake.as_process:
@@ -87,7 +87,7 @@ def check(
     assert exit_code == mistake.exit_code
     assert out == ""  # a stage that had begun would have said so
     assert not list(home.glob("logs/run-*"))
-    assert _files(folder, home) == before
+    assert _files(folder.parent, home) == before
 
 
 def _files(folder: Path, home: Path) -> dict[Path, bytes]:
