@@ -77,7 +77,7 @@ def export(
     from calm_core.weights.huggingface import export_checkpoint
 
     errors = Screen(stderr=True, soft_wrap=True)
-    folder = export_checkpoint(
+    export_checkpoint(
         model, output, autoencoder_uri=autoencoder, overwrite=overwrite, tell=lambda line: errors.print(line)
     )
-    Screen(soft_wrap=True).print(f"written: {folder}")
+    Screen(soft_wrap=True).print(f"written: {output}")

@@ -20,7 +20,7 @@ from calm_core.store.facts import MixtureFacts
 def mix(
     datasets: Annotated[
         list[str],
-        typer.Argument(metavar="URI=WEIGHT...", help="Datasets and their shares of a batch.", show_default=False),
+        typer.Argument(metavar="URI=WEIGHT", help="Datasets and their shares of a batch.", show_default=False),
     ],
     output: OutputOption,
     overwrite: OverwriteOption = False,

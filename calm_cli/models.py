@@ -20,6 +20,7 @@ from pipelines.local.home import Home
 if TYPE_CHECKING:
     from calm_core.generation.text import TextGenerator
 
+_MAX_SEED = 2**63 - 1
 _LONGEST_INPUT = 16 << 20
 """Bytes of a prompt; a model reads some 100,000 tokens."""
 
@@ -55,7 +56,7 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Continue prompts with a model. A single prompt's text appears as it is written.
 
@@ -73,6 +74,8 @@ def generate(
       echo "The climate of" | calm generate
     """
     texts = _texts(prompts)
+    if seed > _MAX_SEED:
+        raise ConfigError(f"--seed {seed}: expected at most {_MAX_SEED}")
     for number, text in enumerate(stop or (), 1):
         _require_text(f"--stop {number}", text)
     screen = Screen(stderr=True)

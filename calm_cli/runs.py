@@ -246,12 +246,13 @@ def _interval(score: Score) -> str:
 
 
 def _short(changed: Mapping[str, str]) -> str:
-    """Settings without their sections, as long as that names them: learning_rate=0.0005."""
+    """Settings without their sections, as long as that names them: learning_rate=0.0005. The longest come last."""
     last = [name.rpartition(".")[2] for name in changed]
-    return " ".join(
+    told = (
         f"{short if last.count(short) == 1 else name}={value}"
         for (name, value), short in zip(changed.items(), last, strict=True)
     )
+    return " ".join(sorted(told, key=len))
 
 
 def _show(each: _Run, screen: Screen) -> None:

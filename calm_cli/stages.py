@@ -215,7 +215,7 @@ def evaluate(
 
 def compare(
     evaluations: Annotated[
-        list[str], typer.Argument(metavar="EVALUATION...", help="URIs of evaluations.", show_default=False)
+        list[str], typer.Argument(metavar="EVALUATION", help="URIs of evaluations.", show_default=False)
     ],
     json_: JsonOption = False,
 ) -> None:

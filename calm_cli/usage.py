@@ -109,8 +109,7 @@ def _in_plain_words(params: list[Any]) -> list[Any]:
     """Parameters whose help has no words of Python for what they take: N, X or TEXT, and nothing for a switch."""
     for param in params:
         if isinstance(param, TyperArgument):
-            if not param.type_descriptor.is_choice:
-                setattr(param, "display_type_rich", lambda ctx: None)  # noqa: B010  # of a metavar, typer shows both
+            setattr(param, "display_type_rich", lambda ctx: None)  # noqa: B010  # typer shows it beside the metavar
         elif param.metavar is None and not param.type_descriptor.is_choice:
             param.metavar = "" if param.is_flag else _plain_type(param.type_descriptor.annotation)
     return params

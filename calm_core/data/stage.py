@@ -5,16 +5,16 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import suppress
 from itertools import repeat
 from multiprocessing import active_children, get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.data.preparing.duplicates import find_duplicates
@@ -70,8 +70,8 @@ def prepare_data(
     def uris(step: str) -> list[str]:
         return [storage.join(place, f"{step}-{name}") for name in names]
 
-    with _processes(min(workers, len(partitions))) as pool:
-        each = partial(_each, pool)
+    with _Workers(min(workers, len(partitions))) as processes:
+        each = processes.each
         each(scan_partition, partitions, repeat(data), uris("scan"))
         found = find_duplicates(uris("scan"), data, storage.join(place, "duplicates")).uri
         trained = train_tokenizer(partitions, tokenizer, data, storage.join(place, "tokenizer"))
@@ -134,47 +134,59 @@ def _clear_parts(place: str) -> None:
         storage.remove_folder(storage.join(place, name))
 
 
-def _each(pool: ProcessPoolExecutor | None, step: Callable[..., Artifact[Facts]], *arguments: Any) -> None:
-    list(map(step, *arguments) if pool is None else pool.map(step, *arguments))
+class _Workers:
+    """Processes that work while the block lasts, each on a partition; with one, it is this process.
 
+    If the block fails they end at once.
 
-@contextmanager
-def _processes(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes that work while the block lasts; None for this one alone. If it fails they end at once.
+    Args:
+        number: How many.
 
     Raises:
         CalmError: One was killed.
         Stopped: This process was asked to end.
     """
-    if workers == 1:
-        yield None
-        return
-    others = {*active_children()}
-    # A fork would inherit the threads of Arrow and of the object store's library in an unknown state.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)  # the processes inherit it
-    try:
-        pool.submit(_begin)  # starts all of them
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    processes = {*active_children()} - others
-    with pool:
+
+    def __init__(self, number: int) -> None:
+        # A fork would inherit the threads of Arrow and of the object store's library in an unknown state.
+        self._pool = ProcessPoolExecutor(number, get_context("spawn"), _begin) if number > 1 else None
+        self._others = {*active_children()}
+        self._processes: set[BaseProcess] = set()
+
+    def each(self, step: Callable[..., Artifact[Facts]], *arguments: Any) -> None:
+        """Do a step of every partition; the arguments as `map` takes them."""
+        if self._pool is None:
+            list(map(step, *arguments))
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)  # processes that start here inherit it
         try:
-            yield pool
-        except BaseException as error:
-            codes = [process.exitcode or 0 for process in processes]
-            _end(processes)
-            pool.shutdown(cancel_futures=True)
-            if isinstance(error, BrokenProcessPool):
-                how = next((how for code in codes if code != -signal.SIGTERM and (how := killed_by(code))), "ended")
-                raise CalmError(
-                    f"a preparing process {how}; run the same command again (with fewer workers): finished partitions "
-                    "are kept",
-                    can_pass=True,
-                ) from None
-            if isinstance(error, Stopped):
-                error.again = "run the same command again to go on: finished partitions are kept"
-            raise
+            results = self._pool.map(step, *arguments)
+            self._processes |= {*active_children()} - self._others
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        list(results)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Stopped):
+            error.again = "run the same command again to go on: finished partitions are kept"
+        if self._pool is None:
+            return
+        codes = [process.exitcode or 0 for process in self._processes]
+        if error:
+            _end(self._processes)
+        self._pool.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            how = next((how for code in codes if code != -signal.SIGTERM and (how := killed_by(code))), "ended")
+            raise CalmError(
+                f"a preparing process {how}; run the same command again (with fewer workers): finished partitions are "
+                "kept",
+                can_pass=True,
+            ) from None
 
 
 def _end(processes: Iterable[BaseProcess]) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -50,7 +49,7 @@ def check_run(config: Config, home: Home, tell: Callable[[str], None]) -> None:
         raise ConfigError("data.validation_fraction: is 1, so a run has no text to train on; lower it")
     tell(f"the folder {home.path}")
     for folder in (home.pipeline_root, home.cache, home.plans, home.checkpoints, home.logs, home.mlflow_artifacts):
-        _require_writable(folder)
+        storage.require_writable(str(folder))
     tell("the sources of text")
     source_bytes = _check_sources(config)
     vocab_size = _check_tokenizer(config, tell)
@@ -61,18 +60,6 @@ def check_run(config: Config, home: Home, tell: Callable[[str], None]) -> None:
     from pipelines.local.tracking import use_tracking  # costs seconds, and in a new home makes a database
 
     use_tracking(home, config.experiment)
-
-
-def _require_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"tried")
-    except OSError as error:
-        raise CalmError(
-            f"{folder}: cannot be written ({error.strerror}); make it a folder that can be, or set {HOME_VARIABLE} to "
-            "another one"
-        ) from None
 
 
 def _check_sources(config: Config) -> int:

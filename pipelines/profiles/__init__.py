@@ -52,7 +52,8 @@ def _path_of(profile: str, folder: Path) -> Path:
     try:
         return file.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a NUL
-        raise ConfigError(f"profile {brief(profile)}: is no path ({first_line(error)})") from None
+        reason = "it holds a NUL" if "\0" in profile else getattr(error, "strerror", None) or "its links go in a circle"
+        raise ConfigError(f"profile {brief(profile)}: is no path ({reason})") from None
 
 
 def _load(path: Path, asked: str, above: tuple[Path, ...]) -> dict[str, Any]:

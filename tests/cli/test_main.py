@@ -93,9 +93,23 @@ def test_source_and_text_field_are_taken_literally(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["generate", "The climate of"], ["ui"]], ids=["generate", "ui"])
-def test_without_a_run_there_is_nothing_to_use(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_run_there_is_nothing_to_use(
+    command: list[str], empty_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(*command) == 1
     assert "`calm run` trains and registers a model" in capsys.readouterr().err
+    assert list(empty_home.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["config"], ["estimate"], ["runs"], ["inspect", "nothing"], ["verify", "nothing"], ["compare", "a", "b"]],
+)
+def test_what_only_reads_makes_no_home(command: list[str], empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(empty_home)
+    monkeypatch.delenv("CALM_HOME")
+    call(*command)
+    assert list(empty_home.iterdir()) == []
 
 
 def test_a_second_run_in_the_same_home_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

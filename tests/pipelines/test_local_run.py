@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -332,6 +333,7 @@ def _down_to(run: "subprocess.Popen[str]", module: str) -> list[psutil.Process]:
         processes = psutil.Process(run.pid).children(recursive=True)
         if any(_module_of(process) == module for process in processes):
             return processes
+        time.sleep(0.05)
 
 
 def _module_of(process: psutil.Process) -> str:

@@ -66,7 +66,7 @@ OPTIONS = [
         "setting of several sections as an option", ("run", "--steps", "5"), "--set autoencoder.steps=... or --set calm"
     ),
     _usage("nothing like an option", ("run", "--zzz"), "--zzz: no such option of `calm run`; `calm run --help` lists"),
-    _usage("option without value", ("run", "--source"), "--source: has no value; write --source TEXT"),
+    _usage("option without value", ("run", "--source"), "--source: has no value; write --source PATH"),
     _usage(
         "option without value before another",
         ("run", "--source", "--profile", "tiny"),
@@ -158,8 +158,8 @@ GENERATE = [
     _usage("temperature below 0", _GENERATE("--temperature", "-1"), "--temperature -1: expected 0.001 to 1"),
     _usage("temperature NaN", _GENERATE("--temperature", "nan"), "--temperature nan: expected 0.001 to 1"),
     _usage("temperature without end", _GENERATE("--temperature", "inf"), "--temperature inf: expected 0.001 to 1"),
-    _usage("seed of 31 digits", _GENERATE("--seed", "1" + "0" * 30), "--seed 1000", "expected 0 to"),
-    _usage("seed below 0", _GENERATE("--seed", "-1"), "--seed -1: expected 0 to"),
+    _usage("seed of 31 digits", _GENERATE("--seed", "1" + "0" * 30), "--seed 1000", "expected at most 92"),
+    _usage("seed below 0", _GENERATE("--seed", "-1"), "--seed -1: expected at least 0"),
     _usage("no tokens", _GENERATE("--max-new-tokens", "0"), "--max-new-tokens 0: expected 1 to"),
     _usage("more tokens than anybody reads", _GENERATE("--max-new-tokens", "99999999"), "expected 1 to 1048576"),
     _usage("no samples", _GENERATE("--samples", "0"), "--samples 0: expected 1 to"),

@@ -275,6 +275,12 @@ MISTAKES = [
         files={"out/manifest.json": '{{"name": "app"}}'},
     ),
     Mistake(
+        "an empty manifest beside other files",
+        (*_TRAIN, "out", "--overwrite"),
+        ("out/manifest.json: damaged manifest", "name another output"),
+        files={"out/manifest.json": "", "out/weights.safetensors": "mine"},
+    ),
+    Mistake(
         "a folder called manifest.json",
         (*_TRAIN, "out", "--overwrite"),
         ("out: holds other files (manifest.json); name another output",),
