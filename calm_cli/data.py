@@ -10,6 +10,7 @@ from calm_cli.inspect import UriArgument
 from calm_cli.options import OutputOption
 from calm_cli.screen import Screen
 from calm_core.errors import ArtifactError, ConfigError
+from calm_core.shown import brief
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
 from calm_core.store.facts import MixtureFacts
 
@@ -41,7 +42,7 @@ def mix(
         except ValueError:
             uri = ""
         if not uri:
-            raise ConfigError(f"{item}: give each dataset its weight, e.g. out/web=0.8")
+            raise ConfigError(f"{item or brief(item)}: give each dataset its weight, e.g. out/web=0.8")
     mixture = mix_datasets(weights, output)
     console = Screen(soft_wrap=True)
     for uri, share in zip(weights, mixture.facts.weights, strict=True):
