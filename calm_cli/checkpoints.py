@@ -52,10 +52,9 @@ def import_(
     if json_:
         print_json([document(artifact) for artifact in artifacts.values()])
         return
-    for artifact in artifacts.values():
-        show_result(artifact, started, as_json=False)
-    if "calm" in artifacts:
-        Screen(soft_wrap=True).print(f"next: calm generate PROMPT --model {quote(artifacts['calm'].uri)}")
+    for kind, artifact in artifacts.items():
+        uri = quote(artifact.uri)
+        show_result(artifact, started, False, [f"calm generate PROMPT --model {uri}"] if kind == "calm" else [])
 
 
 def export(
@@ -77,7 +76,7 @@ def export(
     from calm_core.weights.huggingface import export_checkpoint
 
     errors = Screen(stderr=True, soft_wrap=True)
-    folder = export_checkpoint(
+    export_checkpoint(
         model, output, autoencoder_uri=autoencoder, overwrite=overwrite, tell=lambda line: errors.print(line)
     )
-    Screen(soft_wrap=True).print(f"written: {folder}")
+    Screen(soft_wrap=True).print(f"written: {output}")

@@ -13,6 +13,7 @@ from calm_cli.options import JsonOption, OutputOption, OverwriteOption
 from calm_cli.result import print_json, show_result
 from calm_cli.screen import Screen
 from calm_core.errors import ArtifactError, ConfigError
+from calm_core.shown import brief
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
 from calm_core.store.facts import MixtureFacts
 
@@ -20,7 +21,7 @@ from calm_core.store.facts import MixtureFacts
 def mix(
     datasets: Annotated[
         list[str],
-        typer.Argument(metavar="URI=WEIGHT...", help="Datasets and their shares of a batch.", show_default=False),
+        typer.Argument(metavar="URI=WEIGHT", help="Datasets and their shares of a batch.", show_default=False),
     ],
     output: OutputOption,
     overwrite: OverwriteOption = False,
@@ -47,9 +48,7 @@ def mix(
         except ValueError:
             uri = ""
         if not uri:
-            raise ConfigError(f"{item}: give each dataset its weight, e.g. out/web=0.8")
-    if len(weights) == 1 and weights[uri] > 0:
-        raise ConfigError(f"{datasets[0]}: is one dataset, a mixture has two or more; --dataset takes it as it is")
+            raise ConfigError(f"{item or brief(item)}: give each dataset its weight, e.g. out/web=0.8")
     mixture = mix_datasets(weights, output, overwrite=overwrite)
     show_result(mixture, started, json_, [f"calm train autoencoder --dataset {quote(output)} --output AUTOENCODER"])
 

@@ -1,6 +1,7 @@
 """What is in an artifact: `calm inspect`."""
 
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -13,7 +14,7 @@ from calm_cli.screen import Screen
 from calm_cli.tables import show_pairs, show_table
 from calm_core.errors import ConfigError
 from calm_core.shown import lines_of, visible
-from calm_core.store.artifact import Artifact
+from calm_core.store.artifact import Artifact, Manifest
 from calm_core.store.facts import SPLITS, DatasetFacts, MixtureFacts, ModelFacts, SplitCounts
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ _SHOWN = 5
 
 def inspect(
     uri: UriArgument,
-    sequences: Annotated[int, typer.Option(min=0, help="Sequences of a dataset or mixture that are shown.")] = 3,
+    sequences: Annotated[
+        int, typer.Option(min=0, max=1000, help="Sequences of a dataset or mixture that are shown.")
+    ] = 3,
     split: Annotated[str, typer.Option(help="Their split: train or validation.")] = "train",
     json_: JsonOption = False,
 ) -> None:
@@ -49,6 +52,12 @@ def inspect(
         more = {"config": manifest.config, "parents": manifest.parents, "origins": manifest.origins}
         print_json(document(artifact) | more | {"code_version": manifest.code_version})
         return
+    texts: Iterator[Text] = iter(())
+    if sequences and isinstance(artifact.facts, DatasetFacts | MixtureFacts):
+        from calm_core.data.reading.dataset import open_dataset
+
+        texts = _sequences(open_dataset(uri, split), split, sequences)
+    first = list(islice(texts, 1))  # read before anything is shown: what cannot be read costs one line
     if isinstance(artifact.facts, DatasetFacts):
         _show_dataset(cast(Artifact[DatasetFacts], artifact), console)
     elif isinstance(artifact.facts, MixtureFacts):
@@ -56,11 +65,16 @@ def inspect(
     elif isinstance(artifact.facts, ModelFacts):
         _show_model(cast(Artifact[ModelFacts], artifact), console)
     else:
-        show_pairs(artifact_lines(artifact), console)
-    if sequences and isinstance(artifact.facts, DatasetFacts | MixtureFacts):
-        from calm_core.data.reading.dataset import open_dataset
+        show_pairs([*artifact_lines(artifact), *_origin(artifact.manifest)], console)
+    for text in chain(first, texts):
+        console.print(text)
 
-        _show_sequences(open_dataset(uri, split), split, sequences, console)
+
+def _origin(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """What an artifact was made from, and by which code."""
+    for name, digest in manifest.parents.items():
+        yield f"made from {name}", digest
+    yield "code", manifest.code_version
 
 
 def _show_dataset(artifact: Artifact[DatasetFacts], console: Console) -> None:
@@ -85,6 +99,7 @@ def _counts(artifact: Artifact[DatasetFacts]) -> Iterator[tuple[str, str]]:
     facts = artifact.facts
     size = sum(entry.size for entry in artifact.manifest.files if entry.path.startswith(SPLITS))
     yield "digest", artifact.digest
+    yield from _origin(artifact.manifest)
     yield "documents in", f"{facts.documents_in:,}"
     yield "documents out", f"{facts.documents_out:,}"
     yield "exact duplicates", f"{facts.duplicates:,}"
@@ -129,21 +144,21 @@ def _show_model(artifact: Artifact[ModelFacts], console: Console) -> None:
     """Print numbers, lineage and settings of a model."""
     facts, told = artifact.facts, ("validation", "parameters", "trained_tokens")
     others = {name: value for name, value in facts.part("results").items() if name not in told}
-    parents = [(f"made from {name}", digest) for name, digest in artifact.manifest.parents.items()]
-    show_pairs([*artifact_lines(artifact), *plain_lines(others), *parents], console)
+    show_pairs([*artifact_lines(artifact), *plain_lines(others), *_origin(artifact.manifest)], console)
     console.print("\nsettings")
     console.print_json(data=artifact.manifest.config)
 
 
-def _show_sequences(dataset: "Dataset", split: str, number: int, console: Console) -> None:
+def _sequences(dataset: "Dataset", split: str, number: int) -> Iterator[Text]:
+    """A heading and a text for each of some sequences, from all over the split."""
     import numpy as np
 
     if not dataset.num_sequences:
-        console.print(f"\nthe {split} split is empty")
+        yield Text(f"\nthe {split} split is empty")
     places = np.linspace(0, dataset.num_sequences - 1, min(number, dataset.num_sequences)).astype(np.int64)
     for place in places.tolist():  # one by one: somebody may ask for all there are
         [tokens] = dataset.rows(np.array([place])).tolist()
-        console.print(f"\n{split} sequence {place:,}", style="bold")
+        yield Text(f"\n{split} sequence {place:,}", "bold")
         documents = [[]]  # type: list[list[int]]
         for token in tokens:
             if token == dataset.bos_id and dataset.packing == "contiguous":
@@ -152,4 +167,4 @@ def _show_sequences(dataset: "Dataset", split: str, number: int, console: Consol
             if token == dataset.eos_id:
                 documents.append([])
         end = Text(" ⏎ end of document ⏎ ", "dim")
-        console.print(end.join(Text(lines_of(dataset.tokenizer.decode(document))) for document in documents))
+        yield end.join(Text(lines_of(dataset.tokenizer.decode(document))) for document in documents)

@@ -12,24 +12,37 @@ from pipelines import profiles
 from pipelines.local.home import Home
 
 ProfileOption = Annotated[
-    str, typer.Option("--profile", help="Settings to start from: a profile's name, or the path of a .yaml file.")
+    str,
+    typer.Option(
+        "--profile",
+        metavar="PROFILE",
+        help=f"Settings to start from: {', '.join(profiles.names())}, or the path of a .yaml file.",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable. `calm config` lists them."
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one setting, e.g. calm.steps=1000; repeatable. `calm config` lists them.",
     ),
 ]
 SourceOption = Annotated[
     list[str] | None,
     typer.Option(
         "--source",
-        help="Path, glob or fsspec URL of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files, or a folder that "
-        "datasets has saved; repeatable. [default: The World Factbook, which comes with the installation]",
+        metavar="PATH",
+        help="Path, pattern in quotes or fsspec URL of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files, or a "
+        "folder that datasets has saved; repeatable. [default: The World Factbook, which comes with the installation]",
         show_default=False,
     ),
 ]
-TextFieldOption = Annotated[str | None, typer.Option("--text-field", help="Field or column that holds the text.")]
+TextFieldOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text-field", metavar="NAME", help="Field or column that holds the text. [default: the profile's, text]"
+    ),
+]
 DatasetOption = Annotated[
     str, typer.Option("--dataset", metavar="URI", help="The dataset of `calm prepare`, or a mixture.")
 ]

@@ -235,8 +235,11 @@ def _list(found: Sequence[_Run], home: Home, screen: Screen) -> None:
         )
     screen.print(table)
     screen.print(
-        f"\nartifacts: {home.pipeline_root}/   logs: {home.logs}/   (single stages: where their --output says)\n"
+        f"\nartifacts: {home.pipeline_root}/",
+        f"logs: {home.logs}/",
+        "what single stages make lies where their --output said",
         f"all about one, e.g. where its report lies: calm runs {found[0].past.number}",
+        sep="\n",
         soft_wrap=True,
     )
 
@@ -246,12 +249,13 @@ def _interval(score: Score) -> str:
 
 
 def _short(changed: Mapping[str, str]) -> str:
-    """Settings without their sections, as long as that names them: learning_rate=0.0005."""
+    """Settings without their sections, as long as that names them: learning_rate=0.0005. The longest come last."""
     last = [name.rpartition(".")[2] for name in changed]
-    return " ".join(
+    told = (
         f"{short if last.count(short) == 1 else name}={value}"
         for (name, value), short in zip(changed.items(), last, strict=True)
     )
+    return " ".join(sorted(told, key=len))
 
 
 def _show(each: _Run, screen: Screen) -> None:

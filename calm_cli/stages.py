@@ -143,10 +143,10 @@ def train(
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
     config = configuration(profile, set_, {HEADS.setting: head})
-    if bool(autoencoder) != (kind == "calm"):
-        raise ConfigError(
-            f"--autoencoder: {'name the one that CALM is to use' if kind == 'calm' else 'is for CALM alone'}"
-        )
+    if kind == "calm" and not autoencoder:
+        raise ConfigError("--autoencoder: CALM is trained on an autoencoder; name that of `calm train autoencoder`")
+    if autoencoder and kind != "calm":
+        raise ConfigError(f"--autoencoder: is CALM's, {kind} has none")
     require("--dataset", dataset, DatasetFacts, MixtureFacts)
     if autoencoder:
         require("--autoencoder", autoencoder, AutoencoderFacts)
@@ -215,7 +215,7 @@ def evaluate(
 
 def compare(
     evaluations: Annotated[
-        list[str], typer.Argument(metavar="EVALUATION...", help="URIs of evaluations.", show_default=False)
+        list[str], typer.Argument(metavar="EVALUATION", help="URIs of evaluations.", show_default=False)
     ],
     json_: JsonOption = False,
 ) -> None:

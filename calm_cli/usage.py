@@ -109,8 +109,7 @@ def _in_plain_words(params: list[Any]) -> list[Any]:
     """Parameters whose help has no words of Python for what they take: N, X or TEXT, and nothing for a switch."""
     for param in params:
         if isinstance(param, TyperArgument):
-            if not param.type_descriptor.is_choice:
-                setattr(param, "display_type_rich", lambda ctx: None)  # noqa: B010  # of a metavar, typer shows both
+            setattr(param, "display_type_rich", lambda ctx: None)  # noqa: B010  # typer shows it beside the metavar
         elif param.metavar is None and not param.type_descriptor.is_choice:
             param.metavar = "" if param.is_flag else _plain_type(param.type_descriptor.annotation)
     return params
@@ -180,8 +179,8 @@ def _no_such_option(ctx: Any, name: str, args: Sequence[str]) -> str:
         if having:
             return line + f"options stand behind their command: `{ctx.command_path} {having[0]} {typed} ...`"
     word = "--" + typed.lstrip("-").lower().replace("_", "-")
-    if close := get_close_matches(word, names, n=1, cutoff=0.7):
-        return line + f"did you mean {close[0]}?"
+    if close := [option for option in names if option.startswith(word)] or get_close_matches(word, names, 1, 0.7):
+        return line + f"did you mean {' or '.join(close)}?"
     if "--set" in names and (settings := _settings_called(typed.lstrip("-"))):
         return line + f"did you mean {' or '.join(f'--set {setting}=...' for setting in settings)}?"
     if any(isinstance(param, TyperArgument) for param in ctx.command.params) and not typed.startswith("--"):

@@ -146,7 +146,7 @@ def in_our_words(error: ErrorDetails) -> str:
         case "too_short":
             return f"has {limits['actual_length']:,} values, at least {least:,} are needed"
         case "greater_than":
-            return f"expected more than {limits['gt']:g}"
+            return f"expected more than {_number(limits['gt'])}"
         case "less_than":
             return f"expected less than {_number(limits['lt'])}"
         case "greater_than_equal":
@@ -163,7 +163,7 @@ def _in_quotes(given: Any) -> str:
 
 
 def _number(bound: float) -> str:
-    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+    return f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}"
 
 
 def _has_marks(given: Any) -> bool:

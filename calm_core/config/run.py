@@ -99,7 +99,7 @@ def resolve_config(
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            colon = re.fullmatch(r"\s*([\w.]+)\s*:\s*([^\s/].*)", override)
+            colon = re.fullmatch(r"\s*([\w.]+)\s*:\s*([^\s/:].*)", override)
             example = f"{colon[1]}={colon[2]}" if colon else "calm.learning_rate=1e-3"
             raise ConfigError(f"override {shortened(override)}: expected section.key=value, e.g. {shortened(example)}")
         if (second := re.search(r"[,;]\s*([\w.]+)=", text)) and second[1] in setting_names(Config):

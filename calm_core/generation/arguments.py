@@ -41,6 +41,7 @@ def text_of(where: str, value: object) -> str:
     Raises:
         CalmError: It is none, or holds half a character.
     """
+    value = _plain(value)
     if not isinstance(value, str):
         raise CalmError(f"{where}: is {described(value)}, and not a text")
     if half := _HALF_CHARACTER.search(value):
@@ -48,7 +49,7 @@ def text_of(where: str, value: object) -> str:
             f"{where}: holds half a character ({visible(half[0])} at {half.start()}), which is no "
             "text; take it out, or check the encoding that it was read with"
         )
-    return str(value)  # numpy's texts are texts, but do not show as one
+    return value
 
 
 def whole_number(name: str, value: object, least: int, most: int, hint: str = "") -> int:
@@ -57,6 +58,7 @@ def whole_number(name: str, value: object, least: int, most: int, hint: str = ""
     Raises:
         CalmError: It is none, or out of range; the message ends with the hint.
     """
+    value = _plain(value)
     number = operator.index(value) if isinstance(value, SupportsIndex) and not isinstance(value, bool) else None
     if number is None or not least <= number <= most:
         shown = described(value) if number is None else f"{number:,}"
@@ -104,6 +106,7 @@ def stop_strings_of(stop: object) -> list[str]:
 
 def described(value: object) -> str:
     """What a value is, in words that do not depend on the language that it comes from."""
+    value = _plain(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "null or NaN"
     if isinstance(value, bool):
@@ -119,3 +122,8 @@ def described(value: object) -> str:
     if isinstance(value, Sequence) or hasattr(value, "tolist"):
         return "a list"
     return "something else"
+
+
+def _plain(value: object) -> object:
+    """The text, number or truth that one of numpy's stands for."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value

@@ -159,8 +159,6 @@ def _checked(value: object, number: int) -> str:
     where = f"{COLUMN} {number}"
     if isinstance(value, Mapping):
         value = _prompt_of(value)
-    if isinstance(value, np.ndarray) and value.ndim == 0:  # as MLflow's server makes it of a value in a dictionary
-        value = value.item()
     text = text_of(where, value)
     if (place := text.find("\0")) >= 0:
         raise CalmError(f"{where}: holds a NUL character (at {place}); take it out")

@@ -298,7 +298,7 @@ class ArtifactWriter(Generic[FactsT]):
         try:
             manifest = Manifest.read(self.uri)
         except ArtifactError as error:
-            if unfinished == self._kind or (self._overwrite and self._was_of_this_kind()):
+            if unfinished == self._kind or self._is_left_over():
                 return None
             raise ArtifactError(f"{error}; or name another output") from None
         if manifest.digest in self._parents.values():
@@ -314,12 +314,14 @@ class ArtifactWriter(Generic[FactsT]):
         if kind != self._kind:
             raise ArtifactError(f"{self.uri}: holds an artifact of kind {kind}, not {self._kind}; name another output")
 
-    def _was_of_this_kind(self) -> bool:
-        """Whether a damaged manifest, or one that a crash has left empty, still shows that it was one of this kind."""
+    def _is_left_over(self) -> bool:
+        """Whether a damaged manifest is the empty rest of a crash, and alone; or shows its kind and may be replaced."""
+        head = b"?"
         with suppress(*_NO_FILE):
             head = storage.read(storage.child(self.uri, MANIFEST_NAME), 0, 256)
-            return f'"kind": "{self._kind}"'.encode() in head or not head.strip(b"\0")
-        return False
+        if not head.strip(b"\0"):
+            return not self._others([MANIFEST_NAME])
+        return self._overwrite and f'"kind": "{self._kind}"'.encode() in head
 
     def _others(self, listed: list[str]) -> list[str]:
         """Files that lie there, and are neither listed nor a writer's own."""

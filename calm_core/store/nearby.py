@@ -59,7 +59,7 @@ def _in_folder(folder: str, missing: Sequence[str]) -> str:
     first, *rest = missing
     kinds = dict(list(storage.kinds_in(folder).items())[:_MOST_NAMES])
     of_lower = {name.lower(): name for name in kinds}
-    for close in difflib.get_close_matches(first.lower(), of_lower, n=3, cutoff=0.6):
+    for close in difflib.get_close_matches(first.lower(), of_lower, n=3, cutoff=0.7):
         meant = _joined(folder, of_lower[close], *rest)
         if not rest or storage.exists(meant):
             return f"did you mean {meant}?"

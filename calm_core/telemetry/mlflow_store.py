@@ -22,7 +22,7 @@ REGISTRY_URI_VARIABLE = "MLFLOW_REGISTRY_URI"
 _PROBE_SECONDS = 5  # a server at work answers within a fraction of it
 _PROBE = "/api/2.0/mlflow/experiments/search"  # only MLflow answers it, and a server with users asks who it is
 _PROBE_ANSWER = {"experiments", "next_page_token"}
-_SQLITE = "sqlite:"
+_SQLITE = ("sqlite:", "sqlite+")
 _LONGEST_REASON = 300  # characters
 
 _AGAIN = "run the same command again"
@@ -151,6 +151,8 @@ def _ask_server(uri: str) -> None:
 
 
 def _ask_sqlite(file: Path) -> None:
+    import sqlalchemy  # noqa: F401  # by which MLflow reads it; the bare library comes without
+
     if file.exists():  # or MLflow makes it
         with closing(sqlite3.connect(file, timeout=_PROBE_SECONDS)) as database:
             database.execute("SELECT name FROM sqlite_master").fetchall()
@@ -162,12 +164,10 @@ def _sqlite_file(uri: str) -> Path:
     Raises:
         CalmError: The URI names none.
     """
-    from sqlalchemy.engine import make_url  # comes with MLflow where it keeps databases itself
-
-    name = make_url(uri).database if uri.startswith(f"{_SQLITE}//") else None
-    if not name or name == ":memory:":
+    named = re.fullmatch(r"[^/]*:///(?P<file>[^?]+)(\?.*)?", uri)
+    if not named or named["file"] == ":memory:":
         raise CalmError(f"{_variable(uri)} {redacted(uri)}: names no file; write sqlite:////FOLDER/mlflow.db")
-    return Path(name).absolute()
+    return Path(named["file"]).absolute()
 
 
 def _ask_database(uri: str) -> None:
@@ -201,6 +201,8 @@ def explained(uri: str) -> Iterator[None]:
         reason = reason_of(error, before)
         to_do = next((to_do for pattern, to_do in _TO_DO if re.search(pattern, reason)), _to_reach(uri))
         failed = "cannot be used" if uri.startswith(_SQLITE) else "MLflow does not answer"
+        if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
+            failed, to_do = "MLflow refuses this", "change it"
         raise CalmError(f"{_place(uri)}: {failed} ({reason}); {to_do}", can_pass=_AGAIN in to_do) from None
 
 
@@ -211,10 +213,7 @@ def reason_of(error: Exception, before: BaseException | None = None) -> str:
         error: What was raised.
         before: What was being handled already then, which has nothing to do with it.
     """
-    causes: list[BaseException] = [error]
-    while (below := causes[-1].__cause__ or causes[-1].__context__) and below is not before:
-        causes.append(below)
-    for cause in reversed(causes):
+    for cause in reversed(_causes(error, [error, *([before] if before else [])])):
         match cause:
             case ConnectionRefusedError():
                 return "nothing listens there"
@@ -235,6 +234,16 @@ def reason_of(error: Exception, before: BaseException | None = None) -> str:
             case ModuleNotFoundError(name=str(module)):
                 return f"{module}, which it needs for such a database, is not installed"
     return shortened(first_line(error).partition(". ")[0], _LONGEST_REASON)  # what MLflow goes on with is about itself
+
+
+def _causes(error: BaseException, seen: list[BaseException]) -> list[BaseException]:
+    """An error and all that it came of, the first of all last: libraries name a cause of their own, or none."""
+    found = [error]
+    for below in (error.__cause__, error.__context__):
+        if below is not None and below not in seen:
+            seen.append(below)
+            found += _causes(below, seen)
+    return found
 
 
 def _place(uri: str) -> str:

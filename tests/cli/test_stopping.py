@@ -3,11 +3,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
@@ -85,6 +86,12 @@ def at_work(folder: Path, *arguments: str) -> Iterator[Program]:
         program.process.communicate()
 
 
+def statuses(folder: Path) -> set[str]:
+    """How the runs have ended that MLflow has of a program."""
+    with closing(sqlite3.connect(folder / "home" / "mlflow.db")) as database:
+        return {status for (status,) in database.execute("SELECT status FROM runs")}
+
+
 def texts(folder: Path) -> str:
     """More text than is prepared before a signal comes."""
     file = folder / "texts.jsonl"
@@ -106,6 +113,7 @@ def test_preparing_stops(workers: str, number: signal.Signals, tmp_path: Path) -
     assert "run the same command again" in line
     assert not (tmp_path / "dataset").exists()
     assert not list(tmp_path.rglob("*.calm.partial"))
+    assert statuses(tmp_path) <= {"KILLED", "FINISHED"}
 
 
 TRAINING = ["--set", "autoencoder.steps=1000000", "--set", "autoencoder.log_interval=1"]
@@ -122,6 +130,7 @@ def test_training_saves_what_it_is_at(number: signal.Signals, dataset_uri: str, 
     assert error.splitlines()[-1].startswith("stopped after step ")
     assert "run again to continue from there" in error.splitlines()[-1]
     assert list(tmp_path.glob("home/checkpoints/*/step-*/complete"))
+    assert statuses(tmp_path) == {"KILLED"}
 
 
 def test_training_that_is_stopped_twice_ends_as_it_is(dataset_uri: str, tmp_path: Path) -> None:
@@ -154,6 +163,7 @@ def test_evaluating_stops(
         exit_code, error = program.ended()
     assert exit_code == 128 + number
     assert error.splitlines()[-1].startswith("stopped (")
+    assert statuses(tmp_path) == {"KILLED"}
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -166,6 +176,8 @@ def test_a_run_stops(number: signal.Signals, tmp_path: Path) -> None:
     [line] = error.splitlines()
     assert line.startswith("stopped (")
     assert "run the same command again: finished stages come from the cache" in line
+    assert statuses(tmp_path) <= {"KILLED", "FINISHED"}
+    assert "KILLED" in statuses(tmp_path)
 
 
 def catches(process: int, number: signal.Signals) -> bool:

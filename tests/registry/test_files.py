@@ -139,6 +139,19 @@ def test_a_folder_of_a_models_name_is_not_taken_for_the_model(tmp_path: Path, mo
         load_generator("models:/calm@champion")
 
 
+def test_without_a_tracking_uri_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow would take a database in the current folder, and make it."""
+    monkeypatch.chdir(tmp_path)
+    uri = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unset
+    try:
+        with pytest.raises(CalmError, match=r"mlflow.db: there is no such database; set MLFLOW_TRACKING_URI"):
+            load_generator("models:/calm@champion")
+    finally:
+        mlflow.set_tracking_uri(uri)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("place", ["", "model/"])
 def test_files_from_elsewhere_are_copied_as_far_as_they_are_what_they_should_be(place: str, tmp_path: Path) -> None:
     source, target = tmp_path / "source" / place, tmp_path / "target"

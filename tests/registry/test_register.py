@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from calm_core.config import EvaluationConfig, RegistryConfig
-from calm_core.errors import CalmError
+from calm_core.errors import ArtifactError, CalmError
 from calm_core.evaluation.stage import evaluate
 from calm_core.generation.text import Sampling
 from calm_core.registry import stage
@@ -56,8 +56,11 @@ def test_the_champion_has_its_lineage(registration: Artifact[RegistrationFacts],
 def test_registering_the_same_model_again_keeps_its_version(
     registration: Artifact[RegistrationFacts], model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path
 ) -> None:
-    again = register_model(RegistryConfig(), model_uris[1], evaluation_uri, str(tmp_path / "again"))
-    assert again.facts.version == registration.facts.version and again.facts.promoted
+    for output in ("again", "registration"):
+        again = register_model(RegistryConfig(), model_uris[1], evaluation_uri, str(tmp_path / output))
+        assert again.facts.version == registration.facts.version and again.facts.promoted
+    with pytest.raises(ArtifactError, match="holds another registration, of other settings or inputs"):
+        register_model(RegistryConfig(model_name="b"), model_uris[1], evaluation_uri, str(tmp_path / "again"))
     assert len(mlflow.MlflowClient().search_model_versions("name = 'calm'")) == 1
 
 

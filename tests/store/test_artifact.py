@@ -528,6 +528,15 @@ def test_what_a_machine_without_power_has_left_is_replaced_unasked(manifest: byt
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["a.json", MANIFEST_NAME, "second.bin"]
 
 
+def test_an_empty_manifest_with_nothing_beside_it_is_replaced_unasked(tmp_path: Path) -> None:
+    """As a machine without power may leave one."""
+    for content in (b"", b"\0" * 800):
+        (tmp_path / MANIFEST_NAME).write_bytes(content)
+        write(str(tmp_path))
+        (tmp_path / "b" / "second.bin").unlink()
+        (tmp_path / "a.json").unlink()
+
+
 def test_a_partial_file_of_ours_is_no_file_of_others(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / f".{UNFINISHED_NAME}.123.calm.partial").write_bytes(b"")

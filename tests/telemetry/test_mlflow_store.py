@@ -3,6 +3,7 @@
 import http.server
 import socket
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -150,3 +151,30 @@ def test_a_stage_from_python_says_what_is_wrong_with_the_database(
     with pytest.raises(CalmError, match=said):
         start_run("find", {})
     assert mlflow.get_tracking_uri().endswith("mlflow.db")
+
+
+def test_what_mlflow_refuses_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "n" * 501)
+    with pytest.raises(CalmError, match=r"mlflow.db: MLflow refuses this \(.*500.*\); change it$") as failure:
+        start_run("find", {})
+    assert not failure.value.can_pass
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite+pysqlite:///{folder}/made.db", "sqlite:///made.db", "sqlite:///made.db?timeout=9"]
+)
+def test_every_form_of_a_database_that_mlflow_takes_is_taken(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(folder=tmp_path))
+    start_run("find", {}).end("FINISHED")
+    reach_mlflow(to_read=True)
+    assert (tmp_path / "made.db").exists()
+
+
+def test_the_bare_library_says_what_a_database_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    with pytest.raises(CalmError, match=r"mlflow.db: .*\(sqlalchemy, which it needs .* is not installed\); install it"):
+        reach_mlflow()

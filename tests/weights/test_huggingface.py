@@ -13,15 +13,15 @@ import torch
 from calm_core.config import AutoencoderConfig, DataConfig, EvaluationConfig, RegistryConfig, TokenizerConfig
 from calm_core.data.stage import prepare_data
 from calm_core.data.tokenizers.tokenizer import Tokenizer
-from calm_core.errors import CalmError
+from calm_core.errors import ArtifactError, CalmError
 from calm_core.evaluation.stage import evaluate
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import AutoencoderFacts, CalmFacts
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, ExportFacts
 from calm_core.training.stage import train
 from calm_core.weights.huggingface import export_checkpoint, import_checkpoint
-from calm_core.weights.load import load_autoencoder, load_tokenizer
+from calm_core.weights.load import load_autoencoder, load_tokenizer, load_weights
 from tests.conftest import sentences
 from tests.weights.public_folders import (
     AUTOENCODER_CONFIG,
@@ -53,7 +53,7 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def imported(folders: Path, **settings: str) -> dict[str, Artifact]:
+def imported(folders: Path, **settings: Any) -> dict[str, Artifact]:
     settings = {"tokenizer_folder": str(folders / "tokenizer")} | settings
     return import_checkpoint(str(folders / "calm"), str(folders / "out"), **settings)
 
@@ -478,3 +478,54 @@ def test_a_folder_elsewhere_is_one_line_without_its_password(place: str, tmp_pat
     ) as told:
         import_checkpoint(place, str(tmp_path / "out"))
     assert "geheim" not in str(told.value) and not (tmp_path / "out").exists()
+
+
+def test_ae_path_is_found_from_anywhere_and_after_a_move(
+    model_uris: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autoencoder, calm = model_uris
+    monkeypatch.chdir(tmp_path)
+    export_checkpoint(calm, "public/", autoencoder_uri=autoencoder)
+    monkeypatch.chdir("/")
+    config = json.loads((tmp_path / "public" / "config.json").read_text())
+    assert Path(config["ae_path"]) == tmp_path / "public" / "autoencoder"
+    assert (Path(config["ae_path"]) / "config.json").is_file()
+    (tmp_path / "public").rename(tmp_path / "moved")
+    back = import_checkpoint(str(tmp_path / "moved"), str(tmp_path / "back"))
+    assert equal(load_weights(back["calm"]), load_weights(Artifact(calm, CalmFacts)))
+
+
+def test_an_export_is_replaced_by_itself_and_by_another_one_when_asked(
+    model_uris: tuple[str, str], tmp_path: Path
+) -> None:
+    autoencoder, calm = model_uris
+    folder = export_checkpoint(calm, str(tmp_path / "public"), autoencoder_uri=autoencoder)
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = files()
+    export_checkpoint(calm, str(folder), autoencoder_uri=autoencoder)
+    assert files() == before
+    with pytest.raises(ArtifactError, match="holds another export, of other settings or inputs"):
+        export_checkpoint(autoencoder, str(folder))
+    assert files() == before
+    (folder / "README.md").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"also holds README\.md"):
+        export_checkpoint(autoencoder, str(folder), overwrite=True)
+    (folder / "README.md").unlink()
+    export_checkpoint(autoencoder, str(folder), overwrite=True)
+    assert not (folder / "autoencoder" / "config.json").exists()
+    Artifact(str(folder), ExportFacts).check_files()
+
+
+def test_an_import_is_replaced_by_itself_and_by_other_weights_when_asked(folders: Path) -> None:
+    """Two public models of one shape differ in their weights alone."""
+    first = {kind: artifact.digest for kind, artifact in imported(folders).items()}
+    assert {kind: artifact.digest for kind, artifact in imported(folders).items()} == first
+    write_folder(folders / "calm", CALM_CONFIG, random_weights(calm_shapes(), 3))
+    with pytest.raises(ArtifactError, match=r"out/calm: holds another calm, of other settings or inputs"):
+        imported(folders)
+    assert Artifact(str(folders / "out" / "calm"), CalmFacts).digest == first["calm"]
+    other = imported(folders, overwrite=True)
+    assert (other["autoencoder"].digest == first["autoencoder"], other["calm"].digest == first["calm"]) == (True, False)

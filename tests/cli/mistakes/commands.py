@@ -22,6 +22,7 @@ def _leave(folder: Path) -> None:
 def _folder_of_another_library(folder: Path) -> None:
     (folder / "public").mkdir()
     (folder / "public" / "config.json").write_text("{}")
+    (folder / "public" / "model.safetensors").write_bytes(b"")
 
 
 _NO_COMMAND = "no such command of `calm`; "
@@ -66,7 +67,7 @@ OPTIONS = [
         "setting of several sections as an option", ("run", "--steps", "5"), "--set autoencoder.steps=... or --set calm"
     ),
     _usage("nothing like an option", ("run", "--zzz"), "--zzz: no such option of `calm run`; `calm run --help` lists"),
-    _usage("option without value", ("run", "--source"), "--source: has no value; write --source TEXT"),
+    _usage("option without value", ("run", "--source"), "--source: has no value; write --source PATH"),
     _usage(
         "option without value before another",
         ("run", "--source", "--profile", "tiny"),
@@ -108,6 +109,9 @@ OPTIONS = [
 
 ARGUMENTS = [
     Mistake("a run that is not there", ("runs", "7"), ("7: no run has this number", "`calm runs` lists them")),
+    _usage("help of a command behind a mistake", ("run", "--zzz", "--help"), "--zzz: no such option of `calm run`"),
+    _usage("mixture without weights", ("data", "mix", "a", "--output", "o"), "a: give each dataset its weight"),
+    _usage("mixture of nothing", ("data", "mix", "", "--output", "o"), "'': give each dataset its weight"),
     _usage("argument that is missing", ("inspect",), "`calm inspect`: URI is missing (Folder of the artifact)"),
     _usage("empty argument", ("inspect", ""), "URI: is empty; give it a value"),
     _usage("one argument too many", ("inspect", "a", "b"), "b: `calm inspect` does not take this", "it takes one URI"),
@@ -158,8 +162,8 @@ GENERATE = [
     _usage("temperature below 0", _GENERATE("--temperature", "-1"), "--temperature -1: expected 0.001 to 1"),
     _usage("temperature NaN", _GENERATE("--temperature", "nan"), "--temperature nan: expected 0.001 to 1"),
     _usage("temperature without end", _GENERATE("--temperature", "inf"), "--temperature inf: expected 0.001 to 1"),
-    _usage("seed of 31 digits", _GENERATE("--seed", "1" + "0" * 30), "--seed 1000", "expected 0 to"),
-    _usage("seed below 0", _GENERATE("--seed", "-1"), "--seed -1: expected 0 to"),
+    _usage("seed of 31 digits", _GENERATE("--seed", "1" + "0" * 30), "--seed 1000", "expected at most 92"),
+    _usage("seed below 0", _GENERATE("--seed", "-1"), "--seed -1: expected at least 0"),
     _usage("no tokens", _GENERATE("--max-new-tokens", "0"), "--max-new-tokens 0: expected 1 to"),
     _usage("more tokens than anybody reads", _GENERATE("--max-new-tokens", "99999999"), "expected 1 to 1048576"),
     _usage("no samples", _GENERATE("--samples", "0"), "--samples 0: expected 1 to"),
@@ -183,6 +187,18 @@ GENERATE = [
         ("generate", "-", "-", "--model", "{calm}"),
         "standard input (-) is named twice",
         stdin=b"a",
+    ),
+    Mistake(
+        "prompt of too many tokens",
+        ("generate", "--model", "{calm}"),
+        ("prompt 1: has ", " tokens, and at most 131,072 are read; give its end"),
+        stdin=b"0 1 2 3 4 5 6 7 8 9 " * 20_000,
+    ),
+    _usage(
+        "standard input beyond reason",
+        ("generate", "--model", "{calm}"),
+        "standard input: has more than 16,777,216 bytes; give the end of the prompt",
+        stdin=bytes(20 << 20),
     ),
     _usage(
         "standard input that is no text",
@@ -211,20 +227,20 @@ GENERATE = [
     Mistake(
         "autoencoder as a model",
         ("generate", "a", "--model", "{autoencoder}"),
-        ("is a autoencoder artifact, a calm or tr",),
+        ("is an autoencoder artifact, a calm or tr",),
     ),
     Mistake(
         "evaluation as a model",
         ("generate", "a", "--model", "{evaluation}"),
-        ("is a evaluation artifact, a calm or tr",),
+        ("is an evaluation artifact, a calm or tr",),
     ),
     Mistake(
-        "dataset as an autoencoder", _GENERATE("--autoencoder", "{dataset}"), ("is a dataset artifact, a autoencoder",)
+        "dataset as an autoencoder", _GENERATE("--autoencoder", "{dataset}"), ("is a dataset artifact, an autoencoder",)
     ),
     Mistake(
         "another library's checkpoint as a model",
         ("generate", "a", "--model", "public"),
-        ("public: is a checkpoint of another library; `calm import`",),
+        ("public: is a public checkpoint; make artifacts of it with `calm import`",),
         arrange=_folder_of_another_library,
     ),
     _usage(
@@ -248,7 +264,7 @@ STAGES = [
     ),
     Mistake(
         "training on a model",
-        ("train", "calm", "--dataset", "{calm}", "--output", "o"),
+        ("train", "autoencoder", "--dataset", "{calm}", "--output", "o"),
         ("{calm}: is a calm artifact, a dataset or mixture",),
     ),
     Mistake(
@@ -264,14 +280,14 @@ STAGES = [
     Mistake(
         "registering an evaluation",
         ("register", "{evaluation}", "--evaluation", "{evaluation}", "--output", "o"),
-        ("is a evaluation artifact, a calm",),
+        ("is an evaluation artifact, a calm",),
     ),
     Mistake(
         "registering with a dataset for scores",
         ("register", "{calm}", "--evaluation", "{dataset}", "--output", "o"),
-        ("is a dataset artifact, a evaluation",),
+        ("is a dataset artifact, an evaluation",),
     ),
-    Mistake("comparing models", ("compare", "{calm}", "{transformer}"), ("{calm}: is a calm artifact, a evaluation",)),
+    Mistake("comparing models", ("compare", "{calm}", "{transformer}"), ("{calm}: is a calm artifact, an evaluation",)),
     Mistake(
         "exporting a Transformer",
         ("export", "{transformer}", "--output", "o"),

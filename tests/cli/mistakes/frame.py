@@ -83,7 +83,7 @@ def check(
     assert len(lines) == 1, err
     assert lines[0].startswith("error ")
     for part in mistake.says:
-        assert part.format(**places) in lines[0]
+        assert part.format(**places) in lines[0], lines[0]
     assert exit_code == mistake.exit_code
     assert out == ""  # a stage that had begun would have said so
     assert not list(home.glob("logs/run-*"))

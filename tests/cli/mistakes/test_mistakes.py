@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.mistakes import commands, outputs, running, settings, sources, tracking
+from tests.cli.mistakes import commands, looking, outputs, running, settings, sources, tracking
 from tests.cli.mistakes.frame import Mistake, check
 
-MISTAKES = [
-    mistake for table in (commands, outputs, running, settings, sources, tracking) for mistake in table.MISTAKES
-]
+TABLES = (commands, looking, outputs, running, settings, sources, tracking)
+MISTAKES = [mistake for table in TABLES for mistake in table.MISTAKES]
 
 
 @pytest.fixture

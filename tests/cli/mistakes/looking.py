@@ -1,0 +1,79 @@
+"""Mistakes in what is looked at: other kinds of artifacts, missing and damaged ones, other protocols."""
+
+import shutil
+from pathlib import Path
+
+from calm_core.data.mixture import mix_datasets
+from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import EvaluationFacts
+from tests.cli.mistakes.frame import Mistake
+
+
+def _artifact(folder: Path, kind: str) -> Path:
+    return folder.parent / "artifacts" / kind
+
+
+def _damage_held_out_text(folder: Path) -> None:
+    for shard in _artifact(folder, "dataset").glob("validation/*.parquet"):
+        shard.write_bytes(b"no shard")
+
+
+def _mix_and_lose(folder: Path) -> None:
+    dataset = _artifact(folder, "dataset")
+    mix_datasets({str(dataset): 1.0}, str(folder / "mixture"))
+    shutil.rmtree(dataset)
+
+
+def _evaluate_otherwise(folder: Path) -> None:
+    original = Artifact(str(_artifact(folder, "evaluation")), EvaluationFacts)
+    with ArtifactWriter(str(folder / "other"), EvaluationFacts, {}, original.manifest.parents) as writer:
+        writer.facts = original.facts.model_copy(update={"protocol": original.facts.protocol | {"samples": 99}})
+
+
+MISTAKES: list[Mistake] = [
+    Mistake(
+        name="comparing what is no evaluation",
+        command=("compare", "{evaluation}", "{dataset}"),
+        says=("{dataset}: is a dataset artifact, an evaluation artifact was expected",),
+    ),
+    Mistake(
+        name="comparing a report instead of its folder",
+        command=("compare", "{evaluation}/report.html"),
+        says=("{evaluation}/report.html",),
+    ),
+    Mistake(
+        name="comparing scores of different protocols",
+        command=("compare", "{evaluation}", "other", "--json"),
+        arrange=_evaluate_otherwise,
+        says=("{evaluation} and other cannot be compared", "samples 2 against 99", "evaluate both alike"),
+    ),
+    Mistake(
+        name="comparing nothing",
+        command=("compare", "nowhere", "--json"),
+        says=("nowhere: the evaluation artifact is missing",),
+    ),
+    Mistake(
+        name="inspecting a split that there is not",
+        command=("inspect", "{dataset}", "--split", "test"),
+        says=("--split: there is no split 'test'; there are train, validation",),
+        exit_code=2,
+    ),
+    Mistake(
+        name="inspecting a dataset with a damaged shard",
+        command=("inspect", "{dataset}", "--split", "validation"),
+        arrange=_damage_held_out_text,
+        says=("{dataset}/validation/", "damaged"),
+    ),
+    Mistake(
+        name="inspecting a mixture whose dataset is gone",
+        command=("data", "inspect", "mixture"),
+        arrange=_mix_and_lose,
+        says=("{dataset}: the dataset artifact is missing",),
+    ),
+    Mistake(
+        name="verifying a mixture whose dataset is gone",
+        command=("verify", "mixture", "--json"),
+        arrange=_mix_and_lose,
+        says=("{dataset}: the artifact is missing",),
+    ),
+]
