@@ -5,10 +5,10 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import repeat
 from multiprocessing import active_children, get_context
 from multiprocessing.connection import wait
@@ -148,8 +148,9 @@ class _Workers:
     """
 
     def __init__(self, number: int) -> None:
-        # A fork would inherit the threads of Arrow and of the object store's library in an unknown state.
-        self._pool = ProcessPoolExecutor(number, get_context("spawn"), _begin) if number > 1 else None
+        with _without_the_terminal():  # it starts a process that keeps count of shared resources
+            # A fork would inherit the threads of Arrow and of the object store's library in an unknown state.
+            self._pool = ProcessPoolExecutor(number, get_context("spawn"), _begin) if number > 1 else None
         self._others = {*active_children()}
         self._processes: set[BaseProcess] = set()
 
@@ -158,12 +159,9 @@ class _Workers:
         if self._pool is None:
             list(map(step, *arguments))
             return
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)  # processes that start here inherit it
-        try:
+        with _without_the_terminal():
             results = self._pool.map(step, *arguments)
-            self._processes |= {*active_children()} - self._others
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._processes |= {*active_children()} - self._others
         list(results)
 
     def __enter__(self) -> Self:
@@ -187,6 +185,16 @@ class _Workers:
                 "kept",
                 can_pass=True,
             ) from None
+
+
+@contextmanager
+def _without_the_terminal() -> Iterator[None]:
+    """Processes that start in the block never see what comes from the terminal; what comes here meanwhile, waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end(processes: Iterable[BaseProcess]) -> None:

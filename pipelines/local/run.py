@@ -161,7 +161,8 @@ class LocalRun:
         processes = self._processes()
         try:
             if processes:
-                os.killpg(self._process.pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # what is left, torchrun, has seen the others go
+                    os.killpg(self._process.pid, signal.SIGTERM)
                 psutil.wait_procs(processes, timeout=STOP_SECONDS)
         finally:  # also when an impatient user interrupts the waiting
             for process in processes:
