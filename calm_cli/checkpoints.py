@@ -52,10 +52,9 @@ def import_(
     if json_:
         print_json([document(artifact) for artifact in artifacts.values()])
         return
-    for artifact in artifacts.values():
-        show_result(artifact, started, as_json=False)
-    if "calm" in artifacts:
-        Screen(soft_wrap=True).print(f"next: calm generate PROMPT --model {quote(artifacts['calm'].uri)}")
+    for kind, artifact in artifacts.items():
+        uri = quote(artifact.uri)
+        show_result(artifact, started, False, [f"calm generate PROMPT --model {uri}"] if kind == "calm" else [])
 
 
 def export(

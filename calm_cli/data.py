@@ -13,6 +13,7 @@ from calm_cli.options import JsonOption, OutputOption, OverwriteOption
 from calm_cli.result import print_json, show_result
 from calm_cli.screen import Screen
 from calm_core.errors import ArtifactError, ConfigError
+from calm_core.shown import brief
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
 from calm_core.store.facts import MixtureFacts
 
@@ -47,7 +48,7 @@ def mix(
         except ValueError:
             uri = ""
         if not uri:
-            raise ConfigError(f"{item}: give each dataset its weight, e.g. out/web=0.8")
+            raise ConfigError(f"{item or brief(item)}: give each dataset its weight, e.g. out/web=0.8")
     mixture = mix_datasets(weights, output, overwrite=overwrite)
     show_result(mixture, started, json_, [f"calm train autoencoder --dataset {quote(output)} --output AUTOENCODER"])
 

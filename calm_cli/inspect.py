@@ -1,6 +1,7 @@
 """What is in an artifact: `calm inspect`."""
 
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -27,7 +28,9 @@ _SHOWN = 5
 
 def inspect(
     uri: UriArgument,
-    sequences: Annotated[int, typer.Option(min=0, help="Sequences of a dataset or mixture that are shown.")] = 3,
+    sequences: Annotated[
+        int, typer.Option(min=0, max=1000, help="Sequences of a dataset or mixture that are shown.")
+    ] = 3,
     split: Annotated[str, typer.Option(help="Their split: train or validation.")] = "train",
     json_: JsonOption = False,
 ) -> None:
@@ -49,11 +52,12 @@ def inspect(
         more = {"config": manifest.config, "parents": manifest.parents, "origins": manifest.origins}
         print_json(document(artifact) | more | {"code_version": manifest.code_version})
         return
-    texts: list[Text] = []  # read before anything is shown: what is damaged costs one line
+    texts: Iterator[Text] = iter(())
     if sequences and isinstance(artifact.facts, DatasetFacts | MixtureFacts):
         from calm_core.data.reading.dataset import open_dataset
 
-        texts = list(_sequences(open_dataset(uri, split), split, sequences))
+        texts = _sequences(open_dataset(uri, split), split, sequences)
+    first = list(islice(texts, 1))  # read before anything is shown: what cannot be read costs one line
     if isinstance(artifact.facts, DatasetFacts):
         _show_dataset(cast(Artifact[DatasetFacts], artifact), console)
     elif isinstance(artifact.facts, MixtureFacts):
@@ -62,7 +66,7 @@ def inspect(
         _show_model(cast(Artifact[ModelFacts], artifact), console)
     else:
         show_pairs([*artifact_lines(artifact), *_origin(artifact.manifest)], console)
-    for text in texts:
+    for text in chain(first, texts):
         console.print(text)
 
 

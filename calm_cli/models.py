@@ -4,16 +4,18 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from calm_cli.inputs import require_language_model
 from calm_cli.options import DEFAULT_MODEL, AutoencoderOption
 from calm_cli.screen import Screen
 from calm_core.config.evaluation import MIN_TEMPERATURE
 from calm_core.errors import CalmError, ConfigError
-from calm_core.shown import redacted, visible
+from calm_core.shown import redacted, shortened, visible
 from calm_core.telemetry.mlflow_run import REGISTERED
 from pipelines.local.home import Home
 
@@ -84,7 +86,8 @@ def generate(
         from calm_core.generation.text import Sampling
 
         sampling = Sampling(temperature, samples, budget if exact else 0)
-        pieces = generator.stream(texts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
+        rest = generator.stream(texts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
+        pieces = chain(list(islice(rest, 1)), rest)  # prompts are read for the first one, and may be refused
     if len(texts) == 1:
         _write(texts[0], bold=True)
         try:
@@ -123,7 +126,7 @@ def _generator(model: str, autoencoder: str) -> "TextGenerator":
 
 def _told(screen: Screen, doing: str) -> AbstractContextManager[object]:
     """Say what is done for as long as it takes, to whoever looks at a terminal."""
-    return screen.status(visible(doing)) if screen.is_terminal else nullcontext()
+    return screen.status(Text(shortened(doing, 60))) if screen.is_terminal else nullcontext()
 
 
 def _texts(prompts: Sequence[str] | None) -> list[str]:

@@ -56,9 +56,8 @@ def show_result(artifact: Artifact[Facts], started: float, as_json: bool, next_:
     console = Screen(soft_wrap=True)
     taken = clock(time.monotonic() - started)
     show_pairs([*artifact_lines(artifact), ("time", taken)], console)
-    console.print()
-    for command in next_:
-        console.print(f"next: {command}")
+    for number, command in enumerate(next_):
+        console.print(f"next: {command}" if number else f"\nnext: {command}")
 
 
 def artifact_lines(artifact: Artifact[Facts]) -> Iterator[tuple[str, str]]:
@@ -68,6 +67,9 @@ def artifact_lines(artifact: Artifact[Facts]) -> Iterator[tuple[str, str]]:
     facts = artifact.facts
     match facts:
         case DatasetFacts():
+            if facts.sources:
+                more = f" and {len(facts.sources) - 1:,} more" if len(facts.sources) > 1 else ""
+                yield "source", facts.sources[0].uri + more
             yield from data_lines(facts)
             yield "vocabulary", f"{facts.vocab_size:,} tokens"
         case MixtureFacts():

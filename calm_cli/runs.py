@@ -235,8 +235,11 @@ def _list(found: Sequence[_Run], home: Home, screen: Screen) -> None:
         )
     screen.print(table)
     screen.print(
-        f"\nartifacts: {home.pipeline_root}/   logs: {home.logs}/   (single stages: where their --output says)\n"
+        f"\nartifacts: {home.pipeline_root}/",
+        f"logs: {home.logs}/",
+        "what single stages make lies where their --output said",
         f"all about one, e.g. where its report lies: calm runs {found[0].past.number}",
+        sep="\n",
         soft_wrap=True,
     )
 

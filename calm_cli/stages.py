@@ -143,10 +143,11 @@ def train(
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
     config = configuration(profile, set_, {HEADS.setting: head})
+    if kind == "calm" and not autoencoder:
+        raise ConfigError("--autoencoder: CALM is trained on an autoencoder; name that of `calm train autoencoder`")
+    if autoencoder and kind != "calm":
+        raise ConfigError(f"--autoencoder: is CALM's, {kind} has none")
     require("--dataset", dataset, DatasetFacts, MixtureFacts)
-    if bool(autoencoder) != (kind == "calm"):
-        reason = "CALM is trained on an autoencoder; name it" if kind == "calm" else "is for CALM alone"
-        raise ConfigError(f"--autoencoder: {reason}")
     if autoencoder:
         require("--autoencoder", autoencoder, AutoencoderFacts)
     home = _begin(config, kind, output, dataset, autoencoder, checkpoints or "")

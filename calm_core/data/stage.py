@@ -5,10 +5,10 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import repeat
 from multiprocessing import active_children, get_context
 from multiprocessing.connection import wait
@@ -29,7 +29,7 @@ from calm_core.errors import ArtifactError, CalmError, ConfigError, Stopped
 from calm_core.store import storage
 from calm_core.store.artifact import UNFINISHED_NAME, Artifact, ArtifactWriter, is_artifact
 from calm_core.store.facts import DatasetFacts, Facts, TokenizerFacts
-from calm_core.telemetry.processes import end_with_parent, killed_by
+from calm_core.telemetry.processes import PARENT_VARIABLE, end_with_parent, killed_by
 
 _PLAN = "plan"
 _PARTS = re.compile(r"(?:scan|shards)-\d{5,}|duplicates|tokenizer")
@@ -148,8 +148,9 @@ class _Workers:
     """
 
     def __init__(self, number: int) -> None:
-        # A fork would inherit the threads of Arrow and of the object store's library in an unknown state.
-        self._pool = ProcessPoolExecutor(number, get_context("spawn"), _begin) if number > 1 else None
+        with _without_the_terminal():  # it starts a process that keeps count of shared resources
+            # A fork would inherit the threads of Arrow and of the object store's library in an unknown state.
+            self._pool = ProcessPoolExecutor(number, get_context("spawn"), _begin) if number > 1 else None
         self._others = {*active_children()}
         self._processes: set[BaseProcess] = set()
 
@@ -158,12 +159,9 @@ class _Workers:
         if self._pool is None:
             list(map(step, *arguments))
             return
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)  # processes that start here inherit it
-        try:
+        with _without_the_terminal():
             results = self._pool.map(step, *arguments)
-            self._processes |= {*active_children()} - self._others
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._processes |= {*active_children()} - self._others
         list(results)
 
     def __enter__(self) -> Self:
@@ -189,6 +187,16 @@ class _Workers:
             ) from None
 
 
+@contextmanager
+def _without_the_terminal() -> Iterator[None]:
+    """Processes that start in the block never see what comes from the terminal; what comes here meanwhile, waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end(processes: Iterable[BaseProcess]) -> None:
     """Ask processes to end, and kill those that take their time."""
     for process in processes:
@@ -204,4 +212,5 @@ def _begin() -> None:
     for number in _OF_THE_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_SHELL + number))
+    os.environ.pop(PARENT_VARIABLE, None)  # of whoever has started the process that has started this one
     end_with_parent(lambda: os.kill(os.getpid(), signal.SIGKILL))

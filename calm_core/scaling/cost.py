@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from calm_core.config import BackboneConfig, Config, TrainingConfig
@@ -77,12 +78,20 @@ def parameters_by_kind(config: Config, vocab_size: int) -> dict[str, int]:
 def _models(config: Config, vocab_size: int) -> tuple[Autoencoder, Calm, Transformer]:
     """All models, without storage."""
     shape = config.autoencoder.model
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialWeights():
         return (
             make_autoencoder(shape, vocab_size),
             Calm(config.calm.model, vocab_size, shape.chunk_size, shape.latent_size),
             Transformer(config.transformer.model, vocab_size),
         )
+
+
+class _WithoutInitialWeights(TorchFunctionMode):
+    """Weights without storage need no values; torch would import its compiler to give them some."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        return named["tensor"] if getattr(func, "__module__", "") == nn.init.__name__ else func(*args, **named)
 
 
 def parameters(module: nn.Module) -> int:

@@ -213,10 +213,7 @@ def reason_of(error: Exception, before: BaseException | None = None) -> str:
         error: What was raised.
         before: What was being handled already then, which has nothing to do with it.
     """
-    causes: list[BaseException] = [error]
-    while (below := causes[-1].__cause__ or causes[-1].__context__) and below is not before:
-        causes.append(below)
-    for cause in reversed(causes):
+    for cause in reversed(_causes(error, [error, *([before] if before else [])])):
         match cause:
             case ConnectionRefusedError():
                 return "nothing listens there"
@@ -237,6 +234,16 @@ def reason_of(error: Exception, before: BaseException | None = None) -> str:
             case ModuleNotFoundError(name=str(module)):
                 return f"{module}, which it needs for such a database, is not installed"
     return shortened(first_line(error).partition(". ")[0], _LONGEST_REASON)  # what MLflow goes on with is about itself
+
+
+def _causes(error: BaseException, seen: list[BaseException]) -> list[BaseException]:
+    """An error and all that it came of, the first of all last: libraries name a cause of their own, or none."""
+    found = [error]
+    for below in (error.__cause__, error.__context__):
+        if below is not None and below not in seen:
+            seen.append(below)
+            found += _causes(below, seen)
+    return found
 
 
 def _place(uri: str) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+PARENT_VARIABLE = "CALM_PARENT_PID"
+"""Who starts a process that calls `end_with_parent` says here who it is: it may be gone before the process can look."""
 _PARENT_SECONDS = 1.0  # between two looks at whether the parent is there
 _SHELL = 128  # a shell ends with this much more than the signal that has ended its command
 
@@ -42,7 +44,7 @@ def end_with_parent(end: Callable[[], object]) -> None:
     Args:
         end: Called then, in a thread.
     """
-    parent = os.getppid()
+    parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid())
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -17,13 +17,14 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from calm_core.errors import EXIT_INTERRUPTED
-from calm_core.telemetry.processes import end_with_parent
+from calm_core.telemetry.processes import PARENT_VARIABLE, end_with_parent
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run torchrun; returns its exit code."""
     logging.disable(logging.CRITICAL)
     end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    os.environ[PARENT_VARIABLE] = str(os.getpid())  # for the ranks
     try:
         run.main(arguments)
     except SignalException:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Protocol
 
 from calm_core.errors import ConfigError, Stopped
+from calm_core.telemetry.processes import PARENT_VARIABLE
 
 WORKER = "calm_core.training.worker"
 """What every rank runs, with the URI of a spec as its one argument."""
@@ -102,7 +103,11 @@ class TorchrunLauncher:
         command = [sys.executable, "-m", _AGENT, *self._rendezvous(), f"--nproc-per-node={here}"]
         with tempfile.TemporaryDirectory(prefix="calm-training-", ignore_cleanup_errors=True) as folder:
             error_file = Path(folder) / "error.json"
-            environment = _environment(here) | {"TORCHELASTIC_ERROR_FILE": str(error_file), "TMPDIR": folder}
+            environment = _environment(here) | {
+                "TORCHELASTIC_ERROR_FILE": str(error_file),
+                "TMPDIR": folder,
+                PARENT_VARIABLE: str(os.getpid()),
+            }
             with (
                 subprocess.Popen(
                     [*command, "-m", WORKER, spec_uri],

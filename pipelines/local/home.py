@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from calm_core.errors import CalmError
 
@@ -109,22 +109,22 @@ class Home:
         """
         with ExitStack() as stack:
             with _usable(self._lock_file):
-                file = stack.enter_context(open(self._lock_file, "a+", encoding="utf-8", errors="replace"))
+                file = stack.enter_context(open(self._lock_file, "ab+", buffering=0))
                 self._take(file)
             yield file.fileno()
 
-    def _take(self, file: TextIO) -> None:
+    def _take(self, file: FileIO) -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
+            process = file.read().decode(errors="replace").strip()
             raise CalmError(
-                f"{self.path}: another `calm run` is at work here (process {file.read().strip()}); "
+                f"{self.path}: another `calm run` is at work here (process {process}); "
                 f"wait for it, stop it, or {_ELSEWHERE}"
             ) from None
         file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        file.write(str(os.getpid()).encode())
 
 
 @contextmanager

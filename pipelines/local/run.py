@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import psutil
 
-from calm_core.telemetry.processes import killed_by
+from calm_core.telemetry.processes import PARENT_VARIABLE, killed_by
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, ProgressEvent, parse
 from pipelines.local.home import Home
 
@@ -104,6 +104,7 @@ class LocalRun:
         told = {
             PROGRESS_FILE_VARIABLE: str(folder / PROGRESS_NAME),
             "PYTHONUNBUFFERED": "1",
+            PARENT_VARIABLE: str(os.getpid()),
             "TMPDIR": temporary,
         }
         with open(folder / LOG_NAME, "wb") as log:
@@ -160,7 +161,8 @@ class LocalRun:
         processes = self._processes()
         try:
             if processes:
-                os.killpg(self._process.pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # what is left, torchrun, has seen the others go
+                    os.killpg(self._process.pid, signal.SIGTERM)
                 psutil.wait_procs(processes, timeout=STOP_SECONDS)
         finally:  # also when an impatient user interrupts the waiting
             for process in processes:

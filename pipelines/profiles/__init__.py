@@ -88,7 +88,7 @@ def _read(path: Path, asked: str) -> dict[str, Any]:
     if settings is None:
         raise ConfigError(f"{asked}: is empty; `calm config > my.yaml` writes a profile to start from")
     if not isinstance(settings, dict):
-        found = "a list" if isinstance(settings, list) else brief(settings)
+        found = "a list" if isinstance(settings, list) else "a single value"
         raise ConfigError(f"{asked}: holds {found}; expected sections with settings, as `calm config` prints them")
     return settings
 
@@ -106,7 +106,8 @@ def _missing(path: Path) -> str:
         near = difflib.get_close_matches(path.name, (file.name for file in path.parent.glob("*.y*ml")), n=1)
         if not path.parent.is_dir():
             return f"no such file: there is no folder {path.parent}"
-        return f"no such file in {path.parent}" + (f"; did you mean {near[0]}?" if near else "")
+        named = [path.stem] if path.stem in names() else []
+        return f"no such file in {path.parent}" + (f"; did you mean {(near or named)[0]}?" if near or named else "")
     close = difflib.get_close_matches(path.stem.lower(), names(), n=1)
     known = f"there are {', '.join(names())}, or give the path of a .yaml file"
     return f"no such profile; {f'did you mean {close[0]}? ' if close else ''}{known}"

@@ -41,6 +41,29 @@ def test_a_pipe_gets_every_byte(prompts: list[str], capfdbinary: pytest.CaptureF
     assert capfdbinary.readouterr().out == "".join(f"{prompt}{TEXT}\n" for prompt in prompts).encode()
 
 
+@pytest.mark.parametrize("arguments", [[], ["-"]], ids=["no prompt", "-"])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_standard_input_is_a_prompt_less_one_newline(
+    arguments: list[str], end: bytes, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\r\n\xc3\xa9\n" + end), encoding="ascii"))
+    assert call("generate", *arguments, "--model", "out/calm") == 0
+    prompt = b"a\r\n\xc3\xa9\n" if end else b"a\r\n\xc3\xa9"
+    assert capfdbinary.readouterr().out == prompt + f"{TEXT}\n".encode()
+
+
+def test_without_a_prompt_a_terminal_is_told_how_to_give_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Screen(io.BytesIO(b"typed")))
+    assert call("generate", "--model", "out/calm") == 2
+    assert "PROMPT is missing" in capsys.readouterr().err
+    assert call("generate", "-", "--model", "out/calm") == 0  # asked for, it is read
+    captured = capsys.readouterr()
+    assert captured.err == "type the prompt; Ctrl-D on a line of its own ends it\n"
+    assert captured.out.startswith("typed")
+
+
 @pytest.mark.parametrize("prompts", [[PROMPT], [PROMPT, ""]], ids=["one", "two"])
 def test_a_terminal_shows_what_would_act_on_it(prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Screen(io.BytesIO(), encoding="ascii")

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 
 import pytest
 import yaml
@@ -12,6 +14,7 @@ from calm_cli.board import Board
 from calm_cli.main import main
 from calm_cli.options import with_options
 from calm_core.config import HEADS, Config, TrainingConfig, parse_section, resolve_config
+from calm_core.store.code_version import code_version
 from calm_core.telemetry.progress import ProgressEvent
 from pipelines import profiles
 from pipelines.local.home import Home
@@ -43,6 +46,46 @@ def test_help_names_every_command_and_shows_examples(capsys: pytest.CaptureFixtu
     for command in COMMANDS:
         assert f" {command} " in text
     assert "calm run --source" in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["data"], ["data", "-h"], ["run", "-h"], ["data", "mix", "-h"]])
+def test_help_is_there_for_whoever_asks_or_says_nothing(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*arguments) == 0
+    captured = capsys.readouterr()
+    assert f"Usage: {' '.join(['calm', *arguments]).removesuffix(' -h')} [OPTIONS]" in captured.out
+    assert captured.err == ""
+    for word_of_python in ("<str>", "<int", "<float", "<bool>", "list["):
+        assert word_of_python not in captured.out
+
+
+def test_the_version_names_code_and_python(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    shown = capsys.readouterr().out
+    assert shown == f"calm {version('calm-pipelines')}, code {code_version()}, Python {python_version()}\n"
+
+
+def test_what_is_not_there_is_told_before_anything_is_imported_that_takes_seconds() -> None:
+    """In one process: each refusal by a command that needs torch or MLflow for its work."""
+    program = """
+import sys
+from calm_cli.main import main
+for command in (
+    "generate a --model nothere", "evaluate nothere --dataset d --output o", "export nothere --output o",
+    "register nothere --evaluation e --output o", "train autoencoder --dataset nothere --output o",
+    "compare nothere", "inspect nothere", "verify nothere", "estimate --set calm.steps=0", "run --set a=1",
+):
+    try:
+        main(command.split())
+    except SystemExit as ending:
+        assert ending.code, command
+    heavy = {"torch", "mlflow", "deepspeed", "kfp", "pandas"} & set(sys.modules)
+    assert not heavy, (command, heavy)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert len(ended.stderr.splitlines()) == 10
 
 
 @pytest.mark.parametrize("command", COMMANDS)

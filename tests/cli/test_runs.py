@@ -114,7 +114,7 @@ def test_the_list_has_one_row_a_run_at_80_columns(
         "  5  2026-11-24 18:05  running: evaluate",
         "  4  2026-11-24 18:05  stopped: train-autoencoder",
         "  3  2026-11-24 18:05  failed: prepare",
-        "  2  2026-11-24 18:05  18.42 [16.37, 20.69]        calm/4  calm.steps=90 autoencod…",
+        "  2  2026-11-24 18:05  18.42 [16.37, 20.69]        calm/4  calm.steps=90 autoen…",
         "  1  2026-11-24 18:05  18.42 [16.37, 20.69]        calm/4",
     ]
     assert all(len(row) <= 80 for row in rows[:6])

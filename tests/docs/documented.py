@@ -52,7 +52,7 @@ def commands() -> list[Documented]:
 
 def _fenced() -> Iterator[Documented]:
     for block in blocks("sh"):
-        for line in block.text.replace("\\\n", " ").splitlines():
+        for line in block.text.replace("\\\n", " ").replace("|\n", "| ").splitlines():
             yield Documented(block.where, line)
 
 

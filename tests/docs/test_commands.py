@@ -66,7 +66,7 @@ NOT_RUN = (
     (r"\. \.venv/bin/activate|export \w+=", "changes the reader's shell"),
     (r"python -m benchmarks", "minutes of measuring; tests/benchmarks runs what it measures with"),
     (r"python tests/reliability", "minutes; tests/reliability runs a part of it"),
-    (r"pip install|curl|mlflow models serve|hf download", "needs a package index or a server"),
+    (r"pip install|curl|printf|mlflow models serve|hf download", "needs a package index or a server"),
     (r"calm ui", "serves until Ctrl-C"),
     (r"calm prepare .*(tokenizer\.model|--extends)", "tests/data has that file, and grown datasets"),
     (r"calm prepare .*</s>|calm prepare .*eos_token", "stands for names of another tokenizer"),
@@ -98,9 +98,8 @@ def place(
     made |= dict.fromkeys(("data", "dataset", "web", "books", "d"), dataset_uri)
     for name, uri in made.items():
         shutil.copytree(uri, folder / "out" / name)
-    for name, uri in (("autoencoder", autoencoder), ("dataset", dataset_uri), ("calm", calm)):
-        shutil.copytree(uri, folder / "bucket" / "calm" / name)
-        shutil.copytree(uri, folder / "bucket" / name, dirs_exist_ok=True)
+    for name, uri in (("calm/autoencoder", autoencoder), ("calm/dataset", dataset_uri), ("dataset", dataset_uri)):
+        shutil.copytree(uri, folder / "bucket" / name)
     _write_public(folder)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -111,7 +111,7 @@ def _why_nothing(source: str) -> str:
     if folder.endswith(":/"):
         return "nothing matches; name the bucket without a pattern"
     if not storage.is_folder(folder):
-        return f"no such file, since there is no folder {folder}; {nearby.hint(folder)}"
+        return f"nothing matches, since there is no folder {folder}; {nearby.hint(folder)}"
     place = "this folder" if folder == "." else folder
     return f"nothing matches; {place} {nearby.counted(storage.kinds_in(folder), _suffix_of)}"
 

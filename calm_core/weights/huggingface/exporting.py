@@ -14,6 +14,7 @@ from calm_core.errors import CalmError
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, ExportFacts, ModelFacts
+from calm_core.telemetry.progress import report
 from calm_core.weights.huggingface.config import (
     AUTOENCODER_SETTINGS,
     CALM_SETTINGS,
@@ -56,7 +57,9 @@ def export_checkpoint(
     writer = ArtifactWriter(output, ExportFacts, {}, parents, overwrite=overwrite)
     writer.check()
     config = _calm_config(calm) | {"ae_path": _place(storage.join(output, _AUTOENCODER_FOLDER))} if calm else {}
-    inner_config, inner = _autoencoder_config(autoencoder), _autoencoder_weights(autoencoder)
+    inner_config = _autoencoder_config(autoencoder)
+    report("export", note=f"reading {uri}, writing {output}")
+    inner = _autoencoder_weights(autoencoder)
     files = _files(autoencoder, inner_config, inner)
     if calm:
         weights = load_weights(calm) | {AUTOENCODER_PREFIX + name: value for name, value in inner.items()}

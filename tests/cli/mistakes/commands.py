@@ -22,6 +22,7 @@ def _leave(folder: Path) -> None:
 def _folder_of_another_library(folder: Path) -> None:
     (folder / "public").mkdir()
     (folder / "public" / "config.json").write_text("{}")
+    (folder / "public" / "model.safetensors").write_bytes(b"")
 
 
 _NO_COMMAND = "no such command of `calm`; "
@@ -108,6 +109,10 @@ OPTIONS = [
 
 ARGUMENTS = [
     Mistake("a run that is not there", ("runs", "7"), ("7: no run has this number", "`calm runs` lists them")),
+    _usage("help of a command behind a mistake", ("run", "--zzz", "--help"), "--zzz: no such option of `calm run`"),
+    _usage("mixture without weights", ("data", "mix", "a", "--output", "o"), "a: give each dataset its weight"),
+    _usage("comparing nothing", ("compare", ""), "EVALUATION: is empty; give it a value"),
+    _usage("mixture of nothing", ("data", "mix", "", "--output", "o"), "URI=WEIGHT: is empty; give it a value"),
     _usage("argument that is missing", ("inspect",), "`calm inspect`: URI is missing (Folder of the artifact)"),
     _usage("empty argument", ("inspect", ""), "URI: is empty; give it a value"),
     _usage("one argument too many", ("inspect", "a", "b"), "b: `calm inspect` does not take this", "it takes one URI"),
@@ -184,6 +189,18 @@ GENERATE = [
         "standard input (-) is named twice",
         stdin=b"a",
     ),
+    Mistake(
+        "prompt of too many tokens",
+        ("generate", "--model", "{calm}"),
+        ("prompt 1: has ", " tokens, and at most 131,072 are read; give its end"),
+        stdin=b"0 1 2 3 4 5 6 7 8 9 " * 20_000,
+    ),
+    _usage(
+        "standard input beyond reason",
+        ("generate", "--model", "{calm}"),
+        "standard input: has more than 16,777,216 bytes; give the end of the prompt",
+        stdin=bytes(20 << 20),
+    ),
     _usage(
         "standard input that is no text",
         ("generate", "-"),
@@ -224,7 +241,7 @@ GENERATE = [
     Mistake(
         "another library's checkpoint as a model",
         ("generate", "a", "--model", "public"),
-        ("public: is a checkpoint of another library; `calm import`",),
+        ("public: is a public checkpoint; make artifacts of it with `calm import`",),
         arrange=_folder_of_another_library,
     ),
     _usage(
@@ -248,7 +265,7 @@ STAGES = [
     ),
     Mistake(
         "training on a model",
-        ("train", "calm", "--dataset", "{calm}", "--output", "o"),
+        ("train", "autoencoder", "--dataset", "{calm}", "--output", "o"),
         ("{calm}: is a calm artifact, a dataset or mixture",),
     ),
     Mistake(

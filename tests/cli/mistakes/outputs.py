@@ -11,7 +11,7 @@ _PREPARE = ("prepare", "--source", "texts.jsonl", "--output")
 _TRAIN = ("train", "autoencoder", "--dataset", "{dataset}", "--output")
 _EVALUATE = ("evaluate", "{calm}", "--autoencoder", "{autoencoder}", "--dataset", "{dataset}", "--output")
 _REGISTER = ("register", "{calm}", "--autoencoder", "{autoencoder}", "--evaluation", "{evaluation}", "--output")
-_MIX = ("data", "mix", "{dataset}=1", "--output")
+_MIX = ("data", "mix", "{dataset}=1", "twin=1", "--output")
 _EXPORT = ("export", "{calm}", "--autoencoder", "{autoencoder}", "--output")
 _IMPORT = ("import", "public/autoencoder", "--output")
 _COMMANDS = {command[0]: command for command in (_PREPARE, _TRAIN, _EVALUATE, _REGISTER, _MIX, _EXPORT)}
@@ -42,10 +42,15 @@ def _export_of_another(folder: Path) -> None:
     export_checkpoint(_artifact(folder, "autoencoder"), str(folder / "out"))
 
 
+def _twin(folder: Path) -> None:
+    """A second dataset to mix, which other commands do not look at."""
+    shutil.copytree(_artifact(folder, "dataset"), folder / "twin")
+
+
 def _mixture_of_other_weights(folder: Path) -> None:
     from calm_core.data.mixture import mix_datasets
 
-    shutil.copytree(_artifact(folder, "dataset"), folder / "twin")
+    _twin(folder)
     mix_datasets({_artifact(folder, "dataset"): 1, str(folder / "twin"): 2}, str(folder / "out"))
 
 
@@ -86,6 +91,7 @@ MISTAKES = [
             (*command, "out", *flag),
             ("out: holds other files (notes.txt); name another output, a new or an empty folder",),
             files=_NOTES,
+            arrange=_twin,
         )
         for name, command in _COMMANDS.items()
         for flag in ((), ("--overwrite",))
@@ -96,6 +102,7 @@ MISTAKES = [
             (*command, "{transformer}", "--overwrite"),
             ("transformer: holds an artifact of kind transformer, not ", "; name another output"),
             files=_TEXTS,
+            arrange=_twin,
         )
         for name, command in _COMMANDS.items()
     ),
@@ -117,6 +124,7 @@ MISTAKES = [
             (*command, "{dataset}/deep/out"),
             ("dataset/deep/out: lies inside the artifact", "dataset; name another output"),
             files=_TEXTS,
+            arrange=_twin,
         )
         for name, command in _COMMANDS.items()
     ),
@@ -144,7 +152,7 @@ MISTAKES = [
         )
     ),
     Mistake("output is no storage", (*_TRAIN, "nope://a/b"), ("nope://a/b: cannot be used",)),
-    Mistake("output without a name", (*_TRAIN, ""), ("is empty; name a file or folder",)),
+    Mistake("output without a name", (*_TRAIN, ""), ("--output: is empty",), exit_code=2),
     Mistake(
         "prepare over its own dataset with other texts",
         ("prepare", "--source", "more.jsonl", "--output", "out"),
@@ -200,6 +208,7 @@ MISTAKES = [
         "mix over one of the datasets",
         (*_MIX, "{dataset}", "--overwrite"),
         ("dataset: is an input of what is to be written there; name another output",),
+        arrange=_twin,
     ),
     Mistake(
         "mix the same datasets with other weights",

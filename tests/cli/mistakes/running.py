@@ -49,7 +49,7 @@ MISTAKES = [
         "confidence (0.999)",
         "bootstrap_resamples to 2000",
     ),
-    _refused("temperature 0", "evaluation.temperature=0", "evaluation.temperature"),
+    _refused("texts at temperature 0", "evaluation.temperature=0", "evaluation.temperature"),
     _refused(
         "a prompt longer than is read", f"evaluation.prompts=['{'é' * 70_000}']", "evaluation.prompts.0", "131,072"
     ),
@@ -78,7 +78,7 @@ MISTAKES = [
     Mistake(
         "a source is missing",
         ("run", "--profile", _PROFILE, "--source", "nowhere/*.jsonl"),
-        ("nowhere/*.jsonl: no such file, since there is no folder nowhere",),
+        ("nowhere/*.jsonl: nothing matches, since there is no folder nowhere",),
     ),
     Mistake(
         "one of two sources is missing",

@@ -90,6 +90,7 @@ PROFILES = [
         "; did you mean my.yaml?",
         arrange=lambda folder: (folder / "my.yaml").touch(),
     ),
+    _named("a name with an ending", "tiny.yaml", "no such file in {folder}; did you mean tiny?"),
     _named("no such folder", "profiles/my.yaml", "no such file: there is no folder {folder}/profiles"),
     _named(
         "a folder",
