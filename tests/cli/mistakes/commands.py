@@ -241,7 +241,7 @@ GENERATE = [
     Mistake(
         "another library's checkpoint as a model",
         ("generate", "a", "--model", "public"),
-        ("public: is a public checkpoint; make artifacts of it with `calm import`",),
+        ("public: is a checkpoint of another library; `calm import`",),
         arrange=_folder_of_another_library,
     ),
     _usage(
