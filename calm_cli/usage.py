@@ -51,11 +51,13 @@ class Command(TyperCommand):
     def _check(self, ctx: Any, given: dict[str, Any], order: Sequence[Any]) -> None:
         """Refuse options that are given twice, and values that are empty or another option's name."""
         names = set(_option_names(self, ctx))
-        for param in (param for param in order if param.nargs == 1 and not getattr(param, "is_flag", False)):
+        for param in (param for param in order if not getattr(param, "is_flag", False)):
             name, value = _name(param), given[param.name]
+            if param.nargs != 1 and not param.required:  # prompts, which are any text
+                continue
             if order.count(param) > 1 and not param.multiple:
                 raise ConfigError(f"{name}: is given {order.count(param)} times; give it once")
-            for text in value if isinstance(value, list) else [value]:
+            for text in value if isinstance(value, list | tuple) else [value]:
                 if text == "":
                     raise ConfigError(
                         f"{name}: is empty; give it a value{'' if param.required else ', or leave it out'}"

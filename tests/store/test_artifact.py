@@ -186,7 +186,9 @@ def test_another_schema_version_is_refused_as_such_and_not_as_damage(
     """A folder written by newer code must not be called damaged: the advice would be to delete it."""
     path = folder / MANIFEST_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 3} | other_fields))
-    with pytest.raises(ArtifactError, match=r"manifest\.json: schema version 3, this code reads 2"):
+    with pytest.raises(
+        ArtifactError, match=r"manifest\.json: was written by a newer version .*schema 3.* up to 2\); update"
+    ):
         Artifact(str(folder), KIND)
 
 
@@ -597,7 +599,7 @@ def test_a_store_that_denies_access_is_refused_before_the_work(s3_place: str, mo
     write(f"{s3_place}/artifact")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(StorageError, match=rf"{s3_place}/artifact.*: access is denied"):
+    with pytest.raises(StorageError, match=rf"{s3_place}/artifact.*denies access"):
         writer_of(f"{s3_place}/artifact").check()
     s3fs.S3FileSystem.clear_instance_cache()
 

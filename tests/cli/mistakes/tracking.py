@@ -5,6 +5,7 @@ import http.server
 import os
 import shutil
 import socket
+import socketserver
 import sqlite3
 import tempfile
 import threading
@@ -48,6 +49,14 @@ def _listener() -> socket.socket:
 
 def _silent() -> str:
     return f"http://127.0.0.1:{_listener().getsockname()[1]}"
+
+
+@functools.cache
+def _closing() -> str:
+    """The URL of a server that ends every connection at once; it ends with the tests."""
+    server = socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_address[1]}"
 
 
 @functools.cache
@@ -169,6 +178,7 @@ MISTAKES: list[Mistake] = [
     _uri("nothing listens, to read", _DEAD, "nothing listens there", command=GENERATE),
     _uri("a single stage", _DEAD, "nothing listens there", command=TRAIN),
     _uri("never answers", _silent, "MLflow does not answer (no answer in time)"),
+    _uri("ends every connection", _closing, "MLflow does not answer (it ends the connection)"),
     _uri("another server", functools.partial(_server, 404), _NO_MLFLOW, "(HTTP 404)"),
     _uri("answers everything", functools.partial(_server, 200), _NO_MLFLOW, "(HTTP 200)"),
     _uri("other JSON", functools.partial(_server, 200, '{"status": "up"}'), _NO_MLFLOW),
