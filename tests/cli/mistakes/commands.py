@@ -271,7 +271,7 @@ STAGES = [
         ("register", "{calm}", "--evaluation", "{dataset}", "--output", "o"),
         ("is a dataset artifact, a evaluation",),
     ),
-    Mistake("comparing models", ("compare", "{calm}", "{transformer}"), ("{calm}: is a calm artifact, a evaluation",)),
+    Mistake("comparing models", ("compare", "{calm}", "{transformer}"), ("{calm}: is a calm artifact, an evaluation",)),
     Mistake(
         "exporting a Transformer",
         ("export", "{transformer}", "--output", "o"),
