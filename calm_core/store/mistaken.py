@@ -52,8 +52,8 @@ def _why_not(uri: str, kinds: dict[str, bool], name: str) -> str:
     if any(_PARTS.fullmatch(part) for part in kinds):
         whole = uri.rstrip("/").removesuffix(".parts")
         return f"holds the parts of a dataset; the dataset is {whole} once `calm prepare` has finished"
-    if "config.json" in kinds and any(_WEIGHTS.fullmatch(file) for file in kinds):
-        return "is a public checkpoint; make artifacts of it with `calm import`"
+    if "config.json" in kinds or any(_WEIGHTS.fullmatch(file) for file in kinds):
+        return "is a checkpoint of another library; `calm import` makes artifacts of a public CALM model"
     if any(_OF_CHECKPOINTS.fullmatch(file) for file in kinds):
         return "holds the checkpoints of a training, which are no artifact; name what `calm train --output` has written"
     inner = [folder for folder, is_folder in list(kinds.items())[:_MOST_FOLDERS] if is_folder]
