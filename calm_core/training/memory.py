@@ -54,7 +54,7 @@ def require_memory(who: str, parameters: int, ranks: int, ranks_here: int, devic
         memory, place = torch.cuda.get_device_properties(device).total_memory, "each GPU"
     else:
         needed, memory, place = needed * ranks_here, machine_bytes(), "this machine"
-        if ranks_here * BYTES_PER_RANK > memory:
+        if ranks_here > 1 and ranks_here * BYTES_PER_RANK > memory:
             raise ConfigError(
                 f"{who}{ranks_here:,} processes take {ranks_here * BYTES_PER_RANK / 2**30:,.1f} GiB or more, {place} "
                 f"has {memory / 2**30:,.1f} GiB; lower processes"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,9 +55,10 @@ def commands(
     small = [*settings("autoencoder", *TRAINING), "--dataset", dataset_uri]
     alike = [*settings("evaluation", *EVALUATION), "--dataset", dataset_uri]
     scores = ["--evaluation", evaluation_uri, "--autoencoder", model_uris[0]]
+    copy = shutil.copytree(dataset_uri, str(tmp_path / "copy"))
     return {
         "prepare": ("dataset", ["prepare", *text, "--set", "data.validation_fraction=0.5"]),
-        "mix": ("mixture", ["data", "mix", f"{dataset_uri}=1"]),
+        "mix": ("mixture", ["data", "mix", f"{dataset_uri}=1", f"{copy}=1"]),
         "train": ("autoencoder", ["train", "autoencoder", *small]),
         "evaluate": ("evaluation", ["evaluate", transformer_uri, *alike]),
         "register": ("registration", ["register", model_uris[1], *scores]),
@@ -162,11 +164,14 @@ def test_what_is_only_looked_at_is_one_document_too(
 def test_a_mixture_is_verified_with_its_datasets(
     dataset_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("data", "mix", f"{dataset_uri}=1", "--output", f"{tmp_path}/mixture") == 0
+    copy = shutil.copytree(dataset_uri, str(tmp_path / "copy"))
+    assert call("data", "mix", f"{dataset_uri}=1", f"{copy}=1", "--output", f"{tmp_path}/mixture") == 0
     capfd.readouterr()
     assert call("verify", f"{tmp_path}/mixture", "--json") == 0
     document = strict(capfd.readouterr().out)
-    assert document["kind"] == "mixture" and document["datasets"][0]["uri"].endswith(dataset_uri)
+    assert document["kind"] == "mixture"
+    for part, uri in zip(document["datasets"], (dataset_uri, copy), strict=True):
+        assert part["kind"] == "dataset" and part["uri"].endswith(uri)
 
 
 @pytest.mark.parametrize(

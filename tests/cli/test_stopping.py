@@ -173,7 +173,7 @@ def test_a_run_stops(number: signal.Signals, tmp_path: Path) -> None:
         os.killpg(program.process.pid, number)
         exit_code, error = program.ended()
     assert exit_code == 128 + number
-    [line] = error.splitlines()
+    line = error.splitlines()[-1]
     assert line.startswith("stopped (")
     assert "run the same command again: finished stages come from the cache" in line
     assert statuses(tmp_path) <= {"KILLED", "FINISHED"}

@@ -213,7 +213,7 @@ def test_what_cannot_be_loaded_once_it_is_registered_is_withdrawn(
         return made
 
     monkeypatch.setattr(mlflow, "register_model", register_and_lose)
-    with pytest.raises(CalmError, match=r"^models:/lost/1: cannot be loaded"):
+    with pytest.raises(CalmError, match=r"^models:/lost/1: its files are gone"):
         register_model(RegistryConfig(model_name="lost"), model_uris[1], evaluation_uri, str(tmp_path / "out"))
     assert numbers("lost") == []
 

@@ -37,6 +37,13 @@ def test_what_fits_to_the_byte_is_made_and_a_byte_less_refuses_it(monkeypatch: p
         memory.made(small, CPU)
 
 
+def test_more_processes_than_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 8 * memory.BYTES_PER_RANK)
+    memory.require_memory("calm: ", 1, ranks=8, ranks_here=8, device=CPU)
+    with pytest.raises(ConfigError, match=r"^calm: 9 processes take 1.1 GiB or more, .* lower processes$"):
+        memory.require_memory("calm: ", 1, ranks=9, ranks_here=9, device=CPU)
+
+
 def test_counting_takes_no_random_numbers() -> None:
     torch.manual_seed(3)
     plain = small().state_dict()

@@ -20,7 +20,8 @@ def _damage_held_out_text(folder: Path) -> None:
 
 def _mix_and_lose(folder: Path) -> None:
     dataset = _artifact(folder, "dataset")
-    mix_datasets({str(dataset): 1.0}, str(folder / "mixture"))
+    copy = shutil.copytree(dataset, folder.parent / "copy")
+    mix_datasets({str(dataset): 1.0, str(copy): 1.0}, str(folder / "mixture"))
     shutil.rmtree(dataset)
 
 
