@@ -13,7 +13,6 @@ from calm_core.errors import CalmError, ConfigError
 from calm_core.store import storage
 from pipelines.local.home import HOME_VARIABLE, Home
 
-_ATTEMPTS_VARIABLE, _ATTEMPTS = "AWS_MAX_ATTEMPTS", "2"
 _COMPILERS = ("c++", "g++", "clang++")
 _THREADS = "OMP_NUM_THREADS"
 _FILES, _FILES_AT_A_TIME = 1000, 16  # whose sizes are asked for
@@ -67,16 +66,10 @@ def _check_sources(config: Config) -> int:
     from calm_core.data.sources.check import check_sources
     from calm_core.data.sources.files import files_by_source
 
-    patient = os.environ.get(_ATTEMPTS_VARIABLE)
-    os.environ[_ATTEMPTS_VARIABLE] = patient or _ATTEMPTS  # a store that is not there is told at once
-    try:
-        check_sources(config.data)
-        files = chain.from_iterable(files_by_source(config.data).values())
-        with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
-            return sum(pool.map(storage.size, islice((file for file in files if file.endswith(_TEXT)), _FILES)))
-    finally:
-        if patient is None:
-            del os.environ[_ATTEMPTS_VARIABLE]
+    check_sources(config.data)
+    files = chain.from_iterable(files_by_source(config.data).values())
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        return sum(pool.map(storage.size, islice((file for file in files if file.endswith(_TEXT)), _FILES)))
 
 
 def _check_tokenizer(config: Config, tell: Callable[[str], None]) -> int:
