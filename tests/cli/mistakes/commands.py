@@ -111,7 +111,7 @@ ARGUMENTS = [
     Mistake("a run that is not there", ("runs", "7"), ("7: no run has this number", "`calm runs` lists them")),
     _usage("help of a command behind a mistake", ("run", "--zzz", "--help"), "--zzz: no such option of `calm run`"),
     _usage("mixture without weights", ("data", "mix", "a", "--output", "o"), "a: give each dataset its weight"),
-    _usage("comparing nothing", ("compare", ""), "EVALUATION: is empty; give it a value"),
+    _usage("comparing an empty name", ("compare", ""), "EVALUATION: is empty; give it a value"),
     _usage("mixture of nothing", ("data", "mix", "", "--output", "o"), "URI=WEIGHT: is empty; give it a value"),
     _usage("argument that is missing", ("inspect",), "`calm inspect`: URI is missing (Folder of the artifact)"),
     _usage("empty argument", ("inspect", ""), "URI: is empty; give it a value"),
