@@ -15,6 +15,7 @@ from calm_cli.options import DEFAULT_MODEL, AutoencoderOption
 from calm_cli.screen import Screen
 from calm_core.config.evaluation import MIN_TEMPERATURE
 from calm_core.errors import CalmError, ConfigError
+from calm_core.generation.arguments import MAX_SEED
 from calm_core.shown import redacted, shortened, visible
 from calm_core.telemetry.mlflow_run import REGISTERED
 from pipelines.local.home import Home
@@ -22,7 +23,6 @@ from pipelines.local.home import Home
 if TYPE_CHECKING:
     from calm_core.generation.text import TextGenerator
 
-_MAX_SEED = 2**63 - 1
 _LONGEST_INPUT = 16 << 20
 """Bytes of a prompt; a model reads some 100,000 tokens."""
 
@@ -76,8 +76,8 @@ def generate(
       echo "The climate of" | calm generate
     """
     texts = _texts(prompts)
-    if seed > _MAX_SEED:
-        raise ConfigError(f"--seed {seed}: expected at most {_MAX_SEED}")
+    if seed > MAX_SEED:
+        raise ConfigError(f"--seed {seed}: expected at most {MAX_SEED}")
     for number, text in enumerate(stop or (), 1):
         _require_text(f"--stop {number}", text)
     screen = Screen(stderr=True)

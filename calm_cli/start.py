@@ -11,8 +11,8 @@ _OURS = ("calm_", "components", "pipelines")  # missing, these are a fault of th
 
 def main() -> None:
     """Run the command line; the bare library comes without what it needs."""
+    open_streams()  # before what opens files, which would take the place of a closed one
     with Ending().listening():
-        open_streams()
         try:
             try:
                 _main()
