@@ -307,8 +307,10 @@ class ArtifactWriter(Generic[FactsT]):
         return manifest
 
     def _unfinished_kind(self) -> str:
-        told = storage.read(storage.child(self.uri, UNFINISHED_NAME), 0, 64).decode(errors="replace")
-        return told.strip("\0") or self._kind  # a machine that lost its power may have left it empty
+        told = b""
+        with suppress(*_NO_FILE):  # another writer has finished since
+            told = storage.read(storage.child(self.uri, UNFINISHED_NAME), 0, 64)
+        return told.decode(errors="replace").strip("\0") or self._kind  # after a loss of power it may be empty
 
     def _refuse_kind(self, kind: str) -> None:
         if kind != self._kind:
