@@ -15,6 +15,9 @@ from calm_core.errors import Stopped
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "the terminal was closed"}
 _SECONDS = 5.0
 """What Python's own end may take, and a library's code before it lets a signal be seen."""
+_AT_ONCE = 1.0
+"""Seconds in which a signal that is no Ctrl-C is the same request again: both the shell and the system tell of a closed
+terminal."""
 
 
 class Ending:
@@ -26,6 +29,7 @@ class Ending:
 
     def __init__(self) -> None:
         self._asked = self._seen = 0
+        self._same_until = 0.0
         self._is_over = False
 
     @contextmanager
@@ -49,8 +53,11 @@ class Ending:
             raise
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._asked += 1
         self._seen += 1
+        if number != signal.SIGINT and time.monotonic() < self._same_until:
+            return
+        self._asked += 1
+        self._same_until = time.monotonic() + _AT_ONCE
         if self._is_over or self._asked > 2:
             _end_now(number)
         raise Stopped(number)
@@ -59,6 +66,7 @@ class Ending:
         """Send a signal again that came where Python raises nothing, e.g. while an object was removed."""
         if isinstance(unraisable.exc_value, Stopped):
             self._asked -= 1
+            self._same_until = 0.0
             threading.Timer(0.1, os.kill, (os.getpid(), unraisable.exc_value.signal_number)).start()
         else:
             sys.__unraisablehook__(unraisable)

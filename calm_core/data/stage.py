@@ -29,13 +29,12 @@ from calm_core.errors import ArtifactError, CalmError, ConfigError, Stopped
 from calm_core.store import storage
 from calm_core.store.artifact import UNFINISHED_NAME, Artifact, ArtifactWriter, is_artifact
 from calm_core.store.facts import DatasetFacts, Facts, TokenizerFacts
-from calm_core.telemetry.processes import PARENT_VARIABLE, end_with_parent, killed_by
+from calm_core.telemetry.processes import PARENT_VARIABLE, SIGNALLED, end_with_parent, killed_by
 
 _PLAN = "plan"
 _PARTS = re.compile(r"(?:scan|shards)-\d{5,}|duplicates|tokenizer")
 _PARTS_AT_A_TIME = 16
 _OF_THE_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # they come to all its processes; the first one ends the others
-_SHELL = 128
 _SECONDS = 5.0  # for a process to leave no file half-written
 
 
@@ -211,6 +210,6 @@ def _begin() -> None:
     """Begin a process of the pool: it ends with its parent; asked to end, it leaves no file half-written."""
     for number in _OF_THE_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_SHELL + number))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(SIGNALLED + number))
     os.environ.pop(PARENT_VARIABLE, None)  # of whoever has started the process that has started this one
     end_with_parent(lambda: os.kill(os.getpid(), signal.SIGKILL))

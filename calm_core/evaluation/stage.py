@@ -22,9 +22,7 @@ from calm_core.generation.text import Sampling
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import (
     CalmFacts,
-    DatasetFacts,
     EvaluationFacts,
-    MixtureFacts,
     ModelFacts,
     References,
     TextSample,
@@ -68,16 +66,13 @@ def evaluate(
     settings = config.model_dump(mode="json") | {"seed": seed}
     artifact = Artifact(model_uri, *SCORED)
     with Stage(stage_name(artifact.facts.kind), settings) as stage:
-        dataset_digest = Artifact(dataset_uri, DatasetFacts, MixtureFacts).digest
-        known = {artifact.facts.kind: artifact.digest, "dataset": dataset_digest}
+        dataset = check_inputs(dataset_uri, model_uri, autoencoder_uri)
+        interval = config.interval(_chunk_size(artifact.facts), dataset.sequence_length)
+        known = {artifact.facts.kind: artifact.digest, "dataset": dataset.digest}
         ArtifactWriter(output_uri, EvaluationFacts, settings, known, overwrite=overwrite).check()
         stage.begin()
-        dataset = open_dataset(dataset_uri, "validation")
-        _require_same_tokenizer(artifact, dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         scored = SCORED[type(artifact.facts)](artifact, autoencoder_uri, device)
-        require_whole_chunks(dataset, scored.chunk_size)
-        interval = config.interval(scored.chunk_size, dataset.sequence_length)
         evaluator = Evaluator(config, dataset, interval, scored.chunk_size, seed, device, stage)
         evaluator.require_positions()
         facts = _measure(evaluator, scored, dataset_uri)
@@ -96,11 +91,14 @@ def evaluate(
     return evaluation
 
 
-def check_inputs(dataset_uri: str, model_uri: str, autoencoder_uri: str = "") -> None:
+def check_inputs(dataset_uri: str, model_uri: str, autoencoder_uri: str = "") -> Dataset:
     """Refuse inputs that are missing or do not belong together, before a model is loaded.
 
     Args:
         dataset_uri, model_uri, autoencoder_uri: As of `evaluate`.
+
+    Returns:
+        The held-out split.
 
     Raises:
         CalmError: They are unusable.
@@ -110,12 +108,15 @@ def check_inputs(dataset_uri: str, model_uri: str, autoencoder_uri: str = "") ->
         autoencoder_of(Artifact(model_uri, CalmFacts), autoencoder_uri)
     elif autoencoder_uri:
         raise ConfigError(f"{model_uri}: is a {model.facts.kind}, which has no autoencoder; leave out autoencoder_uri")
-    _require_same_tokenizer(model, open_dataset(dataset_uri, "validation"))
-
-
-def _require_same_tokenizer(model: Artifact[ModelFacts], dataset: Dataset) -> None:
+    dataset = open_dataset(dataset_uri, "validation")
     if model.entry(TOKENIZER_NAME).sha256 != dataset.tokenizer_sha256:
         raise ArtifactError(f"{model.uri}: was trained with another tokenizer than that of the dataset {dataset.uri}")
+    require_whole_chunks(dataset, _chunk_size(model.facts))
+    return dataset
+
+
+def _chunk_size(facts: ModelFacts) -> int:
+    return facts.chunk_size if isinstance(facts, CalmFacts) else 1
 
 
 def _measure(evaluator: Evaluator, scored: Scored, dataset_uri: str) -> EvaluationFacts:

@@ -19,12 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from calm_core.errors import ArtifactError, StorageError
 from calm_core.store import storage
 from calm_core.store.code_version import code_version
+from calm_core.store.facts import MANIFEST_NAME as MANIFEST_NAME
 from calm_core.store.facts import ORIGIN, TIMING, Count, Facts, FilePath, Sha256
+from calm_core.store.facts import UNFINISHED_NAME as UNFINISHED_NAME
 from calm_core.store.mistaken import why_no_artifact, with_article
-
-MANIFEST_NAME = "manifest.json"
-UNFINISHED_NAME = ".calm-unfinished"
-"""Lies beside the files of an artifact until its manifest does; holds its kind."""
 
 _LARGEST_MANIFEST = 128 << 20  # bytes: some 600,000 files
 _COPIES = 16  # at a time
@@ -307,8 +305,10 @@ class ArtifactWriter(Generic[FactsT]):
         return manifest
 
     def _unfinished_kind(self) -> str:
-        told = storage.read(storage.child(self.uri, UNFINISHED_NAME), 0, 64).decode(errors="replace")
-        return told.strip("\0") or self._kind  # a machine that lost its power may have left it empty
+        told = b""
+        with suppress(*_NO_FILE):  # another writer has finished since
+            told = storage.read(storage.child(self.uri, UNFINISHED_NAME), 0, 64)
+        return told.decode(errors="replace").strip("\0") or self._kind  # after a loss of power it may be empty
 
     def _refuse_kind(self, kind: str) -> None:
         if kind != self._kind:

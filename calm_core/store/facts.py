@@ -13,6 +13,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from calm_core.store.storage import is_plain_path
 
+MANIFEST_NAME = "manifest.json"
+UNFINISHED_NAME = ".calm-unfinished"
+"""Lies beside the files of an artifact until its manifest does; holds its kind."""
+
 Part = Literal["results", "origins", "timings"]
 ORIGIN: Part = "origins"
 TIMING: Part = "timings"

@@ -3,8 +3,8 @@
 import re
 
 from calm_core.store import nearby, storage
+from calm_core.store.facts import MANIFEST_NAME, UNFINISHED_NAME
 
-_MANIFEST, _UNFINISHED = "manifest.json", ".calm-unfinished"
 _WEIGHTS = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)(\.index\.json)?")
 _PARTS = re.compile(r"(scan|shards)-\d{5}")
 _OF_RUNS = {"mlflow.db", "mlartifacts", "pipeline"}
@@ -33,18 +33,18 @@ def why_no_artifact(uri: str, expected: str) -> str:
     if not storage.exists(uri):
         return f"{uri}: {name} is missing, no such folder; {nearby.hint(uri)}"
     if not storage.is_folder(uri):
-        if uri.rstrip("/").endswith(f"/{_MANIFEST}"):
+        if uri.rstrip("/").endswith(f"/{MANIFEST_NAME}"):
             return f"{uri}: is the manifest alone; name its folder, {uri.rpartition('/')[0]}"
-        return f"{uri}: is a file; {name} is a folder with a {_MANIFEST}"
+        return f"{uri}: is a file; {name} is a folder with a {MANIFEST_NAME}"
     kinds = storage.kinds_in(uri)
     return f"{uri}: {_why_not(uri, kinds, name)}"
 
 
 def _why_not(uri: str, kinds: dict[str, bool], name: str) -> str:
-    if kinds.get(_MANIFEST):
-        return f"its {_MANIFEST} is a folder; name another folder"
-    if _UNFINISHED in kinds:
-        return f"{name} is half-written (its stage did not finish): no {_MANIFEST}; run its stage again"
+    if kinds.get(MANIFEST_NAME):
+        return f"its {MANIFEST_NAME} is a folder; name another folder"
+    if UNFINISHED_NAME in kinds:
+        return f"{name} is half-written (its stage did not finish): no {MANIFEST_NAME}; run its stage again"
     if not kinds:
         return f"{name} is missing, the folder is empty; name another one, or run its stage"
     if _OF_RUNS & kinds.keys():
@@ -57,14 +57,16 @@ def _why_not(uri: str, kinds: dict[str, bool], name: str) -> str:
     if any(_OF_CHECKPOINTS.fullmatch(file) for file in kinds):
         return "holds the checkpoints of a training, which are no artifact; name what `calm train --output` has written"
     inner = [folder for folder, is_folder in list(kinds.items())[:_MOST_FOLDERS] if is_folder]
-    if found := [folder for folder in inner if storage.exists(storage.join(uri, folder, _MANIFEST))]:
+    if found := [folder for folder in inner if storage.exists(storage.join(uri, folder, MANIFEST_NAME))]:
         told = ", ".join(storage.join(uri, folder) for folder in found[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         return f"is no artifact, but holds some; name one of {told}{more}"
     files = [file for file, is_folder in kinds.items() if not is_folder]
     if files and all(_TEXT.fullmatch(file) and not _SHARD.fullmatch(file) for file in files):
-        return f"{nearby.holds(kinds)}, files of text and no {_MANIFEST}; make a dataset of them with `calm prepare`"
+        return (
+            f"{nearby.holds(kinds)}, files of text and no {MANIFEST_NAME}; make a dataset of them with `calm prepare`"
+        )
     return (
-        f"{name} is half-written (its stage did not finish), or another folder is meant: no {_MANIFEST}, it "
+        f"{name} is half-written (its stage did not finish), or another folder is meant: no {MANIFEST_NAME}, it "
         f"{nearby.holds(kinds)}; name another folder, or run its stage again"
     )

@@ -9,7 +9,6 @@ from calm_core.errors import CalmError
 from calm_core.shown import shortened
 from calm_core.store import storage
 
-_AROUND = " \t\"'`\u2018\u2019\u201c\u201d"  # what comes along when a path is copied
 _MOST_PARENTS, _MOST_NAMES, _SHOWN = 32, 10_000, 4
 _VARIABLE = re.compile(r"\$\{?\w+\}?|%\w+%")
 
@@ -23,7 +22,7 @@ def hint(uri: str) -> str:
     Returns:
         A sentence such as "did you mean out/dataset?", or "texts holds a.csv and b.csv"; never empty.
     """
-    plain = uri.strip(_AROUND)
+    plain = uri.strip(storage.AROUND)
     try:
         if storage.exists(uri):
             return "it is a file; name its folder"

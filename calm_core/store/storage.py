@@ -45,7 +45,7 @@ _LOCAL_SCHEMES, _WITHOUT_HOST = ("file", "local"), ("file", "local", "memory")
 _OBJECT_STORES = ("s3", "s3a")
 _ONE_SLASH = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)(.*)", re.DOTALL | re.IGNORECASE)
 _OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-_AROUND = " \t\"'`\u2018\u2019\u201c\u201d"  # what comes along when a path is copied
+AROUND = " \t\"'`\u2018\u2019\u201c\u201d"  # what comes along when a path is copied
 _FIRST_ANSWER_SECONDS = 4
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
 _LONGEST_PATH = 1024
@@ -100,7 +100,7 @@ def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
 
 def _refuse_slips(uri: str) -> None:
     """Raise a StorageError for what is a path on paper alone: nobody has such a folder, but it would be made."""
-    plain = uri.strip(_AROUND)
+    plain = uri.strip(AROUND)
     if plain != uri and _URL.fullmatch(plain) and not _URL.fullmatch(uri):
         raise StorageError(f"{uri!a:.300}: has spaces or quotes around it; write {plain}")
     if (slip := _ONE_SLASH.match(uri)) and slip[1].lower() in known_implementations:

@@ -11,7 +11,8 @@ from pathlib import Path
 PARENT_VARIABLE = "CALM_PARENT_PID"
 """Who starts a process that calls `end_with_parent` says here who it is: it may be gone before the process can look."""
 _PARENT_SECONDS = 1.0  # between two looks at whether the parent is there
-_SHELL = 128  # a shell ends with this much more than the signal that has ended its command
+SIGNALLED = 128
+"""A shell, and we, end with this much more than the signal that has ended a command."""
 
 
 def killed_by(exit_code: int) -> str:
@@ -20,7 +21,7 @@ def killed_by(exit_code: int) -> str:
     Args:
         exit_code: As `subprocess` tells it, or as a shell does of its command.
     """
-    number = -exit_code if exit_code < 0 else exit_code - _SHELL
+    number = -exit_code if exit_code < 0 else exit_code - SIGNALLED
     if number not in {*signal.Signals}:
         return ""
     name = signal.Signals(number).name

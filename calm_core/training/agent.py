@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from calm_core.errors import EXIT_INTERRUPTED
-from calm_core.telemetry.processes import PARENT_VARIABLE, end_with_parent
+from calm_core.telemetry.processes import PARENT_VARIABLE, SIGNALLED, end_with_parent
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         # What the other ranks meet when one is killed, e.g. a lost connection, follows from it.
         codes = [failure.exitcode for failure in sorted(error.failures.values(), key=lambda one: one.timestamp)]
         first = next((code for code in codes if code < 0 and code != -signal.SIGTERM), codes[0])
-        return 128 - first if first < 0 else first
+        return SIGNALLED - first if first < 0 else first
     return 0
 
 

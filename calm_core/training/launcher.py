@@ -75,8 +75,8 @@ class Nodes:
 class TorchrunLauncher:
     """torchrun on this machine: one rank a GPU, or one on CPU; what it says goes to standard error.
 
-    The first SIGTERM, SIGINT or SIGHUP is passed on, so that the ranks save a checkpoint before they end; a second one
-    ends them as they are.
+    The first SIGTERM, SIGINT or SIGHUP is passed on, so that the ranks save a checkpoint before they end; Ctrl-C after
+    that ends them as they are.
 
     Args:
         nodes: The machines that share the job; None for this one alone.
@@ -147,20 +147,24 @@ def _recorded(error_file: Path) -> str:
 
 @contextmanager
 def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass a request to stop on to a process, as SIGTERM, while the block lasts; a second one kills it.
+    """Pass a request to stop on to a process, as SIGTERM, while the block lasts; Ctrl-C after that kills it.
+
+    Another SIGTERM or SIGHUP does not: whoever sends those may send them twice, e.g. the shell and the system where a
+    terminal is closed.
 
     Raises:
-        Stopped: There was a second one.
+        Stopped: Somebody does not want to wait.
     """
     asked = False
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        if not asked:
+            asked = True
+            process.send_signal(signal.SIGTERM)
+        elif signum == signal.SIGINT:
             _kill_all(process.pid)
             raise Stopped(signum, "run the same command again to continue from the last checkpoint, if there is one")
-        asked = True
-        process.send_signal(signal.SIGTERM)
 
     before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
     for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

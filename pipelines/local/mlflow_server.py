@@ -10,8 +10,8 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from http.client import HTTPException
 from typing import IO
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from calm_core.errors import CalmError, Stopped
@@ -109,11 +109,11 @@ def _ended(exit_code: int, log: IO[bytes]) -> CalmError:
 
 
 def _answer(url: str) -> str:
-    """What a server says, empty if there is none."""
+    """What a web server says, empty if there is none."""
     try:
         with urlopen(url, timeout=_ANSWER_SECONDS) as answer:  # of this machine
             return str(answer.read(100).decode(errors="replace"))
-    except (URLError, OSError, ValueError):
+    except (OSError, ValueError, HTTPException):  # what answers may speak anything
         return ""
 
 

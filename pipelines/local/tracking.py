@@ -107,7 +107,8 @@ def _follow(home: Home) -> None:
 def _is_of_a_home(location: object, home: Home) -> bool:
     """Whether a place of artifacts is that of a home, which may be no longer there."""
     folder = Path(unquote(urlsplit(str(location)).path))
-    is_home = not folder.exists() or (folder.parent / home.mlflow_database.name).exists()
+    # Of a Path, the question is an error where nothing may be read, as in the home of the user whose copy this is.
+    is_home = not os.path.exists(folder) or os.path.exists(folder.parent / home.mlflow_database.name)  # noqa: PTH110
     return str(location).startswith("file:") and folder.name == home.mlflow_artifacts.name and is_home
 
 

@@ -200,3 +200,21 @@ def test_a_signal_during_the_imports_is_one_line_too(tmp_path: Path) -> None:
         exit_code, error = program.ended()
     assert exit_code == 130
     assert error.splitlines() == ["stopped (Ctrl-C); run the same command again to begin anew"]
+
+
+def test_a_closed_terminal_that_is_told_twice_is_one_request() -> None:
+    """The shell and the system both tell of it; what is open shall be closed nevertheless."""
+    code = (
+        "import time\nfrom calm_cli.stopping import Ending\n"
+        "with Ending().listening():\n try:\n  print('begun', flush=True)\n  time.sleep(60)\n"
+        " finally:\n  time.sleep(0.5)\n  print('closed', flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.1)  # long enough to be seen apart, as the second one may be
+    process.send_signal(signal.SIGHUP)
+    said, error = process.communicate(timeout=_SECONDS)
+    assert (process.returncode, said) == (128 + signal.SIGHUP, "closed\n")
+    assert error == "stopped (the terminal was closed); run the same command again to begin anew\n"

@@ -24,6 +24,7 @@ from calm_core.data.preparing.plan import plan_partitions
 from calm_core.data.preparing.tokenize import tokenize_partition
 from calm_core.data.preparing.train_tokenizer import train_tokenizer, training_texts
 from calm_core.data.reading.dataset import TokenDataset
+from calm_core.data.sources.check import check_sources
 from calm_core.data.sources.partitions import Partition
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, SourceError
@@ -197,6 +198,16 @@ def test_shards_have_the_asked_shape(tmp_path: Path) -> None:
             assert file.metadata.row_group(0).column(0).compression == "ZSTD"
             rows += shard.rows
         assert rows == counts.sequences > 0, split
+
+
+def test_sources_beyond_those_that_are_looked_at_may_hold_the_text(tmp_path: Path) -> None:
+    files = [tmp_path / f"{i:02d}.jsonl" for i in range(70)]  # more than 64
+    for file in files:
+        file.write_text('{"text": ""}\n')
+    empty = data_of(files[0]).model_copy(update={"sources": tuple(str(file) for file in files[:60])})
+    with pytest.raises(SourceError, match="nothing else in the sources"):
+        check_sources(empty)
+    check_sources(empty.model_copy(update={"sources": tuple(str(file) for file in files)}))
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,20 @@ def test_a_file_of_all_bad_lines_loses_none_however_it_is_cut(tmp_path: Path) ->
     assert reasons == {reason: 3 * count for reason, count in Counter(reason for _, reason in BAD_LINES).items()}
 
 
+@pytest.mark.parametrize(
+    ("line", "detail"),
+    [
+        (b'{"text": "a" "b"}', ""),
+        (b'{"text": "a",', "an object begins there and does not end in its line; write each one on a line"),
+        (b'["a",', "a list begins there; write one object a line"),
+    ],
+)
+def test_broken_json_says_what_it_may_be_a_part_of(line: bytes, detail: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(line + b"\r\n")
+    assert [document.detail for document in read_all(config_of(path))] == [detail]
+
+
 def test_deep_nesting_is_broken_json_and_no_crash(tmp_path: Path) -> None:
     """100,000 brackets are beyond any recursion limit."""
     path = tmp_path / "deep.jsonl"

@@ -21,6 +21,7 @@ from calm_core.evaluation.stage import evaluate
 from calm_core.models.transformer import Transformer
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import AutoencoderFacts, DatasetFacts, EvaluationFacts, TransformerFacts
+from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, parse
 from calm_core.weights.load import load_transformer
 
 Evaluation = Artifact[EvaluationFacts]
@@ -54,6 +55,20 @@ def test_a_finished_evaluation_can_be_run_again_and_is_not_lost_to_another_one(
     with pytest.raises(ArtifactError, match="holds another evaluation, of other settings or inputs"):
         evaluate_calm(dataset_uri, model_uris, Path(baseline.uri))
     assert Artifact(baseline.uri, EvaluationFacts).digest == baseline.digest
+
+
+def test_inputs_that_do_not_belong_together_are_refused_before_the_stage_begins(
+    dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PROGRESS_FILE_VARIABLE, str(tmp_path / "progress.jsonl"))
+    with pytest.raises(ConfigError, match="leaves no position to score in sequences of 32 tokens"):
+        evaluate_calm(dataset_uri, model_uris, tmp_path / "out", EvaluationConfig(position_interval=1000))
+    with ArtifactWriter(str(tmp_path / "other"), AutoencoderFacts, {}, {}) as writer:
+        writer.facts = Artifact(model_uris[0], AutoencoderFacts).facts
+    with pytest.raises(ArtifactError, match="was trained on another autoencoder"):
+        evaluate_calm(dataset_uri, (str(tmp_path / "other"), model_uris[1]), tmp_path / "out")
+    events = [parse(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert [event.state for event in events] == ["failed", "failed"]
 
 
 def test_every_number_has_its_interval_and_its_protocol(evaluation: Evaluation) -> None:

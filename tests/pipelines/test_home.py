@@ -104,3 +104,13 @@ def test_a_file_that_is_no_database_is_one_line(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "home" / "mlflow.db").write_bytes(b"something else, long enough to be looked at" * 100)
     with pytest.raises(CalmError, match=r"mlflow.db: cannot be used \(file is not a database\).*move it away"):
         begin(tmp_path / "home", monkeypatch)
+
+
+def test_a_copy_of_a_home_that_may_not_be_looked_at_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of another user; here the system refuses the look since the name is too long for it."""
+    home = begin(tmp_path / "home", monkeypatch)
+    with sqlite3.connect(home.mlflow_database) as database:
+        elsewhere = f"file:///home/{'other' * 60}/mlartifacts"
+        database.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'calm'", (elsewhere,))
+    begin(home.path, monkeypatch)
+    assert mlflow.get_experiment_by_name("calm").artifact_location == home.mlflow_artifacts.as_uri()

@@ -39,6 +39,19 @@ def test_a_port_of_another_program_is_one_line() -> None:
     require_free(port)
 
 
+def test_a_port_of_a_program_that_speaks_something_else_is_one_line() -> None:
+    def greet() -> None:
+        connection, _ = other.accept()
+        with connection:
+            connection.sendall(b"SSH-2.0-OpenSSH_9\r\n")
+            connection.recv(1000)
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(CalmError, match="is taken by another program"):
+            require_free(other.getsockname()[1])
+
+
 def test_a_port_of_mlflow_says_where_to_look() -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), Version) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

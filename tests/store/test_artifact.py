@@ -545,6 +545,22 @@ def test_a_partial_file_of_ours_is_no_file_of_others(tmp_path: Path) -> None:
     write(f"{tmp_path}/out")
 
 
+def test_a_writer_that_finishes_while_its_place_is_looked_at_is_no_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that fail together each say how; so may a pod and the one that takes its place."""
+    (folder / UNFINISHED_NAME).write_bytes(b"sample")
+    names_in = storage.names_in
+
+    def listed(uri: str) -> list[str]:
+        names = names_in(uri)
+        (folder / UNFINISHED_NAME).unlink(missing_ok=True)
+        return names
+
+    monkeypatch.setattr(storage, "names_in", listed)
+    write(str(folder))
+
+
 @on_any_storage
 def test_no_artifact_is_written_into_another_one(anywhere: str) -> None:
     write(anywhere)

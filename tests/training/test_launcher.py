@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from calm_core.errors import CalmError, ConfigError, Interrupted
+from calm_core.errors import EXIT_INTERRUPTED, CalmError, ConfigError, Interrupted
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import OutcomeFacts, SpecFacts
 from calm_core.training import launcher as launcher_module
@@ -209,3 +210,20 @@ def test_a_rank_that_dies_after_the_first_has_finished_is_no_good_news(dataset_u
             checkpoint_root=str(tmp_path),
             launcher=OneRankDies(),
         )
+
+
+def test_ranks_that_are_asked_twice_still_save_what_they_are_at() -> None:
+    """A closed terminal is told by the shell and the system; and who ends a pod may ask again."""
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit(75)))\n"
+        "print('begun', flush=True)\ntime.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        with launcher_module._signals_passed_on(process):
+            for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+                time.sleep(0.05)
+            assert process.wait() == EXIT_INTERRUPTED

@@ -36,10 +36,11 @@ def check_sources(data: DataConfig) -> None:
             are so short that all was read, and no record can be used.
         StorageError: The place of a source cannot be used, or does not answer.
     """
-    sources = list(files_by_source(data).values())[:_MOST_SOURCES]
+    sources = list(files_by_source(data).values())
     with ThreadPoolExecutor(_SOURCES_AT_A_TIME) as pool:
-        looks = list(pool.map(lambda files: _look(files, data), sources))
-    if not data.extends and all(look.is_all and look.rejected and not look.usable for look in looks):
+        looks = list(pool.map(lambda files: _look(files, data), sources[:_MOST_SOURCES]))
+    has_more = len(sources) > _MOST_SOURCES
+    if not (data.extends or has_more) and all(look.is_all and not look.usable for look in looks):
         raise SourceError(
             f"{_told(looks[0].rejected, data)}; there is nothing else in the sources: name files with text"
         )

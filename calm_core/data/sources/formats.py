@@ -313,7 +313,7 @@ def _of_json(origin: str, data: bytes, config: DataConfig) -> Document:
     except UnicodeDecodeError:
         return Document(origin, reason="not_utf8", detail=_told_encoding(data))
     except (ValueError, RecursionError):
-        return Document(origin, reason="broken_json", detail=_TOLD_BROKEN.get(data.lstrip()[:1], ""))
+        return Document(origin, reason="broken_json", detail=_told_broken(data.strip()))
     if not isinstance(line, dict):
         detail = f"it is {_TOLD_JSON[type(line)]}; write one object a line"
         return Document(origin, reason="missing_field", detail=detail)
@@ -325,10 +325,15 @@ def _of_json(origin: str, data: bytes, config: DataConfig) -> Document:
     return _of_text(origin, text, config)
 
 
-_TOLD_BROKEN = {
-    b"[": "a list begins there; write one object a line",
-    b"{": "an object begins there and does not end in its line; write each one on a line",
-}
+def _told_broken(data: bytes) -> str:
+    """What a line that is no JSON may be a part of."""
+    if data.startswith(b"["):
+        return "a list begins there; write one object a line"
+    if data.startswith(b"{") and not data.endswith(b"}"):
+        return "an object begins there and does not end in its line; write each one on a line"
+    return ""
+
+
 _TOLD_JSON = {
     dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number",
     type(None): "null",
