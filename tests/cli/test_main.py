@@ -5,13 +5,15 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from calm_cli import run
 from calm_cli.board import Board
-from calm_cli.main import main
+from calm_cli.main import app, main
 from calm_cli.options import with_options
 from calm_core.config import HEADS, Config, TrainingConfig, parse_section, resolve_config
 from calm_core.store.code_version import code_version
@@ -20,10 +22,8 @@ from pipelines import profiles
 from pipelines.local.home import Home
 from pipelines.local.run import Ending
 
-COMMANDS = [
-    "run", "config", "estimate", "generate", "ui", "inspect", "import", "export",
-    "prepare", "train", "evaluate", "compare", "register",
-]  # fmt: skip
+_COMMAND_LINE: Any = typer.main.get_command(app)
+COMMANDS = [name for name in _COMMAND_LINE.commands if name != "data"]
 
 
 @pytest.fixture(autouse=True)
