@@ -61,7 +61,7 @@ def inspect(
     if isinstance(artifact.facts, DatasetFacts):
         _show_dataset(cast(Artifact[DatasetFacts], artifact), console)
     elif isinstance(artifact.facts, MixtureFacts):
-        _show_mixture(artifact.facts, console)
+        _show_mixture(cast(Artifact[MixtureFacts], artifact), console)
     elif isinstance(artifact.facts, ModelFacts):
         _show_model(cast(Artifact[ModelFacts], artifact), console)
     else:
@@ -132,11 +132,13 @@ def _lengths(splits: list[SplitCounts], block: str) -> Iterator[list[str]]:
         yield [f"{2**i:,} to {2 ** (i + 1) - 1:,}", f"{totals[i]:,}", bar]
 
 
-def _show_mixture(facts: MixtureFacts, console: Console) -> None:
-    rows = []
+def _show_mixture(artifact: Artifact[MixtureFacts], console: Console) -> None:
+    facts, rows = artifact.facts, []
     for weight, uri in zip(facts.weights, facts.datasets, strict=True):
         counts = Artifact(uri, DatasetFacts).facts.splits["train"]
         rows.append([f"{weight:.1%}", f"{counts.sequences:,}", f"{counts.tokens:,}", uri])
+    show_pairs([("digest", artifact.digest), *_origin(artifact.manifest)], console)
+    console.print()
     show_table(["share", "sequences for training", "tokens", "dataset"], rows, console, right={0, 1, 2})
 
 

@@ -94,7 +94,7 @@ def run_pipeline(
     home: Home,
     lock: int,
     console: Console,
-    asked: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Any],
 ) -> None:
     """Run the pipeline, show it, and keep its record in MLflow.
 
@@ -119,7 +119,7 @@ def run_pipeline(
         finished = summary.Finished.read(pipeline.outputs())
         _record(parent, finished, board)
     console.print()
-    summary.show(finished, board, console, (asked or {}).get("command", ("calm", "run")))
+    summary.show(finished, board, console, asked["command"])
 
 
 def _stages(config: Config) -> tuple[str, ...]:

@@ -140,7 +140,7 @@ def test_one_run_is_shown_with_all_that_belongs_to_it(
         "--set 'data.sources=[a b.jsonl]'",
     ):
         assert part in told
-    assert "to go on    calm run\n" in shown(capsys, "3") and "a.jsonl: no such file" in shown(capsys, "3")
+    assert "to go on  calm run\n" in shown(capsys, "3") and "a.jsonl: no such file" in shown(capsys, "3")
 
 
 def test_what_a_failed_run_had_made_is_shown(
