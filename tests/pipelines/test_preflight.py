@@ -42,7 +42,7 @@ def test_a_run_that_cannot_fit_on_the_disk_is_refused(tmp_path: Path, monkeypatc
         file.truncate(20 * shutil.disk_usage(tmp_path).free)
     config = resolve_config(profiles.load(MINI), (), {"data.sources": [str(source)]})
     with pytest.raises(
-        CalmError, match=r"/home: this run writes [\d,.]+ GiB or more there .*, and [\d,.]+ GiB are free"
+        CalmError, match=r"/home: this run writes [\d,.]+ GiB or more there .*, and [\d,.]+ [GM]iB are free"
     ):
         check_run(config, Home.find(), lambda what: None)
 
