@@ -88,7 +88,7 @@ def _show_dataset(artifact: Artifact[DatasetFacts], console: Console) -> None:
     lengths = _lengths(list(facts.splits.values()), block)
     show_table(["tokens in a document", "documents", ""], lengths, console, right={1})
     more = f", the first {_SHOWN}:" if len(facts.sources) > _SHOWN else ""
-    console.print(f"\n{len(facts.sources):,} source files{more}")
+    console.print(f"\n{len(facts.sources):,} source file{'s' * (len(facts.sources) != 1)}{more}")
     for file in facts.sources[:_SHOWN]:
         console.print(f"  {visible(file.uri)}  {file.size:,} bytes  {file.digest[:16]}")
     for example in facts.reject_examples[:_SHOWN]:

@@ -27,6 +27,10 @@ from components.quoting import unquoted
 from pipelines.local.home import HOME_VARIABLE, Home
 from pipelines.local.runs import PastRun, past_runs
 
+_ENDED, _CHANGED = "BrierLM, or how it ended", "changed settings"
+_NARROW = 80
+"""Columns below which not only the settings give way."""
+
 
 def runs(
     run: Annotated[
@@ -222,9 +226,11 @@ def _chosen(found: Sequence[_Run], wanted: str) -> _Run:
 
 def _list(found: Sequence[_Run], home: Home, screen: Screen) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("run", "started", "BrierLM, or how it ended", "model"):
-        table.add_column(heading, header_style="dim", no_wrap=True, justify="right" if heading == "run" else "left")
-    table.add_column("changed settings", header_style="dim")  # the one that gives way where there is little room
+    for heading in ("run", "started", _ENDED, "model", _CHANGED):
+        gives_way = heading == _CHANGED or (heading == _ENDED and screen.width < _NARROW)  # a run's number never does
+        table.add_column(
+            heading, header_style="dim", no_wrap=not gives_way, justify="right" if heading == "run" else "left"
+        )
     for each in found:
         registered = each.registered
         table.add_row(

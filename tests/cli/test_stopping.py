@@ -22,6 +22,12 @@ MINI = Path(__file__).parents[1] / "pipelines" / "mini.yaml"
 _SECONDS = 120  # after which it counts as a hang
 
 
+def _unignore() -> None:
+    """Let a process be ended by signals that these tests themselves may have been told to ignore, as by nohup."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Program:
     """`calm` in a process and a folder of its own, which can be asked how far it is."""
 
@@ -45,6 +51,7 @@ class Program:
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,
+            preexec_fn=_unignore,
         )
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:

@@ -44,7 +44,7 @@ def test_a_run_that_cannot_fit_on_the_disk_is_refused(tmp_path: Path, monkeypatc
         (tmp_path / f"huge-{number}.jsonl").hardlink_to(source)
     config = resolve_config(profiles.load(MINI), (), {"data.sources": [str(tmp_path / "huge-*.jsonl")]})
     with pytest.raises(
-        CalmError, match=r"/home: this run writes [\d,.]+ GiB or more there .*, and [\d,.]+ GiB are free"
+        CalmError, match=r"/home: this run writes [\d,.]+ GiB or more there .*, and [\d,.]+ [GM]iB are free"
     ):
         check_run(config, Home.find(), lambda what: None)
 
