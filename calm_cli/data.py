@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from calm_cli.inspect import UriArgument
 from calm_cli.options import JsonOption, OutputOption, OverwriteOption
 from calm_cli.result import print_json, show_result
-from calm_cli.screen import Screen
+from calm_cli.screen import Screen, told
 from calm_core.errors import ArtifactError, ConfigError
 from calm_core.shown import brief
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
@@ -85,7 +85,12 @@ def _verify(uri: str) -> Iterator[dict[str, Any]]:
     started = time.monotonic()
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     screen = Screen(stderr=True)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+    with (
+        told(screen) as tell,
+        Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress,
+    ):
+        if not screen.is_terminal:
+            tell(f"reading {size:,} bytes of {uri}")
         task = progress.add_task("", total=size)
         artifact.check_files(on_checked=lambda entry: progress.advance(task, entry.size))
     found = {"kind": manifest.kind, "uri": uri, "digest": artifact.digest, "files": len(manifest.files), "bytes": size}

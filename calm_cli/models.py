@@ -2,8 +2,8 @@
 
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from calm_cli.inputs import require_language_model
 from calm_cli.options import DEFAULT_MODEL, AutoencoderOption
-from calm_cli.screen import Screen
+from calm_cli.screen import Screen, told
 from calm_core.config.evaluation import MIN_TEMPERATURE
 from calm_core.errors import CalmError, ConfigError
 from calm_core.generation.arguments import MAX_SEED
@@ -88,7 +88,7 @@ def generate(
     for number, text in enumerate(stop or (), 1):
         _require_text(f"--stop {number}", text)
     screen = Screen(stderr=True)
-    with _told(screen, f"loading {model}"):
+    with _doing(screen, f"loading {model}"):
         generator = _generator(model, autoencoder)
         from calm_core.generation.text import Sampling
 
@@ -104,7 +104,7 @@ def generate(
             _write("\n")
         return
     written = [""] * len(texts)
-    with _told(screen, f"writing {len(texts)} texts"):
+    with _doing(screen, f"writing {len(texts)} texts"):
         for number, piece in pieces:
             written[number] += piece
     for prompt, text in zip(texts, written, strict=True):
@@ -131,9 +131,16 @@ def _generator(model: str, autoencoder: str) -> "TextGenerator":
         return calm_generator(calm, its_autoencoder)
 
 
-def _told(screen: Screen, doing: str) -> AbstractContextManager[object]:
-    """Say what is done for as long as it takes, to whoever looks at a terminal."""
-    return screen.status(Text(shortened(doing, 60))) if screen.is_terminal else nullcontext()
+@contextmanager
+def _doing(screen: Screen, what: str) -> Iterator[None]:
+    """Say what is done for as long as it takes; where nobody looks at a terminal, only if that is long."""
+    if screen.is_terminal:
+        with screen.status(Text(shortened(what, 60))):
+            yield
+    else:
+        with told(screen) as tell:
+            tell(what)
+            yield
 
 
 def _texts(prompts: Sequence[str] | None) -> list[str]:

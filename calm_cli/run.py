@@ -1,9 +1,8 @@
 """`calm run`: the whole pipeline, watched."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from threading import Timer
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +20,7 @@ from calm_cli.options import (
     with_text,
 )
 from calm_cli.runs import asked_for
-from calm_cli.screen import Screen
+from calm_cli.screen import Screen, told
 from calm_core.config import Config
 from calm_core.errors import CalmError, Stopped
 from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE, Run, start_run, status_of
@@ -31,7 +30,6 @@ from pipelines.local.preflight import check_environment, check_run
 from pipelines.local.run import STOP_SECONDS, LocalRun
 
 _POLL_SECONDS = 0.25
-_SILENT_SECONDS = 5.0
 _FROM_CACHE = "finished stages come from the cache"
 
 
@@ -63,34 +61,9 @@ def run(
     with home.lock() as lock:
         config = with_text(config, home)
         arguments = arguments_of(config, str(home.plans), str(home.checkpoints))
-        with _told(Screen(stderr=True)) as tell:
-            check_run(config, home, tell)
+        with told(Screen(stderr=True)) as tell:
+            check_run(config, home, lambda what: tell(f"checking {what}"))
         run_pipeline(config, arguments, home, lock, Screen(), asked)
-
-
-@contextmanager
-def _told(screen: Screen) -> Iterator[Callable[[str], None]]:
-    """Say what is being checked where that takes long, all in all; yields what gets it."""
-    timers: list[Timer] = []
-    said_at = time.monotonic()
-
-    def say(what: str) -> None:
-        nonlocal said_at
-        said_at = time.monotonic()
-        screen.print(f"checking {what} ...")
-
-    def tell(what: str) -> None:
-        for timer in timers:
-            timer.cancel()
-        timers.append(Timer(max(0.0, said_at + _SILENT_SECONDS - time.monotonic()), say, (what,)))
-        timers[-1].daemon = True
-        timers[-1].start()
-
-    try:
-        yield tell
-    finally:
-        for timer in timers:
-            timer.cancel()
 
 
 def run_pipeline(

@@ -1,7 +1,7 @@
 """Text from outside, made fit to be shown: nothing in it acts on a terminal, and no secret is told."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -63,6 +63,12 @@ def shortened(text: str, limit: int = 80) -> str:
 def brief(value: object, limit: int = 80) -> str:
     """A value as a message repeats it: its repr, shortened."""
     return shortened(repr(value), limit)
+
+
+def listed(names: Sequence[str], most: int = 8, limit: int = 80) -> str:
+    """The first names of many, each shortened, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(shortened(name, limit) for name in names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def lines_of(text: str) -> str:

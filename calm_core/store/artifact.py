@@ -17,6 +17,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from calm_core.errors import ArtifactError, StorageError
+from calm_core.shown import listed
 from calm_core.store import storage
 from calm_core.store.code_version import code_version
 from calm_core.store.facts import MANIFEST_NAME as MANIFEST_NAME
@@ -266,19 +267,19 @@ class ArtifactWriter(Generic[FactsT]):
         manifest = self._whole_one()
         if manifest is None:
             return [MANIFEST_NAME]
-        listed = [MANIFEST_NAME, *(entry.path for entry in manifest.files)]
+        ours = [MANIFEST_NAME, *(entry.path for entry in manifest.files)]
         if not (manifest.is_of(self._config, self._parents) and is_same(manifest)):
             if not self._overwrite:
                 raise ArtifactError(
                     f"{self.uri}: holds another {self._kind}, of other settings or inputs; name another output, or "
                     "replace it with overwrite=True"
                 )
-            if others := self._others(listed):
+            if others := self._others(ours):
                 raise ArtifactError(
-                    f"{self.uri}: also holds {_some(others)}, not listed in its {MANIFEST_NAME}; move what is yours "
-                    "away, or name another output"
+                    f"{self.uri}: also holds {listed(others, _NAMED)}, not listed in its {MANIFEST_NAME}; move what is "
+                    "yours away, or name another output"
                 )
-        return listed
+        return ours
 
     def _whole_one(self) -> Manifest | None:
         """The artifact of this kind that lies there; None where there is nothing, or what is left of one."""
@@ -289,7 +290,8 @@ class ArtifactWriter(Generic[FactsT]):
         if MANIFEST_NAME not in names or storage.is_folder(storage.join(self.uri, MANIFEST_NAME)):
             if names and unfinished is None:
                 raise ArtifactError(
-                    f"{self.uri}: holds other files ({_some(names)}); name another output, a new or an empty folder"
+                    f"{self.uri}: holds other files ({listed(names, _NAMED)}); name another output, a new or an empty "
+                    "folder"
                 )
             self._refuse_kind(unfinished or self._kind)
             return None
@@ -390,12 +392,6 @@ class ArtifactWriter(Generic[FactsT]):
             )
         storage.write(storage.child(self.uri, MANIFEST_NAME), data)
         storage.remove([storage.child(self.uri, UNFINISHED_NAME)])
-
-
-def _some(names: list[str]) -> str:
-    """A few names, for a message."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def is_artifact(uri: str) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 
+from calm_core.shown import listed
 from calm_core.store import nearby, storage
 from calm_core.store.facts import MANIFEST_NAME, UNFINISHED_NAME
 
@@ -59,9 +60,8 @@ def _why_not(uri: str, kinds: dict[str, bool], name: str) -> str:
         return "holds the checkpoints of a training, which are no artifact; name what `calm train --output` has written"
     inner = [folder for folder, is_folder in list(kinds.items())[:_MOST_FOLDERS] if is_folder]
     if found := [folder for folder in inner if storage.exists(storage.join(uri, folder, MANIFEST_NAME))]:
-        told = ", ".join(storage.join(uri, folder) for folder in found[:_SHOWN])
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        return f"is no artifact, but holds some; name one of {told}{more}"
+        places = [storage.join(uri, folder) for folder in found]
+        return f"is no artifact, but holds some; name one of {listed(places, _SHOWN, limit=200)}"
     files = [file for file, is_folder in kinds.items() if not is_folder]
     if files and all(_TEXT.fullmatch(file) and not _SHARD.fullmatch(file) for file in files):
         return (

@@ -22,7 +22,7 @@ from calm_core.data.sources.arrow_messages import Bounded, has_compressed_batche
 from calm_core.data.sources.parquet_pages import page_sizes
 from calm_core.data.sources.unpacking import Unpack, Unpacked, unpack_gzip, unpack_zstd
 from calm_core.errors import SourceError
-from calm_core.shown import shortened
+from calm_core.shown import listed, shortened
 
 Reason = Literal[
     "broken_json",
@@ -230,9 +230,8 @@ def told_fields(names: Sequence[str], texts: Sequence[str]) -> str:
         names: All of them.
         texts: Those that hold text, the likeliest first.
     """
-    more = f" and {len(names) - _SHOWN_FIELDS} more" if len(names) > _SHOWN_FIELDS else ""
-    told = ", ".join(shortened(name, 40) for name in names[:_SHOWN_FIELDS]) or "no fields"
-    return f"it has {told}{more}" + (f"; {shortened(texts[0], 40)} looks like the text" if texts else "")
+    told = listed(names, _SHOWN_FIELDS, limit=40) or "no fields"
+    return f"it has {told}" + (f"; {shortened(texts[0], 40)} looks like the text" if texts else "")
 
 
 def _told_column(kind: pa.DataType) -> str:

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from calm_core.config import AutoencoderConfig, CalmConfig, parse_section
 from calm_core.config.base import Fraction
 from calm_core.errors import ArtifactError, CalmError, ConfigError
-from calm_core.shown import brief
+from calm_core.shown import brief, listed
 from calm_core.store.artifact import MANIFEST_NAME
-from calm_core.weights.huggingface.files import Weights, has_file, has_weights, listed, read_object, why_not_here
+from calm_core.weights.huggingface.files import Weights, has_file, has_weights, read_object, why_not_here
 
 CONFIG_NAME = "config.json"
 

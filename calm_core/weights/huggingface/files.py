@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from calm_core.errors import ArtifactError, first_line
-from calm_core.shown import brief, shortened
+from calm_core.shown import brief, listed
 from calm_core.store import nearby, storage
 from calm_core.store.artifact import MANIFEST_NAME
 
@@ -24,7 +24,6 @@ _LARGEST_JSON = 8 << 20  # bytes; the index of a model of 10^12 parameters has s
 _LARGEST_TOKENIZER = 256 << 20
 _LARGEST_HEADER = 32 << 20  # of a safetensors file, which has about 150 bytes for each weight
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_SHOWN_NAMES = 8
 _POINTER = b"version https://git-lfs"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -198,9 +197,3 @@ def _map_pickle(path: Path) -> Any:
         if packed := [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
             raise ArtifactError(f"{path}: has packed files in it: {listed(packed)}; save it with torch.save")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # nothing but tensors is unpickled
-
-
-def listed(names: list[str], most: int = _SHOWN_NAMES) -> str:
-    """The first names of a list, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(shortened(name) for name in names[:most]) + (f" and {more} more" if more > 0 else "")

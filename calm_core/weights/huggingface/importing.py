@@ -19,7 +19,7 @@ from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
-from calm_core.shown import brief, visible
+from calm_core.shown import brief, listed, visible
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts
@@ -36,7 +36,6 @@ from calm_core.weights.huggingface.files import (
     Weights,
     has_file,
     has_weights,
-    listed,
     read_file,
     read_weights,
     why_not_here,
