@@ -61,7 +61,7 @@ def inspect(
     if isinstance(artifact.facts, DatasetFacts):
         _show_dataset(cast(Artifact[DatasetFacts], artifact), console)
     elif isinstance(artifact.facts, MixtureFacts):
-        _show_mixture(artifact.facts, console)
+        _show_mixture(cast(Artifact[MixtureFacts], artifact), console)
     elif isinstance(artifact.facts, ModelFacts):
         _show_model(cast(Artifact[ModelFacts], artifact), console)
     else:
@@ -88,7 +88,7 @@ def _show_dataset(artifact: Artifact[DatasetFacts], console: Console) -> None:
     lengths = _lengths(list(facts.splits.values()), block)
     show_table(["tokens in a document", "documents", ""], lengths, console, right={1})
     more = f", the first {_SHOWN}:" if len(facts.sources) > _SHOWN else ""
-    console.print(f"\n{len(facts.sources):,} source files{more}")
+    console.print(f"\n{len(facts.sources):,} source file{'s' * (len(facts.sources) != 1)}{more}")
     for file in facts.sources[:_SHOWN]:
         console.print(f"  {visible(file.uri)}  {file.size:,} bytes  {file.digest[:16]}")
     for example in facts.reject_examples[:_SHOWN]:
@@ -132,11 +132,13 @@ def _lengths(splits: list[SplitCounts], block: str) -> Iterator[list[str]]:
         yield [f"{2**i:,} to {2 ** (i + 1) - 1:,}", f"{totals[i]:,}", bar]
 
 
-def _show_mixture(facts: MixtureFacts, console: Console) -> None:
-    rows = []
+def _show_mixture(artifact: Artifact[MixtureFacts], console: Console) -> None:
+    facts, rows = artifact.facts, []
     for weight, uri in zip(facts.weights, facts.datasets, strict=True):
         counts = Artifact(uri, DatasetFacts).facts.splits["train"]
         rows.append([f"{weight:.1%}", f"{counts.sequences:,}", f"{counts.tokens:,}", uri])
+    show_pairs([("digest", artifact.digest), *_origin(artifact.manifest)], console)
+    console.print()
     show_table(["share", "sequences for training", "tokens", "dataset"], rows, console, right={0, 1, 2})
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _LONGEST_INPUT = 16 << 20
 """Bytes of a prompt; a model reads some 100,000 tokens."""
+_BUDGET = 100_000
+"""Draws per chunk."""
 
 
 def generate(
@@ -51,7 +53,10 @@ def generate(
         int, typer.Option(min=1, max=2**20, help="Samples per chunk that a low temperature needs.")
     ] = 200,
     exact: Annotated[bool, typer.Option("--exact", help="Reach the temperature exactly, by rejection.")] = False,
-    budget: Annotated[int, typer.Option(min=1, help="Draws per chunk after which --exact gives up.")] = 100_000,
+    budget: Annotated[
+        int | None,
+        typer.Option(min=1, help="Draws per chunk after which --exact gives up.", show_default=f"{_BUDGET}"),
+    ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, max=2**20, help="Tokens written for each prompt, at most.")
     ] = 64,
@@ -76,6 +81,8 @@ def generate(
       echo "The climate of" | calm generate
     """
     texts = _texts(prompts)
+    if budget is not None and not exact:
+        raise ConfigError("--budget: is the budget of --exact, which is not given; add --exact, or leave it out")
     if seed > MAX_SEED:
         raise ConfigError(f"--seed {seed}: expected at most {MAX_SEED}")
     for number, text in enumerate(stop or (), 1):
@@ -85,7 +92,7 @@ def generate(
         generator = _generator(model, autoencoder)
         from calm_core.generation.text import Sampling
 
-        sampling = Sampling(temperature, samples, budget if exact else 0)
+        sampling = Sampling(temperature, samples, (budget or _BUDGET) if exact else 0)
         rest = generator.stream(texts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
         pieces = chain(list(islice(rest, 1)), rest)  # prompts are read for the first one, and may be refused
     if len(texts) == 1:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from calm_cli import summary
 from calm_cli.board import BASELINE_STAGES, STAGES, Board
-from calm_cli.display import PLAIN_INTERVAL_SECONDS, display_for
+from calm_cli.display import display_for
 from calm_cli.options import (
     DEFAULT_PROFILE,
     ProfileOption,
@@ -70,14 +70,19 @@ def run(
 
 @contextmanager
 def _told(screen: Screen) -> Iterator[Callable[[str], None]]:
-    """Say what is being checked where that takes long; yields what gets it."""
+    """Say what is being checked where that takes long, all in all; yields what gets it."""
     timers: list[Timer] = []
-    seconds = _SILENT_SECONDS if screen.is_terminal else PLAIN_INTERVAL_SECONDS
+    said_at = time.monotonic()
+
+    def say(what: str) -> None:
+        nonlocal said_at
+        said_at = time.monotonic()
+        screen.print(f"checking {what} ...")
 
     def tell(what: str) -> None:
         for timer in timers:
             timer.cancel()
-        timers.append(Timer(seconds, screen.print, (f"checking {what} ...",)))
+        timers.append(Timer(max(0.0, said_at + _SILENT_SECONDS - time.monotonic()), say, (what,)))
         timers[-1].daemon = True
         timers[-1].start()
 
@@ -94,7 +99,7 @@ def run_pipeline(
     home: Home,
     lock: int,
     console: Console,
-    asked: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Any],
 ) -> None:
     """Run the pipeline, show it, and keep its record in MLflow.
 
@@ -119,7 +124,7 @@ def run_pipeline(
         finished = summary.Finished.read(pipeline.outputs())
         _record(parent, finished, board)
     console.print()
-    summary.show(finished, board, console, (asked or {}).get("command", ("calm", "run")))
+    summary.show(finished, board, console, asked["command"])
 
 
 def _stages(config: Config) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """`calm runs`: what has run in a home, and where everything of it lies."""
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,11 @@ from rich.text import Text
 
 from calm_cli.board import Board
 from calm_cli.display import clock
-from calm_cli.options import DEFAULT_PROFILE, configuration
+from calm_cli.options import DEFAULT_PROFILE, JsonOption, configuration
+from calm_cli.result import print_json
 from calm_cli.screen import Screen
+from calm_cli.summary import REPORT_NAME, aligned
+from calm_cli.tables import show_pairs
 from calm_core.config import Config, text
 from calm_core.errors import CalmError
 from calm_core.shown import redacted, visible
@@ -25,14 +27,16 @@ from components.quoting import unquoted
 from pipelines.local.home import HOME_VARIABLE, Home
 from pipelines.local.runs import PastRun, past_runs
 
-_REPORT_NAME = "report.html"
+_ENDED, _CHANGED = "BrierLM, or how it ended", "changed settings"
+_NARROW = 80
+"""Columns below which not only the settings give way."""
 
 
 def runs(
     run: Annotated[
         str, typer.Argument(metavar="[RUN]", help="Show all about one: its number, or the beginning of its name.")
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; of one run with all settings.")] = False,
+    json_: JsonOption = False,
 ) -> None:
     """List the runs of `calm run`, the newest first: how they ended, their scores, versions, and where all of it lies.
 
@@ -49,9 +53,10 @@ def runs(
     if run:
         [found] = [[_chosen(found, run)]]
     found.reverse()
-    if as_json:
-        one = {**found[0].as_json(), "settings": found[0].settings} if run else None
-        typer.echo(json.dumps(one or [each.as_json() for each in found], indent=1))
+    if json_ and run:
+        print_json(found[0].as_json() | {"settings": found[0].settings})
+    elif json_:
+        print_json([each.as_json() for each in found])
     elif run:
         _show(found[0], Screen(soft_wrap=True))
     elif found:
@@ -129,7 +134,7 @@ class _Run:
     @property
     def report(self) -> str:
         """URI of the report, empty if there is none."""
-        return storage.join(self.past.outputs["evaluation_report"], _REPORT_NAME) if self.score else ""
+        return storage.join(self.past.outputs["evaluation_report"], REPORT_NAME) if self.score else ""
 
     @property
     def stage(self) -> str:
@@ -221,15 +226,17 @@ def _chosen(found: Sequence[_Run], wanted: str) -> _Run:
 
 def _list(found: Sequence[_Run], home: Home, screen: Screen) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("run", "started", "BrierLM, or how it ended", "model"):
-        table.add_column(heading, header_style="dim", no_wrap=True, justify="right" if heading == "run" else "left")
-    table.add_column("changed settings", header_style="dim")  # the one that gives way where there is little room
+    for heading in ("run", "started", _ENDED, "model", _CHANGED):
+        gives_way = heading == _CHANGED or (heading == _ENDED and screen.width < _NARROW)  # a run's number never does
+        table.add_column(
+            heading, header_style="dim", no_wrap=not gives_way, justify="right" if heading == "run" else "left"
+        )
     for each in found:
         registered = each.registered
         table.add_row(
             str(each.past.number),
             each.past.started[:-3] or visible(each.past.name),
-            visible(_interval(each.score) if each.score else each.ending),
+            visible(_score(each.score) or each.ending),
             visible(f"{registered.model_name}/{registered.version}") if registered else "",
             Text(visible(_short(each.changed)), no_wrap=True, overflow="ellipsis"),
         )
@@ -244,8 +251,8 @@ def _list(found: Sequence[_Run], home: Home, screen: Screen) -> None:
     )
 
 
-def _interval(score: Score) -> str:
-    return f"{score.value:.2f} {score.interval(2)}"
+def _score(score: Score | None) -> str:
+    return "".join(aligned([score] if score else []))
 
 
 def _short(changed: Mapping[str, str]) -> str:
@@ -269,16 +276,14 @@ def _show(each: _Run, screen: Screen) -> None:
         ("why", each.reason),
         ("profile", str(past.asked.get("profile", ""))),
         *(("changed" if i == 0 else "", f"{name}: {value}") for i, (name, value) in enumerate(each.changed.items())),
-        ("BrierLM", _interval(each.score) if each.score else ""),
+        ("BrierLM", _score(each.score)),
         ("registered", f"models:/{registered.model_name}/{registered.version}" if registered else ""),
         ("", registered.reason if registered else ""),
         ("report", each.report),
         ("log", str(past.log)),
         ("again" if past.ending == "done" else "to go on", each.command),
     ]
-    for name, value in lines:
-        if value:
-            screen.print(Text.assemble((f"{name:<12}", "dim"), visible(redacted(value))))
+    show_pairs([(name, redacted(value)) for name, value in lines if value], screen)
     for name, found in each.artifacts.items():
         if isinstance(found, str):
             screen.print(f"\n{name}: {found}")

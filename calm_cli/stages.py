@@ -28,6 +28,7 @@ from calm_cli.summary import aligned
 from calm_cli.tables import show_table
 from calm_core.config import HEADS, Config, TrainingConfig
 from calm_core.errors import ConfigError
+from calm_core.store import storage
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, DatasetFacts, EvaluationFacts, MixtureFacts
 from pipelines.local.home import Home
 from pipelines.local.preflight import check_environment
@@ -44,16 +45,13 @@ CheckpointsOption = Annotated[
 ]
 
 
-def _begin(config: Config, kind: str, output: str, *inputs: str) -> Home:
+def _begin(config: Config, kind: str, output: str) -> Home:
     """Refuse places that cannot be used for this kind of artifact, then make MLflow ready for the stage's record."""
-    from calm_core.store import storage
     from calm_core.store.artifact import ArtifactWriter
     from calm_core.store.facts import Facts
     from pipelines.local.tracking import use_tracking
 
     check_environment()
-    for uri in filter(None, inputs):  # unset options are empty
-        storage.filesystem_of(uri)
     ArtifactWriter(output, Facts.of_kind[kind], {}, {}, overwrite=True).check_place()
 
     home = Home.find()
@@ -150,7 +148,9 @@ def train(
     require("--dataset", dataset, DatasetFacts, MixtureFacts)
     if autoencoder:
         require("--autoencoder", autoencoder, AutoencoderFacts)
-    home = _begin(config, kind, output, dataset, autoencoder, checkpoints or "")
+    if checkpoints:
+        storage.filesystem_of(checkpoints)
+    home = _begin(config, kind, output)
     from calm_core.training import stage
 
     model = stage.train(
@@ -193,10 +193,11 @@ def evaluate(
     config = configuration(profile, set_)
     require_language_model(model, autoencoder)
     require("--dataset", dataset, DatasetFacts, MixtureFacts)
+    check_environment()  # before torch reads it
     from calm_core.evaluation import stage
 
     stage.check_inputs(dataset, model, autoencoder)
-    _begin(config, "evaluation", output, model, dataset, autoencoder)
+    _begin(config, "evaluation", output)
     made = stage.evaluate(
         config.evaluation,
         dataset,
@@ -265,7 +266,7 @@ def register(
     require("MODEL", model, CalmFacts)
     require_language_model(model, autoencoder)
     require("--evaluation", evaluation, EvaluationFacts)
-    _begin(config, "registration", output, model, evaluation, autoencoder)
+    _begin(config, "registration", output)
     from calm_core.registry.stage import register_model
 
     made = register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder, overwrite=overwrite)

@@ -194,7 +194,7 @@ def _short_prompt(samples: Sequence[TextSample]) -> str:
     return shlex.quote(textwrap.shorten(lines[-1], _PROMPT_WIDTH, placeholder="") or "...") if lines else "'...'"
 
 
-def show(finished: Finished, board: Board, console: Console, command: Sequence[str] = ("calm", "run")) -> None:
+def show(finished: Finished, board: Board, console: Console, command: Sequence[str]) -> None:
     """Print the run's tables, its texts, and where to go from here.
 
     Args:

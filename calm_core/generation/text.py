@@ -328,7 +328,7 @@ class TextGenerator:
         except BudgetExceeded:
             raise CalmError(
                 f"temperature {sampling.temperature}: no chunk was accepted within {sampling.budget:,} draws; "
-                "raise the budget or the temperature, or take the batch approximation (budget 0)"
+                "raise the budget or the temperature, or take the batch approximation (without --exact, budget 0)"
             ) from None
 
     def _read(self, prompts: Sequence[list[int]]) -> tuple[list[_Text], Tensor, Branches]:

@@ -9,6 +9,7 @@ _WEIGHTS = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)(\.inde
 _PARTS = re.compile(r"(scan|shards)-\d{5}")
 _OF_RUNS = {"mlflow.db", "mlartifacts", "pipeline"}
 _OF_CHECKPOINTS = re.compile(r"job\.json|step-\d+")
+_OF_ARTIFACTS = {"weights.safetensors", "tokenizer.json", "curves.jsonl", "evaluation.json", "registration.json"}
 _SHARD = re.compile(r"(train|validation)-\d+\.parquet")
 _TEXT = re.compile(r".*\.(jsonl|jsonl\.gz|jsonl\.zst|txt|parquet|csv|arrow)|(state|dataset_dict|dataset_info)\.json")
 _MOST_FOLDERS, _SHOWN = 200, 4
@@ -66,7 +67,9 @@ def _why_not(uri: str, kinds: dict[str, bool], name: str) -> str:
         return (
             f"{nearby.holds(kinds)}, files of text and no {MANIFEST_NAME}; make a dataset of them with `calm prepare`"
         )
-    return (
-        f"{name} is half-written (its stage did not finish), or another folder is meant: no {MANIFEST_NAME}, it "
-        f"{nearby.holds(kinds)}; name another folder, or run its stage again"
-    )
+    if _OF_ARTIFACTS & kinds.keys():
+        return (
+            f"{name} is half-written (its stage did not finish), or another folder is meant: no {MANIFEST_NAME}, it "
+            f"{nearby.holds(kinds)}; name another folder, or run its stage again"
+        )
+    return f"is no artifact: it has no {MANIFEST_NAME}, it {nearby.holds(kinds)}; name another folder"

@@ -79,7 +79,7 @@ def holds(kinds: dict[str, bool]) -> str:
     """
     names = [shortened(name, 60) + "/" * is_folder for name, is_folder in kinds.items() if not name.startswith(".")]
     if not names:
-        return "holds nothing"
+        return "holds hidden files alone" if kinds else "holds nothing"
     more = len(names) - _SHOWN
     if more > 1:
         return f"holds {', '.join(names[:_SHOWN])} and {more:,} more"

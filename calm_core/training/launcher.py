@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -163,7 +163,7 @@ def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
             asked = True
             process.send_signal(signal.SIGTERM)
         elif signum == signal.SIGINT:
-            process.kill()
+            _kill_all(process.pid)
             raise Stopped(signum, "run the same command again to continue from the last checkpoint, if there is one")
 
     before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
@@ -175,3 +175,13 @@ def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _kill_all(pid: int) -> None:
+    """Kill a process and all below it; torchrun's ranks are in sessions of their own."""
+    import psutil
+
+    top = psutil.Process(pid)
+    for process in (*top.children(recursive=True), top):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

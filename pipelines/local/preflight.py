@@ -127,8 +127,9 @@ def _check_disk(config: Config, home: Home, parameters: dict[str, int], source_b
     free = shutil.disk_usage(home.path).free
     if needed > free and needed > free + _bytes_in(home.path):
         raise CalmError(
-            f"{home.path}: this run writes {_gib(needed)} or more there (data, checkpoints, models), and {_gib(free)} "
-            f"are free; free space, set {HOME_VARIABLE} to a folder on another disk, or choose smaller models"
+            f"{home.path}: this run writes {_size(needed)} or more there (data, checkpoints, models), and "
+            f"{_size(free)} are free; free space, set {HOME_VARIABLE} to a folder on another disk, or choose smaller "
+            "models"
         )
 
 
@@ -158,5 +159,6 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
-def _gib(number: int) -> str:
-    return f"{number / 2**30:,.1f} GiB"
+def _size(number: int) -> str:
+    """A number of bytes in the unit that shows it."""
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"

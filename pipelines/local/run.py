@@ -70,7 +70,7 @@ class LocalRun:
         home: Home,
         lock: int,
         environment: Mapping[str, str],
-        asked: Mapping[str, Any] | None = None,
+        asked: Mapping[str, Any],
     ) -> Self:
         """Start a run.
 
@@ -92,7 +92,7 @@ class LocalRun:
                     "cache_root": str(home.cache),
                     "outputs": str(folder / OUTPUTS_NAME),
                     "failure": str(folder / _FAILURE_NAME),
-                    "asked": dict(asked or {}),
+                    "asked": dict(asked),
                     "started": time.time(),
                     "process": os.getpid(),
                     "process_started": psutil.Process().create_time(),

@@ -170,6 +170,7 @@ def test_mix_writes_a_mixture_and_shows_the_shares(
     for uri, shown in ((output, "mixture"), (dataset.uri, "75.0%"), (str(other), "25.0%")):
         assert any(uri in line and shown in line for line in out.splitlines())
     mixture = Artifact(output, MixtureFacts)
+    assert mixture.digest in inspected and dataset.digest in inspected
     assert mixture.manifest.results["weights"] == [0.75, 0.25]
     assert list(mixture.manifest.parents.values()) == [dataset.digest, Artifact(str(other), DatasetFacts).digest]
 

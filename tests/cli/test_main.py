@@ -5,13 +5,15 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from calm_cli import run
 from calm_cli.board import Board
-from calm_cli.main import main
+from calm_cli.main import app, main
 from calm_cli.options import with_options
 from calm_core.config import HEADS, Config, TrainingConfig, parse_section, resolve_config
 from calm_core.store.code_version import code_version
@@ -20,10 +22,8 @@ from pipelines import profiles
 from pipelines.local.home import Home
 from pipelines.local.run import Ending
 
-COMMANDS = [
-    "run", "config", "estimate", "generate", "ui", "inspect", "import", "export",
-    "prepare", "train", "evaluate", "compare", "register",
-]  # fmt: skip
+_COMMAND_LINE: Any = typer.main.get_command(app)
+COMMANDS = [name for name in _COMMAND_LINE.commands if name != "data"]
 
 
 @pytest.fixture(autouse=True)
@@ -94,31 +94,6 @@ def test_every_command_has_an_example(command: str, capsys: pytest.CaptureFixtur
     assert f"calm {command}" in capsys.readouterr().out.split("Example", 1)[1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (
-            ["run", "--set", "calm.lerning_rate=1"],
-            "unknown setting calm.lerning_rate; did you mean calm.learning_rate?",
-        ),
-        (["run", "--set", "calm.steps=many"], "calm.steps"),
-        (["run", "--set", "data.sequence_length=510"], "sequence_length (510)"),
-        (["run", "--set", "calm.steps"], "--set calm.steps"),
-        (["config", "--profile", "huge"], "--profile huge"),
-        (["train", "calm", "--dataset", "d", "--output", "o", "--set", "calm"], "--set calm: expected"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_wrong_settings_are_one_line_that_names_the_key(
-    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(*arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.splitlines()) == 1
-    assert named in captured.err
-
-
 def test_config_prints_a_profile_with_descriptions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("config", "--set", "calm.steps=77") == 0
     text = capsys.readouterr().out
@@ -161,18 +136,6 @@ def test_a_second_run_in_the_same_home_is_refused(tmp_path: Path, capsys: pytest
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert "another `calm run` is at work here" in error
-
-
-def test_an_mlflow_that_does_not_answer_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "restored after the test")
-    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "ERROR")
-    assert call("run") == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("error MLFLOW_TRACKING_URI http://127.0.0.1:9: MLflow does not answer")
 
 
 class EndedRun:

@@ -160,7 +160,7 @@ def test_documents_and_file_names_do_not_act_on_the_terminal(tmp_path: Path, cap
         "a\\x1b[2J",
         "a\\u202e[red].jsonl",
     ):
-        assert seen in shown.out
+        assert seen in shown.out + shown.err
 
 
 def test_only_the_screens_own_controls_reach_a_terminal() -> None:

@@ -122,6 +122,17 @@ def test_the_list_has_one_row_a_run_at_80_columns(
     assert str(home.pipeline_root) in told and str(home.logs) in told and "calm runs 6" in told and "--output" in told
 
 
+def test_a_narrow_terminal_still_shows_which_run_each_is(
+    every_kind: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = shown(capsys).splitlines()
+    assert [line[:21] for line in lines if line[:3].strip().isdecimal()] == [
+        f"  {number}  2026-11-24 18:05" for number in (6, 5, 4, 3, 2, 1)
+    ]
+    assert all(len(line) <= 60 for line in lines[: lines.index("")])
+
+
 def test_one_run_is_shown_with_all_that_belongs_to_it(
     every_kind: None, artifacts: dict[str, str], home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,7 +151,7 @@ def test_one_run_is_shown_with_all_that_belongs_to_it(
         "--set 'data.sources=[a b.jsonl]'",
     ):
         assert part in told
-    assert "to go on    calm run\n" in shown(capsys, "3") and "a.jsonl: no such file" in shown(capsys, "3")
+    assert "to go on  calm run\n" in shown(capsys, "3") and "a.jsonl: no such file" in shown(capsys, "3")
 
 
 def test_what_a_failed_run_had_made_is_shown(

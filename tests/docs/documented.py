@@ -4,7 +4,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ class Documented:
     Attributes:
         where: The page, or the command whose help says it.
         text: A command line, or a snippet.
+        is_named: It stands in a sentence, which may name a command without all that it needs.
     """
 
     where: str
     text: str
+    is_named: bool = False
 
 
 def blocks(language: str) -> Iterator[Documented]:
@@ -46,7 +48,7 @@ def commands() -> list[Documented]:
         for part in each.text.split(" && "):
             words = shlex.split(part, comments=True)
             if words:
-                found.setdefault(shlex.join(words).replace("'>'", ">"), Documented(each.where, part))
+                found.setdefault(shlex.join(words).replace("'>'", ">"), replace(each, text=part))
     return list(found.values())
 
 
@@ -60,7 +62,7 @@ def _inline() -> Iterator[Documented]:
     for page in PAGES:
         text = _FENCE.sub("", page.read_text(encoding="utf-8"))
         for command in re.findall(r"`(calm [^`<]*)`", text):
-            yield Documented(str(page.relative_to(ROOT)), " ".join(command.split()))
+            yield Documented(str(page.relative_to(ROOT)), " ".join(command.split()), is_named=True)
 
 
 def _examples() -> Iterator[Documented]:

@@ -189,7 +189,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _missing(arguments: list[str]) -> str:
-    """What a command lacks to be run, as inline code may; its options and settings are right.
+    """What a command lacks to be run, as one in a sentence may; its options and settings are right.
 
     Raises:
         ConfigError: A command, an option or a setting does not exist, or takes no such value.
@@ -247,7 +247,9 @@ def test_a_documented_command_runs(
     if words[0] != "calm":
         assert not is_run, f"{command.where}: say in NOT_RUN why this is not run, or run it here: {text}"
         return
-    if _missing(words[1:]) or not is_run:
+    missing = _missing(words[1:])
+    assert not missing or command.is_named, missing
+    if missing or not is_run:
         return
     if "my.yaml" in words:
         assert _run(["config"], Path("my.yaml"), monkeypatch) == 0

@@ -33,16 +33,18 @@ def test_the_room_that_a_run_needs_is_that_of_the_fullest_moment() -> None:
 
 
 def test_a_run_that_cannot_fit_on_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that claims to be larger than the disk, and takes no room on it."""
+    """Files that claim to be larger than the disk, and take no room on it: one with many names."""
     monkeypatch.setenv("CALM_HOME", str(tmp_path / "home"))
-    source = tmp_path / "huge.jsonl"
+    source = tmp_path / "huge-0.jsonl"
     line = json.dumps({"text": "Country 1 has rivers."}) + "\n"
     source.write_text(line * 200)
     with source.open("r+b") as file:
-        file.truncate(20 * shutil.disk_usage(tmp_path).free)
-    config = resolve_config(profiles.load(MINI), (), {"data.sources": [str(source)]})
+        file.truncate(shutil.disk_usage(tmp_path).free)  # many times that may be more than a file can have
+    for number in range(1, 20):
+        (tmp_path / f"huge-{number}.jsonl").hardlink_to(source)
+    config = resolve_config(profiles.load(MINI), (), {"data.sources": [str(tmp_path / "huge-*.jsonl")]})
     with pytest.raises(
-        CalmError, match=r"/home: this run writes [\d,.]+ GiB or more there .*, and [\d,.]+ GiB are free"
+        CalmError, match=r"/home: this run writes [\d,.]+ GiB or more there .*, and [\d,.]+ [GM]iB are free"
     ):
         check_run(config, Home.find(), lambda what: None)
 

@@ -177,7 +177,7 @@ def test_bad_folders_are_one_clear_line_each(folders: Path, capsys: pytest.Captu
         assert "\n" not in str(caught.value)
 
     refuse("nowhere: there is no such folder; .* holds autoencoder/, calm/ and tokenizer/", "nowhere")
-    refuse("name one of its folders: .*autoencoder, .*calm", ".")
+    refuse("name one of its folders: autoencoder, calm", ".")
     refuse("holds no tokenizer.json", tokenizer_folder=str(folders / "calm"))
     write_folder(folders / "calm", CALM_CONFIG | {"ae_path": "someone/on-a-hub"}, {})
     refuse("'someone/on-a-hub' is no folder here; download it and name it with autoencoder_folder")

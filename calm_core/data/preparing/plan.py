@@ -39,5 +39,5 @@ def plan_partitions(config: DataConfig, place: str, outputs: Sequence[str] = ())
         files, first = extension.files_to_read(files)
         extends = extension.parent.digest
     partitions = partition_files(files, config.partitions, place, first_index=first, extends=extends)
-    report(STAGE, note=f"{len(files):,} files in {len(partitions)} partitions")
+    report(STAGE, note=f"{len(files):,} file{'s' * (len(files) != 1)} in {len(partitions)} partitions")
     return partitions

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from calm_core.errors import ArtifactError, first_line
-from calm_core.shown import brief, visible
+from calm_core.shown import brief, shortened
 from calm_core.store import nearby, storage
 from calm_core.store.artifact import MANIFEST_NAME
 
@@ -83,7 +83,7 @@ def why_not_here(folder: Path) -> str:
     if inner := [
         inside for inside, is_folder in kinds.items() if is_folder and (folder / inside / "config.json").is_file()
     ]:
-        return f"holds no config.json; name one of its folders: {listed([str(folder / inside) for inside in inner])}"
+        return f"holds no config.json; name one of its folders: {listed(inner)}"
     return f"holds no config.json; name the folder of a public checkpoint (it {nearby.holds(kinds)})"
 
 
@@ -203,4 +203,4 @@ def _map_pickle(path: Path) -> Any:
 def listed(names: list[str], most: int = _SHOWN_NAMES) -> str:
     """The first names of a list, and how many more there are."""
     more = len(names) - most
-    return ", ".join(f"{visible(name):.80}" for name in names[:most]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(shortened(name) for name in names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -167,6 +167,9 @@ GENERATE = [
     _usage("seed below 0", _GENERATE("--seed", "-1"), "--seed -1: expected at least 0"),
     _usage("no tokens", _GENERATE("--max-new-tokens", "0"), "--max-new-tokens 0: expected 1 to"),
     _usage("more tokens than anybody reads", _GENERATE("--max-new-tokens", "99999999"), "expected 1 to 1048576"),
+    _usage(
+        "a budget without its sampler", _GENERATE("--budget", "9"), "--budget: is the budget of --exact", "add --exact"
+    ),
     _usage("no samples", _GENERATE("--samples", "0"), "--samples 0: expected 1 to"),
     _usage(
         "bytes that are no text",

@@ -34,6 +34,14 @@ MISTAKES = [
         for value in ("4,2", "", "0", "-1", "two")
         for command in (_RUN, ("train", "autoencoder", "--dataset", "{dataset}", "--output", "out"))
     ),
+    Mistake(
+        "OMP_NUM_THREADS that torch would stumble over too",
+        ("evaluate", "{transformer}", "--dataset", "{dataset}", "--output", "out"),
+        ("OMP_NUM_THREADS is '0': expected one number of threads",),
+        exit_code=2,
+        environment={"OMP_NUM_THREADS": "0"},
+        as_process=True,
+    ),
     _refused("reserved alias", "registry.alias=latest", "registry.alias", "latest is a version"),
     _refused("reserved alias in capitals", "registry.alias=LATEST", "registry.alias"),
     _refused("alias like a version", "registry.alias=v1", "registry.alias", "v1 is a version"),

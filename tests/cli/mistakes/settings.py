@@ -73,6 +73,7 @@ VALUES = [
     _set("calm.model.head.kind=round", 'calm.model.head: there is no "round"; there are energy, diffusion, flow'),
     _set("calm.steps", "--set calm.steps: expected section.key=value"),
     _set("calm.steps:5", "--set calm.steps:5: expected section.key=value, e.g. calm.steps=5"),
+    _set("data.sequence_length=510", "sequence_length (510)"),
     _set("=5", "--set =5: expected section.key=value"),
     _set("seed=1,calm.steps=2", "is more than one setting; give calm.steps on its own"),
     _set("data.sources=[a.txt", "the value is not valid YAML (line 1, column ", "a comma is missing, or the bracket"),

@@ -1,5 +1,6 @@
 """Mistakes around MLflow: servers, stores, registered models, and the home."""
 
+import atexit
 import functools
 import http.server
 import os
@@ -68,6 +69,7 @@ def _template() -> Path:
     from mlflow import MlflowClient
 
     home = Path(tempfile.mkdtemp(prefix="calm-mistakes-"))
+    atexit.register(shutil.rmtree, home)
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")
     client.create_experiment("calm", artifact_location=(home / "mlartifacts").as_uri())
     for name in ("calm", "calm-small"):
