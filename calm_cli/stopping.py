@@ -24,7 +24,7 @@ class Ending:
     """How this program ends when it is asked to.
 
     A signal raises `Stopped` in the main thread, so that what is open is closed; so does a second one, of somebody who
-    does not want to wait for that. Another one ends the process as it is.
+    does not want to wait for that. Another one ends the process as it is. One that is told twice at once counts once.
     """
 
     def __init__(self) -> None:

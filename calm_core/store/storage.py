@@ -557,6 +557,7 @@ def kinds_in(uri: str) -> dict[str, bool]:
         found = {
             str(entry["name"]).rstrip("/").rpartition("/")[2]: entry["type"]
             for entry in filesystem.ls(path, detail=True)
+            if str(entry["name"]).rstrip("/") != path.rstrip("/")  # an empty folder of an object store lists itself
         }
         return {name: found[name] == "directory" for name in sorted(found)}
     return {}

@@ -158,3 +158,11 @@ def test_only_leftovers_of_our_own_writers_are_removed(tmp_path: Path) -> None:
     storage.remove_partial(str(tmp_path.parent / "killed"))
     left = {path.relative_to(tmp_path.parent / "killed").as_posix() for path in (tmp_path.parent / "killed").rglob("*")}
     assert left == {*others, "deep", "deep/.z.1.calm.partial"}
+
+
+def test_an_empty_folder_of_an_object_store_does_not_hold_itself(s3_place: str) -> None:
+    """A console makes an empty object with a slash at its end for one."""
+    filesystem, path = storage.filesystem_of(s3_place)
+    filesystem.call_s3("put_object", Bucket=path.partition("/")[0], Key=f"{path.partition('/')[2]}/", Body=b"")
+    assert storage.kinds_in(s3_place) == {}
+    assert storage.names_in(s3_place) == []
