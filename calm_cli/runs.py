@@ -229,7 +229,10 @@ def _list(found: Sequence[_Run], home: Home, screen: Screen) -> None:
     for heading in ("run", "started", _ENDED, "model", _CHANGED):
         gives_way = heading == _CHANGED or (heading == _ENDED and screen.width < _NARROW)  # a run's number never does
         table.add_column(
-            heading, header_style="dim", no_wrap=not gives_way, justify="right" if heading == "run" else "left"
+            Text(heading, no_wrap=heading == _CHANGED, overflow="ellipsis"),
+            header_style="dim",
+            no_wrap=not gives_way,
+            justify="right" if heading == "run" else "left",
         )
     for each in found:
         registered = each.registered

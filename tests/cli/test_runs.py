@@ -108,7 +108,7 @@ def test_the_list_has_one_row_a_run_at_80_columns(
     every_kind: None, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
     heading, *rows = shown(capsys).splitlines()
-    assert heading.split("  ")[0] == "run"
+    assert heading.startswith("run  started ")
     assert [row.rstrip() for row in rows[:6]] == [
         "  6  2026-11-24 18:05  did not finish: train-calm          seed=1",
         "  5  2026-11-24 18:05  running: evaluate",
