@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import lru_cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -106,8 +107,13 @@ def _reach(uri: str) -> None:
         _ask_database(uri)
     elif kind not in ("http", "https") and re.match(r"\d+(/|$)", rest):
         raise CalmError(f"{_place(uri)}: has no scheme; write http://{uri}")
-    elif kind not in ("databricks", "uc") and not os.environ.get("MLFLOW_ALLOW_FILE_STORE"):
+    elif kind not in ("databricks", "uc", *_plugins()) and not os.environ.get("MLFLOW_ALLOW_FILE_STORE"):
         raise CalmError(f"{_place(uri)}: MLflow keeps nothing in such a place; write {_PLACES}")
+
+
+def _plugins() -> Iterator[str]:
+    """Schemes that installed plugins of MLflow know."""
+    return (entry.name for entry in entry_points(group="mlflow.tracking_store"))
 
 
 def _has_host(uri: str) -> bool:
