@@ -215,6 +215,8 @@ def _failed(uri: str, error: Exception) -> StorageError:
         )
     if names & {"ParamValidationError"}:
         return StorageError(f"{uri}: no bucket can have this name; check the URL")
+    if reason.startswith("Symlink loop"):
+        return StorageError(f"{uri}: is a link that leads to itself; name another place")
     if reason.startswith("Invalid endpoint"):
         return StorageError(f"{uri}: {reason}; set AWS_ENDPOINT_URL to a URL, e.g. http://host:9000")
     number = getattr(error, "errno", None)

@@ -241,6 +241,8 @@ ARTIFACTS = [
             files={"steps/step-00000004/complete": "{{}}"}),
     _verify("other files", "photos", "photos: is no artifact: it has no manifest.json, it holds a.png and b.png; name",
             files={"photos/a.png": "x", "photos/b.png": "x"}),
+    _verify("a link to itself", "loop", "loop: is a link that leads to itself; name another place",
+            arrange=lambda folder: (folder / "loop").symlink_to("loop")),
     _verify("hidden files", "me", "me: is no artifact: it has no manifest.json, it holds hidden files alone; name",
             files={"me/.profile": "x"}),
     _verify("logs of runs", "logs", "logs: is no artifact: it has no manifest.json, it holds run-1/; name another",
