@@ -13,7 +13,6 @@ from calm_cli.options import JsonOption, OutputOption, OverwriteOption
 from calm_cli.result import print_json, show_result
 from calm_cli.screen import Screen, told
 from calm_core.errors import ArtifactError, ConfigError
-from calm_core.shown import brief
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
 from calm_core.store.facts import MixtureFacts
 
@@ -43,12 +42,12 @@ def mix(
         uri, _, weight = item.rpartition("=")
         if uri in weights:
             raise ConfigError(f"{uri}: is named twice; give each dataset one weight")
+        if not uri:
+            raise ConfigError(f"{item}: give each dataset its weight, e.g. out/web=0.8")
         try:
             weights[uri] = float(weight)
         except ValueError:
-            uri = ""
-        if not uri:
-            raise ConfigError(f"{item or brief(item)}: give each dataset its weight, e.g. out/web=0.8")
+            raise ConfigError(f"{item}: the weight of {uri} is no number; write e.g. {uri}=0.8") from None
     mixture = mix_datasets(weights, output, overwrite=overwrite)
     show_result(mixture, started, json_, [f"calm train autoencoder --dataset {quote(output)} --output AUTOENCODER"])
 

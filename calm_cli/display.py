@@ -16,7 +16,7 @@ from calm_cli.board import Board, Row
 from calm_core.shown import visible
 from calm_core.telemetry.progress import ProgressEvent
 
-PLAIN_INTERVAL_SECONDS = 15.0
+PLAIN_INTERVAL_SECONDS = 5.0
 
 _STYLES = {"waiting": "dim", "running": "bold cyan", "done": "green", "cached": "green dim", "failed": "bold red"}
 _STATE_WIDTH = max(map(len, _STYLES))

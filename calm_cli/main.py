@@ -132,9 +132,3 @@ def _run(arguments: Sequence[str]) -> int:
     except UsageError as error:
         raise ConfigError(str(error)) from None
     return 0
-
-
-if __name__ == "__main__":
-    from calm_cli.start import main as program
-
-    program()

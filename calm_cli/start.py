@@ -37,3 +37,7 @@ def _main() -> None:
             file=sys.stderr,
         )
         sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,9 +11,11 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from kfp import components, local
 from kfp.local import cache, subprocess_task_handler
 
@@ -21,7 +23,7 @@ from calm_core.shown import SafeStream
 from calm_core.telemetry.processes import end_with_parent
 from pipelines.compile import TRAIN_PIPELINE
 from pipelines.local.cache import use_checked_cache
-from pipelines.local.run import BASELINE_MODEL, BASELINE_REPORT
+from pipelines.local.run import BASELINE_MODEL, BASELINE_REPORT, STOP_SECONDS
 
 
 def run(request: dict[str, Any]) -> None:
@@ -83,6 +85,11 @@ def _note_failures(file: Path) -> None:
 
 def _end(temporary: str) -> None:
     """End this process and its tasks, and remove their temporary folder, as the process that watches would."""
+    tasks = psutil.Process().children(recursive=True)
+    for task in tasks:
+        with suppress(psutil.NoSuchProcess):
+            task.terminate()
+    psutil.wait_procs(tasks, timeout=STOP_SECONDS)
     shutil.rmtree(temporary, ignore_errors=True)
     os.killpg(0, signal.SIGTERM)
 
@@ -90,4 +97,7 @@ def _end(temporary: str) -> None:
 if __name__ == "__main__":
     end_with_parent(lambda: _end(os.environ["TMPDIR"]))
     sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
-    run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    try:
+        run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    finally:  # also where its tasks were ended since nobody watches
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)

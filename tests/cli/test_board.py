@@ -92,7 +92,7 @@ def test_plain_lines_come_at_a_change_of_state_and_otherwise_rarely() -> None:
     board.apply(event("prepare", "finished", 30, note="9 documents"))
     display.refresh(now=30)
     lines = output.getvalue().splitlines()
-    assert [line.split()[2] for line in lines] == ["0:00", "0:15", "0:30"]
+    assert [line.split()[2] for line in lines] == ["0:00", "0:05", "0:30"]
     assert lines[-1] == "prepare: done  0:30  9 documents"
 
 

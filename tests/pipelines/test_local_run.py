@@ -40,7 +40,7 @@ class Workplace:
         (self.folder / name).write_text("\n".join(lines) + "\n")
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "calm_cli.main", *arguments]
+        return [sys.executable, "-m", "calm_cli.start", *arguments]
 
     def calm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         ended = subprocess.run(

@@ -297,6 +297,7 @@ MIXTURES = [
     _mix("weight 0", "{dataset}=1", "other=0", says="other: its weight is 0; give a number above 0", exit_code=2),
     _mix("a negative weight", "{dataset}=1", "other=-1", says="other: its weight is -1", exit_code=2),
     _mix("no number", "{dataset}=1", "other=nan", says="other: its weight is nan", exit_code=2),
+    _mix("a percentage", "{dataset}=50%", says="is no number; write", exit_code=2),
     _mix("infinity", "{dataset}=inf", "other=1", says="its weight is inf", exit_code=2),
     _mix("too little", "{dataset}=1", "other=1e-9", says="other: weight 1e-09 is not 0.1% of the mixture", exit_code=2),
     _mix("twice", "{dataset}=1", "{dataset}/=1", says="is the same dataset as {dataset}; give it one", exit_code=2),
