@@ -57,7 +57,7 @@ def calm(
 
       calm generate "The climate of" --seed 1   # the registered model writes
 
-      calm runs                                 # what has run here, and where everything lies
+      calm runs                                 # what has run here
 
       calm ui                                   # curves, settings and models
     """
