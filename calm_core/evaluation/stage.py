@@ -170,7 +170,7 @@ def _write_samples(evaluator: Evaluator, scored: Scored) -> list[TextSample]:
         prompts,
         max_new_tokens=config.prompt_tokens,
         sampling=Sampling(config.temperature, config.temperature_samples),
-        seed=evaluator.seed,
+        seed=[evaluator.seed + i for i in range(len(prompts))],  # the same noise would lead all to the same words
     )
     return [TextSample(prompt=prompt, text=text) for prompt, text in zip(prompts, texts, strict=True)]
 
