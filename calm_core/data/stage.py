@@ -173,12 +173,15 @@ class _Workers:
             error.again = "run the same command again to go on: finished partitions are kept"
         if self._pool is None:
             return
-        codes = [process.exitcode or 0 for process in self._processes]
-        if error:
+        if error and not isinstance(error, BrokenProcessPool):  # then the pool has asked the others already
             _end(self._processes)
         self._pool.shutdown(cancel_futures=True)
         if isinstance(error, BrokenProcessPool):
-            how = next((how for code in codes if code != -signal.SIGTERM and (how := killed_by(code))), "ended")
+            codes = {process.exitcode or 0 for process in self._processes} - {
+                -signal.SIGTERM,
+                SIGNALLED + signal.SIGTERM,
+            }
+            how = next(filter(None, map(killed_by, codes)), "ended")
             raise CalmError(
                 f"a preparing process {how}; run the same command again (with fewer workers): finished partitions are "
                 "kept",

@@ -67,7 +67,7 @@ def test_inspect_shows_the_numbers_of_the_manifest(dataset: Artifact, capsys: py
     assert rows["shards"] == [f"{len(counts['shards']):,}" for counts in splits]
     shards = [entry.size for entry in dataset.manifest.files if entry.path.endswith(".parquet")]
     assert rows["bytes on disk"][0].startswith(f"{sum(shards):,}, ")
-    assert "1 source files" in out
+    assert "1 source file" in out
     assert "texts [red].jsonl  " in out  # square brackets are no markup
     assert re.search(r"rejected: .*texts \[red\]\.jsonl, (line|byte) [\d,]+: broken_json", out)
 
@@ -179,7 +179,7 @@ def test_mix_writes_a_mixture_and_shows_the_shares(
     ("items", "named"),
     [
         (["{}"], "dataset: give each dataset its weight, e.g. out/web=0.8"),
-        (["{}=much"], "dataset=much: give each dataset its weight"),
+        (["{}=much"], "is no number; write e.g. "),
         (["=1"], "=1: give each dataset its weight"),
         (["{}=1", "{}=2"], "dataset"),
         (["{}=0"], "dataset: its weight is 0"),

@@ -137,7 +137,7 @@ for config in sys.argv[1:]:
     data = DataConfig.model_validate_json(config)
     facts = prepare_data(data, TokenizerConfig(vocab_size=260), data.sources[0] + ".dataset").facts
     [peak] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    print(facts.documents_out, sum(facts.rejected.values()), peak.split()[1], file=sys.stderr)
+    print(facts.documents_out, sum(facts.rejected.values()), peak.split()[1])
 """
 
 
@@ -154,8 +154,8 @@ def test_a_line_of_100_mb_is_one_reject_in_bounded_memory(suffix: str, tmp_path:
                 file.write(b"x" * 10**6)
             file.writelines([b"\n", *lines[4:]])
         configs.append(data_of(path, partitions=2, max_reject_fraction=0.5).model_dump_json())
-    run = subprocess.run([sys.executable, "-c", PROGRAM, *configs], stderr=subprocess.PIPE, text=True, check=True)
-    (*small, small_peak), (*large, large_peak) = (map(int, line.split()) for line in run.stderr.splitlines())
+    run = subprocess.run([sys.executable, "-c", PROGRAM, *configs], stdout=subprocess.PIPE, text=True, check=True)
+    (*small, small_peak), (*large, large_peak) = (map(int, line.split()) for line in run.stdout.splitlines())
     assert small == large == [len(GOOD), 1]
     # JSON may spend 6 bytes on one of a text's 10 MB, other fields 16 MiB: so much of a line is kept, for a moment
     # twice, and a buffer that grows may be copied once more.

@@ -168,10 +168,10 @@ def test_killed_preparing_processes_leave_no_trace_in_the_bytes(
     moments = random.Random(int(on_s3))
     kills = 0
     for _ in range(4):
-        with subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE) as worker:
-            assert worker.stdout
+        with subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE) as worker:
+            assert worker.stderr
             for _ in range(moments.randrange(1, 8)):  # lines of progress, of about sixteen
-                worker.stdout.readline()
+                worker.stderr.readline()
             time.sleep(moments.uniform(0, 0.05))
             kills += worker.poll() is None
             worker.kill()
@@ -179,7 +179,7 @@ def test_killed_preparing_processes_leave_no_trace_in_the_bytes(
             data = storage.read(uri)
             assert data[:4] == data[-4:] == b"PAR1", uri
     assert kills
-    again = subprocess.run([sys.executable, "-c", program, *arguments], stdout=subprocess.DEVNULL, check=True)
+    again = subprocess.run([sys.executable, "-c", program, *arguments], stderr=subprocess.DEVNULL, check=True)
     assert again.returncode == 0
     assert files_of(Artifact(output, DatasetFacts)) == files_of(local)
     assert not list(tmp_path.rglob("*.partial"))
