@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from calm_cli.inputs import require, require_language_model
+from calm_cli.inputs import require_model
 from calm_cli.options import AutoencoderOption, JsonOption, OverwriteOption
 from calm_cli.result import document, print_json, show_result
 from calm_cli.screen import Screen
@@ -71,8 +71,7 @@ def export(
 
       calm export out/calm --output my-calm
     """
-    if isinstance(require("MODEL", model, CalmFacts, AutoencoderFacts).facts, CalmFacts):
-        require_language_model(model, autoencoder)
+    require_model(model, autoencoder, CalmFacts, AutoencoderFacts)
     from calm_core.weights.huggingface import export_checkpoint
 
     errors = Screen(stderr=True, soft_wrap=True)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from calm_cli.inputs import require_language_model
+from calm_cli.inputs import require_model
 from calm_cli.options import DEFAULT_MODEL, AutoencoderOption
 from calm_cli.screen import Screen, told
 from calm_core.config.evaluation import MIN_TEMPERATURE
 from calm_core.errors import CalmError, ConfigError
 from calm_core.generation.arguments import MAX_SEED
 from calm_core.shown import redacted, shortened, visible
+from calm_core.store.facts import CalmFacts, TransformerFacts
 from calm_core.telemetry.mlflow_run import REGISTERED
 from pipelines.local.home import Home
 
@@ -115,7 +116,7 @@ def generate(
 def _generator(model: str, autoencoder: str) -> "TextGenerator":
     """A model that writes; whether there is one is known before torch is imported, which takes seconds."""
     if not model.startswith(REGISTERED):
-        require_language_model(model, autoencoder)
+        require_model(model, autoencoder, CalmFacts, TransformerFacts)
         from calm_core.registry.load import load_generator
 
         return load_generator(model, autoencoder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
-from calm_cli.inputs import require, require_language_model
+from calm_cli.inputs import require, require_model
 from calm_cli.options import (
     DEFAULT_PROFILE,
     AutoencoderOption,
@@ -29,7 +29,16 @@ from calm_cli.tables import show_table
 from calm_core.config import HEADS, Config, TrainingConfig
 from calm_core.errors import ConfigError
 from calm_core.store import storage
-from calm_core.store.facts import AutoencoderFacts, CalmFacts, DatasetFacts, EvaluationFacts, MixtureFacts
+from calm_core.store.artifact import ArtifactWriter
+from calm_core.store.facts import (
+    AutoencoderFacts,
+    CalmFacts,
+    DatasetFacts,
+    EvaluationFacts,
+    Facts,
+    MixtureFacts,
+    TransformerFacts,
+)
 from pipelines.local.home import Home
 from pipelines.local.preflight import check_environment
 
@@ -47,8 +56,6 @@ CheckpointsOption = Annotated[
 
 def _begin(config: Config, kind: str, output: str) -> Home:
     """Refuse places that cannot be used for this kind of artifact, then make MLflow ready for the stage's record."""
-    from calm_core.store.artifact import ArtifactWriter
-    from calm_core.store.facts import Facts
     from pipelines.local.tracking import use_tracking
 
     check_environment()
@@ -191,7 +198,7 @@ def evaluate(
     """
     started = time.monotonic()
     config = configuration(profile, set_)
-    require_language_model(model, autoencoder)
+    require_model(model, autoencoder, CalmFacts, TransformerFacts)
     require("--dataset", dataset, DatasetFacts, MixtureFacts)
     check_environment()  # before torch reads it
     from calm_core.evaluation import stage
@@ -263,8 +270,7 @@ def register(
     """
     started = time.monotonic()
     config = configuration(profile, set_)
-    require("MODEL", model, CalmFacts)
-    require_language_model(model, autoencoder)
+    require_model(model, autoencoder, CalmFacts)
     require("--evaluation", evaluation, EvaluationFacts)
     _begin(config, "registration", output)
     from calm_core.registry.stage import register_model

@@ -53,7 +53,7 @@ def open_streams() -> None:
         except OSError:  # closed: the next file to be opened would take its place, and what is printed
             _to_nowhere(descriptor)
     if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # it stays open
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         before = getattr(sys, name)
         output = io.BufferedWriter(_Output(descriptor))

@@ -11,7 +11,7 @@ from torch import Tensor
 from calm_core.config import EvaluationConfig
 from calm_core.data.reading.dataset import Dataset, open_dataset, require_whole_chunks
 from calm_core.data.tokenizers.stored import TOKENIZER_NAME
-from calm_core.errors import ArtifactError, ConfigError
+from calm_core.errors import ArtifactError
 from calm_core.evaluation.brier import frequencies
 from calm_core.evaluation.evaluator import Evaluator
 from calm_core.evaluation.prompts import beginnings
@@ -28,7 +28,7 @@ from calm_core.store.facts import (
     TextSample,
 )
 from calm_core.telemetry.stage import Stage
-from calm_core.weights.lineage import autoencoder_of
+from calm_core.weights.lineage import require_autoencoder
 
 _FREQUENCY_SEQUENCES = 4096  # training sequences that the unigram reference counts
 
@@ -104,10 +104,7 @@ def check_inputs(dataset_uri: str, model_uri: str, autoencoder_uri: str = "") ->
         CalmError: They are unusable.
     """
     model = Artifact(model_uri, *SCORED)
-    if isinstance(model.facts, CalmFacts):
-        autoencoder_of(Artifact(model_uri, CalmFacts), autoencoder_uri)
-    elif autoencoder_uri:
-        raise ConfigError(f"{model_uri}: is a {model.facts.kind}, which has no autoencoder; leave out autoencoder_uri")
+    require_autoencoder(model, autoencoder_uri)
     dataset = open_dataset(dataset_uri, "validation")
     if model.entry(TOKENIZER_NAME).sha256 != dataset.tokenizer_sha256:
         raise ArtifactError(f"{model.uri}: was trained with another tokenizer than that of the dataset {dataset.uri}")

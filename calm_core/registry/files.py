@@ -63,7 +63,7 @@ def _data_folder(uri: str, empty: str) -> str:
         files.bring_artifact(f"{data}/{CALM_FOLDER}")
         return storage.child(files.folder, data)
     except StorageError as error:
-        raise CalmError(f"{uri}: is not a CALM model, or cannot be read ({error})") from None
+        raise CalmError(f"{uri}: is not a CALM model, or cannot be read ({error})", can_pass=error.can_pass) from None
     except CalmError:
         raise
     except FileNotFoundError as error:
@@ -73,7 +73,8 @@ def _data_folder(uri: str, empty: str) -> str:
     except Exception as error:  # what MLflow and its clients of object stores raise has no common base
         raise CalmError(
             f"{uri}: cannot be loaded from {tracking_place()} ({reason_of(error)}); "
-            "check that it is there, and that its files can be reached"
+            "check that it is there, and that its files can be reached",
+            can_pass=True,
         ) from None
 
 

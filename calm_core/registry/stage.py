@@ -178,12 +178,18 @@ def _check(uri: str, scored: ScoredModel) -> None:
 
 
 def _is_whole(uri: str) -> bool:
-    """Whether the files of a registered model are there and undamaged."""
+    """Whether the files of a registered model are there and undamaged.
+
+    Raises:
+        CalmError: That cannot be told now.
+    """
     try:
         with registered_artifacts(uri) as artifacts:
             for artifact in artifacts:
                 artifact.check_files()
-    except CalmError:
+    except CalmError as error:
+        if error.can_pass:
+            raise
         return False
     return True
 

@@ -1,8 +1,29 @@
 """Which autoencoder a CALM model belongs to, by manifests alone: nothing here imports torch."""
 
+from typing import cast
+
 from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import AutoencoderFacts, CalmFacts
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts
+
+
+def require_autoencoder(model: Artifact[ModelFacts], uri: str = "") -> None:
+    """Refuse a CALM model whose autoencoder is not where it is said to be, and an autoencoder for another model.
+
+    Args:
+        model: Of any kind.
+        uri: Where its autoencoder lies, as `autoencoder_of` takes it.
+
+    Raises:
+        ConfigError: One is named for a model that has none, or none is for one that needs it.
+        ArtifactError: It is missing, or another one.
+    """
+    if isinstance(model.facts, CalmFacts):
+        autoencoder_of(cast(Artifact[CalmFacts], model), uri)
+    elif uri:
+        raise ConfigError(
+            f"{model.uri}: is of kind {model.facts.kind}, which has no autoencoder; leave out autoencoder_uri"
+        )
 
 
 def autoencoder_of(calm: Artifact[CalmFacts], uri: str = "") -> Artifact[AutoencoderFacts]:

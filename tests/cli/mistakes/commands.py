@@ -1,7 +1,6 @@
 """Mistakes in commands: names, options, arguments, standard input."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.cli.mistakes.frame import Mistake
@@ -155,22 +154,25 @@ ARGUMENTS = [
     Mistake("deleted current folder", ("inspect", "a"), ("the current folder has been deleted",), arrange=_leave),
 ]
 
-_GENERATE: Callable[..., tuple[str, ...]] = lambda *more: ("generate", "a", "--model", "{calm}", *more)  # noqa: E731
+
+def _generate(*more: str) -> tuple[str, ...]:
+    return ("generate", "a", "--model", "{calm}", *more)
+
 
 GENERATE = [
-    _usage("temperature 0", _GENERATE("--temperature", "0"), "--temperature 0: expected 0.001 to 1", "There is no 0"),
-    _usage("temperature above 1", _GENERATE("--temperature", "2"), "--temperature 2: expected 0.001 to 1"),
-    _usage("temperature below 0", _GENERATE("--temperature", "-1"), "--temperature -1: expected 0.001 to 1"),
-    _usage("temperature NaN", _GENERATE("--temperature", "nan"), "--temperature nan: expected 0.001 to 1"),
-    _usage("temperature without end", _GENERATE("--temperature", "inf"), "--temperature inf: expected 0.001 to 1"),
-    _usage("seed of 31 digits", _GENERATE("--seed", "1" + "0" * 30), "--seed 1000", "expected at most 92"),
-    _usage("seed below 0", _GENERATE("--seed", "-1"), "--seed -1: expected at least 0"),
-    _usage("no tokens", _GENERATE("--max-new-tokens", "0"), "--max-new-tokens 0: expected 1 to"),
-    _usage("more tokens than anybody reads", _GENERATE("--max-new-tokens", "99999999"), "expected 1 to 1048576"),
+    _usage("temperature 0", _generate("--temperature", "0"), "--temperature 0: expected 0.001 to 1", "There is no 0"),
+    _usage("temperature above 1", _generate("--temperature", "2"), "--temperature 2: expected 0.001 to 1"),
+    _usage("temperature below 0", _generate("--temperature", "-1"), "--temperature -1: expected 0.001 to 1"),
+    _usage("temperature NaN", _generate("--temperature", "nan"), "--temperature nan: expected 0.001 to 1"),
+    _usage("temperature without end", _generate("--temperature", "inf"), "--temperature inf: expected 0.001 to 1"),
+    _usage("seed of 31 digits", _generate("--seed", "1" + "0" * 30), "--seed 1000", "expected at most 92"),
+    _usage("seed below 0", _generate("--seed", "-1"), "--seed -1: expected at least 0"),
+    _usage("no tokens", _generate("--max-new-tokens", "0"), "--max-new-tokens 0: expected 1 to"),
+    _usage("more tokens than anybody reads", _generate("--max-new-tokens", "99999999"), "expected 1 to 1048576"),
     _usage(
-        "a budget without its sampler", _GENERATE("--budget", "9"), "--budget: is the budget of --exact", "add --exact"
+        "a budget without its sampler", _generate("--budget", "9"), "--budget: is the budget of --exact", "add --exact"
     ),
-    _usage("no samples", _GENERATE("--samples", "0"), "--samples 0: expected 1 to"),
+    _usage("no samples", _generate("--samples", "0"), "--samples 0: expected 1 to"),
     _usage(
         "bytes that are no text",
         ("generate", "a\udcffb", "--model", "{calm}"),
@@ -182,7 +184,7 @@ GENERATE = [
         "prompt 2: is not UTF-8 text (\\ud83d at 0)",
     ),
     _usage(
-        "stop string that is no text", _GENERATE("--stop", "\udcff"), "--stop 1: is not UTF-8 text (byte \\xff at 0)"
+        "stop string that is no text", _generate("--stop", "\udcff"), "--stop 1: is not UTF-8 text (byte \\xff at 0)"
     ),
     _usage("empty standard input", ("generate", "-", "--model", "{calm}"), "standard input: holds no prompt"),
     _usage("no prompt and nothing piped in", ("generate", "--model", "{calm}"), "standard input: holds no prompt"),
@@ -239,7 +241,7 @@ GENERATE = [
         ("is an evaluation artifact, a calm or tr",),
     ),
     Mistake(
-        "dataset as an autoencoder", _GENERATE("--autoencoder", "{dataset}"), ("is a dataset artifact, an autoencoder",)
+        "dataset as an autoencoder", _generate("--autoencoder", "{dataset}"), ("is a dataset artifact, an autoencoder",)
     ),
     Mistake(
         "another library's checkpoint as a model",
@@ -250,8 +252,7 @@ GENERATE = [
     _usage(
         "autoencoder of a Transformer",
         ("generate", "a", "--model", "{transformer}", "--autoencoder", "{autoencoder}"),
-        "--autoencoder: ",
-        "is a Transformer, which has no autoencoder; leave it out",
+        "is of kind transformer, which has no autoencoder; leave out --autoencoder",
     ),
     _usage(
         "autoencoder of a registered model",

@@ -274,7 +274,7 @@ ARTIFACTS = [
             arrange=_moved_autoencoder),
     Mistake("evaluate with another autoencoder",
             (*EVALUATE, "{transformer}", "--dataset", "{dataset}", "--autoencoder", "{autoencoder}"),
-            ("is a Transformer, which has no autoencoder; leave it out",), exit_code=2),
+            ("is of kind transformer, which has no autoencoder; leave out --autoencoder",), exit_code=2),
     Mistake("register a transformer",
             ("register", "{transformer}", "--evaluation", "{evaluation}", "--output", "out"),
             ("MODEL {transformer}: is a transformer artifact, a calm artifact was expected",)),
