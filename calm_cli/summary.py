@@ -131,7 +131,7 @@ def aligned(scores: Collection[Score]) -> list[str]:
     ]
 
 
-def model_lines(finished: Finished) -> Iterator[list[str]]:
+def models_side_by_side(finished: Finished) -> Iterator[list[str]]:
     """The models of a run side by side, their names first: how good they are, how large, and how quick."""
     evaluations = {"CALM": finished.evaluation_report.facts}
     models: list[ModelFacts] = [finished.calm_model.facts]
@@ -205,7 +205,7 @@ def show(finished: Finished, board: Board, console: Console, command: Sequence[s
     """
     show_pairs(data_lines(finished.dataset.facts), console)
     console.print()
-    heading, *rows = model_lines(finished)
+    heading, *rows = models_side_by_side(finished)
     show_table(heading, rows, console)
     console.print()
     show_pairs(time_lines(board), console)

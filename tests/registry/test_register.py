@@ -93,6 +93,24 @@ def test_a_worse_model_is_registered_and_the_champion_stays(
     assert version.tags["calm.promotion"] == facts[1].reason == "champion stays with version 1 (18.42 against 12.30)"
 
 
+def test_a_champion_whose_storage_is_away_for_a_moment_is_not_replaced(
+    model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, read = RegistryConfig(model_name="away"), stage.registered_artifacts
+    good, worse = (scored_otherwise(evaluation_uri, score, tmp_path / str(score)) for score in (18.417, 12.3))
+    register_model(config, model_uris[1], good, str(tmp_path / "registered"))
+
+    def away(uri: str) -> Any:
+        if uri == "models:/away/1":
+            raise CalmError(f"{uri}: the storage does not answer", can_pass=True)
+        return read(uri)
+
+    monkeypatch.setattr(stage, "registered_artifacts", away)
+    with pytest.raises(CalmError, match="does not answer"):
+        register_model(config, model_uris[1], worse, str(tmp_path / "worse registered"))
+    assert mlflow.MlflowClient().get_model_version_by_alias("away", "champion").tags["calm.brierlm_value"] == "18.417"
+
+
 def test_a_registration_of_earlier_code_says_that_the_alias_moved(
     registration: Artifact[RegistrationFacts], tmp_path: Path
 ) -> None:

@@ -85,6 +85,13 @@ class Told:
         return self.ending
 
 
+def train_by(launcher: Told, dataset_uri: str, folder: Path) -> None:
+    """Train a small autoencoder with a launcher."""
+    train(
+        autoencoder_config(), dataset_uri, str(folder / "out"), seed=0, checkpoint_root=str(folder), launcher=launcher
+    )
+
+
 @pytest.mark.parametrize(
     ("ending", "outcome", "error", "message"),
     [
@@ -110,14 +117,7 @@ def test_whoever_waits_learns_why_the_ranks_ended(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(error) as caught:
-        train(
-            autoencoder_config(),
-            dataset_uri,
-            str(tmp_path / "out"),
-            seed=0,
-            checkpoint_root=str(tmp_path),
-            launcher=Told(ending, outcome),
-        )
+        train_by(Told(ending, outcome), dataset_uri, tmp_path)
     assert (type(caught.value), str(caught.value)) == (error, message)
 
 
@@ -127,14 +127,7 @@ def test_what_the_kernel_has_killed_is_said_whatever_the_other_ranks_met(
 ) -> None:
     lost = OutcomeFacts(message="RuntimeError: Connection closed by peer", exit_code=1)
     with pytest.raises(CalmError) as caught:
-        train(
-            autoencoder_config(),
-            dataset_uri,
-            str(tmp_path / "out"),
-            seed=0,
-            checkpoint_root=str(tmp_path),
-            launcher=Told(Ending(exit_code), lost),
-        )
+        train_by(Told(Ending(exit_code), lost), dataset_uri, tmp_path)
     assert str(caught.value).startswith(f"train-autoencoder: {who} was killed (SIGKILL), perhaps for want of memory: ")
     assert "run the same command again" in str(caught.value)
     assert caught.value.can_pass
@@ -142,14 +135,7 @@ def test_what_the_kernel_has_killed_is_said_whatever_the_other_ranks_met(
 
 def test_ranks_that_cannot_share_a_batch_are_not_started(dataset_uri: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must be a multiple of micro_batch_size x ranks \(2 x 3\)"):
-        train(
-            autoencoder_config(),
-            dataset_uri,
-            str(tmp_path / "out"),
-            seed=0,
-            checkpoint_root=str(tmp_path),
-            launcher=Told(Ending(0), ranks=3),
-        )
+        train_by(Told(Ending(0), ranks=3), dataset_uri, tmp_path)
     assert not list(tmp_path.glob("autoencoder-*"))
 
 
