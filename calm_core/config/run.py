@@ -64,8 +64,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _tokenizer_has_room(self) -> Self:
-        least = 256 + 2 + self.data.start_of_text
-        if self.tokenizer.vocab_size < least and not (self.tokenizer.source or self.data.extends):
+        least = 256 + 3  # one more than any tokenizer needs
+        is_trained = not (self.tokenizer.source or self.data.extends)
+        if is_trained and self.data.start_of_text and self.tokenizer.vocab_size < least:
             raise ValueError(
                 f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) must be {least} or more: with data.start_of_text "
                 "there are 256 bytes and 3 special tokens"
