@@ -146,7 +146,8 @@ def test_it_is_no_wider_than_the_screen(width: int, tmp_path: Path) -> None:
     opened = html.escape(page(evaluation(samples=long)).replace("<details>", "<details open>"))
     measuring = (
         "const page = document.querySelector('iframe').contentDocument.documentElement;"
-        "document.title = [page.clientWidth, page.scrollWidth].join(' ');"
+        "const date = page.querySelector('#written').textContent;"
+        "document.title = [page.clientWidth, page.scrollWidth, date].join(' ');"
     )
     (tmp_path / "frame.html").write_text(
         f'<!DOCTYPE html><iframe srcdoc="{opened}" width="{width}" height="900" style="border: 0"></iframe>'
@@ -156,8 +157,9 @@ def test_it_is_no_wider_than_the_screen(width: int, tmp_path: Path) -> None:
     alone = ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}/profile"]
     command = [browser, *quiet, *alone, "--dump-dom", (tmp_path / "frame.html").as_uri()]
     shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-    found = re.search(r"<title>(\d+) (\d+)</title>", shown)
+    found = re.search(r"<title>(\d+) (\d+) Written (.*?)</title>", shown)
     assert found, shown
-    visible, needed = map(int, found.groups())
+    visible, needed = int(found[1]), int(found[2])
     assert width - 20 <= visible <= width  # less a scrollbar
     assert needed == visible
+    assert re.search(r"20\d\d", found[3])  # the year of its file
