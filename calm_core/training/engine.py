@@ -1,4 +1,4 @@
-"""DeepSpeed's engine: optimiser, learning rate, ZeRO, precision."""
+"""DeepSpeed's engine: ZeRO, precision."""
 
 from typing import Any
 
@@ -10,25 +10,9 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from calm_core.config import TrainingConfig
+from calm_core.training.optimizer import learning_rate_factor, parameter_groups
 
 DEFAULT_BUCKET = 500_000_000  # elements, DeepSpeed's default reduce_bucket_size
-
-
-def learning_rate_factor(config: TrainingConfig, step: int) -> float:
-    """Share of the learning rate at a step: linear warm-up, constant, then linear decay over the last steps."""
-    warmup = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
-    decay_steps = config.decay_fraction * config.steps
-    decay = (config.steps - step) / decay_steps if step > config.steps - decay_steps else 1.0
-    return min(warmup, decay)
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only, not on biases and norms."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 def wants_bf16(config: TrainingConfig) -> bool:
@@ -56,7 +40,7 @@ def start_engine(model: torch.nn.Module, config: TrainingConfig) -> Any:
     micro_steps = config.global_batch_size // (config.micro_batch_size * dist.get_world_size())
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas),
+        optimizer=AdamW(parameter_groups(model, config), betas=config.betas),
         lr_scheduler=schedule,
         config={
             "train_batch_size": config.global_batch_size,
