@@ -43,6 +43,15 @@ class TrainingConfig(Section):
         32, ge=1, le=2**24, description="held-out sequences in a validation during training"
     )
     checkpoint_interval: Steps = Field(500, description="steps between two checkpoints")
+    bad_steps_limit: int = Field(
+        5, ge=1, le=1000, description="steps in a row whose loss or gradient is not finite that end the training"
+    )
+    rewinds: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="how often the training goes back to a checkpoint at that limit, and past the bad batches",
+    )
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

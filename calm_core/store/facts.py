@@ -353,25 +353,38 @@ class ModelFacts(Facts, Vocabulary):
         parameters: Numbers that were trained; 0 where earlier code has trained them with ZeRO stage 3.
         trained_tokens: None of a model that was trained elsewhere.
         validation: Metrics on held-out text after the last step.
+        bad_steps, skipped_steps, loss_spikes, rewinds: What went wrong in training (see `Guards`); None of a model
+            that earlier code has trained, or that was trained elsewhere.
     """
 
-    schema_version: ClassVar[int] = 3
+    schema_version: ClassVar[int] = 4
     checksum_since: ClassVar[int] = 3
 
     packing: Packing = "documents"
     parameters: Count
     trained_tokens: Count | None = None
     validation: dict[str, Number] = {}
+    bad_steps: Count | None = None
+    skipped_steps: Count | None = None
+    loss_spikes: Count | None = None
+    rewinds: Count | None = None
     seconds: Seconds = 0.0
     tokens_per_second: Rate = 0.0
     loader_wait_seconds: Seconds = 0.0
+
+    @property
+    def went_wrong(self) -> dict[str, int]:
+        """What went wrong in training, by name, and how often."""
+        counts = {name: getattr(self, name) for name in ("bad_steps", "skipped_steps", "loss_spikes", "rewinds")}
+        return {name: count for name, count in counts.items() if count}
 
     @classmethod
     def upgrade(
         cls, version: int, config: dict[str, Any], results: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Version 1 had metrics beside the numbers, two strings for display, no kinds of heads; 2 no checksum."""
-        if version == 2:
+        """Version 1 had metrics beside the numbers, two strings for display, no kinds of heads; 2 no checksum; 3 did
+        not say what went wrong."""
+        if version in (2, 3):
             return config, results
         if version != 1:
             raise ValueError

@@ -153,6 +153,11 @@ class TokenDataset:
         """Where a row of a row group lies."""
         return Source(self.uri, self._shards[group.shard].path, group.number * self.facts.rows_per_group + row)
 
+    def numbers_of(self, shard: str) -> range:
+        """The numbers of a shard's sequences, row by row, by its path."""
+        groups = self.groups_of_shard[[told.path for told in self._shards].index(shard)]
+        return range(groups[0].start, groups[-1].start + groups[-1].rows)
+
     def fetch(self, shard: int) -> None:
         """Bring a shard to this machine, where it is not here yet, and check it."""
         self._files.open(self._shards[shard].path).close()

@@ -93,7 +93,7 @@ class Loader:
         ]
 
     def _source_of(self, position: int) -> Source:
-        [part] = self._mix.parts(position, 1).tolist()
+        part = int(self._mix.parts(position, 1)[0])
         return self._streams[part].source_of(int(self._mix.counts(position)[part]))
 
     def state_dict(self) -> dict[str, int]:
