@@ -42,7 +42,15 @@ class TrainingConfig(Section):
     validation_sequences: int = Field(
         32, ge=1, le=2**24, description="held-out sequences in a validation during training"
     )
-    checkpoint_interval: Steps = Field(500, description="steps between two checkpoints")
+    checkpoint_interval: Steps = Field(500, description="steps between two checkpoints; the last step saves one, too")
+    checkpoints_kept: int = Field(2, ge=1, le=1000, description="newest checkpoints that are kept while training")
+    keep_every: Steps | None = Field(
+        None, description="checkpoints of steps that are multiples of this are kept as well, until training ends"
+    )
+    keep_best: bool = Field(False, description="keep the checkpoint that was best on held-out text as well")
+    offload: bool = Field(
+        False, description="keep the optimiser's state in the machine's memory rather than the GPU's (ZeRO 1 to 3)"
+    )
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

@@ -30,13 +30,13 @@ class StopRequest:
             signal.signal(signal.SIGTERM, before)
 
 
-def require_step(stage: str, step: int, skipped_steps: int) -> None:
-    """Refuse to go on where the engine has left a step out, as it does in bf16 when a gradient is not finite.
+def require_step(stage: str, step: int, gradient_norm: float) -> None:
+    """Refuse to go on where the engine has left a step out, since its gradient was not finite.
 
     Raises:
         CalmError: It has.
     """
-    if skipped_steps:
+    if not np.isfinite(gradient_norm):
         raise CalmError(f"{stage}: the gradient is not finite at step {step}; lower learning_rate")
 
 

@@ -24,9 +24,10 @@ from calm_core.store.artifact import ArtifactWriter
 from calm_core.store.facts import OutcomeFacts
 from calm_core.telemetry.mlflow_run import Run
 from calm_core.telemetry.processes import end_with_parent
+from calm_core.telemetry.progress import report
 from calm_core.telemetry.sinks import Curves, MetricSink, MlflowSink, ProgressSink, Sinks
 from calm_core.training.checkpoint import Checkpointer
-from calm_core.training.engine import start_engine, wants_bf16, whole_weights
+from calm_core.training.engine import Engine, wants_bf16
 from calm_core.training.job import Job, TrainingSpec, open_inputs
 from calm_core.training.loop import Trainer
 from calm_core.training.tasks.base import Inputs, Task
@@ -78,16 +79,16 @@ def _train(spec: TrainingSpec, job: Job) -> None:
     task = make_task(spec.config, inputs)
     trainer = _make_trainer(spec, job, task, inputs)
     trainer.fit()
-    weights = whole_weights(task.model, spec.config)
+    weights = trainer.engine.whole_weights()
     if dist.get_rank() == 0:
         _write(spec, trainer, inputs, weights, time.monotonic() - started)
         job.write_outcome(OutcomeFacts(message=trainer.headline()))
-    trainer.checkpointer.close()
+    trainer.checkpointer.finish()
 
 
 def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs) -> Trainer:
     config, rank, curves = spec.config, dist.get_rank(), Curves()
-    engine = start_engine(task.model, config)
+    engine = Engine(task.model, config)
     sinks: list[MetricSink] = [ProgressSink(spec.stage), MlflowSink(Run.existing(spec.run_id)), curves]
     return Trainer(
         task=task,
@@ -96,7 +97,7 @@ def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs)
             inputs.dataset, config.global_batch_size, seed=spec.seed, rank=rank, world_size=dist.get_world_size()
         ),
         validator=Validator(task, engine, open_dataset(spec.dataset_uri, "validation"), config, spec.seed),
-        checkpointer=Checkpointer(job.uri),
+        checkpointer=Checkpointer(job.uri, engine, config, tell=lambda line: report(spec.stage, note=line)),
         sinks=Sinks(sinks if rank == 0 else []),
         curves=curves,
         config=config,
