@@ -6,11 +6,11 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from calm_core.config import TrainingConfig
-from calm_core.training.optimizer import learning_rate_factor, parameter_groups
+from calm_core.training.optimizer import learning_rate_factor, make_optimizer
 
 DEFAULT_BUCKET = 500_000_000  # elements, DeepSpeed's default reduce_bucket_size
 
@@ -40,13 +40,14 @@ def start_engine(model: torch.nn.Module, config: TrainingConfig) -> Any:
     micro_steps = config.global_batch_size // (config.micro_batch_size * dist.get_world_size())
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=AdamW(parameter_groups(model, config), betas=config.betas),
+        optimizer=make_optimizer(model, config),
         lr_scheduler=schedule,
         config={
             "train_batch_size": config.global_batch_size,
             "train_micro_batch_size_per_gpu": config.micro_batch_size,
             "gradient_accumulation_steps": micro_steps,
             "gradient_clipping": config.gradient_clipping,
+            "zero_allow_untested_optimizer": True,  # knows torch's AdamW, but no class that inherits from it
             "zero_optimization": {
                 "stage": zero_stage(config),
                 # DeepSpeed allocates the whole bucket anew each step, however small the model.
