@@ -133,11 +133,6 @@ class Engine:
             group["lr"] = group["base_lr"] * factor
 
     @property
-    def learning_rate(self) -> float:
-        """Of the backbone, now."""
-        return float(self._optimizer.param_groups[0]["lr"])
-
-    @property
     def optimizer_steps(self) -> int:
         """Steps that AdamW has taken, which its bias correction counts: those left out are not among them."""
         return int(next(iter(self._optimizer.state.values()))["step"])

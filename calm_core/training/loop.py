@@ -24,7 +24,7 @@ from calm_core.training.distributed import all_reduce_sum
 from calm_core.training.engine import Engine
 from calm_core.training.guards import StopRequest, require_finite, require_step
 from calm_core.training.meter import SpeedMeter
-from calm_core.training.optimizer import learning_rate_factor
+from calm_core.training.optimizer import learning_rate_factor, learning_rates
 from calm_core.training.tasks.base import Task
 from calm_core.training.validation import Validator
 
@@ -128,7 +128,8 @@ class Trainer:
             metrics |= {f"validation_{name}": value for name, value in self.validator.metrics().items()}
             require_finite(self.stage, self.step, metrics)
         if validating or self.step % self.config.log_interval == 0:
-            metrics |= {"learning_rate": self.engine.learning_rate}
+            factor = learning_rate_factor(self.config, self.step - 1)
+            metrics |= {name: rate * factor for name, rate in learning_rates(self.config).items()}
             self.sinks.log(
                 Point(self.step, self.config.steps, metrics, self.meter.rates, self.meter.eta, self.headline(metrics))
             )
