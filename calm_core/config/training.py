@@ -43,6 +43,9 @@ class TrainingConfig(Section):
         32, ge=1, le=2**24, description="held-out sequences in a validation during training"
     )
     checkpoint_interval: Steps = Field(500, description="steps between two checkpoints")
+    stuck_after_seconds: int = Field(
+        600, ge=0, le=10**6, description="a rank without a step for so long ends the training; 0: never"
+    )
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
