@@ -89,6 +89,10 @@ class TrainingConfig(Section):
         False, description="keep the optimiser's state in the machine's memory rather than the GPU's (ZeRO 1 to 3)"
     )
 
+    stuck_after_seconds: Execution[int] = Field(
+        600, ge=0, le=10**6, description="a rank without a step for so long ends the training; 0: never"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _a_decay_is_wsd(cls, values: Any) -> Any:

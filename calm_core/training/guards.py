@@ -1,33 +1,10 @@
 """What ends a training before its last step."""
 
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Mapping
 
 import numpy as np
 
 from calm_core.errors import CalmError
-
-
-class StopRequest:
-    """Whether this rank has been asked to stop, by SIGTERM."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGTERM as a request while the block lasts."""
-
-        def ask(signum: int, frame: FrameType | None) -> None:
-            self.asked = True
-
-        before = signal.signal(signal.SIGTERM, ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
 
 def require_step(stage: str, step: int, gradient_norm: float) -> None:

@@ -22,11 +22,13 @@ from calm_core.telemetry.sinks import Curves, Point, Sinks
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.distributed import all_reduce_sum
 from calm_core.training.engine import Engine
-from calm_core.training.guards import StopRequest, require_finite, require_step
+from calm_core.training.guards import require_finite, require_step
 from calm_core.training.meter import SpeedMeter
 from calm_core.training.optimizer import learning_rate_factor, learning_rates
+from calm_core.training.stopping import StopRequest
 from calm_core.training.tasks.base import Task
 from calm_core.training.validation import Validator
+from calm_core.training.watchdog import Watchdog
 
 
 def headline_text(name: str, value: float) -> str:
@@ -50,6 +52,7 @@ class Trainer:
         config: Batch sizes, schedule, intervals.
         seed: Of all noise.
         stage: Name that an error tells.
+        watchdog: Is told of each step.
         step: Optimiser steps done.
     """
 
@@ -63,6 +66,7 @@ class Trainer:
     config: TrainingConfig
     seed: int
     stage: str
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
     step: int = 0
     meter: SpeedMeter = field(init=False)
     stop: StopRequest = field(default_factory=StopRequest)
@@ -75,6 +79,7 @@ class Trainer:
             CalmError: The loss is not finite.
         """
         self._resume()
+        self.watchdog.alive()
         tokens = self.config.global_batch_size * self.loader.dataset.sequence_length
         self.meter = SpeedMeter(self.step, self.config.steps, tokens)
         with self.stop.listening():
@@ -84,7 +89,9 @@ class Trainer:
                 self.step += 1
                 self.meter.update(self.step, self.loader.wait_seconds)
                 self._validate_and_log(metrics)
+                self.watchdog.alive()
                 self._save_if_due(stopping)
+                self.watchdog.alive()
 
     def _resume(self) -> None:
         if found := self.checkpointer.load_latest():
