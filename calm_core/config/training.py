@@ -17,8 +17,8 @@ _EXECUTION = "execution"
 T = TypeVar("T")
 Execution = Annotated[T, _EXECUTION]
 """Of a setting that says how a training is carried out, and leaves its result as it is but for rounding: an unfinished
-training goes on when it is changed. One without this mark is part of what is trained: where it differs, another training
-begins anew."""
+training goes on when it is changed. One without this mark is part of what is trained: where it differs, another
+training begins anew."""
 
 
 class TrainingConfig(Section):

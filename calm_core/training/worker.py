@@ -99,7 +99,7 @@ def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
 def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs, watchdog: Watchdog) -> Trainer:
     config, rank, curves = spec.config, dist.get_rank(), Curves()
     engine = Engine(task.model, config)
-    sinks: list[MetricSink] = [ProgressSink(spec.stage), MlflowSink(Run.existing(spec.run_id)), curves]
+    sinks: list[MetricSink] = [ProgressSink(spec.stage), MlflowSink(Run(spec.run_id, spec.stage)), curves]
     return Trainer(
         task=task,
         engine=engine,
