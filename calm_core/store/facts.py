@@ -458,6 +458,49 @@ class OutcomeFacts(Facts, kind="training-outcome"):
     can_pass: bool = False
 
 
+class GuardState(Record):
+    """What the guards of a training know (see `Guards`).
+
+    Attributes:
+        bad_steps, skipped_steps, loss_spikes, rewinds: How many there have been.
+        spikes_in_row: How many of the last losses were spikes.
+        saved, followed: Steps of the newest checkpoints to go back to: one that nothing has followed yet, and one that
+            a good step has.
+        losses: The last ones.
+    """
+
+    bad_steps: Count = 0
+    skipped_steps: Count = 0
+    loss_spikes: Count = 0
+    rewinds: Count = 0
+    spikes_in_row: Count = 0
+    saved: Count | None = None
+    followed: Count | None = None
+    losses: Annotated[list[Number], Field(max_length=2**12)] = []
+
+
+class CheckpointFacts(Facts, kind="checkpoint"):
+    """Where a training stands, beside the tensors of its state.
+
+    Attributes:
+        step: Optimiser steps done.
+        position: Sequences that the loader has given, over all ranks.
+        optimizer_steps: Steps that the optimiser has taken; others were left out.
+        validation: The latest value on held-out text of what is minimised; none before there is one.
+        guards: What went wrong so far.
+        ranks: That wrote it; any other number can go on from it.
+        seconds: Of training in all.
+    """
+
+    step: Count
+    position: Count
+    optimizer_steps: Count
+    validation: Number | None = None
+    guards: GuardState = GuardState()
+    ranks: Annotated[Count, ORIGIN] = 1
+    seconds: Seconds = 0.0
+
+
 class Score(Record):
     """A number with its confidence interval, which is unknown where there was one sequence to resample."""
 
