@@ -46,7 +46,15 @@ def check_run(config: Config, home: Home, tell: Callable[[str], None]) -> None:
     if config.data.validation_fraction == 1:
         raise ConfigError("data.validation_fraction: is 1, so a run has no text to train on; lower it")
     tell(f"the folder {home.path}")
-    for folder in (home.pipeline_root, home.cache, home.plans, home.checkpoints, home.logs, home.mlflow_artifacts):
+    for folder in (
+        home.pipeline_root,
+        home.cache,
+        home.plans,
+        home.checkpoints,
+        home.logs,
+        home.outbox,
+        home.mlflow_artifacts,
+    ):
         storage.require_writable(str(folder))
     tell("the sources of text")
     source_bytes = _check_sources(config)

@@ -20,6 +20,7 @@ class AutoencoderTask(Task[AutoencoderConfig]):
 
     facts = AutoencoderFacts
     headline = "accuracy"
+    objective = "loss"
 
     def __init__(self, model: Autoencoder, pad_id: int) -> None:
         self.model = model
