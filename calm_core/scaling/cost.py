@@ -217,11 +217,11 @@ def state_bytes(number: int, training: TrainingConfig, gpus: int) -> dict[int, f
     """Parameters, gradients and Adam's state of one GPU, by ZeRO stage (Rajbhandari et al. 2020).
 
     bf16: 2 bytes a parameter, 4 a gradient (summed in fp32), 12 for the fp32 copy and the two moments; fp32: 4, 4 and
-    8. Stage 1 shares the optimiser's part between the ranks, stage 2 the gradients too, stage 3 the parameters too.
-    bf16 runs stage 0 as 1.
+    8. Averaged weights are 4 more of the optimiser's. Stage 1 shares the optimiser's part between the ranks, stage 2
+    the gradients too, stage 3 the parameters too. bf16 runs stage 0 as 1.
     """
     parameter, gradient = _bytes(training), 4
-    optimiser = 8 if training.precision == "fp32" else 12
+    optimiser = (8 if training.precision == "fp32" else 12) + (4 if training.ema_decay else 0)
     shared = number * (parameter + gradient + optimiser / gpus)
     return {
         0: number * float(parameter + gradient + optimiser) if training.precision == "fp32" else shared,

@@ -445,6 +445,26 @@ class OutcomeFacts(Facts, kind="training-outcome"):
     can_pass: bool = False
 
 
+class CheckpointFacts(Facts, kind="checkpoint"):
+    """Where a training stands, beside the tensors of its state.
+
+    Attributes:
+        step: Optimiser steps done.
+        position: Sequences that the loader has given, over all ranks.
+        optimizer_steps: Steps that the optimiser has taken; others were left out.
+        validation: The latest value on held-out text of what is minimised; none before there is one.
+        ranks: That wrote it; any other number can go on from it.
+        seconds: Of training in all.
+    """
+
+    step: Annotated[Count, Field(ge=1)]
+    position: Count
+    optimizer_steps: Count
+    validation: Number | None = None
+    ranks: Annotated[Count, ORIGIN] = 1
+    seconds: Seconds = 0.0
+
+
 class Score(Record):
     """A number with its confidence interval, which is unknown where there was one sequence to resample."""
 

@@ -1,42 +1,19 @@
 """What ends a training before its last step."""
 
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Mapping
 
 import numpy as np
 
 from calm_core.errors import CalmError
 
 
-class StopRequest:
-    """Whether this rank has been asked to stop, by SIGTERM."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGTERM as a request while the block lasts."""
-
-        def ask(signum: int, frame: FrameType | None) -> None:
-            self.asked = True
-
-        before = signal.signal(signal.SIGTERM, ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-
-def require_step(stage: str, step: int, skipped_steps: int) -> None:
-    """Refuse to go on where the engine has left a step out, as it does in bf16 when a gradient is not finite.
+def require_step(stage: str, step: int, gradient_norm: float) -> None:
+    """Refuse to go on where the engine has left a step out, since its gradient was not finite.
 
     Raises:
         CalmError: It has.
     """
-    if skipped_steps:
+    if not np.isfinite(gradient_norm):
         raise CalmError(f"{stage}: the gradient is not finite at step {step}; lower learning_rate")
 
 

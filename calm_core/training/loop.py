@@ -17,13 +17,18 @@ from calm_core.config import TrainingConfig
 from calm_core.data.reading.loader import Batch, Loader
 from calm_core.errors import Interrupted
 from calm_core.models.noise import SequenceNoise, derive_seed
+from calm_core.store.facts import CheckpointFacts
 from calm_core.telemetry.sinks import Curves, Point, Sinks
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.distributed import all_reduce_sum
-from calm_core.training.guards import StopRequest, require_finite, require_step
+from calm_core.training.engine import Engine
+from calm_core.training.guards import require_finite, require_step
 from calm_core.training.meter import SpeedMeter
+from calm_core.training.optimizer import learning_rate_factor, learning_rates
+from calm_core.training.stopping import StopRequest
 from calm_core.training.tasks.base import Task
 from calm_core.training.validation import Validator
+from calm_core.training.watchdog import Watchdog
 
 
 def headline_text(name: str, value: float) -> str:
@@ -38,7 +43,7 @@ class Trainer:
 
     Attributes:
         task: Model and loss.
-        engine: DeepSpeed's engine around the model.
+        engine: Steps the model.
         loader: Global batches of the training split.
         validator: Metrics on the held-out split.
         checkpointer: Where to go on from.
@@ -47,11 +52,12 @@ class Trainer:
         config: Batch sizes, schedule, intervals.
         seed: Of all noise.
         stage: Name that an error tells.
+        watchdog: Is told of each step.
         step: Optimiser steps done.
     """
 
     task: Task[Any]
-    engine: Any
+    engine: Engine
     loader: Loader
     validator: Validator
     checkpointer: Checkpointer
@@ -60,6 +66,7 @@ class Trainer:
     config: TrainingConfig
     seed: int
     stage: str
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
     step: int = 0
     meter: SpeedMeter = field(init=False)
     stop: StopRequest = field(default_factory=StopRequest)
@@ -72,20 +79,26 @@ class Trainer:
             CalmError: The loss is not finite.
         """
         self._resume()
+        self.watchdog.alive()
         tokens = self.config.global_batch_size * self.loader.dataset.sequence_length
         self.meter = SpeedMeter(self.step, self.config.steps, tokens)
         with self.stop.listening():
-            while self.step < self.config.steps:
+            while not self._finished:
+                self.engine.set_learning_rate(learning_rate_factor(self.config, self.step))
                 metrics, stopping = self._train_step()
                 self.step += 1
                 self.meter.update(self.step, self.loader.wait_seconds)
                 self._validate_and_log(metrics)
+                self.watchdog.alive()
                 self._save_if_due(stopping)
+                self.watchdog.alive()
 
     def _resume(self) -> None:
-        if state := self.checkpointer.load_latest(self.engine):
-            self.step, self.curves.records = state["step"], state["curves"]
-            self.loader.load_state_dict(state["loader"])
+        if found := self.checkpointer.load_latest():
+            facts, curves = found
+            self.step = facts.step
+            self.curves.load(curves)
+            self.loader.load_state_dict({"position": facts.position})
 
     @property
     def _finished(self) -> bool:
@@ -95,16 +108,17 @@ class Trainer:
         """One optimiser step on one global batch: its metrics, and whether any rank was asked to stop."""
         device: torch.device = self.engine.device
         batch = self.loader.next_batch()
-        # Whether to stop is summed with the counts: all ranks must decide alike, and one message is enough.
-        stop_asked = torch.tensor([float(self.stop.asked)], device=device)
-        totals = all_reduce_sum(torch.cat([self.task.counts(batch.tokens.to(device)), stop_asked]), device)
-        counts, stopping = totals[:-1].clamp_min(1), bool(totals[-1] > 0)
+        # Summed with the counts: all ranks must decide alike, and one message is enough.
+        flags = torch.tensor([self.stop.asked, self.checkpointer.is_written], dtype=torch.float64, device=device)
+        totals = all_reduce_sum(torch.cat([self.task.counts(batch.tokens.to(device)), flags]), device)
+        counts, (stops, written) = totals[:-2].clamp_min(1), totals[-2:].tolist()
+        if written == dist.get_world_size():
+            self.checkpointer.settle()
         sums: dict[str, Tensor] = {}
         for part in _micro_batches(batch, self.config.micro_batch_size):
             noise = SequenceNoise([derive_seed(self.seed, "train", self.step, p) for p in part.positions], device)
             loss = self.task.loss(self.engine, part.tokens.to(device), noise, counts)
-            # The engine averages over ranks and micro-batches; the loss is already a share of the global mean.
-            self.engine.backward(loss.value * dist.get_world_size() * self.engine.gradient_accumulation_steps())
+            self.engine.backward(loss.value)
             self.engine.step()
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
@@ -112,8 +126,8 @@ class Trainer:
         values = all_reduce_sum(torch.stack([sums[name] for name in names]).double(), device)
         metrics = dict(zip(names, values.tolist(), strict=True))
         require_finite(self.stage, self.step + 1, metrics)
-        require_step(self.stage, self.step + 1, self.engine.skipped_steps)
-        return metrics, stopping
+        require_step(self.stage, self.step + 1, self.engine.gradient_norm)
+        return metrics, stops > 0
 
     def _validate_and_log(self, metrics: dict[str, float]) -> None:
         validating = self.step % self.config.validation_interval == 0 or self._finished
@@ -121,7 +135,8 @@ class Trainer:
             metrics |= {f"validation_{name}": value for name, value in self.validator.metrics().items()}
             require_finite(self.stage, self.step, metrics)
         if validating or self.step % self.config.log_interval == 0:
-            metrics |= {"learning_rate": self.engine.get_lr()[0]}
+            factor = learning_rate_factor(self.config, self.step - 1)
+            metrics |= {name: rate * factor for name, rate in learning_rates(self.config).items()}
             self.sinks.log(
                 Point(self.step, self.config.steps, metrics, self.meter.rates, self.meter.eta, self.headline(metrics))
             )
@@ -137,14 +152,22 @@ class Trainer:
         return next((headline_text(name, value) for name, value in values if value is not None), "")
 
     def _save_if_due(self, stopping: bool) -> None:
-        if self._finished:
-            return
-        if stopping or self.step % self.config.checkpoint_interval == 0:
-            state = {"step": self.step, "curves": self.curves.records, "loader": self.loader.state_dict()}
-            self.checkpointer.save(self.engine, self.step, state)
-        if stopping:
+        """Save at each interval, unless one is being written still, and where training ends."""
+        ending = stopping or self._finished
+        if ending or (self.step % self.config.checkpoint_interval == 0 and not self.checkpointer.is_busy):
+            facts = CheckpointFacts(
+                step=self.step,
+                position=self.loader.state_dict()["position"],
+                optimizer_steps=self.engine.optimizer_steps,
+                validation=self.curves.latest(f"validation_{self.task.objective}"),
+                ranks=dist.get_world_size(),
+            )
+            self.checkpointer.save(facts, self.curves.to_bytes())
+        if stopping and not self._finished:
+            lost = self.checkpointer.finish()
+            there = f"the last checkpoint, since this one could not be saved ({lost})" if lost else "there"
             raise Interrupted(
-                f"stopped after step {self.step} of {self.config.steps}; run again to continue from there"
+                f"stopped after step {self.step} of {self.config.steps}; run again to continue from {there}"
             )
 
 

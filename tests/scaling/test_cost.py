@@ -140,10 +140,12 @@ def test_the_parts_are_the_whole_model(head: str) -> None:
 
 
 def test_zero_stages_share_optimiser_then_gradients_then_parameters() -> None:
-    """Of 1000 parameters in bf16 on 4 GPUs: 2 + 4 + 12 bytes each, by hand."""
+    """Of 1000 parameters in bf16 on 4 GPUs: 2 + 4 + 12 bytes each, by hand; an average is 4 more."""
     shares = state_bytes(1000, SMALL.calm, gpus=4)
     assert shares == {0: 9_000, 1: 9_000, 2: 6_000, 3: 4_500}
     assert state_bytes(1000, SMALL.calm.model_copy(update={"precision": "fp32"}), gpus=4)[0] == 16_000
+    averaged = state_bytes(1000, SMALL.calm.model_copy(update={"ema_decay": 0.999}), gpus=4)
+    assert averaged == {0: 10_000, 1: 10_000, 2: 7_000, 3: 5_500}  # 16 bytes of the optimiser's, over four
 
 
 def test_checkpointed_activations_are_fewer() -> None:
