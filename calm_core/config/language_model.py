@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from calm_core.config.base import Layers, Section, Small, Steps, Width
 from calm_core.config.heads import AnyHeadConfig, EnergyHeadConfig
-from calm_core.config.training import TrainingConfig
+from calm_core.config.training import Execution, TrainingConfig
 
 
 class BackboneConfig(Section):
@@ -47,15 +47,20 @@ class LanguageModelTrainingConfig(TrainingConfig):
     """How a model with a Transformer backbone is trained."""
 
     steps: Steps = Field(250_000, description="optimiser steps")
-    activation_checkpointing: bool = Field(
+    activation_checkpointing: Execution[bool] = Field(
         False, description="compute each layer's activations again in the backward pass, to save memory"
     )
-    compile: bool = Field(False, description="torch.compile each layer; needs Triton on a GPU, a C++ compiler on CPU")
+    compile: Execution[bool] = Field(
+        False, description="torch.compile each layer; needs Triton on a GPU, a C++ compiler on CPU"
+    )
 
 
 class CalmConfig(LanguageModelTrainingConfig, kind="calm"):
     """Model and training of the CALM language model."""
 
+    head_learning_rate: float | None = Field(
+        None, ge=1e-12, le=10, description="of the generative head; unset: learning_rate"
+    )
     model: CalmModelConfig = CalmModelConfig()
 
 

@@ -91,6 +91,10 @@ class Curves:
         """The records as JSON lines."""
         return "".join(json.dumps(record) + "\n" for record in self.records).encode()
 
+    def load(self, data: bytes) -> None:
+        """Take over the records of a checkpoint."""
+        self.records = [json.loads(line) for line in data.splitlines()]
+
 
 class Sinks:
     """Several sinks as one; none at all is the null object of the ranks that report nothing."""

@@ -132,6 +132,11 @@ class Job:
         ArtifactWriter(self.spec_uri, SpecFacts, {}, {}, overwrite=True).check()
 
     @property
+    def name(self) -> str:
+        """By what is trained."""
+        return self.uri.rpartition("/")[2]
+
+    @property
     def spec_uri(self) -> str:
         """Where the spec lies: what a launcher hands to the ranks."""
         return storage.join(self.uri, "spec")
