@@ -111,7 +111,7 @@ def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs,
             inputs.dataset, config.global_batch_size, seed=spec.seed, rank=rank, world_size=dist.get_world_size()
         ),
         validator=Validator(task, engine, open_dataset(spec.dataset_uri, "validation"), config, spec.seed),
-        checkpointer=Checkpointer(job.uri, engine, config, tell=tell),
+        checkpointer=Checkpointer(job.uri, engine, config, tell=tell, require=job.require_lock),
         sinks=Sinks(sinks if rank == 0 else []),
         curves=curves,
         config=config,
