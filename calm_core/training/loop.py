@@ -211,7 +211,8 @@ class Trainer:
     def _validate_and_log(self, metrics: dict[str, float]) -> None:
         validating = self.step % self.config.validation_interval == 0 or self._finished
         if validating:
-            measured = {f"validation_{name}": value for name, value in self.validator.metrics().items()}
+            measured = self.validator.metrics(self.watchdog.alive)
+            measured = {f"validation_{name}": value for name, value in measured.items()}
             self.guards.check_validation(measured)
             metrics |= measured
         if validating or self.step % self.config.log_interval == 0:
@@ -253,6 +254,7 @@ class Trainer:
         if (regular and (self.config.rewinds or not self.checkpointer.is_busy)) or stopping or self._finished:
             self._save(regular)
         if stopping and not self._finished:
+            self.watchdog.stop()  # what is written is written in the time that it takes
             lost = self.checkpointer.finish()
             there = f"the last checkpoint, since this one could not be saved ({lost})" if lost else "there"
             raise Interrupted(

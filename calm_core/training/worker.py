@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import faulthandler
 import os
+import re
 import sys
 import time
 from contextlib import suppress
@@ -41,6 +42,10 @@ from calm_core.training.validation import Validator
 from calm_core.training.watchdog import Watchdog
 from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
 
+_LOST = re.compile("Connection (closed|reset) by|Broken pipe|remote process exited|Socket closed")
+"""What gloo and NCCL say of another rank that has gone."""
+_ADDRESS = re.compile(r"\[([0-9a-f.:]+)\]:\d+")
+
 
 @record
 def main(spec_uri: str) -> None:
@@ -65,6 +70,14 @@ def _failure(error: Exception, spec: TrainingSpec) -> OutcomeFacts:
     if isinstance(error, CalmError):
         return OutcomeFacts(message=str(error), exit_code=error.exit_code, can_pass=error.can_pass)
     message = f"{spec.stage}: {type(error).__name__}: {first_line(error)}"
+    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
+        address = _ADDRESS.search(str(error))
+        where = f" at {address[1]}" if address else ""
+        message = (
+            f"{spec.stage}: the connection to a rank{where} was lost: its process or its machine has ended; run the "
+            "same command again, on every node, to continue from the last checkpoint"
+        )
+        return OutcomeFacts(message=message, exit_code=EXIT_FAILED, can_pass=True)
     return OutcomeFacts(message=message, exit_code=EXIT_FAILED)
 
 

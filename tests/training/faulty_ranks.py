@@ -36,7 +36,7 @@ class ForkedLauncher:
     def world_size(self, processes: int | None) -> int:
         return processes or 1
 
-    def run(self, spec_uri: str, processes: int | None) -> Ending:
+    def run(self, spec_uri: str, processes: int | None, log: str) -> Ending:
         ranks = self.world_size(processes)
         shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         running = [
