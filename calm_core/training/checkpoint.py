@@ -130,6 +130,8 @@ class Checkpointer:
             files.append(FileEntry(path=name, size=file.size, sha256=file.sha256))
 
         try:
+            if wrong := next((name for name, tensor in share.items() if not tensor.isfinite().all()), ""):
+                return _Written([], f"{wrong} is not finite")
             for number, part in enumerate(_parts(share)):
                 write(f"rank-{self._rank:05d}-part-{number:05d}.safetensors", safetensors.torch.save(part))
             for name, data in more.items():
@@ -180,6 +182,8 @@ class Checkpointer:
         if every := self._config.keep_every:
             yield from (step for step in self._kept if step % every == 0)
         scores = {step: facts.validation for step, facts in self._kept.items() if facts.validation is not None}
+        newest = self._kept[max(self._kept)].guards
+        yield from (step for step in (newest.saved, newest.followed) if step in self._kept)
         if self._config.keep_best and scores:
             yield min(scores, key=lambda step: (scores[step], step))
 
@@ -189,8 +193,11 @@ class Checkpointer:
             self.settle()
         return str(_of_first(lambda: self._publishing.result() if self._publishing else ""))
 
-    def load_latest(self) -> tuple[CheckpointFacts, bytes] | None:
+    def load_latest(self, until: int | None = None) -> tuple[CheckpointFacts, bytes] | None:
         """Restore the engine from the latest checkpoint; one that is damaged gives way to the one before.
+
+        Args:
+            until: The last step to go back to; what was saved after it is removed.
 
         Returns:
             The loop's state, and the curves; None where there is no checkpoint.
@@ -198,8 +205,10 @@ class Checkpointer:
         Raises:
             StorageError: The storage failed, so nobody knows whether one is whole.
         """
-        steps = _of_first(self._steps)
+        steps: list[int] = _of_first(self._steps)
         for step in steps:
+            if until is not None and step > until:
+                continue
             try:
                 read = self._read(step)
             except ArtifactError as error:
@@ -209,8 +218,10 @@ class Checkpointer:
                 continue
             if self._rank == 0:
                 self._remember(steps)
+                if until is not None:
+                    self._remove([later for later in steps if later > until])
             return read.facts, read.curves
-        if steps and self._rank == 0:
+        if steps and until is None and self._rank == 0:
             self._tell("no checkpoint can be used; training starts anew")
         return None
 

@@ -92,13 +92,17 @@ def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
     watchdog.stop()
     if dist.get_rank() == 0:
         _write(spec, trainer, inputs, weights, time.monotonic() - started)
-        job.write_outcome(OutcomeFacts(message=trainer.headline()))
+        job.write_outcome(OutcomeFacts(message=trainer.result()))
     trainer.checkpointer.finish()
 
 
 def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs, watchdog: Watchdog) -> Trainer:
     config, rank, curves = spec.config, dist.get_rank(), Curves()
     engine = Engine(task.model, config)
+
+    def tell(line: str) -> None:
+        report(spec.stage, note=line)
+
     sinks: list[MetricSink] = [ProgressSink(spec.stage), MlflowSink(Run(spec.run_id, spec.stage)), curves]
     return Trainer(
         task=task,
@@ -107,12 +111,14 @@ def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs,
             inputs.dataset, config.global_batch_size, seed=spec.seed, rank=rank, world_size=dist.get_world_size()
         ),
         validator=Validator(task, engine, open_dataset(spec.dataset_uri, "validation"), config, spec.seed),
-        checkpointer=Checkpointer(job.uri, engine, config, tell=lambda line: report(spec.stage, note=line)),
+        checkpointer=Checkpointer(job.uri, engine, config, tell=tell),
         sinks=Sinks(sinks if rank == 0 else []),
         curves=curves,
         config=config,
         seed=spec.seed,
         stage=spec.stage,
+        folder=job.uri,
+        tell=tell if rank == 0 else lambda line: None,
         watchdog=watchdog,
     )
 
@@ -121,6 +127,8 @@ def _write(
     spec: TrainingSpec, trainer: Trainer, inputs: Inputs, weights: dict[str, torch.Tensor], seconds: float
 ) -> None:
     task, dataset, last = trainer.task, inputs.dataset, trainer.curves.records[-1]
+    if wrong := next((name for name, value in weights.items() if not value.isfinite().all()), ""):
+        raise CalmError(f"{spec.stage}: the trained weights are not finite ({wrong}); lower learning_rate")
     place = spec.output_uri, task.facts, spec.settings, spec.parents
     with ArtifactWriter(*place, overwrite=spec.overwrite) as writer:
         writer.write(WEIGHTS_NAME, safetensors.torch.save(weights))
@@ -136,6 +144,7 @@ def _write(
             packing=dataset.packing,
             trained_tokens=spec.config.steps * spec.config.global_batch_size * dataset.sequence_length,
             validation=_validation(last),
+            **trainer.guards.counts,
             seconds=seconds,
             **trainer.meter.rates,
             **task.own_facts(inputs),
