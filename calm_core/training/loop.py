@@ -122,6 +122,7 @@ class Trainer:
             facts, curves = found
             self.step = facts.step
             self.curves.load(curves)
+            self.sinks.begin_with(self.curves.records)
             self.loader.load_state_dict({"position": facts.position})
             self.guards.load_state_dict(facts.guards.model_dump())
         elif self.config.rewinds:  # so that there is one to go back to from the first step on

@@ -13,7 +13,8 @@ import os
 import re
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import deepspeed
@@ -29,7 +30,7 @@ from calm_core.errors import EXIT_FAILED, CalmError, StorageError, first_line
 from calm_core.shown import SafeStream
 from calm_core.store.artifact import ArtifactWriter
 from calm_core.store.facts import OutcomeFacts
-from calm_core.telemetry.mlflow_run import Run
+from calm_core.telemetry.mlflow_run import FLUSH_SECONDS, Run
 from calm_core.telemetry.progress import report
 from calm_core.telemetry.sinks import Curves, MetricSink, MlflowSink, ProgressSink, Sinks
 from calm_core.training.checkpoint import Checkpointer
@@ -98,26 +99,39 @@ def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
     inputs = open_inputs(spec, _device(), torch.bfloat16 if wants_bf16(spec.config) else torch.float32)
     torch.manual_seed(spec.seed)  # initial weights
     task = make_task(spec.config, inputs)
-    trainer = _make_trainer(spec, job, task, inputs, watchdog)
-    watchdog.alive()
-    with trainer.checkpointer as checkpointer:
-        trainer.fit()
-        checkpointer.finish()  # before the artifact, which may fail: the last step is saved
-    weights = trainer.engine.whole_weights()
-    watchdog.stop()
-    if dist.get_rank() == 0:
-        _write(spec, trainer, inputs, weights, time.monotonic() - started)
-        job.write_outcome(OutcomeFacts(message=trainer.result()))
+    with _mlflow_run(spec) as run:
+        trainer = _make_trainer(spec, job, task, inputs, run, watchdog)
+        watchdog.alive()
+        with trainer.checkpointer as checkpointer:
+            trainer.fit()
+            checkpointer.finish()  # before the artifact, which may fail: the last step is saved
+        weights = trainer.engine.whole_weights()
+        watchdog.stop()
+        if dist.get_rank() == 0:
+            _write(spec, trainer, inputs, weights, time.monotonic() - started)
+            job.write_outcome(OutcomeFacts(message=trainer.result()))
 
 
-def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs, watchdog: Watchdog) -> Trainer:
+@contextmanager
+def _mlflow_run(spec: TrainingSpec) -> Iterator[Run]:
+    """The stage's run in MLflow, of rank 0 alone, which sends to it by itself where the stage is on another machine."""
+    run = Run(spec.run_id if dist.get_rank() == 0 else "", spec.stage)
+    try:
+        yield run
+    finally:
+        run.close(FLUSH_SECONDS)
+
+
+def _make_trainer(
+    spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs, run: Run, watchdog: Watchdog
+) -> Trainer:
     config, rank, curves = spec.config, dist.get_rank(), Curves()
     engine = Engine(task.model, config)
 
     def tell(line: str) -> None:
         report(spec.stage, note=line)
 
-    sinks: list[MetricSink] = [ProgressSink(spec.stage), MlflowSink(Run(spec.run_id, spec.stage)), curves]
+    sinks: list[MetricSink] = [ProgressSink(spec.stage), MlflowSink(run), curves]
     return Trainer(
         task=task,
         engine=engine,
