@@ -176,7 +176,7 @@ class Trainer:
             rows, others = rows[:_LONGEST_ROWS].rpartition(",")[0], [*others, (uri, rows)]
         steps = f"step {self.step:,}" if row == 1 else f"steps {self.step - row + 1:,} to {self.step:,}"
         return CalmError(
-            f"{self.stage}: {self.guards.reason} at {steps}; the last good checkpoint stands. Look at what was read "
+            f"{self.stage}: {self.guards.reason} at {steps}; {self.checkpointer.standing}. Look at what was read "
             f"(calm inspect {uri} --rows {rows}{f'; more in {note}' if others else ''}), and leave it out, or lower "
             "learning_rate"
         )
@@ -190,10 +190,10 @@ class Trainer:
         device: torch.device = self.engine.device
         batch = self.loader.next_batch()
         # Summed with the counts: all ranks must decide alike, and one message is enough.
-        flags = torch.tensor([self.stop.asked, self.checkpointer.is_written], dtype=torch.float64, device=device)
+        flags = torch.tensor([self.stop.asked, self.checkpointer.is_done], dtype=torch.float64, device=device)
         totals = all_reduce_sum(torch.cat([self.task.counts(batch.tokens.to(device)), flags]), device)
-        anything, counts, (stops, written) = totals[:-2].any(), totals[:-2].clamp_min(1), totals[-2:].tolist()
-        if written == dist.get_world_size():
+        anything, counts, (stops, done) = totals[:-2].any(), totals[:-2].clamp_min(1), totals[-2:].tolist()
+        if done == dist.get_world_size():
             self.checkpointer.settle()
         sums: dict[str, Tensor] = {}
         for part in _micro_batches(batch, self.config.micro_batch_size):
@@ -240,25 +240,21 @@ class Trainer:
         return f"{self.headline()} ({trouble})" if trouble else self.headline()
 
     def _save_if_due(self, stopping: bool) -> None:
-        """Save at each interval, unless one is being written still, and where training ends."""
-        if self.guards.bad_in_row:
-            if stopping:
-                self.checkpointer.finish()
-                raise Interrupted(
-                    f"stopped after step {self.step} of {self.config.steps}, where {self.guards.reason}; run again to "
-                    "continue from the last checkpoint, if there is one"
-                )
-            return
-        regular = self.step % self.config.checkpoint_interval == 0
-        # What is gone back to must not depend on how quickly it was written.
-        if (regular and (self.config.rewinds or not self.checkpointer.is_busy)) or stopping or self._finished:
-            self._save(regular)
+        """Save at each interval, unless one is being saved still, and where training ends; a bad step is not saved."""
+        if not self.guards.bad_in_row:
+            regular = self.step % self.config.checkpoint_interval == 0
+            # What is gone back to must not depend on how quickly it was written.
+            if stopping or self._finished or (regular and (self.config.rewinds or not self.checkpointer.is_busy)):
+                self._save(regular)
+            elif regular:
+                self.checkpointer.leave_out(self.step)
         if stopping and not self._finished:
             self.watchdog.stop()  # what is written is written in the time that it takes
-            lost = self.checkpointer.finish()
-            there = f"the last checkpoint, since this one could not be saved ({lost})" if lost else "there"
+            self.checkpointer.finish()
+            begun = "begin anew" if self.checkpointer.latest is None else "continue from there"
             raise Interrupted(
-                f"stopped after step {self.step} of {self.config.steps}; run again to continue from {there}"
+                f"stopped after step {self.step} of {self.config.steps}; {self.checkpointer.standing}; run again to "
+                f"{begun}"
             )
 
     def _save(self, is_regular: bool) -> None:

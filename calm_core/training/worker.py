@@ -100,13 +100,14 @@ def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
     task = make_task(spec.config, inputs)
     trainer = _make_trainer(spec, job, task, inputs, watchdog)
     watchdog.alive()
-    trainer.fit()
+    with trainer.checkpointer as checkpointer:
+        trainer.fit()
+        checkpointer.finish()  # before the artifact, which may fail: the last step is saved
     weights = trainer.engine.whole_weights()
     watchdog.stop()
     if dist.get_rank() == 0:
         _write(spec, trainer, inputs, weights, time.monotonic() - started)
         job.write_outcome(OutcomeFacts(message=trainer.result()))
-    trainer.checkpointer.finish()
 
 
 def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs, watchdog: Watchdog) -> Trainer:
@@ -124,7 +125,7 @@ def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs,
             inputs.dataset, config.global_batch_size, seed=spec.seed, rank=rank, world_size=dist.get_world_size()
         ),
         validator=Validator(task, engine, open_dataset(spec.dataset_uri, "validation"), config, spec.seed),
-        checkpointer=Checkpointer(job.uri, engine, config, tell=tell),
+        checkpointer=Checkpointer(job.uri, engine, config, tell=tell, require=job.require_lock, alive=watchdog.alive),
         sinks=Sinks(sinks if rank == 0 else []),
         curves=curves,
         config=config,
