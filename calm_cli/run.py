@@ -23,7 +23,14 @@ from calm_cli.runs import asked_for
 from calm_cli.screen import Screen, told
 from calm_core.config import Config
 from calm_core.errors import CalmError, Stopped
-from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE, Run, start_run, status_of
+from calm_core.telemetry.mlflow_run import (
+    FLUSH_SECONDS,
+    FLUSH_SECONDS_AFTER_FAILURE,
+    PARENT_RUN_VARIABLE,
+    Run,
+    start_run,
+    status_of,
+)
 from pipelines.arguments import arguments_of
 from pipelines.local.home import Home
 from pipelines.local.preflight import check_environment, check_run
@@ -155,11 +162,11 @@ def _parent_run(config: Config) -> Iterator[Run]:
         parent.log_parameters(config.model_dump(mode="json"))
         yield parent
     except BaseException as error:
-        with suppress(CalmError):  # that MLflow is gone too must not hide why the run ended
-            parent.end(status_of(error))
-            end_open_stages(parent, status_of(error))
+        if parent.end(status_of(error), FLUSH_SECONDS_AFTER_FAILURE):
+            with suppress(CalmError):  # that MLflow is gone now must not hide why the run ended
+                end_open_stages(parent, status_of(error))
         raise
-    parent.end("FINISHED")
+    parent.end("FINISHED", FLUSH_SECONDS)
 
 
 def _record(parent: Run, finished: summary.Finished, board: Board) -> None:

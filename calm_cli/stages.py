@@ -3,7 +3,7 @@
 import os
 import time
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -162,18 +162,31 @@ def train(
         require("--autoencoder", autoencoder, AutoencoderFacts)
     if checkpoints:
         storage.filesystem_of(checkpoints)
-    home = _begin(config, kind, output)
     from calm_core.training import stage
+    from calm_core.training.launcher import Nodes, TorchrunLauncher
 
+    nodes = Nodes.from_environment()
+    home = Home.find() if nodes and nodes.rank else _begin(config, kind, output)
+    root = checkpoints or str(home.checkpoints)
+    shared: dict[str, Any] = {
+        "seed": config.seed,
+        "checkpoint_root": root,
+        "autoencoder_uri": autoencoder,
+        "log_folder": root if storage.is_local(root) else str(home.logs),
+    }
+    if nodes and nodes.rank:
+        stage.join(getattr(config, kind), dataset, nodes, **shared)
+        told = f"node {nodes.rank} of {nodes.count} has done its part; node 0 tells what has been trained"
+        Screen(stderr=True).print(told, soft_wrap=True)
+        return
     model = stage.train(
         getattr(config, kind),
         dataset,
         output,
-        seed=config.seed,
-        checkpoint_root=checkpoints or str(home.checkpoints),
-        autoencoder_uri=autoencoder,
         overwrite=overwrite,
         resume=resume,
+        launcher=TorchrunLauncher(nodes),
+        **shared,
     )
     if kind == "autoencoder":
         next_ = f"calm train calm --dataset {quote(dataset)} --autoencoder {quote(output)} --output CALM"

@@ -28,6 +28,12 @@ def sentences(seed: int, number: int) -> str:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What these tests leave for MLflow does not mix with the user's."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(scope="session")
 def dataset_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A prepared `dataset` artifact: 120 documents, sequences of 32 tokens."""

@@ -58,6 +58,9 @@ class LanguageModelTrainingConfig(TrainingConfig):
 class CalmConfig(LanguageModelTrainingConfig, kind="calm"):
     """Model and training of the CALM language model."""
 
+    head_learning_rate: float | None = Field(
+        None, ge=1e-12, le=10, description="of the generative head; unset: learning_rate"
+    )
     model: CalmModelConfig = CalmModelConfig()
 
 

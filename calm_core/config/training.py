@@ -1,17 +1,24 @@
 """Settings that every training has."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from calm_core.config.base import MOST_STEPS, Section, Steps
+from calm_core.config.base import MOST_STEPS, Fraction, Section, Steps
+
+_SCHEDULES_OF = {
+    "decay_fraction": ("wsd",),
+    "decay_shape": ("wsd",),
+    "final_learning_rate_fraction": ("cosine", "wsd"),
+}
 
 _EXECUTION = "execution"
 T = TypeVar("T")
 Execution = Annotated[T, _EXECUTION]
-"""Of a setting that says how a training is carried out, and changes nothing but rounding in what comes out: when it is
-changed, an unfinished training goes on. A setting without this mark is part of what is trained: when it is changed,
-another training begins."""
+"""Of a setting that says how a training is carried out, and leaves its result as it is but for rounding: an unfinished
+training goes on when it is changed. One without this mark is part of what is trained: where it differs, another
+training begins anew."""
 
 
 class TrainingConfig(Section):
@@ -41,12 +48,32 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on CPU")
     learning_rate: float = Field(3e-4, ge=1e-12, le=10)
     warmup_steps: int = Field(100, ge=0, le=MOST_STEPS, description="linear warm-up")
-    decay_fraction: float = Field(
-        0.0, ge=0, le=1, description="last share of the steps with linear decay to zero; 0: constant"
+    schedule: Literal["constant", "cosine", "wsd"] = Field(
+        "constant",
+        description="after warm-up: constant (the paper's), cosine (Loshchilov & Hutter 2017), or constant with a "
+        "decay at the end, warm-up-stable-decay (Hu et al. 2024)",
+    )
+    decay_fraction: float = Field(0.0, ge=0, le=1, description="wsd: last share of the steps, in which it decays")
+    decay_shape: Literal["linear", "sqrt"] = Field(
+        "linear", description="wsd: linear, or 1 - sqrt (Haegele et al. 2024: the lower loss of the two)"
+    )
+    final_learning_rate_fraction: Fraction = Field(
+        0.0, description="cosine, wsd: share of the learning rate to decay to; 0.1 in Hoffmann et al. 2022"
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field((0.9, 0.95))
     weight_decay: float = Field(0.1, ge=0, le=100)
     gradient_clipping: float = Field(1.0, ge=1e-12, le=1e12, description="largest gradient norm")
+    bad_steps_limit: Execution[int] = Field(
+        5, ge=1, le=1000, description="steps in a row whose loss or gradient is not finite that end the training"
+    )
+    rewinds: int = Field(
+        0, ge=0, le=1000, description="how often it goes back to a checkpoint instead, and on behind the bad batches"
+    )
+    ema_decay: Fraction = Field(
+        0.0,
+        description="d of the weights' moving average, min(d, (1 + t) / (10 + t)) at step t, e.g. 0.999; validation "
+        "and the trained model use it; 0: no average",
+    )
     log_interval: Execution[Steps] = Field(10, description="steps between two points of the training curves")
     validation_interval: Execution[Steps] = Field(
         100, description="steps between two validations; the last step is always validated"
@@ -54,12 +81,50 @@ class TrainingConfig(Section):
     validation_sequences: int = Field(
         32, ge=1, le=2**24, description="held-out sequences in a validation during training"
     )
-    checkpoint_interval: Execution[Steps] = Field(500, description="steps between two checkpoints")
+    checkpoint_interval: Execution[Steps] = Field(
+        500, description="steps between two checkpoints; the last step saves one, too"
+    )
+    checkpoints_kept: Execution[int] = Field(
+        2, ge=1, le=1000, description="newest checkpoints that are kept while training"
+    )
+    keep_every: Execution[Steps | None] = Field(
+        None, description="checkpoints of steps that are multiples of this are kept as well, until training ends"
+    )
+    keep_best: Execution[bool] = Field(False, description="keep the checkpoint that was best on held-out text as well")
+    offload: Execution[bool] = Field(
+        False, description="keep the optimiser's state in the machine's memory rather than the GPU's (ZeRO 1 to 3)"
+    )
 
+    stuck_after_seconds: Execution[int] = Field(
+        600, ge=0, le=10**6, description="a rank without a step for so long ends the training; 0: never"
+    )
+
+    @model_validator(mode="before")
     @classmethod
-    def execution_settings(cls) -> set[str]:
-        """Names of the settings that say how it is carried out."""
-        return {name for name, field in cls.model_fields.items() if _EXECUTION in field.metadata}
+    def _a_decay_is_wsd(cls, values: Any) -> Any:
+        """Settings from before there were schedules hold a decay alone."""
+        if isinstance(values, Mapping) and "schedule" not in values and values.get("decay_fraction"):
+            return {**values, "schedule": "wsd"}
+        return values
+
+    @model_validator(mode="after")
+    def _schedule_has_what_it_needs(self) -> Self:
+        if self.schedule == "wsd" and not self.decay_fraction:
+            raise ValueError("decay_fraction (0) must be above 0 with schedule: wsd, e.g. 0.2")
+        for key, schedules in _SCHEDULES_OF.items():
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if value != default and self.schedule not in schedules:
+                only = " or ".join(schedules)
+                raise ValueError(
+                    f"{key} ({value}) is for schedule: {only}, and schedule is {self.schedule}; set {key}: {default}, "
+                    f"or schedule: {schedules[-1]}"
+                )
+        return self
+
+    def execution_settings(self) -> set[str]:
+        """Names of the settings that say how it is carried out; with rewinds, those that say when one is due do not."""
+        names = {name for name, field in type(self).model_fields.items() if _EXECUTION in field.metadata}
+        return names - ({"bad_steps_limit", "checkpoint_interval", "validation_interval"} if self.rewinds else set())
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

@@ -374,25 +374,41 @@ class ArtifactWriter(Generic[FactsT]):
     ) -> None:
         if error_type is not None:
             return
-        manifest = Manifest(
-            kind=self._kind,
-            schema_version=self.facts.schema_version,
-            config=self._config,
-            parents=self._parents,
-            code_version=code_version(),
-            results=self.facts.part("results"),
-            timings=self.facts.part(TIMING),
-            origins=self.facts.part(ORIGIN),
-            files=sorted(self._files, key=lambda entry: entry.path),
-        )
-        manifest = manifest.model_copy(update={"checksum": manifest.own_checksum})
-        data = manifest.model_dump_json(indent=1).encode() + b"\n"
-        if len(data) > _LARGEST_MANIFEST:
-            raise ArtifactError(
-                f"{self.uri}: its {len(self._files):,} files are more than a manifest may list; make fewer, larger ones"
-            )
-        storage.write(storage.child(self.uri, MANIFEST_NAME), data)
+        publish(self.uri, self.facts, self._files, self._config, self._parents)
         storage.remove([storage.child(self.uri, UNFINISHED_NAME)])
+
+
+def publish(
+    uri: str,
+    facts: Facts,
+    files: Iterable[FileEntry],
+    config: Mapping[str, Any] | None = None,
+    parents: Mapping[str, str] | None = None,
+) -> None:
+    """Write the manifest of files that lie in a folder, which makes an artifact of them.
+
+    Raises:
+        ArtifactError: They are more than a manifest may list.
+        StorageError: It cannot be written.
+    """
+    manifest = Manifest(
+        kind=facts.kind,
+        schema_version=facts.schema_version,
+        config=dict(config or {}),
+        parents=dict(parents or {}),
+        code_version=code_version(),
+        results=facts.part("results"),
+        timings=facts.part(TIMING),
+        origins=facts.part(ORIGIN),
+        files=sorted(files, key=lambda entry: entry.path),
+    )
+    manifest = manifest.model_copy(update={"checksum": manifest.own_checksum})
+    data = manifest.model_dump_json(indent=1).encode() + b"\n"
+    if len(data) > _LARGEST_MANIFEST:
+        raise ArtifactError(
+            f"{uri}: its {len(manifest.files):,} files are more than a manifest may list; make fewer, larger ones"
+        )
+    storage.write(storage.child(uri, MANIFEST_NAME), data)
 
 
 def _passes(name: str) -> bool:

@@ -5,19 +5,35 @@ parameter, so that it takes no part in a cache key.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from calm_core.errors import CalmError, Interrupted
-from calm_core.shown import brief, redacted
+from calm_core.shown import brief, lines_of
+from calm_core.telemetry.delivery import Delivery
 from calm_core.telemetry.mlflow_store import (
     TRACKING_URI_VARIABLE,
     mlflow_answers,
-    quiet_mlflow,
+    place_of,
     reach_mlflow,
     tracking_place,
 )
+from calm_core.telemetry.outbox import (
+    MOST_METRICS,
+    MOST_VALUES,
+    End,
+    Metrics,
+    Outbox,
+    Parameters,
+    Record,
+    Status,
+    Tags,
+    Text,
+    now_milliseconds,
+    outbox_folder,
+)
+from calm_core.telemetry.progress import report
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +45,10 @@ DIGEST_TAG = "calm.artifact_digest"
 DEFAULT_EXPERIMENT = "calm"
 REGISTERED = ("models:", "runs:", "mlflow-artifacts:")
 """How URIs begin that MLflow resolves."""
+FLUSH_SECONDS, FLUSH_SECONDS_AFTER_FAILURE = 20.0, 5.0
+"""How long a run that ends is waited for until MLflow knows all of it; whoever stopped it does not wait long."""
 
+_Value = TypeVar("_Value")
 _MAX_PARAMETER_LENGTH = 6000  # MLflow refuses longer values
 
 
@@ -40,64 +59,92 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = redacted(str(value))[:_MAX_PARAMETER_LENGTH]
+            flat[prefix + key] = lines_of(str(value))[:_MAX_PARAMETER_LENGTH]
     return flat
 
 
 class Run:
-    """One MLflow run, or nothing where no tracking server is named (then every call does nothing)."""
+    """One MLflow run, or nothing where no tracking server is named (then every call does nothing).
 
-    def __init__(self, client: "MlflowClient | None" = None, run_id: str = "") -> None:
-        self._client = client
+    What it is told is kept in an outbox on this machine, and sent from there: no call fails, or waits for MLflow, but
+    the last one for some seconds. The process that made the run sends it all; the others of this machine hand on.
+
+    Args:
+        run_id: MLflow's id; empty for the null run.
+        stage: Who says that MLflow is away.
+    """
+
+    def __init__(self, run_id: str = "", stage: str = "") -> None:
         self.run_id = run_id
-
-    @classmethod
-    def existing(cls, run_id: str) -> "Run":
-        """The run with this id at MLFLOW_TRACKING_URI; an empty id gives the null run."""
-        if not run_id:
-            return cls()
-        quiet_mlflow()
-        from mlflow import MlflowClient  # import costs seconds: only where it is used
-
-        with mlflow_answers():
-            return cls(MlflowClient(), run_id)
+        self._stage = stage
+        self._outbox: Outbox | None = None
+        self._delivery: Delivery | None = None
+        self._lost = 0
+        uri = os.environ.get(TRACKING_URI_VARIABLE)
+        if run_id and uri:
+            self._outbox = Outbox(place_of(uri), run_id)
+            if self._outbox.take():
+                self._delivery = Delivery(uri, stage, self._outbox)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        if self._client is None:
-            return
-        from mlflow.entities import Metric
-        from mlflow.utils.time import get_current_time_millis
+        self.log_points([(step, metrics)])
 
-        now = get_current_time_millis()
-        with mlflow_answers():
-            self._client.log_batch(
-                self.run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()]
-            )
+    def log_points(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Log metrics of several steps, in their order."""
+        now = now_milliseconds()
+        self._tell(
+            Metrics(time=now, step=step, values={name: float(value) for name, value in part.items()})
+            for step, metrics in points
+            for part in _parts(metrics, MOST_METRICS)
+        )
 
     def log_parameters(self, values: Mapping[str, Any]) -> None:
-        if self._client is None:
-            return
-        from mlflow.entities import Param
-
-        with mlflow_answers():
-            self._client.log_batch(self.run_id, params=[Param(key, value) for key, value in flatten(values).items()])
+        self._tell(Parameters(values=part) for part in _parts(flatten(values), MOST_VALUES))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        if self._client is None:
-            return
-        with mlflow_answers():
-            for key, value in tags.items():
-                self._client.set_tag(self.run_id, key, value)
+        shown = {key: lines_of(value) for key, value in tags.items()}
+        self._tell(Tags(values=part) for part in _parts(shown, MOST_VALUES))
 
     def log_text(self, text: str, name: str) -> None:
-        if self._client is not None:
-            with mlflow_answers():
-                self._client.log_text(self.run_id, text, name)
+        self._tell([Text(name=name, text=text)])
 
-    def end(self, status: str) -> None:
-        if self._client is not None:
-            with mlflow_answers():
-                self._client.set_terminated(self.run_id, status)
+    def end(self, status: Status, seconds: float) -> bool:
+        """Tell how the run has ended, and wait until MLflow knows all of it.
+
+        Args:
+            status: How.
+            seconds: How long that is waited for at most. What is left then, a later command sends.
+
+        Returns:
+            Whether MLflow knows.
+        """
+        self._tell([End(time=now_milliseconds(), status=status)])
+        return self.close(seconds)
+
+    def close(self, seconds: float) -> bool:
+        """Tell no more from here, though the run may go on; waits as `end` does, where this process sends."""
+        self._tell([])
+        all_sent = self._delivery is None or self._delivery.end(seconds)
+        if self._outbox and (lost := self._outbox.in_memory):
+            self._say_lost(lost)
+        return all_sent
+
+    def _tell(self, records: Iterable[Record]) -> None:
+        if self._outbox is None:
+            return
+        self._outbox.add(*records)
+        if self._outbox.lost and not self._lost:
+            self._say_lost(self._outbox.lost)
+        self._lost = self._outbox.lost
+
+    def _say_lost(self, number: int) -> None:
+        with suppress(OSError):
+            report(self._stage, note=f"{outbox_folder()}: has no room for {number:,} records; MLflow does not get them")
+
+
+def _parts(values: Mapping[str, _Value], most: int) -> Iterator[dict[str, _Value]]:
+    items = list(values.items())
+    return (dict(items[start : start + most]) for start in range(0, len(items), most))
 
 
 def start_run(name: str, tags: Mapping[str, str]) -> Run:
@@ -118,7 +165,8 @@ def start_run(name: str, tags: Mapping[str, str]) -> Run:
     with mlflow_answers():
         client = MlflowClient()
         experiment = experiment_id(client, os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT))
-        return Run(client, client.create_run(experiment, tags=all_tags, run_name=name).info.run_id)
+        run_id = client.create_run(experiment, tags=all_tags, run_name=name).info.run_id
+    return Run(run_id, name)
 
 
 def experiment_id(client: "MlflowClient", name: str, artifact_location: str | None = None) -> str:
@@ -152,13 +200,12 @@ def stage_run(stage: str, config: Mapping[str, Any]) -> Iterator[Run]:
         run.log_parameters(config)
         yield run
     except BaseException as error:  # SystemExit too: no run may stay "running" for ever
-        with suppress(CalmError):  # that MLflow is gone too must not hide why the stage ended
-            run.end(status_of(error))
+        run.end(status_of(error), FLUSH_SECONDS_AFTER_FAILURE)
         raise
-    run.end("FINISHED")
+    run.end("FINISHED", FLUSH_SECONDS)
 
 
-def status_of(error: BaseException) -> str:
+def status_of(error: BaseException) -> Status:
     """How a run has ended that an error has ended: what was stopped has not failed.
 
     Ctrl-C, a signal and an exit that somebody has asked for are no kind of Exception.

@@ -51,6 +51,15 @@ def tracking_place() -> str:
     return _place(mlflow.get_tracking_uri())
 
 
+def place_of(uri: str) -> str:
+    """What stays the same of a tracking URI, whoever logs in: the file of a database, else the URI without a user.
+
+    Raises:
+        CalmError: It is to name a file of SQLite, and does not.
+    """
+    return str(_sqlite_file(uri)) if uri.startswith(_SQLITE) else redacted(uri).replace("***@", "").rstrip("/")
+
+
 @contextmanager
 def mlflow_answers() -> Iterator[None]:
     """Turn whatever MLflow raises into one line without a password: its messages may repeat the tracking URI.

@@ -1,25 +1,30 @@
 """Processes: what is said of one that ended without a word, and ending with the one that was started by."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 PARENT_VARIABLE = "CALM_PARENT_PID"
 """Who starts a process that calls `end_with_parent` says here who it is: it may be gone before the process can look."""
-_PARENT_SECONDS = 1.0  # between two looks at whether the parent is there
+_PARENT_SECONDS = 0.5  # between two looks at whether the parent is there
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # cgroups(7)
 SIGNALLED = 128
 """A shell, and we, end with this much more than the signal that has ended a command."""
 
 
-def killed_by(exit_code: int) -> str:
+def killed_by(exit_code: int, *, for_memory: bool = False) -> str:
     """How a signal has ended a process, for people; empty where none has.
 
     Args:
         exit_code: As `subprocess` tells it, or as a shell does of its command.
+        for_memory: Whether the kernel is known to have killed a process of this kind for want of memory (`oom_kills`).
     """
     number = -exit_code if exit_code < 0 else exit_code - SIGNALLED
     if number not in {*signal.Signals}:
@@ -27,16 +32,38 @@ def killed_by(exit_code: int) -> str:
     name = signal.Signals(number).name
     if number != signal.SIGKILL:
         return f"was ended by {name}"
-    return f"was killed ({name}), perhaps for want of memory: this machine has {machine_bytes() / 2**30:,.1f} GiB"
+    why = "by the kernel for want of memory" if for_memory else f"({name}), perhaps for want of memory"
+    return f"was killed {why}: this machine has {machine_bytes() / 2**30:,.1f} GiB"
 
 
 def machine_bytes() -> int:
     """Memory of this machine, or of the container if it may use less."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # not there, or "max"
-            limits.append(int(Path(file).read_text()))
+    for group in _memory_groups():
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with suppress(OSError, ValueError):  # not there, or "max"
+                limits.append(int((group / name).read_text()))
     return min(limits)
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory in this process's control group, so far."""
+    for group in _memory_groups():
+        for name in ("memory.events", "memory.oom_control"):
+            with suppress(OSError):
+                counts = dict(line.split() for line in (group / name).read_text().splitlines())
+                return int(counts.get("oom_kill", 0))
+    return 0
+
+
+def _memory_groups() -> Iterator[Path]:
+    """The folders in which Linux says what memory this process may use, of both its versions: the nearest first."""
+    with suppress(OSError):  # there are none elsewhere
+        for line in _OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                group = _GROUPS / controllers / path.lstrip("/")  # in a container it may not be seen, but one above it
+                yield from (one for one in (group, *group.parents) if one.is_relative_to(_GROUPS))
 
 
 def end_with_parent(end: Callable[[], object]) -> None:
@@ -53,3 +80,14 @@ def end_with_parent(end: Callable[[], object]) -> None:
         end()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def die_with_parent() -> None:
+    """Be killed when the process that started this one is gone, without saving anything.
+
+    On Linux the kernel does it, at once and also where no Python runs, e.g. in a collective operation or while stopped;
+    elsewhere, or if the parent has gone before this call, a thread does.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(lambda: os.kill(os.getpid(), signal.SIGKILL))

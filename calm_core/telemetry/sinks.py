@@ -57,10 +57,18 @@ class ProgressSink:
 
 
 class MlflowSink:
-    """Logs to an MLflow run."""
+    """Logs to an MLflow run, which no step waits for."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
+
+    def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Log the curves of a checkpoint that training goes on from: the run is a new one, and gets all of them.
+
+        Args:
+            records: Those of `Curves`.
+        """
+        self._run.log_points((record["step"], {k: v for k, v in record.items() if k != "step"}) for record in records)
 
     def log(self, point: Point) -> None:
         self._run.log_metrics({**point.metrics, **point.speed}, step=point.step)
@@ -82,6 +90,10 @@ class Curves:
     def to_bytes(self) -> bytes:
         """The records as JSON lines."""
         return "".join(json.dumps(record) + "\n" for record in self.records).encode()
+
+    def load(self, data: bytes) -> None:
+        """Take over the records of a checkpoint."""
+        self.records = [json.loads(line) for line in data.splitlines()]
 
 
 class Sinks:

@@ -1,93 +1,368 @@
-"""Checkpoints of a training run, in a folder named by what is trained.
+"""Checkpoints of a training, in a folder named by what is trained; a retried or resubmitted task finds them.
 
-A retried or resubmitted task finds its own work. A checkpoint counts once its completion marker is there.
+A checkpoint is an artifact: whole tensors by name as safetensors, whatever the ZeRO stage and the number of ranks; the
+loop's state as facts; the curves. It counts once its manifest is there, and its files are checked before they are
+believed. Each rank writes its share of the tensors, and reads a share of the files.
 """
 
-import json
-import os
-import shutil
-import tempfile
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, NamedTuple
 
+import safetensors.torch
+import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor
 
+from calm_core.config import TrainingConfig
+from calm_core.errors import ArtifactError, CalmError, StorageError, first_line
 from calm_core.store import storage
+from calm_core.store.artifact import MANIFEST_NAME, Artifact, FileEntry, publish
+from calm_core.store.facts import CheckpointFacts
+from calm_core.store.lock import LockLostError
+from calm_core.training.engine import Engine
+from calm_core.weights.load import CURVES_NAME
 
-_MARKER = "complete"
+_PART_BYTES = 256 << 20  # of a file; what a thread holds twice while it writes
+_TAG = "step-"
+
+Tensors = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
+
+
+class _Written(NamedTuple):
+    """What the thread of a rank has done: its files, or why it could not write them."""
+
+    files: list[FileEntry]
+    failure: str = ""
+
+
+class _Read(NamedTuple):
+    """What a rank has of a checkpoint, checked.
+
+    Attributes:
+        facts, curves: Of the whole.
+        files: The tensors of its share of the files.
+    """
+
+    facts: CheckpointFacts
+    curves: bytes
+    files: dict[str, Tensors]
 
 
 class Checkpointer:
-    """Saves and finds checkpoints of a DeepSpeed engine. Every rank calls every method.
+    """Saves and finds the checkpoints of one training. Every rank calls every method, at the same step.
 
-    DeepSpeed reads and writes local folders only, so those of an object store go through a temporary one on each node.
+    A save waits for the copy out of the device's memory; a thread of each rank writes it. Whether all have is summed up
+    with what ranks tell each other in a step anyway (`is_written`), and then `settle` makes it count. What cannot be
+    saved stops nothing: it is told, and tried again at the next interval.
 
     Args:
-        uri: Folder of this training run, on any fsspec URL that all nodes see.
+        uri: Folder of the training's checkpoints, on any fsspec URL that all nodes see.
+        engine: Whose state it is.
+        config: Which are kept.
+        tell: Shows one line to whoever watches; rank 0 calls it.
+        require: Raises a LockLostError where another training works there by now; asked before anything is written, or
+            counts. This one then ends at its next call.
+
+    Attributes:
+        waited, wrote: Seconds that steps have waited for copies, and that this rank's thread has written, in all.
     """
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._is_local = storage.is_local(uri)
-        self._folder = Path(storage.filesystem_of(uri)[1]) if self._is_local else _temporary_folder()
+    def __init__(
+        self,
+        uri: str,
+        engine: Engine,
+        config: TrainingConfig,
+        *,
+        tell: Callable[[str], object] = lambda line: None,
+        require: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._uri, self._engine, self._config = uri, engine, config
+        self._tell, self._require = tell, require
+        self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: tuple[CheckpointFacts, Future[_Written]] | None = None
+        self._publishing: Future[str] | None = None  # of rank 0
+        self._kept: dict[int, CheckpointFacts] = {}  # of rank 0: those that count
+        self._useless: set[int] = set()  # of rank 0: those that never will
+        self._lost: LockLostError | None = None
+        self.waited = self.wrote = 0.0
 
-    def save(self, engine: Any, step: int, state: dict[str, Any]) -> None:
-        """Save model, optimiser and schedule, and the loop's own JSON state; older checkpoints are removed after."""
-        tag = f"step-{step:08d}"
-        engine.save_checkpoint(str(self._folder), tag=tag, save_latest=False)
-        dist.barrier()
-        if not self._is_local and _is_first_on_node():
-            for file in _files_in(self._folder / tag):
-                storage.copy(str(file), storage.join(self._uri, file.relative_to(self._folder).as_posix()))
-            shutil.rmtree(self._folder / tag)
-        dist.barrier()
-        if dist.get_rank() == 0:
-            storage.write(storage.join(self._uri, tag, _MARKER), json.dumps(state).encode())
-            for older in self._tags():
-                if older != tag:
-                    storage.remove_folder(storage.join(self._uri, older))
-        dist.barrier()
+    @property
+    def is_busy(self) -> bool:
+        """Whether one is being written; the same on every rank."""
+        return self._writing is not None
 
-    def load_latest(self, engine: Any) -> dict[str, Any] | None:
-        """Restore the latest complete checkpoint and return the loop's state; None when there is none."""
-        latest: list[Any] = [None, None]
-        if dist.get_rank() == 0:
-            markers = {tag: storage.join(self._uri, tag, _MARKER) for tag in self._tags()}
-            if complete := [tag for tag, marker in markers.items() if storage.exists(marker)]:
-                latest = [complete[-1], json.loads(storage.read(markers[complete[-1]]))]
-        dist.broadcast_object_list(latest)
-        tag, state = latest
-        if tag is None:
-            return None
-        if not self._is_local and _is_first_on_node():
-            for uri in storage.files_below(storage.join(self._uri, tag)):
-                storage.copy(uri, str(self._folder / tag / uri.rpartition(f"/{tag}/")[2]))
-        dist.barrier()
-        engine.load_checkpoint(str(self._folder), tag=tag)
-        dist.barrier()
-        if not self._is_local and _is_first_on_node():
-            shutil.rmtree(self._folder / tag)
-        return dict(state)
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank has done, or failed to do, its share of what is being written."""
+        return self._writing is not None and self._writing[1].done()
 
-    def _tags(self) -> list[str]:
-        return [name for name in storage.names_in(self._uri) if name.startswith("step-")]
+    def save(self, facts: CheckpointFacts, curves: bytes) -> None:
+        """Begin to save the engine's state, and with it the loop's; one that is being written is waited for.
 
-    def close(self) -> None:
-        """Remove what is left on this node; the checkpoints themselves stay until the job is removed."""
-        if not self._is_local and _is_first_on_node():
-            shutil.rmtree(self._folder, ignore_errors=True)
+        Raises:
+            LockLostError: Another training works there by now.
+        """
+        self._require_own()
+        if self.is_busy:
+            self.settle()
+        started = time.monotonic()
+        share = self._own_share()
+        self.waited += time.monotonic() - started
+        more = {CURVES_NAME: curves} if self._rank == 0 else {}
+        self._writing = facts, self._thread.submit(self._write, self._folder(facts.step), share, more)
+
+    def _own_share(self) -> Tensors:
+        """A copy of the tensors that this rank writes: each goes to the one that has least so far."""
+        share: Tensors = {}
+        loads = [0] * self._ranks
+        for (kind, name), shape in self._engine.shapes().items():
+            owner = loads.index(min(loads))
+            loads[owner] += max(shape.numel(), 1)
+            tensor = self._engine.get(kind, name)
+            if owner == self._rank:
+                share[f"{kind}/{name}"] = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+        return share
+
+    def _write(self, folder: str, share: Tensors, more: dict[str, bytes]) -> _Written:
+        started, files = time.monotonic(), []
+
+        def write(name: str, data: bytes) -> None:
+            with storage.create(storage.join(folder, name)) as file:
+                file.write(data)
+            files.append(FileEntry(path=name, size=file.size, sha256=file.sha256))
+
+        try:
+            self._require()
+            if wrong := next((name for name, tensor in share.items() if not tensor.isfinite().all()), ""):
+                return _Written([], f"{wrong} is not finite")
+            for number, part in enumerate(_parts(share)):
+                write(f"rank-{self._rank:05d}-part-{number:05d}.safetensors", safetensors.torch.save(part))
+            for name, data in more.items():
+                write(name, data)
+        except Exception as error:  # whatever it was, training goes on
+            return _Written([], _reason(error))
+        self.wrote += time.monotonic() - started
+        return _Written(files)
+
+    def settle(self) -> None:
+        """Make what all ranks have written count, or tell why it does not."""
+        assert self._writing is not None
+        facts, writing = self._writing
+        self._writing = None
+        written = _gathered(writing.result())
+        if self._rank == 0:
+            files = [file for one in written for file in one.files]
+            failure = next((one.failure for one in written if one.failure), "")
+            self._publishing = self._thread.submit(self._publish, facts, files, failure)
+
+    def _publish(self, facts: CheckpointFacts, files: list[FileEntry], failure: str) -> str:
+        """Make one count, and remove those that need not be kept any more; returns why it does not count."""
+        try:
+            self._require()
+            if not failure:
+                publish(self._folder(facts.step), facts, files)
+        except LockLostError as error:  # nothing of what lies there is touched
+            self._lost = error
+            return _reason(error)
+        except Exception as error:  # whatever it was, training goes on
+            failure = _reason(error)
+        if failure:
+            self._tell(f"the checkpoint of step {facts.step:,} could not be saved: {failure}")
+            self._useless.add(facts.step)
+            self._remove([facts.step])
+        else:
+            self._useless.discard(facts.step)
+            self._kept[facts.step] = facts
+            self._remove([*self._useless, *(self._kept.keys() - set(self._worth_keeping()))])
+        return failure
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            with suppress(StorageError):  # tried again after the next one
+                storage.remove_folder(self._folder(step))
+                self._useless.discard(step)
+                self._kept.pop(step, None)
+
+    def _worth_keeping(self) -> Iterator[int]:
+        yield from sorted(self._kept)[-self._config.checkpoints_kept :]
+        if every := self._config.keep_every:
+            yield from (step for step in self._kept if step % every == 0)
+        scores = {step: facts.validation for step, facts in self._kept.items() if facts.validation is not None}
+        newest = self._kept[max(self._kept)].guards
+        yield from (step for step in (newest.saved, newest.followed) if step in self._kept)
+        if self._config.keep_best and scores:
+            yield min(scores, key=lambda step: (scores[step], step))
+
+    def finish(self) -> str:
+        """Wait for what is being saved; returns why the last one was not, empty where it was.
+
+        Raises:
+            LockLostError: Another training works there by now.
+        """
+        if self.is_busy:
+            self.settle()
+
+        def last() -> str:
+            failure = self._publishing.result() if self._publishing else ""
+            self._require_own()
+            return failure
+
+        return str(_of_first(last))
+
+    def _require_own(self) -> None:
+        if self._lost:
+            raise self._lost
+
+    def load_latest(self, until: int | None = None) -> tuple[CheckpointFacts, bytes] | None:
+        """Restore the engine from the latest checkpoint; one that is damaged gives way to the one before.
+
+        Args:
+            until: The last step to go back to; what was saved after it is removed.
+
+        Returns:
+            The loop's state, and the curves; None where there is no checkpoint.
+
+        Raises:
+            StorageError: The storage failed, so nobody knows whether one is whole.
+        """
+        steps: list[int] = _of_first(self._steps)
+        for step in steps:
+            if until is not None and step > until:
+                continue
+            try:
+                read = self._read(step)
+            except ArtifactError as error:
+                if self._rank == 0:
+                    self._useless.add(step)
+                    self._tell(f"the checkpoint of step {step:,} is left out: {_reason(error)}")
+                continue
+            if self._rank == 0:
+                self._remember(steps)
+                if until is not None:
+                    self._remove([later for later in steps if later > until])
+            return read.facts, read.curves
+        if steps and until is None and self._rank == 0:
+            self._tell("no checkpoint can be used; training starts anew")
+        return None
+
+    def _steps(self) -> list[int]:
+        """Steps of which there is a checkpoint that counts, the latest first."""
+        names = [name.removeprefix(_TAG) for name in storage.names_in(self._uri) if name.startswith(_TAG)]
+        steps = {int(name) for name in names if name.isdecimal()}
+        complete = {step for step in steps if storage.exists(storage.join(self._folder(step), MANIFEST_NAME))}
+        self._useless |= steps - complete
+        return sorted(complete, reverse=True)
+
+    def _remember(self, steps: list[int]) -> None:
+        for step in set(steps) - self._useless:
+            try:
+                self._kept[step] = Artifact(self._folder(step), CheckpointFacts).facts
+            except ArtifactError:
+                self._useless.add(step)
+
+    def _read(self, step: int) -> _Read:
+        """Check a checkpoint, and restore the engine from it; all ranks do, or all raise the same.
+
+        Raises:
+            ArtifactError: It is damaged, or of another model.
+            StorageError: The storage failed.
+        """
+        read: _Read | None = None
+        failure: CalmError | None = None
+        try:
+            read = self._own_files(step)
+        except (ArtifactError, StorageError) as error:
+            failure = error
+        shapes = {path: _shapes(tensors) for path, tensors in read.files.items()} if read else {}
+        of_ranks = _gathered((failure, shapes))
+        for failed, _ in of_ranks:
+            if failed:
+                raise failed
+        assert read is not None
+        files = {path: (rank, held) for rank, (_, paths) in enumerate(of_ranks) for path, held in paths.items()}
+        self._require_whole(step, [held for _, held in files.values()])
+        for path, (owner, held) in files.items():
+            for name, shape in held.items():
+                own = read.files[path][name] if owner == self._rank else torch.empty(shape)
+                tensor = own.to(self._engine.device)
+                if self._ranks > 1:
+                    dist.broadcast(tensor, owner)
+                kind, _, parameter = name.partition("/")
+                self._engine.set(kind, parameter, tensor)
+        self._engine.optimizer_steps = read.facts.optimizer_steps
+        return read
+
+    def _own_files(self, step: int) -> _Read:
+        artifact = Artifact(self._folder(step), CheckpointFacts)
+        curves = artifact.read(CURVES_NAME)
+        paths = sorted(file.path for file in artifact.manifest.files if file.path != CURVES_NAME)
+        files = {}
+        for path in paths[self._rank :: self._ranks]:
+            try:
+                files[path] = safetensors.torch.load(artifact.read(path))
+            except (SafetensorError, KeyError) as error:  # KeyError: of a type that torch does not have
+                raise artifact.damaged(path, first_line(error)) from None
+        return _Read(artifact.facts, curves, files)
+
+    def _require_whole(self, step: int, files: list[Shapes]) -> None:
+        """Raise an ArtifactError where the tensors are not those of this training."""
+        found = [item for held in files for item in held.items()]
+        expected = {f"{kind}/{name}": tuple(shape) for (kind, name), shape in self._engine.shapes().items()}
+        if len(found) != len(expected) or dict(found) != expected:
+            wrong = sorted(name for name, _ in set(found) ^ set(expected.items())) or ["a name twice"]
+            raise ArtifactError(f"{self._folder(step)}: is of another model, it differs in {wrong[0]}")
+
+    def _folder(self, step: int) -> str:
+        return storage.join(self._uri, f"{_TAG}{step:08d}")
 
 
-def _temporary_folder() -> Path:
-    """A new folder, under the same name on every node."""
-    name: list[Any] = [tempfile.mkdtemp(prefix="calm-checkpoints-") if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(name)
-    return Path(name[0])
+def _parts(share: Tensors) -> Iterator[Tensors]:
+    """Tensors together up to the size of a file."""
+    part: Tensors = {}
+    size = 0
+    for name, tensor in share.items():
+        if part and size + tensor.nbytes > _PART_BYTES:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += tensor.nbytes
+    if part:
+        yield part
 
 
-def _is_first_on_node() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+def _shapes(tensors: Tensors) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+def _reason(error: Exception) -> str:
+    """What an error says, without what its message advises whoever reads it."""
+    text = str(error) if isinstance(error, CalmError) else f"{type(error).__name__}: {first_line(error)}"
+    return text.partition("; ")[0]
+
+
+def _gathered(value: Any) -> list[Any]:
+    """What each rank has, by rank."""
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _of_first(function: Callable[[], Any]) -> Any:
+    """What a function returns on rank 0, for all ranks; what it raises there, all of them raise."""
+    told: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            told = [function(), None]
+        except CalmError as error:
+            told = [None, error]
+    dist.broadcast_object_list(told)
+    value, failed = told
+    if failed:
+        raise failed
+    return value

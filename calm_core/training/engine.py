@@ -1,34 +1,27 @@
-"""DeepSpeed's engine: optimiser, learning rate, ZeRO, precision."""
+"""The engine of a step: DeepSpeed with AdamW, ZeRO and precision, and all of its state by parameter name."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_fp32_param
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
 
 from calm_core.config import TrainingConfig
+from calm_core.training.optimizer import AVERAGE, make_optimizer, state_kinds
 
 DEFAULT_BUCKET = 500_000_000  # elements, DeepSpeed's default reduce_bucket_size
-
-
-def learning_rate_factor(config: TrainingConfig, step: int) -> float:
-    """Share of the learning rate at a step: linear warm-up, constant, then linear decay over the last steps."""
-    warmup = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
-    decay_steps = config.decay_fraction * config.steps
-    decay = (config.steps - step) / decay_steps if step > config.steps - decay_steps else 1.0
-    return min(warmup, decay)
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only, not on biases and norms."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+WEIGHTS = "weights"
 
 
 def wants_bf16(config: TrainingConfig) -> bool:
@@ -36,58 +29,206 @@ def wants_bf16(config: TrainingConfig) -> bool:
     return config.precision == "bf16" or (config.precision == "auto" and torch.cuda.is_available())
 
 
-def zero_stage(config: TrainingConfig) -> int:
-    """The ZeRO stage that is run: bf16 needs 1 at least, since without ZeRO DeepSpeed sums gradients in bf16."""
-    return max(config.zero_stage, 1) if wants_bf16(config) else config.zero_stage
+def zero_stage(config: TrainingConfig, ranks: int) -> int:
+    """The ZeRO stage that is run.
+
+    bf16 needs 1 at least, since without ZeRO DeepSpeed sums gradients in bf16, and so does offloading. A single rank
+    has nobody to share with, and the flat copies of weights and gradients cost a small model a quarter of its step.
+    """
+    if wants_bf16(config) or config.offload:
+        return max(config.zero_stage, 1)
+    return config.zero_stage if ranks > 1 else 0
 
 
-def start_engine(model: torch.nn.Module, config: TrainingConfig) -> Any:
-    """DeepSpeed's engine around a model, with AdamW and the learning-rate schedule.
+class Engine:
+    """A model, AdamW and DeepSpeed; every rank calls every method, with the same arguments but for the data.
 
     In bf16, weights and activations are bf16; gradients are summed, over micro-batches and over ranks, in fp32, and
-    AdamW works on fp32 weights. The model's buffers stay as they are.
+    AdamW works on fp32 weights. The model's buffers stay as they are. A step whose gradient is not finite changes
+    nothing, in any stage.
+
+    The state is what a checkpoint holds: fp32 tensors by kind (WEIGHTS, and those of the optimiser's state) and name,
+    whole, whatever the stage and the number of ranks.
+
+    Args:
+        model: What is trained; it moves to the engine's device.
+        config: Precision, batch sizes, stage, optimiser.
+
+    Attributes:
+        device: Where it computes.
+        kinds: Of the state.
     """
 
-    def schedule(optimizer: Optimizer) -> LambdaLR:
-        return LambdaLR(optimizer, lambda step: learning_rate_factor(config, step))
+    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+        ranks = dist.get_world_size()
+        self.model = model
+        self.stage = zero_stage(config, ranks)
+        self._optimizer = make_optimizer(model, config, clips=self.stage == 0)
+        self._parameters = dict(model.named_parameters())
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=self._optimizer, config=self._settings(config, ranks)
+        )
+        self.device: torch.device = self._deepspeed.device
+        for name, buffer in buffers.items():  # DeepSpeed makes them bf16 as well
+            module, _, own_name = name.rpartition(".")
+            setattr(model.get_submodule(module), own_name, buffer.to(self.device))
+        self.kinds = (WEIGHTS, *state_kinds(config))
+        self._make_state()
 
-    parameters = sum(p.numel() for p in model.parameters())
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    micro_steps = config.global_batch_size // (config.micro_batch_size * dist.get_world_size())
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas),
-        lr_scheduler=schedule,
-        config={
+    def _settings(self, config: TrainingConfig, ranks: int) -> dict[str, Any]:
+        zero: dict[str, Any] = {
+            "stage": self.stage,
+            # DeepSpeed allocates the whole bucket anew each step, however small the model.
+            "reduce_bucket_size": min(DEFAULT_BUCKET, sum(p.numel() for p in self.model.parameters())),
+        }
+        if config.offload:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        return {
             "train_batch_size": config.global_batch_size,
             "train_micro_batch_size_per_gpu": config.micro_batch_size,
-            "gradient_accumulation_steps": micro_steps,
-            "gradient_clipping": config.gradient_clipping,
-            "zero_optimization": {
-                "stage": zero_stage(config),
-                # DeepSpeed allocates the whole bucket anew each step, however small the model.
-                "reduce_bucket_size": min(DEFAULT_BUCKET, parameters),
-            },
+            "gradient_accumulation_steps": config.global_batch_size // (config.micro_batch_size * ranks),
+            "gradient_clipping": config.gradient_clipping if self.stage else 0.0,  # without ZeRO, AdamW's step clips
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,  # ours is AdamW
+            "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own needs a compiler
             "bf16": {"enabled": wants_bf16(config)},
             # Both would follow the weights' type: in bf16 a sum of 120 micro-batches is 1 % off.
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",
             "steps_per_print": 10**9,  # the loop reports itself
-        },
-    )
-    for name, buffer in buffers.items():  # DeepSpeed makes them bf16 as well
-        module, _, own_name = name.rpartition(".")
-        setattr(model.get_submodule(module), own_name, buffer.to(engine.device))
-    return engine
+        }
+
+    def _make_state(self) -> None:
+        """Make the optimiser's state, which torch would make in the first step: a checkpoint may come before."""
+        stepped = [p for group in self._optimizer.param_groups for p in group["params"]]
+        if self.stage == 3:  # which takes them out between steps
+            stepped = self._deepspeed.optimizer.fp32_partitioned_groups_flat
+        for parameter in stepped:
+            self._optimizer.init_state(parameter)
+        if self.stage in (1, 2):
+            self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._deepspeed(*arguments)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradient; its loss is a share of the global batch's mean."""
+        # DeepSpeed averages over ranks and micro-batches; the loss is already a share of the global mean.
+        self._deepspeed.backward(loss * dist.get_world_size() * self._deepspeed.gradient_accumulation_steps())
+
+    def step(self) -> None:
+        """End a micro-batch; after the last one of a global batch, step."""
+        self._deepspeed.step()
+
+    @property
+    def gradient_norm(self) -> float:
+        """Global norm of the last step's gradient before it was clipped; not finite where the step was left out."""
+        norm = self._optimizer.gradient_norm if self.stage == 0 else self._deepspeed.get_global_grad_norm()
+        return float(norm)
+
+    def set_learning_rate(self, factor: float) -> None:
+        """Set all learning rates, as a share of the configured ones."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps that AdamW has taken, which its bias correction counts: those left out are not among them."""
+        return int(next(iter(self._optimizer.state.values()))["step"])
+
+    @optimizer_steps.setter
+    def optimizer_steps(self, steps: int) -> None:
+        for state in self._optimizer.state.values():
+            state["step"].fill_(steps)
+
+    def shapes(self) -> dict[tuple[str, str], torch.Size]:
+        """Shape of each tensor of the state, by kind and name."""
+        parameters = {
+            (kind, name): getattr(p, "ds_shape", p.shape) for kind in self.kinds for name, p in self._parameters.items()
+        }
+        return parameters | {(WEIGHTS, name): buffer.shape for name, buffer in self._buffers().items()}
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """Those that belong to the model, rather than being computed from its shape."""
+        known = self.model.state_dict().keys()
+        return {name: buffer for name, buffer in self.model.named_buffers() if name in known}
+
+    def get(self, kind: str, name: str) -> Tensor:
+        """One tensor of the state, which may share memory with it."""
+        parameter = self._parameters.get(name)
+        if parameter is None:
+            return self._buffers()[name]
+        if self.stage == 0:
+            return parameter.detach() if kind == WEIGHTS else self._optimizer.state[parameter][kind]
+        whole = (
+            safe_get_full_fp32_param(parameter) if kind == WEIGHTS else safe_get_full_optimizer_state(parameter, kind)
+        )
+        assert isinstance(whole, Tensor)
+        return whole
+
+    def set(self, kind: str, name: str, value: Tensor) -> None:
+        """Replace one tensor of the state; the value is on any device."""
+        parameter, value = self._parameters.get(name), value.to(self.device)
+        if parameter is None:
+            self._buffers()[name].copy_(value)
+        elif kind == WEIGHTS:
+            self._compute_with(parameter, value)
+            if self.stage == 3:
+                safe_set_local_fp32_param(parameter, _own_part(parameter, value))
+            elif self.stage:
+                safe_set_full_fp32_param(parameter, value)
+        elif self.stage == 3:
+            safe_set_local_optimizer_state(parameter, _own_part(parameter, value), kind)
+        elif self.stage:
+            safe_set_full_optimizer_state(parameter, value, kind)
+        else:
+            self._optimizer.state[parameter][kind].copy_(value)
+
+    @torch.no_grad()
+    def _compute_with(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Set what forward and backward see of a parameter; with ZeRO, AdamW has its own fp32 copy of it."""
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+            parameter.data.copy_(value)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """In this block the model computes with the averaged weights, if they are kept."""
+        if AVERAGE not in self.kinds:
+            yield
+            return
+        # Without ZeRO they are what AdamW works on, with it there are copies to take them from again.
+        own = {name: p.detach().clone() for name, p in self._parameters.items()} if self.stage == 0 else {}
+        for name, parameter in self._parameters.items():
+            self._compute_with(parameter, self.get(AVERAGE, name))
+        try:
+            yield
+        finally:
+            for name, parameter in self._parameters.items():
+                self._compute_with(parameter, own[name] if own else self.get(WEIGHTS, name))
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The trained model's weights on CPU, in fp32 and under the model's own names; on rank 0, else none.
+
+        They are the averaged ones if those are kept, else what AdamW works on: in bf16 the model's own are rounded to 3
+        digits, and miss small steps.
+        """
+        kind = AVERAGE if AVERAGE in self.kinds else WEIGHTS
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        weights = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():  # a shared parameter has several names
+            own_name = names.get(id(tensor), name)
+            value = self.get(kind if own_name in self._parameters else WEIGHTS, own_name)
+            if dist.get_rank() == 0:
+                weights[name] = value.detach().cpu().clone()
+        return weights
 
 
-def whole_weights(model: torch.nn.Module, config: TrainingConfig) -> dict[str, torch.Tensor]:
-    """The whole model's weights in fp32 on CPU, contiguous; every rank has to ask.
-
-    In bf16 they are what AdamW works on: the model's own are rounded to 3 digits, and miss small steps.
-    """
-    with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=zero_stage(config) == 3):
-        weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    if wants_bf16(config):
-        weights |= {name: safe_get_full_fp32_param(value).cpu() for name, value in model.named_parameters()}
-    return weights
+def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's part of a parameter's value with ZeRO 3, which fills up the last one with zeros."""
+    flat: Tensor = value.flatten()
+    size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed's
+    part = torch.zeros(size, dtype=value.dtype, device=value.device)
+    own = flat[dist.get_rank() * size :][:size]
+    part[: own.numel()] = own
+    return part

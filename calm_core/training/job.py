@@ -17,7 +17,7 @@ from calm_core.config import AutoencoderConfig, CalmConfig, TrainingConfig, Tran
 from calm_core.data.reading.dataset import open_dataset, require_whole_chunks
 from calm_core.errors import ArtifactError, CalmError, ConfigError, first_line
 from calm_core.store import lock, storage
-from calm_core.store.artifact import Artifact, ArtifactWriter, digest_of
+from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter, digest_of
 from calm_core.store.facts import AutoencoderFacts, DatasetFacts, MixtureFacts, OutcomeFacts, Record, SpecFacts
 from calm_core.store.lock import FolderLock
 from calm_core.training.tasks.base import Inputs
@@ -146,6 +146,11 @@ class Job:
         ArtifactWriter(self.spec_uri, SpecFacts, {}, {}, overwrite=True).check()
 
     @property
+    def name(self) -> str:
+        """By what is trained."""
+        return self.uri.rpartition("/")[2]
+
+    @property
     def spec_uri(self) -> str:
         """Where the spec lies, the same for all names of the place: what a launcher hands to the ranks."""
         return storage.join(storage.real(self.uri), "spec")
@@ -195,7 +200,7 @@ class Job:
         """Refuse to write into the folder where another training has taken it over.
 
         Raises:
-            CalmError: One has: whoever has started this rank stood still for long.
+            LockLostError: One has: whoever has started this rank stood still for long.
             StorageError: The storage failed, so this cannot be told.
         """
         if self.lock:
@@ -222,5 +227,5 @@ class Job:
         return [
             int(name.removeprefix("step-"))
             for name in names
-            if storage.exists(storage.join(self.uri, name, "complete"))
+            if storage.exists(storage.join(self.uri, name, MANIFEST_NAME))
         ]

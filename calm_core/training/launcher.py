@@ -3,23 +3,33 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 from calm_core.errors import ConfigError, Stopped
-from calm_core.telemetry.processes import PARENT_VARIABLE
+from calm_core.shown import brief
+from calm_core.telemetry.processes import oom_kills
+from calm_core.training.log import TrainingLog
 
 WORKER = "calm_core.training.worker"
 """What every rank runs, with the URI of a spec as its one argument."""
+EXIT_NO_MEETING = 69
+"""Of the launcher's process: the nodes did not meet, and no rank was started (EX_UNAVAILABLE)."""
 _AGENT = "calm_core.training.agent"
 _STANDARD_ERROR = 2
+_MOST_NODES, _MOST_RANKS = 4096, 1024
+_AT_ONCE = 1.0
+"""Seconds in which a second SIGTERM is the same request, which a whole group of processes or several processes tell."""
+_LAST_SECONDS = 10.0  # within which the ranks are gone when torchrun is
 
 
 @dataclass(frozen=True)
@@ -30,10 +40,12 @@ class Ending:
         exit_code: 0 when all of them have finished, 75 when they were asked to stop; below 0 the signal that has ended
             the launcher's own process, above 128 that of a rank.
         message: What the first one that failed said, on one line; empty where it could not say.
+        for_memory: Whether the kernel has killed processes for want of memory meanwhile.
     """
 
     exit_code: int
     message: str = ""
+    for_memory: bool = False
 
 
 class Launcher(Protocol):
@@ -50,8 +62,14 @@ class Launcher(Protocol):
         """
         ...
 
-    def run(self, spec_uri: str, processes: int | None) -> Ending:
-        """Start the ranks of a job and wait for them."""
+    def run(self, spec_uri: str, processes: int | None, log: str) -> Ending:
+        """Start the ranks of a job and wait for them.
+
+        Args:
+            spec_uri: Of the job.
+            processes: As for `world_size`.
+            log: A local file to which everything is appended that the ranks print; empty for none.
+        """
         ...
 
 
@@ -59,24 +77,94 @@ class Launcher(Protocol):
 class Nodes:
     """Machines that share a job, with a rendezvous at an address that is known beforehand.
 
-    The launcher runs on node 0. On each other one, torchrun is started with the same worker and spec:
+    Each one runs a launcher, or plain torchrun with the same worker and spec:
     ``torchrun --nnodes=2 --node-rank=1 --master-addr=... --master-port=... -m calm_core.training.worker SPEC``.
 
     Attributes:
         count: Of the machines.
         address, port: Where node 0 is reached.
+        rank: Which one this is.
+        processes: Ranks on each, where the settings do not say; None: as many as fit.
     """
 
     count: int
     address: str
     port: int
+    rank: int = 0
+    processes: int | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Nodes | None":
+        """What torchrun's own variables say, as Kubeflow's Trainer sets them: PET_NNODES and so on.
+
+        Returns:
+            None where they name a single machine, or none.
+
+        Raises:
+            ConfigError: One is missing or impossible.
+        """
+
+        def number(name: str, least: int, most: int) -> int:
+            text = environment.get(name, "")
+            if not text:
+                raise ConfigError(f"{name} is not set, and PET_NNODES is; set it on every node")
+            if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+                raise ConfigError(f"{name}: {brief(text)} is no whole number from {least} to {most}")
+            return int(text)
+
+        if not environment.get("PET_NNODES"):
+            return None
+        count = number("PET_NNODES", 1, _MOST_NODES)
+        if count == 1:
+            return None
+        if not (address := environment.get("PET_MASTER_ADDR", "")) or address != "".join(address.split()):
+            raise ConfigError(f"PET_MASTER_ADDR: {brief(address)} is no address; give that of node 0 on every node")
+        processes = environment.get("PET_NPROC_PER_NODE", "auto")
+        return cls(
+            count,
+            address,
+            number("PET_MASTER_PORT", 1, 65535),
+            number("PET_NODE_RANK", 0, count - 1),
+            None if processes in ("auto", "gpu", "cpu") else number("PET_NPROC_PER_NODE", 1, _MOST_RANKS),
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the launcher's own process is to start.
+
+    Attributes:
+        worker: The module that each rank runs.
+        spec_uri: Its argument.
+        processes: Ranks on this node.
+        temporary: A folder that goes with the ranks.
+        log: A file for what they print; empty for none.
+        nodes: Machines that share the job; None for this one alone.
+    """
+
+    worker: str
+    spec_uri: str
+    processes: int
+    temporary: str
+    log: str
+    nodes: Nodes | None
+
+    def to_json(self) -> str:
+        """As an argument of a command."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Request":
+        """What `to_json` has written."""
+        values = json.loads(text)
+        return cls(**values | {"nodes": values["nodes"] and Nodes(**values["nodes"])})
 
 
 class TorchrunLauncher:
     """torchrun on this machine: one rank a GPU, or one on CPU; what it says goes to standard error.
 
-    The first SIGTERM, SIGINT or SIGHUP is passed on, so that the ranks save a checkpoint before they end; Ctrl-C after
-    that ends them as they are.
+    The first SIGTERM, SIGINT or SIGHUP is passed on, so that the ranks save a checkpoint before they end, however long
+    that takes; a later SIGTERM, or Ctrl-C, ends them as they are.
 
     Args:
         nodes: The machines that share the job; None for this one alone.
@@ -87,45 +175,57 @@ class TorchrunLauncher:
 
     def world_size(self, processes: int | None) -> int:
         """The ranks of all nodes, each of which is like this one."""
+        return self._here(processes) * (self._nodes.count if self._nodes else 1)
+
+    def _here(self, processes: int | None) -> int:
+        """The ranks of this node."""
         import torch  # costs seconds: only where ranks are counted
 
-        gpus = torch.cuda.device_count()
-        if gpus and processes and processes > gpus:
-            raise ConfigError(f"processes is {processes}, this machine has {gpus} GPUs; lower it")
-        return (processes or gpus or 1) * (self._nodes.count if self._nodes else 1)
+        told = self._nodes.processes if self._nodes else None
+        if processes and told and processes != told:
+            raise ConfigError(f"processes is {processes}, PET_NPROC_PER_NODE is {told}; leave one of them out")
+        gpus, asked = torch.cuda.device_count(), processes or told
+        if gpus and asked and asked > gpus:
+            raise ConfigError(f"processes is {asked}, this machine has {gpus} GPUs; lower it")
+        return asked or gpus or 1
 
-    def run(self, spec_uri: str, processes: int | None) -> Ending:
+    def run(self, spec_uri: str, processes: int | None, log: str = "") -> Ending:
         """Run torchrun. Its error file holds what the first rank that failed has recorded.
 
         torch leaves folders where temporary files go, so for the ranks this is a folder of their own.
         """
-        here = self.world_size(processes) // (self._nodes.count if self._nodes else 1)
-        command = [sys.executable, "-m", _AGENT, *self._rendezvous(), f"--nproc-per-node={here}"]
-        with tempfile.TemporaryDirectory(prefix="calm-training-", ignore_cleanup_errors=True) as folder:
+        here, killed_before = self._here(processes), oom_kills()
+        ours, theirs = socket.socketpair()  # its other end is open for as long as one of them lives, here or there
+        with ours, tempfile.TemporaryDirectory(prefix="calm-training-", ignore_cleanup_errors=True) as folder:
             error_file = Path(folder) / "error.json"
-            environment = _environment(here) | {
-                "TORCHELASTIC_ERROR_FILE": str(error_file),
-                "TMPDIR": folder,
-                PARENT_VARIABLE: str(os.getpid()),
-            }
-            with (
-                subprocess.Popen(
-                    [*command, "-m", WORKER, spec_uri],
-                    env=environment,
+            request = Request(WORKER, spec_uri, here, folder, log, self._nodes)
+            _say(log, f"start of {here} ranks: {spec_uri}")
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", _AGENT, request.to_json()],
+                    env=_environment(here) | {"TORCHELASTIC_ERROR_FILE": str(error_file), "TMPDIR": folder},
+                    stdin=theirs.fileno(),
                     stdout=_STANDARD_ERROR,
                     process_group=0,  # Ctrl-C in a terminal comes from here alone, and once
-                ) as process,
-                _signals_passed_on(process),
-            ):
+                )
+            with process, _signals_passed_on(process):
                 code = process.wait()
-            return Ending(code, _recorded(error_file))
+            _wait_for_end(ours)
+            _say(log, f"end with exit code {code}")
+            return Ending(code, _recorded(error_file), for_memory=oom_kills() > killed_before)
 
-    def _rendezvous(self) -> list[str]:
-        if self._nodes is None:
-            return ["--standalone"]
-        nodes = self._nodes
-        address = [f"--master-addr={nodes.address}", f"--master-port={nodes.port}"]
-        return [f"--nnodes={nodes.count}", "--node-rank=0", *address]
+
+def _say(log: str, text: str) -> None:
+    if log:
+        with closing(TrainingLog(log)) as file:
+            file.say("launcher", text)
+
+
+def _wait_for_end(ours: socket.socket) -> None:
+    """Wait until no rank lives: where torchrun was killed, they notice it in a moment."""
+    ours.settimeout(_LAST_SECONDS)
+    with suppress(OSError):
+        ours.recv(1)
 
 
 def _environment(processes: int) -> dict[str, str]:
@@ -147,22 +247,22 @@ def _recorded(error_file: Path) -> str:
 
 @contextmanager
 def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass a request to stop on to a process, as SIGTERM, while the block lasts; Ctrl-C after that kills it.
+    """Pass a request to stop on to a process, as SIGTERM, while the block lasts; SIGTERM or Ctrl-C after that kills it.
 
-    Another SIGTERM or SIGHUP does not: whoever sends those may send them twice, e.g. the shell and the system where a
-    terminal is closed.
+    A SIGTERM that follows at once does not: it may be told to a whole group of processes, and by several of them. Nor
+    does SIGHUP, which both the shell and the system send where a terminal is closed.
 
     Raises:
         Stopped: Somebody does not want to wait.
     """
-    asked = False
+    asked: float | None = None
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if not asked:
-            asked = True
+        if asked is None:
+            asked = time.monotonic()
             process.send_signal(signal.SIGTERM)
-        elif signum == signal.SIGINT:
+        elif signum == signal.SIGINT or (signum == signal.SIGTERM and time.monotonic() > asked + _AT_ONCE):
             _kill_all(process.pid)
             raise Stopped(signum, "run the same command again to continue from the last checkpoint, if there is one")
 

@@ -4,7 +4,10 @@ Randomness is a function of (seed, step, sequence), so a resumed run continues b
 computes the same global batches with the same noise.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -15,15 +18,25 @@ from torch import Tensor
 
 from calm_core.config import TrainingConfig
 from calm_core.data.reading.loader import Batch, Loader
-from calm_core.errors import Interrupted
+from calm_core.data.reading.sources import shown_sources
+from calm_core.errors import CalmError, Interrupted, StorageError
 from calm_core.models.noise import SequenceNoise, derive_seed
+from calm_core.store import storage
+from calm_core.store.facts import CheckpointFacts, GuardState
 from calm_core.telemetry.sinks import Curves, Point, Sinks
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.distributed import all_reduce_sum
-from calm_core.training.guards import StopRequest, require_finite, require_step
+from calm_core.training.engine import Engine
+from calm_core.training.guards import Guards, Verdict
 from calm_core.training.meter import SpeedMeter
+from calm_core.training.optimizer import learning_rate_factor, learning_rates
+from calm_core.training.stopping import StopRequest
 from calm_core.training.tasks.base import Task
 from calm_core.training.validation import Validator
+from calm_core.training.watchdog import Watchdog
+
+BAD_BATCHES_NAME = "bad-batches.jsonl"
+_LONGEST_ROWS = 300  # characters
 
 
 def headline_text(name: str, value: float) -> str:
@@ -38,7 +51,7 @@ class Trainer:
 
     Attributes:
         task: Model and loss.
-        engine: DeepSpeed's engine around the model.
+        engine: Steps the model.
         loader: Global batches of the training split.
         validator: Metrics on the held-out split.
         checkpointer: Where to go on from.
@@ -47,11 +60,14 @@ class Trainer:
         config: Batch sizes, schedule, intervals.
         seed: Of all noise.
         stage: Name that an error tells.
+        watchdog: Is told of each step.
+        folder: URI of the folder where is noted which batches have stopped it.
+        tell: Shows one line to whoever watches; of ranks that report nothing, it shows nothing.
         step: Optimiser steps done.
     """
 
     task: Task[Any]
-    engine: Any
+    engine: Engine
     loader: Loader
     validator: Validator
     checkpointer: Checkpointer
@@ -60,8 +76,13 @@ class Trainer:
     config: TrainingConfig
     seed: int
     stage: str
+    folder: str
+    tell: Callable[[str], object]
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
     step: int = 0
     meter: SpeedMeter = field(init=False)
+    guards: Guards = field(init=False)
+    _told: dict[Verdict, int] = field(default_factory=dict)  # the step from which on the next one is told
     stop: StopRequest = field(default_factory=StopRequest)
 
     def fit(self) -> None:
@@ -69,23 +90,97 @@ class Trainer:
 
         Raises:
             Interrupted: SIGTERM came; a checkpoint of the step that was under way is saved.
-            CalmError: The loss is not finite.
+            CalmError: Too much was not finite; the last good checkpoint stands.
         """
+        self.guards = Guards(self.config)
         self._resume()
-        tokens = self.config.global_batch_size * self.loader.dataset.sequence_length
-        self.meter = SpeedMeter(self.step, self.config.steps, tokens)
+        self.watchdog.alive()
+        self._start_meter()
         with self.stop.listening():
-            while self.step < self.config.steps:
+            while not self._finished:
+                self.engine.set_learning_rate(learning_rate_factor(self.config, self.step))
                 metrics, stopping = self._train_step()
                 self.step += 1
                 self.meter.update(self.step, self.loader.wait_seconds)
-                self._validate_and_log(metrics)
+                self._check(metrics)
+                if not self.guards.at_limit:
+                    self._validate_and_log(metrics)
+                self.watchdog.alive()
+                if self.guards.wants_rewind and self._rewind():
+                    continue
+                if self.guards.at_limit:
+                    raise self._failure()
                 self._save_if_due(stopping)
+                self.watchdog.alive()
+
+    def _start_meter(self) -> None:
+        tokens = self.config.global_batch_size * self.loader.dataset.sequence_length
+        self.meter = SpeedMeter(self.step, self.config.steps, tokens)
 
     def _resume(self) -> None:
-        if state := self.checkpointer.load_latest(self.engine):
-            self.step, self.curves.records = state["step"], state["curves"]
-            self.loader.load_state_dict(state["loader"])
+        if found := self.checkpointer.load_latest():
+            facts, curves = found
+            self.step = facts.step
+            self.curves.load(curves)
+            self.loader.load_state_dict({"position": facts.position})
+            self.guards.load_state_dict(facts.guards.model_dump())
+            self.tell(f"continues from step {self.step:,} of {self.config.steps:,}")
+        elif self.config.rewinds:  # so that there is one to go back to from the first step on
+            self._save(is_regular=True)
+
+    def _rewind(self) -> bool:
+        """Go back to a checkpoint, and on behind the batches since; returns whether there is one."""
+        self.checkpointer.finish()
+        step, target = self.step, self.guards.rewind_step
+        if target is None or not (found := self.checkpointer.load_latest(until=target)):
+            return False
+        facts, curves = found
+        why = self.guards.reason if self.guards.at_limit else f"{self.guards.spikes_in_row} losses in a row are spikes"
+        self.step = facts.step
+        self.curves.load(curves)
+        self.guards.rewind(facts.guards.model_dump())
+        self._told.clear()
+        self._start_meter()
+        self.watchdog.alive()
+        self.tell(
+            f"back from step {step:,} to the checkpoint of step {self.step:,}, and on behind the batches since: {why} "
+            f"(rewind {self.guards.rewinds:,} of at most {self.config.rewinds:,})"
+        )
+        return True
+
+    def _check(self, metrics: dict[str, float]) -> None:
+        """Give a step to the guards, and tell what is wrong with it, once a log interval."""
+        verdict = self.guards.check_step(
+            self.step, metrics, metrics.get(self.task.objective), self.engine.gradient_norm
+        )
+        if verdict is Verdict.OK or self.step < self._told.get(verdict, 0):
+            return
+        self._told[verdict] = self.step + self.config.log_interval
+        what = (
+            self.guards.reason if verdict is Verdict.BAD else f"the loss jumped to {metrics[self.task.objective]:.4g}"
+        )
+        self.tell(f"step {self.step:,}: {what} ({self.guards.summary()} so far)")
+
+    def _failure(self) -> CalmError:
+        """What to say where training cannot go on. Which batches it was is noted in a file as well."""
+        self.checkpointer.finish()
+        row = self.guards.bad_in_row
+        batches = self.loader.sources(row)
+        note = storage.join(self.folder, BAD_BATCHES_NAME)
+        if dist.get_rank() == 0:
+            first = self.step - row + 1
+            lines = [json.dumps({"step": first + i, **s._asdict()}) for i, batch in enumerate(batches) for s in batch]
+            with suppress(StorageError):
+                storage.write(note, "".join(f"{line}\n" for line in lines).encode())
+        (uri, rows), *others = shown_sources(source for batch in batches for source in batch)
+        if len(rows) > _LONGEST_ROWS:
+            rows, others = rows[:_LONGEST_ROWS].rpartition(",")[0], [*others, (uri, rows)]
+        steps = f"step {self.step:,}" if row == 1 else f"steps {self.step - row + 1:,} to {self.step:,}"
+        return CalmError(
+            f"{self.stage}: {self.guards.reason} at {steps}; the last good checkpoint stands. Look at what was read "
+            f"(calm inspect {uri} --rows {rows}{f'; more in {note}' if others else ''}), and leave it out, or lower "
+            "learning_rate"
+        )
 
     @property
     def _finished(self) -> bool:
@@ -95,33 +190,36 @@ class Trainer:
         """One optimiser step on one global batch: its metrics, and whether any rank was asked to stop."""
         device: torch.device = self.engine.device
         batch = self.loader.next_batch()
-        # Whether to stop is summed with the counts: all ranks must decide alike, and one message is enough.
-        stop_asked = torch.tensor([float(self.stop.asked)], device=device)
-        totals = all_reduce_sum(torch.cat([self.task.counts(batch.tokens.to(device)), stop_asked]), device)
-        counts, stopping = totals[:-1].clamp_min(1), bool(totals[-1] > 0)
+        # Summed with the counts: all ranks must decide alike, and one message is enough.
+        flags = torch.tensor([self.stop.asked, self.checkpointer.is_written], dtype=torch.float64, device=device)
+        totals = all_reduce_sum(torch.cat([self.task.counts(batch.tokens.to(device)), flags]), device)
+        anything, counts, (stops, written) = totals[:-2].any(), totals[:-2].clamp_min(1), totals[-2:].tolist()
+        if written == dist.get_world_size():
+            self.checkpointer.settle()
         sums: dict[str, Tensor] = {}
         for part in _micro_batches(batch, self.config.micro_batch_size):
             noise = SequenceNoise([derive_seed(self.seed, "train", self.step, p) for p in part.positions], device)
             loss = self.task.loss(self.engine, part.tokens.to(device), noise, counts)
-            # The engine averages over ranks and micro-batches; the loss is already a share of the global mean.
-            self.engine.backward(loss.value * dist.get_world_size() * self.engine.gradient_accumulation_steps())
+            self.engine.backward(loss.value)
             self.engine.step()
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
         names = sorted(sums)
         values = all_reduce_sum(torch.stack([sums[name] for name in names]).double(), device)
         metrics = dict(zip(names, values.tolist(), strict=True))
-        require_finite(self.stage, self.step + 1, metrics)
-        require_step(self.stage, self.step + 1, self.engine.skipped_steps)
-        return metrics, stopping
+        return (metrics if anything else {}), stops > 0
 
     def _validate_and_log(self, metrics: dict[str, float]) -> None:
         validating = self.step % self.config.validation_interval == 0 or self._finished
         if validating:
-            metrics |= {f"validation_{name}": value for name, value in self.validator.metrics().items()}
-            require_finite(self.stage, self.step, metrics)
+            measured = {f"validation_{name}": value for name, value in self.validator.metrics().items()}
+            self.guards.check_validation(measured)
+            metrics |= measured
         if validating or self.step % self.config.log_interval == 0:
-            metrics |= {"learning_rate": self.engine.get_lr()[0]}
+            factor = learning_rate_factor(self.config, self.step - 1)
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            metrics |= {name: rate * factor for name, rate in learning_rates(self.config).items()}
+            metrics |= self.guards.counts
             self.sinks.log(
                 Point(self.step, self.config.steps, metrics, self.meter.rates, self.meter.eta, self.headline(metrics))
             )
@@ -136,16 +234,44 @@ class Trainer:
         values = ((name, metrics.get(name, self.curves.latest(name))) for name in names)
         return next((headline_text(name, value) for name, value in values if value is not None), "")
 
+    def result(self) -> str:
+        """What to say of a finished training: its headline, and what went wrong."""
+        trouble = self.guards.summary()
+        return f"{self.headline()} ({trouble})" if trouble else self.headline()
+
     def _save_if_due(self, stopping: bool) -> None:
-        if self._finished:
+        """Save at each interval, unless one is being written still, and where training ends."""
+        if self.guards.bad_in_row:
+            if stopping:
+                self.checkpointer.finish()
+                raise Interrupted(
+                    f"stopped after step {self.step} of {self.config.steps}, where {self.guards.reason}; run again to "
+                    "continue from the last checkpoint, if there is one"
+                )
             return
-        if stopping or self.step % self.config.checkpoint_interval == 0:
-            state = {"step": self.step, "curves": self.curves.records, "loader": self.loader.state_dict()}
-            self.checkpointer.save(self.engine, self.step, state)
-        if stopping:
+        regular = self.step % self.config.checkpoint_interval == 0
+        # What is gone back to must not depend on how quickly it was written.
+        if (regular and (self.config.rewinds or not self.checkpointer.is_busy)) or stopping or self._finished:
+            self._save(regular)
+        if stopping and not self._finished:
+            lost = self.checkpointer.finish()
+            there = f"the last checkpoint, since this one could not be saved ({lost})" if lost else "there"
             raise Interrupted(
-                f"stopped after step {self.step} of {self.config.steps}; run again to continue from there"
+                f"stopped after step {self.step} of {self.config.steps}; run again to continue from {there}"
             )
+
+    def _save(self, is_regular: bool) -> None:
+        if is_regular and self.config.rewinds:
+            self.guards.saved(self.step)
+        facts = CheckpointFacts(
+            step=self.step,
+            position=self.loader.state_dict()["position"],
+            optimizer_steps=self.engine.optimizer_steps,
+            validation=self.curves.latest(f"validation_{self.task.objective}"),
+            guards=GuardState(**self.guards.state_dict()),
+            ranks=dist.get_world_size(),
+        )
+        self.checkpointer.save(facts, self.curves.to_bytes())
 
 
 def _micro_batches(batch: Batch, size: int) -> Iterator[Batch]:

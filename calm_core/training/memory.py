@@ -8,22 +8,27 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from calm_core.config import TrainingConfig
 from calm_core.errors import ConfigError
 from calm_core.telemetry.processes import machine_bytes
 
-BYTES_PER_PARAMETER = 16
-"""Of a parameter, its gradient and Adam's state in fp32, more in bf16; the ranks share them at best (ZeRO stage 3)."""
 BYTES_PER_RANK = 128 << 20
 """Of a process with torch and DeepSpeed, before it has a model; more than this on every machine."""
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-def made(make: Callable[[], ModelT], device: torch.device) -> ModelT:
+def bytes_per_parameter(config: TrainingConfig) -> int:
+    """Of a parameter, its gradient, Adam's moments and its average in fp32; bf16 takes more. ZeRO 3 shares them all."""
+    return 20 if config.ema_decay else 16
+
+
+def made(make: Callable[[], ModelT], config: TrainingConfig, device: torch.device) -> ModelT:
     """A new model, from torch's seed.
 
     Args:
         make: Makes it.
+        config: Of its training.
         device: Where it is trained.
 
     Raises:
@@ -32,16 +37,19 @@ def made(make: Callable[[], ModelT], device: torch.device) -> ModelT:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):  # counts without storage or random numbers
         parameters = sum(p.numel() for p in make().parameters())
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    require_memory("", parameters, ranks, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device)
+    require_memory("", parameters, config, ranks, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device)
     return make()
 
 
-def require_memory(who: str, parameters: int, ranks: int, ranks_here: int, device: torch.device) -> None:
+def require_memory(
+    who: str, parameters: int, config: TrainingConfig, ranks: int, ranks_here: int, device: torch.device
+) -> None:
     """Refuse a model that cannot be trained for want of memory.
 
     Args:
         who: Begins the message.
         parameters: Of the model.
+        config: Of its training.
         ranks: That share it.
         ranks_here: Those of them on this machine.
         device: Where it is trained.
@@ -49,7 +57,7 @@ def require_memory(who: str, parameters: int, ranks: int, ranks_here: int, devic
     Raises:
         ConfigError: Training it needs more memory than all ranks have together.
     """
-    needed = BYTES_PER_PARAMETER * parameters // ranks
+    needed = bytes_per_parameter(config) * parameters // ranks
     if device.type == "cuda":
         memory, place = torch.cuda.get_device_properties(device).total_memory, "each GPU"
     else:

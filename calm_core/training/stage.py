@@ -1,17 +1,28 @@
 """The training stage, to be called from Python, the command line, or a Kubeflow component."""
 
+import signal
 from contextlib import suppress
+from pathlib import Path
 
 from calm_core.config import TrainingConfig
-from calm_core.errors import EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS, CalmError, ConfigError, Interrupted, StorageError
+from calm_core.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_WRONG_SETTINGS,
+    CalmError,
+    ConfigError,
+    Interrupted,
+    StorageError,
+    first_line,
+)
+from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import ModelFacts
 from calm_core.store.lock import FolderLock
-from calm_core.telemetry.processes import killed_by
+from calm_core.telemetry.processes import SIGNALLED, killed_by
 from calm_core.telemetry.progress import report
 from calm_core.telemetry.stage import Stage
 from calm_core.training.job import Job, ModelConfig, TrainingSpec, check_inputs
-from calm_core.training.launcher import Ending, Launcher, TorchrunLauncher
+from calm_core.training.launcher import EXIT_NO_MEETING, Ending, Launcher, Nodes, TorchrunLauncher
 from calm_core.training.tasks.make import TASKS
 from calm_core.training.unfinished import how_it_begins
 
@@ -27,6 +38,7 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     launcher: Launcher | None = None,
+    log_folder: str = "",
 ) -> Artifact[ModelFacts]:
     """Train a model on a dataset; the type of the config says which.
 
@@ -42,6 +54,8 @@ def train(
         overwrite: Whether another model of its kind that lies there is replaced (see `ArtifactWriter`).
         resume: Whether to go on from a checkpoint, or not to train at all.
         launcher: How the ranks are started; unset, by torchrun on this machine.
+        log_folder: A local folder for a log of what the ranks print, named by what is trained; unset, standard error
+            alone has it.
 
     Raises:
         ConfigError: `resume` is asked for, and there is nothing to go on from.
@@ -75,10 +89,12 @@ def train(
             if begins:
                 stage.report(note=begins)
             job.write_spec(spec.model_copy(update={"run_id": stage.run.run_id, "lock": lock.token}))
-            ending = launcher.run(job.spec_uri, config.processes)
+            if log := _log_of(job, log_folder):
+                stage.report(note=f"log: {log}")
+            ending = launcher.run(job.spec_uri, config.processes, log)
             with suppress(StorageError):
                 lock.require()
-            headline = _headline(spec.stage, job, ending)
+            headline = _headline(spec, job, ending, log)
             artifact = Artifact(output_uri, TASKS[config.kind].facts)
             lock.remove_folder()
         stage.finish(artifact, headline)
@@ -98,25 +114,85 @@ def require_even_batches(who: str, config: TrainingConfig, ranks: int) -> None:
         )
 
 
-def _headline(stage: str, job: Job, ending: Ending) -> str:
+def join(
+    config: ModelConfig,
+    dataset_uri: str,
+    nodes: Nodes,
+    *,
+    seed: int,
+    checkpoint_root: str,
+    autoencoder_uri: str = "",
+    log_folder: str = "",
+) -> None:
+    """Train on a node that is not the first one: its `train` checks, records and finishes what is trained.
+
+    Arguments and errors are those of `train` there. Its spec is read once the nodes have met, so it is of this start.
+
+    Args:
+        nodes: Which node this is, and where the first one is reached.
+    """
+    spec = TrainingSpec(
+        kind=config.kind,
+        config=config,
+        dataset_uri=dataset_uri,
+        autoencoder_uri=autoencoder_uri,
+        output_uri="",
+        seed=seed,
+    )
+    spec = check_inputs(spec)
+    job, launcher = Job.of(spec, checkpoint_root), TorchrunLauncher(nodes)
+    require_even_batches(spec.stage, spec.config, launcher.world_size(config.processes))
+    log = _log_of(job, log_folder, f".node{nodes.rank}")
+    _headline(spec, job, launcher.run(job.spec_uri, config.processes, log), log)
+
+
+def _log_of(job: Job, folder: str, suffix: str = "") -> str:
+    """Where the log of a job lies; empty for none.
+
+    Raises:
+        CalmError: It cannot lie there.
+    """
+    if not folder:
+        return ""
+    path = Path(storage.filesystem_of(folder)[1], f"{job.name}{suffix}.log")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CalmError(f"{path.parent}: {first_line(error)}; the training's log would lie there") from None
+    return str(path)
+
+
+def _headline(spec: TrainingSpec, job: Job, ending: Ending, log: str) -> str:
     """The number that matters, as the ranks told it.
 
     Raises:
         CalmError: They did not finish: what a rank said of it, else what the launcher could see.
     """
-    outcome = job.outcome()
+    stage, outcome, where = spec.stage, job.outcome(), f" (log: {log})" if log else ""
     if ending.exit_code == 0:
         return outcome.message if outcome else ""
+    if ending.exit_code == EXIT_NO_MEETING:  # an outcome is of an earlier start
+        raise CalmError(
+            f"{stage}: the nodes did not meet ({ending.message}); start the same command on every node, with the same "
+            f"PET_MASTER_ADDR and PET_MASTER_PORT{where}",
+            can_pass=True,
+        )
     if outcome and outcome.exit_code == EXIT_INTERRUPTED:
         raise Interrupted(outcome.message)
     if ending.exit_code == EXIT_INTERRUPTED:  # before the first step, or while a rank was lost
         raise Interrupted("stopped; run again to continue from the last checkpoint, if there is one")
-    if killed := killed_by(ending.exit_code):
-        who = "torchrun" if ending.exit_code < 0 else "a rank"
+    again = f"run the same command again to continue from the last checkpoint{where}"
+    if ending.exit_code == SIGNALLED + signal.SIGALRM:
         raise CalmError(
-            f"{stage}: {who} {killed}; run the same command again to continue from the last checkpoint", can_pass=True
+            f"{stage}: a rank was stuck: no step for {spec.config.stuck_after_seconds:,} s; the stacks of all ranks "
+            f"are {'in the log' if log else 'on standard error'}; {again}",
+            can_pass=True,
         )
+    if killed := killed_by(ending.exit_code, for_memory=ending.for_memory):
+        who = "torchrun" if ending.exit_code < 0 else "a rank"
+        raise CalmError(f"{stage}: {who} {killed}; {again}", can_pass=True)
     unexplained = f"{stage}: a rank ended with exit code {ending.exit_code}; what it said before tells why"
     told = outcome.message if outcome and outcome.exit_code else ""  # rank 0 may have finished, and another one not
-    kind = ConfigError if outcome and outcome.exit_code == EXIT_WRONG_SETTINGS else CalmError
-    raise kind(told or ending.message or unexplained, can_pass=bool(outcome and outcome.can_pass))
+    if outcome and outcome.exit_code == EXIT_WRONG_SETTINGS:
+        raise ConfigError(told)
+    raise CalmError((told or ending.message or unexplained) + where, can_pass=bool(outcome and outcome.can_pass))

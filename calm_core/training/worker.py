@@ -3,6 +3,12 @@
 Exit codes: 0 finished, 1 failed, 2 wrong settings, 75 interrupted (a checkpoint is saved; run again).
 """
 
+from calm_core.telemetry.processes import die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent()  # first of all: the imports take seconds
+
+import faulthandler
 import os
 import sys
 import time
@@ -23,26 +29,29 @@ from calm_core.shown import SafeStream
 from calm_core.store.artifact import ArtifactWriter
 from calm_core.store.facts import OutcomeFacts
 from calm_core.telemetry.mlflow_run import Run
-from calm_core.telemetry.processes import end_with_parent
+from calm_core.telemetry.progress import report
 from calm_core.telemetry.sinks import Curves, MetricSink, MlflowSink, ProgressSink, Sinks
 from calm_core.training.checkpoint import Checkpointer
-from calm_core.training.engine import start_engine, wants_bf16, whole_weights
+from calm_core.training.engine import Engine, wants_bf16
 from calm_core.training.job import Job, TrainingSpec, open_inputs
 from calm_core.training.loop import Trainer
 from calm_core.training.tasks.base import Inputs, Task
 from calm_core.training.tasks.make import make_task
 from calm_core.training.validation import Validator
+from calm_core.training.watchdog import Watchdog
 from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
 
 
 @record
 def main(spec_uri: str) -> None:
     """Train and write the artifact, or leave one line that says why not."""
-    end_with_parent(lambda: os._exit(EXIT_FAILED))  # when torchrun is killed
+    faulthandler.enable()  # where C code crashes, the log shows the stacks
     job, spec = Job.read(spec_uri)
     try:
-        _start_distributed()
-        _train(spec, job)
+        with Watchdog(spec.config.stuck_after_seconds) as watchdog:
+            _start_distributed()
+            watchdog.alive()
+            _train(spec, job, watchdog)
     except Exception as error:  # whatever it was, whoever waits for the ranks gets one line; the error passes on
         with suppress(StorageError):  # it must not hide the error, which elastic's own file tells too
             job.write_outcome(_failure(error, spec))
@@ -71,24 +80,31 @@ def _start_distributed() -> None:
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
 
 
-def _train(spec: TrainingSpec, job: Job) -> None:
+def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
     started = time.monotonic()
     inputs = open_inputs(spec, _device(), torch.bfloat16 if wants_bf16(spec.config) else torch.float32)
     torch.manual_seed(spec.seed)  # initial weights
     task = make_task(spec.config, inputs)
-    trainer = _make_trainer(spec, job, task, inputs)
+    trainer = _make_trainer(spec, job, task, inputs, watchdog)
+    watchdog.alive()
     trainer.fit()
-    weights = whole_weights(task.model, spec.config)
+    weights = trainer.engine.whole_weights()
+    watchdog.stop()
     if dist.get_rank() == 0:
+        job.require_lock()
         _write(spec, trainer, inputs, weights, time.monotonic() - started)
-        job.write_outcome(OutcomeFacts(message=trainer.headline()))
-    trainer.checkpointer.close()
+        job.write_outcome(OutcomeFacts(message=trainer.result()))
+    trainer.checkpointer.finish()
 
 
-def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs) -> Trainer:
+def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs, watchdog: Watchdog) -> Trainer:
     config, rank, curves = spec.config, dist.get_rank(), Curves()
-    engine = start_engine(task.model, config)
-    sinks: list[MetricSink] = [ProgressSink(spec.stage), MlflowSink(Run.existing(spec.run_id)), curves]
+    engine = Engine(task.model, config)
+
+    def tell(line: str) -> None:
+        report(spec.stage, note=line)
+
+    sinks: list[MetricSink] = [ProgressSink(spec.stage), MlflowSink(Run(spec.run_id, spec.stage)), curves]
     return Trainer(
         task=task,
         engine=engine,
@@ -96,12 +112,15 @@ def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs)
             inputs.dataset, config.global_batch_size, seed=spec.seed, rank=rank, world_size=dist.get_world_size()
         ),
         validator=Validator(task, engine, open_dataset(spec.dataset_uri, "validation"), config, spec.seed),
-        checkpointer=Checkpointer(job.uri),
+        checkpointer=Checkpointer(job.uri, engine, config, tell=tell, require=job.require_lock),
         sinks=Sinks(sinks if rank == 0 else []),
         curves=curves,
         config=config,
         seed=spec.seed,
         stage=spec.stage,
+        folder=job.uri,
+        tell=tell if rank == 0 else lambda line: None,
+        watchdog=watchdog,
     )
 
 
@@ -109,6 +128,8 @@ def _write(
     spec: TrainingSpec, trainer: Trainer, inputs: Inputs, weights: dict[str, torch.Tensor], seconds: float
 ) -> None:
     task, dataset, last = trainer.task, inputs.dataset, trainer.curves.records[-1]
+    if wrong := next((name for name, value in weights.items() if not value.isfinite().all()), ""):
+        raise CalmError(f"{spec.stage}: the trained weights are not finite ({wrong}); lower learning_rate")
     place = spec.output_uri, task.facts, spec.settings, spec.parents
     with ArtifactWriter(*place, overwrite=spec.overwrite) as writer:
         writer.write(WEIGHTS_NAME, safetensors.torch.save(weights))
@@ -124,6 +145,7 @@ def _write(
             packing=dataset.packing,
             trained_tokens=spec.config.steps * spec.config.global_batch_size * dataset.sequence_length,
             validation=_validation(last),
+            **trainer.guards.counts,
             seconds=seconds,
             **trainer.meter.rates,
             **task.own_facts(inputs),

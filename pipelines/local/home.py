@@ -17,7 +17,7 @@ _NOT_IN_PATHS = re.compile(r"[?%\x00-\x1f\x7f\ud800-\udfff]")
 """What the URL of a SQLite file has no form for that every version of MLflow's database library reads alike."""
 
 _ELSEWHERE = f"set {HOME_VARIABLE} to another folder"
-_FOLDERS = ("pipeline_root", "cache", "plans", "checkpoints", "logs", "mlflow_artifacts")
+_FOLDERS = ("pipeline_root", "cache", "plans", "checkpoints", "logs", "mlflow_artifacts", "outbox")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,10 @@ class Home:
     @property
     def mlflow_artifacts(self) -> Path:
         return self.path / "mlartifacts"
+
+    @property
+    def outbox(self) -> Path:
+        return self.path / "outbox"
 
     @property
     def _lock_file(self) -> Path:

@@ -18,8 +18,7 @@ _THREADS = "OMP_NUM_THREADS"
 _FILES, _FILES_AT_A_TIME = 1000, 16  # whose sizes are asked for
 _TEXT, _SHARE_OF_TEXT = (".jsonl", ".txt", ".gz", ".zst"), 0.1
 """Of files that are little else than text, at least so much of their size comes back as shards, compressed."""
-_WEIGHTS_BYTES, _CHECKPOINT_BYTES = 4, 12
-"""Of a parameter: in fp32; with Adam's two moments."""
+_FP32_BYTES = 4  # of a parameter, of each of Adam's two moments, of the average
 
 
 def check_environment() -> None:
@@ -47,7 +46,15 @@ def check_run(config: Config, home: Home, tell: Callable[[str], None]) -> None:
     if config.data.validation_fraction == 1:
         raise ConfigError("data.validation_fraction: is 1, so a run has no text to train on; lower it")
     tell(f"the folder {home.path}")
-    for folder in (home.pipeline_root, home.cache, home.plans, home.checkpoints, home.logs, home.mlflow_artifacts):
+    for folder in (
+        home.pipeline_root,
+        home.cache,
+        home.plans,
+        home.checkpoints,
+        home.logs,
+        home.outbox,
+        home.mlflow_artifacts,
+    ):
         storage.require_writable(str(folder))
     tell("the sources of text")
     source_bytes = _check_sources(config)
@@ -98,13 +105,14 @@ def _check_models(config: Config, vocab_size: int) -> dict[str, int]:
     from calm_core.training.stage import require_even_batches
 
     has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if has_gpu else "cpu")
     parameters = parameters_by_kind(config, vocab_size)
     kinds = [kind for kind in parameters if kind != "transformer" or config.train_baseline]
     for kind in kinds:
         training: TrainingConfig = getattr(config, kind)
         ranks = TorchrunLauncher().world_size(training.processes)
         require_even_batches(kind, training, ranks)
-        require_memory(f"{kind}: ", parameters[kind], ranks, ranks, torch.device("cuda" if has_gpu else "cpu"))
+        require_memory(f"{kind}: ", parameters[kind], training, ranks, ranks, device)
         if getattr(training, "compile", False) and not has_gpu and not any(map(_is_program, _compilers())):
             raise ConfigError(
                 f"{kind}.compile: needs a C++ compiler, and none is installed ({', '.join(_compilers())}); install "
@@ -145,10 +153,11 @@ def least_bytes(config: Config, parameters: dict[str, int], source_bytes: int) -
     for kind, number in parameters.items():
         training: TrainingConfig = getattr(config, kind)
         saved = (training.steps - 1) // training.checkpoint_interval  # the last step saves none
-        held += _WEIGHTS_BYTES * number
-        fullest = max(fullest, held + min(saved, 2) * _CHECKPOINT_BYTES * number)  # an old one goes after the new one
+        held += _FP32_BYTES * number
+        checkpoint = _FP32_BYTES * (4 if training.ema_decay else 3) * number
+        fullest = max(fullest, held + min(saved, 2) * checkpoint)  # an old one goes after the new one
     registered = sum(number for kind, number in parameters.items() if kind != "transformer")
-    return max(fullest, held + _WEIGHTS_BYTES * registered)
+    return max(fullest, held + _FP32_BYTES * registered)
 
 
 def _bytes_in(folder: Path) -> int:

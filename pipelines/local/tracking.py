@@ -15,6 +15,7 @@ from calm_core.telemetry.mlflow_store import (
     quiet_mlflow,
     reach_mlflow,
 )
+from calm_core.telemetry.outbox import OUTBOX_VARIABLE
 from pipelines.local.home import Home
 
 _EMBEDDED_SCHEME = "sqlite:"
@@ -72,6 +73,7 @@ def read_tracking(home: Home) -> None:
 def _point(home: Home) -> None:
     _follow(home)
     os.environ[TRACKING_URI_VARIABLE] = tracking_uri(home)
+    os.environ.setdefault(OUTBOX_VARIABLE, str(home.outbox))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # of the children, whose lines go to logs
     quiet_mlflow()
 

@@ -91,6 +91,20 @@ MISTAKES = [
     # settings that contradict each other
     ("data.sequence_length=100", "data: sequence_length (100) must be a multiple of document_alignment (8)"),
     ("calm.steps=50", "calm: warmup_steps (100) must not exceed steps (50)"),
+    ("calm.schedule=wsd", "calm: decay_fraction (0) must be above 0 with schedule: wsd, e.g. 0.2"),
+    (
+        "calm={schedule: cosine, decay_fraction: 0.4}",
+        "calm: decay_fraction (0.4) is for schedule: wsd, and schedule is cosine; set decay_fraction: 0.0, or schedule",
+    ),
+    (
+        "calm={schedule: constant, decay_fraction: 0.4}",
+        "calm: decay_fraction (0.4) is for schedule: wsd, and schedule is constant",
+    ),
+    ("calm.decay_shape=sqrt", "calm: decay_shape (sqrt) is for schedule: wsd, and schedule is constant; set decay_s"),
+    (
+        "calm.final_learning_rate_fraction=0.1",
+        "calm: final_learning_rate_fraction (0.1) is for schedule: cosine or wsd, and schedule is constant; set final",
+    ),
     (
         "calm.micro_batch_size=3",
         "calm: global_batch_size (16) must be a multiple of micro_batch_size x processes (3 x 1",

@@ -1,12 +1,13 @@
 """The loader: one global order, shared by any number of ranks, resumed anywhere."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from calm_core.data.reading import dataset as dataset_module
 from calm_core.data.reading import shard_files
-from calm_core.data.reading.dataset import TokenDataset
+from calm_core.data.reading.dataset import Source, TokenDataset
 from calm_core.data.reading.loader import Loader
 from calm_core.data.reading.order import BLOCK_SHARDS, EpochOrder, Group
 from calm_core.errors import ConfigError
@@ -156,3 +157,23 @@ def test_a_loader_starts_where_it_is_told(train: TokenDataset) -> None:
     started = Loader(train, BATCH, seed=0, start=BATCH)
     assert torch.equal(started.next_batch().tokens, loader.next_batch().tokens)
     assert started.state_dict() == loader.state_dict() == {"position": 2 * BATCH}
+
+
+def test_the_sources_of_a_batch_are_the_rows_that_it_holds_on_all_ranks(train: TokenDataset) -> None:
+    """Read back by plain Arrow, over more than two epochs; nothing is read to say them."""
+    shards = {
+        shard.path: pq.read_table(f"{train.uri}/{shard.path}").column("tokens").to_pylist()
+        for shard in train.facts.splits["train"].shards
+    }
+    assert len(shards) > 1
+    loader, last_rank = Loader(train, BATCH, seed=3), Loader(train, BATCH, seed=3, rank=1, world_size=2)
+    before: list[list[Source]] = []
+    for _ in range(2 * train.num_sequences // BATCH + 2):
+        expected = loader.next_batch().tokens.tolist()
+        last_rank.next_batch()
+        [sources] = last_rank.sources()
+        assert [shards[source.shard][source.row] for source in sources] == expected
+        assert {source.dataset for source in sources} == {train.uri}
+        before.append(sources)
+    assert last_rank.sources(3) == before[-3:]
+    assert Loader(train, BATCH, seed=3).sources(3) == []

@@ -28,6 +28,8 @@ def test_the_room_that_a_run_needs_is_that_of_the_fullest_moment() -> None:
     assert max(while_the_autoencoder_trains, while_calm_trains, registered) == while_the_autoencoder_trains
     assert least_bytes(config, {"autoencoder": 1000, "calm": 10}, 0) == while_the_autoencoder_trains
     assert least_bytes(config, {"autoencoder": 1000, "calm": 10}, 5000) == 500 + while_the_autoencoder_trains
+    averaged = resolve_config(profiles.load(MINI), ["autoencoder.checkpoint_interval=1", "autoencoder.ema_decay=0.9"])
+    assert least_bytes(averaged, {"autoencoder": 1000}, 0) == 4 * 1000 + 2 * 16 * 1000
     without = resolve_config(profiles.load(MINI))  # its trainings end before the first checkpoint
     assert least_bytes(without, {"autoencoder": 1000, "calm": 10, "transformer": 1}, 0) == registered + 4
 

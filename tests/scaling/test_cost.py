@@ -9,7 +9,7 @@ from calm_core.config import Config, MlpAutoencoderConfig, parse_section, resolv
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.transformer import Transformer
-from calm_core.scaling.cost import Cost, estimate, state_bytes
+from calm_core.scaling.cost import Cost, estimate, state_bytes, training_flops_per_token
 from pipelines import profiles
 
 
@@ -71,6 +71,14 @@ SMALL = parse_section(
 
 def of(config: Config, *overrides: str) -> dict[str, Cost]:
     return estimate(resolve_config(config.model_dump(), overrides), gpus=1)
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "calm", "transformer"])
+def test_a_training_counts_what_the_estimate_of_its_profile_says(kind: str) -> None:
+    model = {"calm": "CALM", "transformer": "Transformer"}.get(kind, kind)
+    autoencoder = SMALL.autoencoder if kind == "calm" else None
+    counted = training_flops_per_token(getattr(SMALL, kind), autoencoder, vocab_size=300, sequence_length=64)
+    assert counted == of(SMALL)[model].training_flops_per_token
 
 
 def products(*modules: nn.Module) -> int:
@@ -140,10 +148,12 @@ def test_the_parts_are_the_whole_model(head: str) -> None:
 
 
 def test_zero_stages_share_optimiser_then_gradients_then_parameters() -> None:
-    """Of 1000 parameters in bf16 on 4 GPUs: 2 + 4 + 12 bytes each, by hand."""
+    """Of 1000 parameters in bf16 on 4 GPUs: 2 + 4 + 12 bytes each, by hand; an average is 4 more."""
     shares = state_bytes(1000, SMALL.calm, gpus=4)
     assert shares == {0: 9_000, 1: 9_000, 2: 6_000, 3: 4_500}
     assert state_bytes(1000, SMALL.calm.model_copy(update={"precision": "fp32"}), gpus=4)[0] == 16_000
+    averaged = state_bytes(1000, SMALL.calm.model_copy(update={"ema_decay": 0.999}), gpus=4)
+    assert averaged == {0: 10_000, 1: 10_000, 2: 7_000, 3: 5_500}  # 16 bytes of the optimiser's, over four
 
 
 def test_checkpointed_activations_are_fewer() -> None:

@@ -143,7 +143,7 @@ def test_a_stage_from_python_says_what_is_wrong_with_the_database(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/made.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "stages")
-    start_run("find", {}).end("FINISHED")
+    start_run("find", {}).end("FINISHED", 60)
     with closing(sqlite3.connect(tmp_path / "made.db")) as database, database:
         database.execute(statement)
     (tmp_path / "made.db").rename(tmp_path / "mlflow.db")  # MLflow keeps what it knows of the other one
@@ -168,7 +168,7 @@ def test_every_form_of_a_database_that_mlflow_takes_is_taken(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(folder=tmp_path))
-    start_run("find", {}).end("FINISHED")
+    start_run("find", {}).end("FINISHED", 60)
     reach_mlflow(to_read=True)
     assert (tmp_path / "made.db").exists()
 

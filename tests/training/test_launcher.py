@@ -77,7 +77,7 @@ class Told:
     def world_size(self, processes: int | None) -> int:
         return self.ranks
 
-    def run(self, spec_uri: str, processes: int | None) -> Ending:
+    def run(self, spec_uri: str, processes: int | None, log: str) -> Ending:
         job, spec = Job.read(spec_uri)
         assert Artifact(spec_uri, SpecFacts).manifest.parents == spec.parents
         if self.outcome:
@@ -180,7 +180,7 @@ class OneRankDies:
     def world_size(self, processes: int | None) -> int:
         return 1
 
-    def run(self, spec_uri: str, processes: int | None) -> Ending:
+    def run(self, spec_uri: str, processes: int | None, log: str) -> Ending:
         job, _ = Job.read(spec_uri)
         job.write_outcome(OutcomeFacts(message="validation accuracy 99.00%"))
         return Ending(134)

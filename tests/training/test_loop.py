@@ -1,43 +1,21 @@
-"""The schedule, and the loss of a global batch in any split."""
+"""The loss of a global batch in any split."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig, TrainingConfig
+from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
-from calm_core.training.engine import learning_rate_factor, parameter_groups
 from calm_core.training.tasks.autoencoder import AutoencoderTask
 from calm_core.training.tasks.base import Task
 from calm_core.training.tasks.calm import CalmTask
 
 V, K, L, T = 13, 4, 5, 16
 SHAPE = {"hidden_size": 8, "intermediate_size": 8}
-
-
-def test_learning_rate_warms_up_stays_and_decays() -> None:
-    config = TrainingConfig(steps=100, warmup_steps=10, decay_fraction=0.2)
-    factors = [learning_rate_factor(config, step) for step in range(100)]
-    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
-    assert set(factors[10:81]) == {1.0}
-    assert factors[80:] == pytest.approx([(100 - step) / 20 for step in range(80, 100)])
-
-
-def test_the_published_schedule_is_constant_after_warm_up() -> None:
-    config = TrainingConfig(steps=50, warmup_steps=0, decay_fraction=0.0)
-    assert {learning_rate_factor(config, step) for step in range(50)} == {1.0}
-
-
-def test_biases_and_norms_do_not_decay() -> None:
-    model = MlpAutoencoder(MlpAutoencoderConfig(chunk_size=K, latent_size=L, **SHAPE), V)
-    decayed, free = parameter_groups(model, 0.1)
-    assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0.0
-    assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in free["params"]} == {1}
-    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
 
 
 def make_task(kind: str) -> Task[Any]:

@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from calm_core.config import AutoencoderConfig, TransformerModelConfig
+from calm_core.config import AutoencoderConfig, TransformerConfig, TransformerModelConfig
 from calm_core.data.reading.dataset import open_dataset
 from calm_core.errors import ConfigError
 from calm_core.models.transformer import Transformer
@@ -13,6 +13,7 @@ from calm_core.training.tasks.base import Inputs
 from calm_core.training.tasks.make import make_task
 
 CPU = torch.device("cpu")
+PLAIN, AVERAGED = TransformerConfig(), TransformerConfig(ema_decay=0.999)
 
 
 def small() -> Transformer:
@@ -29,26 +30,28 @@ def test_a_model_that_never_fits_is_refused_before_it_is_made(dataset_uri: str) 
 
 
 def test_what_fits_to_the_byte_is_made_and_a_byte_less_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = memory.BYTES_PER_PARAMETER * sum(p.numel() for p in small().parameters())
-    monkeypatch.setattr(memory, "machine_bytes", lambda: needed)
-    assert memory.made(small, CPU).lm_head.weight.device == CPU
-    monkeypatch.setattr(memory, "machine_bytes", lambda: needed - 1)
-    with pytest.raises(ConfigError, match="parameters"):
-        memory.made(small, CPU)
+    """In fp32 four numbers of a parameter, and a fifth if its average is kept."""
+    number = sum(p.numel() for p in small().parameters())
+    for config, needed in ((PLAIN, 16 * number), (AVERAGED, 20 * number)):
+        monkeypatch.setattr(memory, "machine_bytes", lambda needed=needed: needed)
+        assert memory.made(small, config, CPU).lm_head.weight.device == CPU
+        monkeypatch.setattr(memory, "machine_bytes", lambda needed=needed: needed - 1)
+        with pytest.raises(ConfigError, match="parameters"):
+            memory.made(small, config, CPU)
 
 
 def test_more_processes_than_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "machine_bytes", lambda: 8 * memory.BYTES_PER_RANK)
-    memory.require_memory("calm: ", 1, ranks=8, ranks_here=8, device=CPU)
+    memory.require_memory("calm: ", 1, PLAIN, ranks=8, ranks_here=8, device=CPU)
     with pytest.raises(ConfigError, match=r"^calm: 9 processes take 1.1 GiB or more, .* lower processes$"):
-        memory.require_memory("calm: ", 1, ranks=9, ranks_here=9, device=CPU)
+        memory.require_memory("calm: ", 1, PLAIN, ranks=9, ranks_here=9, device=CPU)
 
 
 def test_counting_takes_no_random_numbers() -> None:
     torch.manual_seed(3)
     plain = small().state_dict()
     torch.manual_seed(3)
-    counted = memory.made(small, CPU).state_dict()
+    counted = memory.made(small, PLAIN, CPU).state_dict()
     assert all(torch.equal(plain[name], counted[name]) for name in plain)
 
 

@@ -49,7 +49,7 @@ def test_a_run_on_s3_is_stopped_continued_and_scored(s3_place: str, tmp_path: Pa
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) != 0
-    assert len(storage.glob(f"{checkpoints}/*/step-*/complete")) == 1
+    assert len(storage.glob(f"{checkpoints}/*/step-*/manifest.json")) == 1
 
     resumed = train(config, dataset.uri, output, seed=0, checkpoint_root=checkpoints)
     assert resumed.read("weights.safetensors") == unbroken.read("weights.safetensors")

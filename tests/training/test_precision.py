@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from calm_core.training.engine import parameter_groups
+from calm_core.training.optimizer import parameter_groups
 from tests.training.precision_worker import STAGES, batches, loss_of, make_model, settings
 
 
@@ -17,9 +17,7 @@ from tests.training.precision_worker import STAGES, batches, loss_of, make_model
 def expected() -> dict[str, torch.Tensor]:
     """Weights after each sequence's gradient is taken in bf16, their sum and AdamW in fp64, in one process."""
     config, masters = settings(1), make_model().double()
-    optimizer = torch.optim.AdamW(
-        parameter_groups(masters, config.weight_decay), lr=config.learning_rate, betas=config.betas
-    )
+    optimizer = torch.optim.AdamW(parameter_groups(masters, config), betas=config.betas)
     for batch in batches():
         optimizer.zero_grad()
         for sequence in batch:

@@ -155,7 +155,7 @@ def test_a_stopped_run_continues_bit_for_bit(autoencoder: Artifact, dataset_uri:
     assert process.returncode != 0
     assert "run again to continue from there" in errors
     assert not (tmp_path / "b" / "manifest.json").exists()
-    assert list((tmp_path / "cb").glob("*/step-*/complete"))
+    assert list((tmp_path / "cb").glob("*/step-*/manifest.json"))
 
     resumed = train(config, dataset_uri, arguments[2], seed=0, checkpoint_root=arguments[3])
     assert resumed.read("weights.safetensors") == unbroken.read("weights.safetensors")

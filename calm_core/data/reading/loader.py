@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from calm_core.data.reading.dataset import Dataset
+from calm_core.data.reading.dataset import Dataset, Source
 from calm_core.data.reading.order import MixOrder
 from calm_core.data.reading.stream import Stream
 from calm_core.errors import ConfigError
@@ -82,6 +82,19 @@ class Loader:
                 rows = np.empty((number, out.shape[1]), dtype=np.int64)
                 stream.read(int(before[part]), rows, int(max(after[part] - before[part], 1)))
                 out[choice == part] = rows
+
+    def sources(self, batches: int = 1) -> list[list[Source]]:
+        """Where the sequences of the last global batches lie, those of all ranks, batch by batch; nothing is read."""
+        size = self._global_batch_size
+        first = max(self._position - batches * size, 0)
+        return [
+            [self._source_of(position) for position in range(start, start + size)]
+            for start in range(first, self._position, size)
+        ]
+
+    def _source_of(self, position: int) -> Source:
+        part = int(self._mix.parts(position, 1)[0])
+        return self._streams[part].source_of(int(self._mix.counts(position)[part]))
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream is; the same for every rank and world size."""

@@ -20,6 +20,7 @@ class AutoencoderTask(Task[AutoencoderConfig]):
 
     facts = AutoencoderFacts
     headline = "accuracy"
+    objective = "loss"
 
     def __init__(self, model: Autoencoder, pad_id: int) -> None:
         self.model = model
@@ -28,7 +29,7 @@ class AutoencoderTask(Task[AutoencoderConfig]):
 
     @classmethod
     def create(cls, config: AutoencoderConfig, inputs: Inputs) -> Self:
-        model = made(lambda: make_autoencoder(config.model, inputs.dataset.vocab_size), inputs.device)
+        model = made(lambda: make_autoencoder(config.model, inputs.dataset.vocab_size), config, inputs.device)
         return cls(model, inputs.dataset.pad_id)
 
     def _chunks(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,11 +54,16 @@ class Task(ABC, Generic[ConfigT]):
     Attributes:
         facts: The kind of artifact that the trained model becomes.
         headline: The metric whose value on held-out text is shown.
+        objective: The metric that is smallest where the model is best.
     """
 
     facts: ClassVar[type[ModelFacts]]
     model: nn.Module
     headline: str
+
+    @property
+    def objective(self) -> str:
+        return self.headline
 
     @classmethod
     @abstractmethod

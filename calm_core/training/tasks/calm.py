@@ -40,7 +40,9 @@ class CalmTask(Task[CalmConfig]):
         autoencoder = load_autoencoder(inputs.autoencoder).to(inputs.device, inputs.dtype)
         freeze(autoencoder)
         dataset, shape = inputs.dataset, autoencoder.config
-        model = made(lambda: Calm(config.model, dataset.vocab_size, shape.chunk_size, shape.latent_size), inputs.device)
+        model = made(
+            lambda: Calm(config.model, dataset.vocab_size, shape.chunk_size, shape.latent_size), config, inputs.device
+        )
         set_up_backbone(model.transformer, config)
         task = cls(model, autoencoder, dataset.pad_id)
         if model.mlp_generator.fits_data:

@@ -25,7 +25,7 @@ class TransformerTask(Task[TransformerConfig]):
 
     @classmethod
     def create(cls, config: TransformerConfig, inputs: Inputs) -> Self:
-        model = made(lambda: Transformer(config.model, inputs.dataset.vocab_size), inputs.device)
+        model = made(lambda: Transformer(config.model, inputs.dataset.vocab_size), config, inputs.device)
         set_up_backbone(model.transformer, config)
         return cls(model, inputs.dataset.pad_id)
 

@@ -148,6 +148,6 @@ MISTAKES = [
             files=_TEXT,
             arrange=lambda folder, name=name: _place_of(name, folder),
         )
-        for name in ("pipeline", "cache", "plans", "checkpoints", "logs", "mlartifacts")
+        for name in ("pipeline", "cache", "plans", "checkpoints", "logs", "mlartifacts", "outbox")
     ),
 ]

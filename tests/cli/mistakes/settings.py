@@ -57,6 +57,13 @@ VALUES = [
     _set("calm.compile=maybe", 'calm.compile: expected true or false (got "maybe")'),
     _set("calm.precision=fp16", 'calm.precision: expected auto, fp32 or bf16 (got "fp16")'),
     _set("calm.zero_stage=4", "calm.zero_stage: expected 0, 1, 2 or 3 (got 4)"),
+    _set("calm.schedule=linear", 'calm.schedule: expected constant, cosine or wsd (got "linear")'),
+    _set(
+        "calm.schedule=cosine", "calm: decay_fraction (0.4) is for schedule: wsd, and schedule is cosine; set decay_fr"
+    ),
+    _set("calm.ema_decay=1", "calm.ema_decay: expected less than 1 (got 1)"),
+    _set("calm.head_learning_rate=0", "calm.head_learning_rate: expected at least 1e-12 (got 0)"),
+    _set("transformer.head_learning_rate=1", "unknown setting transformer.head_learning_rate"),
     _set("calm.betas=0.9", "calm.betas: expected a list in brackets, e.g. [0.9] (got 0.9)"),
     _set("calm.betas=[0.9]", "calm.betas: has too few values (got [0.9])"),
     _set("calm.betas=[0.9,0.9,0.9]", "calm.betas: has 3 values, 2 are taken"),
