@@ -200,7 +200,7 @@ class Job:
         """Refuse to write into the folder where another training has taken it over.
 
         Raises:
-            CalmError: One has: whoever has started this rank stood still for long.
+            LockLostError: One has: whoever has started this rank stood still for long.
             StorageError: The storage failed, so this cannot be told.
         """
         if self.lock:

@@ -125,6 +125,7 @@ class Trainer:
             self.sinks.begin_with(self.curves.records)
             self.loader.load_state_dict({"position": facts.position})
             self.guards.load_state_dict(facts.guards.model_dump())
+            self.tell(f"continues from step {self.step:,} of {self.config.steps:,}")
         elif self.config.rewinds:  # so that there is one to go back to from the first step on
             self._save(is_regular=True)
 

@@ -108,6 +108,7 @@ def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
         weights = trainer.engine.whole_weights()
         watchdog.stop()
         if dist.get_rank() == 0:
+            job.require_lock()
             _write(spec, trainer, inputs, weights, time.monotonic() - started)
             job.write_outcome(OutcomeFacts(message=trainer.result()))
 
