@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import safetensors.torch
 import torch
@@ -22,6 +22,7 @@ from calm_core.errors import ArtifactError, CalmError, StorageError, first_line
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, FileEntry, publish
 from calm_core.store.facts import CheckpointFacts
+from calm_core.training.distributed import gathered
 from calm_core.training.engine import Engine
 from calm_core.weights.load import CURVES_NAME
 
@@ -146,7 +147,7 @@ class Checkpointer:
         assert self._writing is not None
         facts, writing = self._writing
         self._writing = None
-        written = _gathered(writing.result())
+        written = gathered(writing.result())
         if self._rank == 0:
             files = [file for one in written for file in one.files]
             failure = next((one.failure for one in written if one.failure), "")
@@ -186,6 +187,10 @@ class Checkpointer:
         yield from (step for step in (newest.saved, newest.followed) if step in self._kept)
         if self._config.keep_best and scores:
             yield min(scores, key=lambda step: (scores[step], step))
+
+    def latest(self) -> int | None:
+        """The step of the latest one that counts, None before there is one."""
+        return cast(int | None, _of_first(lambda: max(self._kept, default=None)))
 
     def finish(self) -> str:
         """Wait for what is being saved; returns why the last one was not, empty where it was."""
@@ -254,7 +259,7 @@ class Checkpointer:
         except (ArtifactError, StorageError) as error:
             failure = error
         shapes = {path: _shapes(tensors) for path, tensors in read.files.items()} if read else {}
-        of_ranks = _gathered((failure, shapes))
+        of_ranks = gathered((failure, shapes))
         for failed, _ in of_ranks:
             if failed:
                 raise failed
@@ -318,13 +323,6 @@ def _reason(error: Exception) -> str:
     """What an error says, without what its message advises whoever reads it."""
     text = str(error) if isinstance(error, CalmError) else f"{type(error).__name__}: {first_line(error)}"
     return text.partition("; ")[0]
-
-
-def _gathered(value: Any) -> list[Any]:
-    """What each rank has, by rank."""
-    values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _of_first(function: Callable[[], Any]) -> Any:
