@@ -165,16 +165,15 @@ class Trainer:
     def _failure(self) -> CalmError:
         """What to say where training cannot go on; which sequences it was is written to a file as well."""
         self.checkpointer.finish()
-        saved, read = self.checkpointer.latest(), self.loader.positions(self.guards.bad_in_row)
+        read = self.loader.positions(self.guards.bad_in_row)
         rows = BadRows(self.step, self.config.global_batch_size, read, self._suspects, self.loader.source_of)
         note = storage.join(self.folder, BAD_ROWS_NAME)
         if dist.get_rank() == 0:
             with suppress(StorageError):
                 storage.write(note, rows.to_bytes())
         dist.barrier()  # the first rank that ends takes the others with it
-        stands = "there is no checkpoint yet" if saved is None else f"the checkpoint of step {saved:,} stands"
         return CalmError(
-            f"{self.stage}: {self.guards.reason} at {rows.steps}; {stands}. Look at what was read "
+            f"{self.stage}: {self.guards.reason} at {rows.steps}; {self.checkpointer.standing}. Look at what was read "
             f"({rows.command()}; all of it is in {note}) and leave it out, lower learning_rate, or allow rewinds"
         )
 
@@ -187,10 +186,10 @@ class Trainer:
         device: torch.device = self.engine.device
         batch = self.loader.next_batch()
         # Summed with the counts: all ranks must decide alike, and one message is enough.
-        flags = torch.tensor([self.stop.asked, self.checkpointer.is_written], dtype=torch.float64, device=device)
+        flags = torch.tensor([self.stop.asked, self.checkpointer.is_done], dtype=torch.float64, device=device)
         totals = all_reduce_sum(torch.cat([self.task.counts(batch.tokens.to(device)), flags]), device)
-        anything, counts, (stops, written) = totals[:-2].any(), totals[:-2].clamp_min(1), totals[-2:].tolist()
-        if written == dist.get_world_size():
+        anything, counts, (stops, done) = totals[:-2].any(), totals[:-2].clamp_min(1), totals[-2:].tolist()
+        if done == dist.get_world_size():
             self.checkpointer.settle()
         sums: dict[str, Tensor] = {}
         losses: list[tuple[Batch, Tensor]] = []
@@ -213,7 +212,8 @@ class Trainer:
     def _validate_and_log(self, metrics: dict[str, float]) -> None:
         validating = self.step % self.config.validation_interval == 0 or self._finished
         if validating:
-            measured = {f"validation_{name}": value for name, value in self.validator.metrics().items()}
+            measured = self.validator.metrics(self.watchdog.alive)
+            measured = {f"validation_{name}": value for name, value in measured.items()}
             self.guards.check_validation(measured)
             metrics |= measured
         if validating or self.step % self.config.log_interval == 0:
@@ -241,24 +241,21 @@ class Trainer:
         return f"{self.headline()} ({trouble})" if trouble else self.headline()
 
     def _save_if_due(self, stopping: bool) -> None:
-        """Save at each interval, unless one is being written still, and where training ends."""
-        if self.guards.bad_in_row:
-            if stopping:
-                self.checkpointer.finish()
-                raise Interrupted(
-                    f"stopped after step {self.step} of {self.config.steps}, where {self.guards.reason}; run again to "
-                    "continue from the last checkpoint, if there is one"
-                )
-            return
-        regular = self.step % self.config.checkpoint_interval == 0
-        # What is gone back to must not depend on how quickly it was written.
-        if (regular and (self.config.rewinds or not self.checkpointer.is_busy)) or stopping or self._finished:
-            self._save(regular)
+        """Save at each interval, unless one is being saved still, and where training ends; a bad step is not saved."""
+        if not self.guards.bad_in_row:
+            regular = self.step % self.config.checkpoint_interval == 0
+            # What is gone back to must not depend on how quickly it was written.
+            if stopping or self._finished or (regular and (self.config.rewinds or not self.checkpointer.is_busy)):
+                self._save(regular)
+            elif regular:
+                self.checkpointer.leave_out(self.step)
         if stopping and not self._finished:
-            lost = self.checkpointer.finish()
-            there = f"the last checkpoint, since this one could not be saved ({lost})" if lost else "there"
+            self.watchdog.stop()  # what is written is written in the time that it takes
+            self.checkpointer.finish()
+            begun = "begin anew" if self.checkpointer.latest is None else "continue from there"
             raise Interrupted(
-                f"stopped after step {self.step} of {self.config.steps}; run again to continue from {there}"
+                f"stopped after step {self.step} of {self.config.steps}; {self.checkpointer.standing}; run again to "
+                f"{begun}"
             )
 
     def _save(self, is_regular: bool) -> None:

@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import faulthandler
 import os
+import re
 import sys
 import time
 from contextlib import suppress
@@ -41,6 +42,10 @@ from calm_core.training.validation import Validator
 from calm_core.training.watchdog import Watchdog
 from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
 
+_LOST = re.compile("Connection (closed|reset) by|Broken pipe|remote process exited|Socket closed")
+"""What gloo and NCCL say of another rank that has gone."""
+_ADDRESS = re.compile(r"\[([0-9a-f.:]+)\]:\d+")
+
 
 @record
 def main(spec_uri: str) -> None:
@@ -65,6 +70,14 @@ def _failure(error: Exception, spec: TrainingSpec) -> OutcomeFacts:
     if isinstance(error, CalmError):
         return OutcomeFacts(message=str(error), exit_code=error.exit_code, can_pass=error.can_pass)
     message = f"{spec.stage}: {type(error).__name__}: {first_line(error)}"
+    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
+        address = _ADDRESS.search(str(error))
+        where = f" at {address[1]}" if address else ""
+        message = (
+            f"{spec.stage}: the connection to a rank{where} was lost: its process or its machine has ended; run the "
+            "same command again, on every node, to continue from the last checkpoint"
+        )
+        return OutcomeFacts(message=message, exit_code=EXIT_FAILED, can_pass=True)
     return OutcomeFacts(message=message, exit_code=EXIT_FAILED)
 
 
@@ -87,13 +100,14 @@ def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
     task = make_task(spec.config, inputs)
     trainer = _make_trainer(spec, job, task, inputs, watchdog)
     watchdog.alive()
-    trainer.fit()
+    with trainer.checkpointer as checkpointer:
+        trainer.fit()
+        checkpointer.finish()  # before the artifact, which may fail: the last step is saved
     weights = trainer.engine.whole_weights()
     watchdog.stop()
     if dist.get_rank() == 0:
         _write(spec, trainer, inputs, weights, time.monotonic() - started)
         job.write_outcome(OutcomeFacts(message=trainer.result()))
-    trainer.checkpointer.finish()
 
 
 def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs, watchdog: Watchdog) -> Trainer:
@@ -111,7 +125,7 @@ def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs,
             inputs.dataset, config.global_batch_size, seed=spec.seed, rank=rank, world_size=dist.get_world_size()
         ),
         validator=Validator(task, engine, open_dataset(spec.dataset_uri, "validation"), config, spec.seed),
-        checkpointer=Checkpointer(job.uri, engine, config, tell=tell),
+        checkpointer=Checkpointer(job.uri, engine, config, tell=tell, require=job.require_lock, alive=watchdog.alive),
         sinks=Sinks(sinks if rank == 0 else []),
         curves=curves,
         config=config,

@@ -8,14 +8,18 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from calm_core.errors import EXIT_INTERRUPTED, CalmError, ConfigError, Interrupted
+from calm_core.errors import EXIT_INTERRUPTED, CalmError, ConfigError, Interrupted, Stopped
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import OutcomeFacts, SpecFacts
+from calm_core.telemetry.processes import SIGNALLED
 from calm_core.training import launcher as launcher_module
 from calm_core.training.job import Job, TrainingSpec, check_inputs
 from calm_core.training.launcher import Ending, Nodes, TorchrunLauncher
@@ -198,18 +202,140 @@ def test_a_rank_that_dies_after_the_first_has_finished_is_no_good_news(dataset_u
         )
 
 
-def test_ranks_that_are_asked_twice_still_save_what_they_are_at() -> None:
-    """A closed terminal is told by the shell and the system; and who ends a pod may ask again."""
-    code = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit(75)))\n"
-        "print('begun', flush=True)\ntime.sleep(60)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+SAVES = (
+    "import signal, sys, time\n"
+    "signal.signal(signal.SIGTERM, lambda *_: (time.sleep({}), sys.exit(75)))\n"
+    "print('begun', flush=True)\ntime.sleep(60)\n"
+)
+
+
+@contextmanager
+def saving(seconds: float) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that takes so long to end once it is asked, whose requests come from this one."""
+    with subprocess.Popen([sys.executable, "-c", SAVES.format(seconds)], stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
         with launcher_module._signals_passed_on(process):
-            for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
-                os.kill(os.getpid(), number)
-                time.sleep(0.05)
-            assert process.wait() == EXIT_INTERRUPTED
+            yield process
+
+
+def test_ranks_that_are_asked_twice_still_save_what_they_are_at() -> None:
+    """A closed terminal is told by the shell and the system, and a group's SIGTERM by who starts it, too."""
+    with saving(0.5) as process:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+        assert process.wait() == EXIT_INTERRUPTED
+
+
+def test_a_later_sigterm_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher_module, "_AT_ONCE", 0.1)
+    with pytest.raises(Stopped) as stopped, saving(60) as process:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        process.wait()
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert process.wait() == -signal.SIGKILL
+
+
+class Run:
+    """A launcher at work, with ranks of `odd_worker`, in a process of its own."""
+
+    def __init__(self, folder: Path, what: str, **environment: str) -> None:
+        self.temporary, self.log = folder / "temporary", folder / "training.log"
+        self.temporary.mkdir()
+        code = (
+            "import sys\nfrom calm_core.training import launcher\n"
+            "launcher.WORKER = 'tests.training.odd_worker'\n"
+            "print(launcher.TorchrunLauncher().run(sys.argv[1], 2, sys.argv[2]))"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, what, str(self.log)],
+            env=os.environ | {"TMPDIR": str(self.temporary)} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, text: str, count: int) -> None:
+        """Wait until the log holds a text so often."""
+        while not self.log.exists() or self.log.read_text().count(text) < count:
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.05)
+
+    def below(self) -> list[psutil.Process]:
+        """The agent, then the ranks."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def ended(self, below: list[psutil.Process]) -> tuple[str, str]:
+        """What it printed, once all have ended; they have left nothing."""
+        told = self.process.communicate(timeout=60)
+        assert psutil.wait_procs(below, timeout=60)[1] == []
+        assert list(self.temporary.iterdir()) == []
+        return told
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts one; it ends with the test, and all below it."""
+    runs: list[Run] = []
+
+    def start(what: str, **environment: str) -> Run:
+        runs.append(Run(tmp_path, what, **environment))
+        return runs[-1]
+
+    yield start
+    for one in runs:
+        for process in one.below() if one.process.poll() is None else ():
+            process.kill()
+        one.process.kill()
+        one.process.communicate()
+
+
+def test_what_ranks_print_is_shown_and_kept(run: Callable[..., Run]) -> None:
+    one = run("says_something")
+    said, shown = one.ended([])
+    assert said == "Ending(exit_code=0, message='', for_memory=False)\n"
+    assert shown.count("to standard output\n") == shown.count("to standard error, without an end") == 2
+    lines = [line.split(" ", 2)[2] for line in one.log.read_text().splitlines()]
+    assert (lines[0], lines[-1]) == ("launcher: start of 2 ranks: says_something", "launcher: end with exit code 0")
+    assert sorted(lines[1:-1]) == [
+        f"rank {rank}: {line}"
+        for rank in (0, 1)
+        for line in ("https://***@host/ to standard error, without an end", "to standard output")
+    ]
+
+
+@pytest.mark.parametrize("everyone", [False, True], ids=["the parent", "everyone"])
+def test_a_save_takes_the_time_that_it_takes(everyone: bool, run: Callable[..., Run]) -> None:
+    """Torch would kill the ranks after a second; where a whole group is told, each rank is told twice."""
+    one = run("saves_slowly", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
+    one.wait_for("ready", 2)
+    below = one.below()
+    for process in [*(below if everyone else []), psutil.Process(one.process.pid)]:
+        process.terminate()
+    said, _ = one.ended(below)
+    assert said.startswith(f"Ending(exit_code={EXIT_INTERRUPTED},")
+    assert one.log.read_text().count("saved, asked") == 2
+
+
+def test_a_rank_that_is_killed_is_named_before_what_follows_from_it(run: Callable[..., Run]) -> None:
+    said, _ = run("one_is_killed").ended([])
+    assert said.startswith(f"Ending(exit_code={SIGNALLED + signal.SIGKILL},")
+
+
+@pytest.mark.parametrize("who", ["parent", "agent"])
+def test_no_rank_outlives_who_started_it(who: str, run: Callable[..., Run]) -> None:
+    """Not even one that is stopped, and could not see it."""
+    if who == "agent" and sys.platform != "linux":
+        pytest.skip("only Linux kills a process with its parent")
+    one = run("one_is_stopped")
+    one.wait_for("process", 2)
+    below = one.below()
+    (one.process if who == "parent" else below[0]).kill()
+    said, _ = one.ended(below)
+    if who == "agent":
+        assert said.startswith(f"Ending(exit_code={-signal.SIGKILL},")
+    else:
+        assert "whoever waits for the ranks has gone; they are killed" in one.log.read_text()
