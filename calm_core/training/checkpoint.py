@@ -25,7 +25,7 @@ from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, FileEntry, publish
 from calm_core.store.facts import CheckpointFacts
 from calm_core.store.lock import LockLostError
-from calm_core.training.distributed import all_reduce_sum
+from calm_core.training.distributed import all_reduce_sum, gathered
 from calm_core.training.engine import Engine
 from calm_core.weights.load import CURVES_NAME
 
@@ -205,7 +205,7 @@ class Checkpointer:
         facts = self._saving
         assert facts is not None
         if not self._is_publishing:
-            written = _gathered(self._written.result())
+            written = gathered(self._written.result())
             files = [file for one in written for file in one.files]
             failure = next((one.failure for one in written if one.failure), "")
             if self._rank == 0:
@@ -339,7 +339,7 @@ class Checkpointer:
         except (ArtifactError, StorageError) as error:
             failure = error
         shapes = {path: _shapes(tensors) for path, tensors in read.files.items()} if read else {}
-        of_ranks = _gathered((failure, shapes))
+        of_ranks = gathered((failure, shapes))
         for failed, _ in of_ranks:
             if failed:
                 raise failed
@@ -446,13 +446,6 @@ def _reason(error: Exception) -> str:
     """What an error says, without what its message advises whoever reads it."""
     text = str(error) if isinstance(error, CalmError) else f"{type(error).__name__}: {first_line(error)}"
     return text.partition("; ")[0]
-
-
-def _gathered(value: Any) -> list[Any]:
-    """What each rank has, by rank."""
-    values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _of_first(function: Callable[[], Any]) -> Any:
