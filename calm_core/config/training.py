@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from calm_core.config.base import MOST_STEPS, Fraction, Section, Steps
 
+MOST_PROFILED = 20  # steps: each has up to 100,000 events, which are kept in memory
+StepsDone = Annotated[int, Field(ge=0, le=MOST_STEPS)]
+
 _SCHEDULES_OF = {
     "decay_fraction": ("wsd",),
     "decay_shape": ("wsd",),
@@ -92,6 +95,16 @@ class TrainingConfig(Section):
     stuck_after_seconds: Execution[int] = Field(
         600, ge=0, le=10**6, description="a rank without a step for so long ends the training; 0: never"
     )
+    peak_tflops: Execution[float | None] = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="1e12 FLOP/s, dense, of one rank's GPU or CPU, which utilisation is measured against; unset: of "
+        "bf16 by the GPU's name, and no utilisation where that is not known",
+    )
+    profile_steps: Execution[tuple[StepsDone, StepsDone] | None] = Field(
+        None, description="[A, B]: rank 0 traces the steps after step A up to step B, beside the trained model"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +132,17 @@ class TrainingConfig(Section):
     def execution_settings(cls) -> set[str]:
         """Names of the settings that say how it is carried out."""
         return {name for name, field in cls.model_fields.items() if _EXECUTION in field.metadata}
+
+    @model_validator(mode="after")
+    def _profiled_steps_are_trained(self) -> Self:
+        if self.profile_steps is not None:
+            first, last = self.profile_steps
+            if not first < last <= self.steps or last - first > MOST_PROFILED:
+                raise ValueError(
+                    f"profile_steps ({first}:{last}) must be A:B with A < B, B at most steps ({self.steps}) and "
+                    f"B - A at most {MOST_PROFILED}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

@@ -1,5 +1,7 @@
 """What ranks share."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 
@@ -10,3 +12,11 @@ def all_reduce_sum(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     if dist.get_world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def largest_of(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Each of these figures as it is on the rank where it is largest."""
+    largest = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    if dist.get_world_size() > 1:
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return dict(zip(values, largest.tolist(), strict=True))

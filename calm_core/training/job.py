@@ -35,6 +35,7 @@ class TrainingSpec(Record):
         overwrite: Whether another artifact of its kind that lies there is replaced.
         seed: Of everything random.
         run_id: MLflow run that rank 0 logs to, empty for none.
+        points_file: Local file that rank 0 appends the points of the curves to, empty for none.
         parents: Digests of the inputs.
     """
 
@@ -46,6 +47,7 @@ class TrainingSpec(Record):
     overwrite: bool = False
     seed: int
     run_id: str = ""
+    points_file: str = ""
     parents: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("config", mode="before")

@@ -4,6 +4,7 @@ Randomness is a function of (seed, step, sequence), so a resumed run continues b
 computes the same global batches with the same noise.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,11 +21,12 @@ from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.store.facts import CheckpointFacts
 from calm_core.telemetry.sinks import Curves, Point, Sinks
 from calm_core.training.checkpoint import Checkpointer
-from calm_core.training.distributed import all_reduce_sum
+from calm_core.training.distributed import all_reduce_sum, largest_of
 from calm_core.training.engine import Engine
 from calm_core.training.guards import require_finite, require_step
-from calm_core.training.meter import SpeedMeter
+from calm_core.training.meter import Peak, SpeedMeter, most_memory
 from calm_core.training.optimizer import learning_rate_factor, learning_rates
+from calm_core.training.profiler import StepProfiler
 from calm_core.training.stopping import StopRequest
 from calm_core.training.tasks.base import Task
 from calm_core.training.validation import Validator
@@ -53,6 +55,8 @@ class Trainer:
         seed: Of all noise.
         stage: Name that an error tells.
         watchdog: Is told of each step.
+        profiler: Traces some of the steps.
+        peak: Of the hardware, None where it is not known.
         step: Optimiser steps done.
     """
 
@@ -66,7 +70,9 @@ class Trainer:
     config: TrainingConfig
     seed: int
     stage: str
+    profiler: StepProfiler
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
+    peak: Peak | None = None
     step: int = 0
     meter: SpeedMeter = field(init=False)
     stop: StopRequest = field(default_factory=StopRequest)
@@ -81,16 +87,18 @@ class Trainer:
         self._resume()
         self.watchdog.alive()
         tokens = self.config.global_batch_size * self.loader.dataset.sequence_length
-        self.meter = SpeedMeter(self.step, self.config.steps, tokens)
-        with self.stop.listening():
+        self.meter = SpeedMeter(self.step, self.config.steps, tokens, self.peak)
+        with self.stop.listening(), self.profiler:
             while not self._finished:
+                self.profiler.begin_step(self.step)
                 self.engine.set_learning_rate(learning_rate_factor(self.config, self.step))
                 metrics, stopping = self._train_step()
                 self.step += 1
                 self.meter.update(self.step, self.loader.wait_seconds)
                 self._validate_and_log(metrics)
                 self.watchdog.alive()
-                self._save_if_due(stopping)
+                with self.meter.aside("checkpoint_wait_seconds"):
+                    self._save_if_due(stopping)
                 self.watchdog.alive()
 
     def _resume(self) -> None:
@@ -132,14 +140,26 @@ class Trainer:
     def _validate_and_log(self, metrics: dict[str, float]) -> None:
         validating = self.step % self.config.validation_interval == 0 or self._finished
         if validating:
-            metrics |= {f"validation_{name}": value for name, value in self.validator.metrics().items()}
+            with self.meter.aside("validation_seconds"):
+                metrics |= {f"validation_{name}": value for name, value in self.validator.metrics().items()}
             require_finite(self.stage, self.step, metrics)
         if validating or self.step % self.config.log_interval == 0:
             factor = learning_rate_factor(self.config, self.step - 1)
             metrics |= {name: rate * factor for name, rate in learning_rates(self.config).items()}
-            self.sinks.log(
-                Point(self.step, self.config.steps, metrics, self.meter.rates, self.meter.eta, self.headline(metrics))
-            )
+            if math.isfinite(norm := self.engine.gradient_norm):
+                metrics["gradient_norm"] = norm
+            speed = self.meter.point(largest_of(self._own_figures(), self.engine.device))
+            with self.meter.aside("sinks_seconds"):
+                self.sinks.log(
+                    Point(self.step, self.config.steps, metrics, speed, self.meter.eta, self.headline(metrics))
+                )
+
+    def _own_figures(self) -> dict[str, float]:
+        return {
+            "loader_wait_seconds": self.meter.loader_wait_seconds,
+            "checkpoint_write_seconds": self.checkpointer.wrote,
+            "memory_bytes": most_memory(self.engine.device),
+        }
 
     def headline(self, metrics: Mapping[str, float] = MappingProxyType({})) -> str:
         """The latest validation number that matters, or the training loss before there is one.

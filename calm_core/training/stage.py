@@ -21,6 +21,8 @@ from calm_core.training.job import Job, ModelConfig, TrainingSpec, check_inputs
 from calm_core.training.launcher import EXIT_NO_MEETING, Ending, Launcher, Nodes, TorchrunLauncher
 from calm_core.training.tasks.make import TASKS
 
+_LOG, _POINTS = ".log", ".points.jsonl"
+
 
 def train(
     config: ModelConfig,
@@ -45,8 +47,8 @@ def train(
         autoencoder_uri: The trained autoencoder that a CALM model predicts the vectors of.
         overwrite: Whether another model of its kind that lies there is replaced (see `ArtifactWriter`).
         launcher: How the ranks are started; unset, by torchrun on this machine.
-        log_folder: A local folder for a log of what the ranks print, named by what is trained; unset, standard error
-            alone has it.
+        log_folder: A local folder for a log of what the ranks print, named by what is trained, and beside it a file of
+            all points of the curves; unset, standard error alone has it.
 
     Raises:
         Interrupted: The job was asked to stop; running it again continues from its checkpoint.
@@ -69,8 +71,10 @@ def train(
         job.check(output_uri)
         require_even_batches(spec.stage, spec.config, launcher.world_size(config.processes))
         stage.begin()
-        job.write_spec(spec.model_copy(update={"run_id": stage.run.run_id}))
-        if log := _log_of(job, log_folder):
+        log = _log_of(job, log_folder)
+        points_file = log.removesuffix(_LOG) + _POINTS if log else ""
+        job.write_spec(spec.model_copy(update={"run_id": stage.run.run_id, "points_file": points_file}))
+        if log:
             stage.report(note=f"log: {log}")
         headline = _headline(spec, job, launcher.run(job.spec_uri, config.processes, log), log)
         artifact = Artifact(output_uri, TASKS[config.kind].facts)
@@ -132,7 +136,7 @@ def _log_of(job: Job, folder: str, suffix: str = "") -> str:
     """
     if not folder:
         return ""
-    path = Path(storage.filesystem_of(folder)[1], f"{job.name}{suffix}.log")
+    path = Path(storage.filesystem_of(folder)[1], f"{job.name}{suffix}{_LOG}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,25 +21,29 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from calm_core.config import AutoencoderConfig
 from calm_core.data.reading.dataset import open_dataset
 from calm_core.data.reading.loader import Loader
 from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import EXIT_FAILED, CalmError, StorageError, first_line
+from calm_core.scaling.cost import training_flops_per_token
 from calm_core.shown import SafeStream
 from calm_core.store.artifact import ArtifactWriter
 from calm_core.store.facts import OutcomeFacts
 from calm_core.telemetry.mlflow_run import Run
 from calm_core.telemetry.progress import report
-from calm_core.telemetry.sinks import Curves, MetricSink, MlflowSink, ProgressSink, Sinks
+from calm_core.telemetry.sinks import Curves, JsonlSink, MetricSink, MlflowSink, ProgressSink, Sinks
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.engine import Engine, wants_bf16
 from calm_core.training.job import Job, TrainingSpec, open_inputs
 from calm_core.training.loop import Trainer
+from calm_core.training.meter import Peak, peak_tflops
+from calm_core.training.profiler import StepProfiler
 from calm_core.training.tasks.base import Inputs, Task
 from calm_core.training.tasks.make import make_task
 from calm_core.training.validation import Validator
 from calm_core.training.watchdog import Watchdog
-from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
+from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME, settings_of
 
 
 @record
@@ -99,7 +103,16 @@ def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
 def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs, watchdog: Watchdog) -> Trainer:
     config, rank, curves = spec.config, dist.get_rank(), Curves()
     engine = Engine(task.model, config)
-    sinks: list[MetricSink] = [ProgressSink(spec.stage), MlflowSink(Run(spec.run_id, spec.stage)), curves]
+    sinks: list[MetricSink] = [
+        ProgressSink(spec.stage, task.objective),
+        MlflowSink(Run(spec.run_id, spec.stage)),
+        curves,
+        *([JsonlSink(spec.points_file)] if spec.points_file else []),
+    ]
+
+    def tell(line: str) -> None:
+        report(spec.stage, note=line)
+
     return Trainer(
         task=task,
         engine=engine,
@@ -107,14 +120,25 @@ def _make_trainer(spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs,
             inputs.dataset, config.global_batch_size, seed=spec.seed, rank=rank, world_size=dist.get_world_size()
         ),
         validator=Validator(task, engine, open_dataset(spec.dataset_uri, "validation"), config, spec.seed),
-        checkpointer=Checkpointer(job.uri, engine, config, tell=lambda line: report(spec.stage, note=line)),
+        checkpointer=Checkpointer(job.uri, engine, config, tell=tell),
         sinks=Sinks(sinks if rank == 0 else []),
         curves=curves,
         config=config,
         seed=spec.seed,
         stage=spec.stage,
+        profiler=StepProfiler(config.profile_steps if rank == 0 else None, spec.output_uri, tell),
         watchdog=watchdog,
+        peak=_peak(spec, inputs),
     )
+
+
+def _peak(spec: TrainingSpec, inputs: Inputs) -> Peak | None:
+    if not (tflops := peak_tflops(spec.config, inputs.device)):
+        return None
+    autoencoder = settings_of(inputs.autoencoder, AutoencoderConfig) if inputs.autoencoder else None
+    dataset = inputs.dataset
+    flops = training_flops_per_token(spec.config, autoencoder, dataset.vocab_size, dataset.sequence_length)
+    return Peak(tflops, 1e12 * tflops * dist.get_world_size() / flops)
 
 
 def _write(
@@ -137,7 +161,8 @@ def _write(
             trained_tokens=spec.config.steps * spec.config.global_batch_size * dataset.sequence_length,
             validation=_validation(last),
             seconds=seconds,
-            **trainer.meter.rates,
+            trace_uri=trainer.profiler.trace_uri or None,
+            **{name: value for name, value in trainer.meter.totals.items() if name in task.facts.model_fields},
             **task.own_facts(inputs),
         )
 
