@@ -107,6 +107,9 @@ class JsonlSink:
     def __init__(self, path: str) -> None:
         self._path = path
 
+    def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: an earlier start has appended it."""
+
     def log(self, point: Point) -> None:
         line = json.dumps({"time": time.time(), "step": point.step, **point.metrics, **point.speed})
         with suppress(OSError), open(self._path, "a", encoding="utf-8") as file:  # a full disk ends no training
