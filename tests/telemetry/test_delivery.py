@@ -174,7 +174,8 @@ def test_what_was_sent_before_a_kill_could_be_noted_is_one_point(store: str, req
         "start_run;"
         "outbox.Outbox.sent = lambda self, kept: os.kill(os.getpid(), signal.SIGKILL);"
         "run = start_run('find', {}); print(run.run_id, flush=True);"
-        "run.log_points([(step, {'loss': 1 / step, 'none': float('nan')}) for step in (1, 2, 3)]); run.end('KILLED', 60)"
+        "run.log_points([(step, {'loss': 1 / step, 'none': float('nan')}) for step in (1, 2, 3)]);"
+        "run.end('KILLED', 60)"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=LONG)
     assert ended.returncode == -signal.SIGKILL

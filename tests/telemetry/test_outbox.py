@@ -65,7 +65,14 @@ def test_where_a_cursor_is_damaged_all_is_sent_again(cursor: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"x", b'{"kind": "metrics"}', b'{"kind": "delete"}', b'{"kind": "text", "name": "../x", "text": ""}', b"\xff"],
+    [
+        b"",
+        b"x",
+        b'{"kind": "metrics"}',
+        b'{"kind": "delete"}',
+        b'{"kind": "text", "name": "../x", "text": ""}',
+        b"\xff",
+    ],
 )
 def test_a_damaged_line_takes_no_other_with_it(line: bytes) -> None:
     outbox = filled(1)
