@@ -184,8 +184,8 @@ class Delivery:
             reason = self._reason or self._others_reason
             why = f"MLflow does not answer ({reason})" if reason else f"MLflow is slow ({seconds:.0f} s)"
             self._tell(
-                f"{self._place}: {why}; what it is to be told ({records:,} records) waits in {outbox_folder()}, and the "
-                "next command that reaches it sends it"
+                f"{self._place}: {why}; what it is to be told ({records:,} records) waits in {outbox_folder()}, and "
+                "the next command that reaches it sends it"
             )
         return all_sent
 
