@@ -184,8 +184,8 @@ def _headline(spec: TrainingSpec, job: Job, ending: Ending, log: str) -> str:
     again = f"run the same command again to continue from the last checkpoint{where}"
     if ending.exit_code == SIGNALLED + signal.SIGALRM:
         raise CalmError(
-            f"{stage}: a rank was stuck: no step for {spec.config.stuck_after_seconds:,} s; the stacks of all ranks "
-            f"are {'in the log' if log else 'on standard error'}; {again}",
+            f"{stage}: a rank was stuck: no step for {spec.config.stuck_after_seconds:,} s (stuck_after_seconds); the "
+            f"stacks of all ranks are {'in the log' if log else 'on standard error'}; {again}",
             can_pass=True,
         )
     if killed := killed_by(ending.exit_code, for_memory=ending.for_memory):
