@@ -1,4 +1,4 @@
-"""The ranks of test_faults: they train small baselines one after the other, each with something wrong in it.
+"""The ranks of test_not_finite: they train small baselines one after the other, each with something wrong in it.
 
 Arguments: a JSON file with the cases, and the folder where each has one of its own, with its job, its output, and
 `endings.json`: how each start of it has ended. Given the spec of a single training, they train that as a whole program
@@ -19,6 +19,7 @@ from calm_core.config import TrainingConfig, TransformerConfig
 from calm_core.data.reading.loader import Batch
 from calm_core.errors import CalmError, Interrupted
 from calm_core.models.noise import SequenceNoise
+from calm_core.store.facts import CheckpointFacts
 from calm_core.training import loop, worker
 from calm_core.training.job import Job, TrainingSpec, check_inputs
 from calm_core.training.loop import Trainer
@@ -71,9 +72,9 @@ class Case:
 
 
 def disturb(trainer: Trainer, case: Case) -> None:
-    """Do to a training what the case says."""
+    """Do to a training what the case says. A checkpoint counts before the next step begins."""
     task, loader = trainer.task, trainer.loader
-    next_batch, loss_of = loader.next_batch, task.loss
+    next_batch, loss_of, save = loader.next_batch, task.loss, trainer.checkpointer.save
     is_hit = dist.get_rank() == case.rank % dist.get_world_size()
     last: list[int] = [0]  # number of the last batch
 
@@ -102,7 +103,11 @@ def disturb(trainer: Trainer, case: Case) -> None:
             raise Killed
         return 1e30 if step + 1 in case.huge else _factor(config, step)
 
-    loader.next_batch, task.loss = batch, loss  # type: ignore[method-assign]
+    def saved(facts: CheckpointFacts, curves: bytes) -> None:
+        save(facts, curves)
+        trainer.checkpointer.finish()
+
+    loader.next_batch, task.loss, trainer.checkpointer.save = batch, loss, saved  # type: ignore[method-assign]
     loop.learning_rate_factor = factor
 
 
@@ -152,6 +157,9 @@ def main(cases: Path, dataset_uri: str, folder: Path) -> None:
 if __name__ == "__main__":
     if FAULT_VARIABLE in os.environ:
         worker._make_trainer = disturbed(Case(**json.loads(os.environ[FAULT_VARIABLE])))
-        worker.main(sys.argv[1])
+        try:
+            worker.main(sys.argv[1])
+        except CalmError as error:
+            sys.exit(error.exit_code)
     else:
         main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
