@@ -22,7 +22,7 @@ from calm_core.store.facts import OutcomeFacts, SpecFacts
 from calm_core.telemetry.processes import SIGNALLED
 from calm_core.training import launcher as launcher_module
 from calm_core.training.job import Job, TrainingSpec, check_inputs
-from calm_core.training.launcher import Ending, Nodes, TorchrunLauncher
+from calm_core.training.launcher import EXIT_NO_MEETING, Ending, Nodes, TorchrunLauncher
 from calm_core.training.stage import train
 from calm_core.weights.load import load_weights
 from pipelines.local.object_store import free_port
@@ -72,6 +72,54 @@ def test_two_nodes_train_what_two_ranks_of_one_node_train(dataset_uri: str, tmp_
         torch.testing.assert_close(load_weights(two)[name], expected, rtol=1e-4, atol=1e-5)
 
 
+ADDRESS = {"PET_MASTER_ADDR": "10.0.0.1", "PET_MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "nodes"),
+    [
+        ({}, None),
+        ({"PET_NNODES": "1", "PET_NODE_RANK": "x"}, None),
+        ({"PET_NNODES": "2", "PET_NODE_RANK": "1", **ADDRESS}, Nodes(2, "10.0.0.1", 29500, rank=1)),
+        (
+            {"PET_NNODES": "3", "PET_NODE_RANK": "0", "PET_NPROC_PER_NODE": "4", **ADDRESS},
+            Nodes(3, "10.0.0.1", 29500, processes=4),
+        ),
+        (
+            {"PET_NNODES": "2", "PET_NODE_RANK": "0", "PET_NPROC_PER_NODE": "gpu", **ADDRESS},
+            Nodes(2, "10.0.0.1", 29500),
+        ),
+    ],
+)
+def test_nodes_are_those_of_torchruns_own_variables(variables: dict[str, str], nodes: Nodes | None) -> None:
+    assert Nodes.from_environment(variables) == nodes
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"PET_NNODES": "2:4"}, "PET_NNODES: '2:4' is no whole number from 1 to 4096"),
+        ({"PET_NODE_RANK": "2"}, "PET_NODE_RANK: '2' is no whole number from 0 to 1"),
+        ({"PET_NODE_RANK": ""}, "PET_NODE_RANK is not set, and PET_NNODES is; set it on every node"),
+        ({"PET_MASTER_ADDR": ""}, "PET_MASTER_ADDR: '' is no address; give that of node 0 on every node"),
+        ({"PET_MASTER_ADDR": "a b"}, "PET_MASTER_ADDR: 'a b' is no address; give that of node 0 on every node"),
+        ({"PET_MASTER_PORT": "70000"}, "PET_MASTER_PORT: '70000' is no whole number from 1 to 65535"),
+        ({"PET_NPROC_PER_NODE": "-1"}, "PET_NPROC_PER_NODE: '-1' is no whole number from 1 to 1024"),
+    ],
+)
+def test_variables_that_name_no_nodes_are_refused(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Nodes.from_environment({"PET_NNODES": "2", "PET_NODE_RANK": "0", **ADDRESS, **variables})
+    assert str(caught.value) == message
+
+
+def test_ranks_are_counted_on_all_nodes_and_told_once() -> None:
+    launcher = TorchrunLauncher(Nodes(3, "10.0.0.1", 29500, processes=1))
+    assert launcher.world_size(None) == launcher.world_size(1) == 3
+    with pytest.raises(ConfigError, match="processes is 2, PET_NPROC_PER_NODE is 1; leave one of them out"):
+        launcher.world_size(2)
+
+
 class Told:
     """A launcher of no ranks: what they would have left is left by the test."""
 
@@ -110,6 +158,13 @@ def train_by(launcher: Told, dataset_uri: str, folder: Path) -> None:
             "stopped; run again to continue from the last checkpoint, if there is one",
         ),
         (Ending(2), OutcomeFacts(message="too large", exit_code=2), ConfigError, "too large"),
+        (
+            Ending(EXIT_NO_MEETING, "the client socket has timed out"),
+            OutcomeFacts(message="of an earlier start", exit_code=1),
+            CalmError,
+            "train-autoencoder: the nodes did not meet (the client socket has timed out); start the same command on "
+            "every node, with the same PET_MASTER_ADDR and PET_MASTER_PORT",
+        ),
     ],
 )
 def test_whoever_waits_learns_why_the_ranks_ended(
