@@ -51,7 +51,8 @@ class Case:
         faults: By the number of a batch, from 1 on, what its numbers are multiplied by, "nan" or "inf", and where: in
             the "loss", in the "gradient" alone, or in the "validation" after it. Who leaves the batch out is spared.
         rank: That is hit; -1 is the last one.
-        huge: Steps whose learning rate is 1e30.
+        empty: Batches that hold nothing but padding, counted alike.
+        rates: Steps with a learning rate of their own.
         stops, kills: Steps at which SIGTERM comes, or the end, once each; the training is then begun again.
     """
 
@@ -59,7 +60,8 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=dict)
     rank: int = -1
-    huge: list[int] = field(default_factory=list)
+    empty: list[int] = field(default_factory=list)
+    rates: dict[str, float] = field(default_factory=dict)
     stops: list[int] = field(default_factory=list)
     kills: list[int] = field(default_factory=list)
 
@@ -81,6 +83,8 @@ def disturb(trainer: Trainer, case: Case) -> None:
     def batch() -> Batch:
         found = next_batch()
         last[0] = found.positions[0] // trainer.config.global_batch_size + 1
+        if last[0] in case.empty:
+            found.tokens.fill_(loader.dataset.pad_id)
         return found
 
     def loss(forward: Any, tokens: Tensor, noise: SequenceNoise, counts: Tensor) -> Loss:
@@ -101,7 +105,8 @@ def disturb(trainer: Trainer, case: Case) -> None:
         if step + 1 in case.kills:
             case.kills.remove(step + 1)
             raise Killed
-        return 1e30 if step + 1 in case.huge else _factor(config, step)
+        own = case.rates.get(str(step + 1))
+        return _factor(config, step) if own is None else own / config.learning_rate
 
     def saved(facts: CheckpointFacts, curves: bytes) -> None:
         save(facts, curves)

@@ -23,15 +23,16 @@ from tests.training.not_finite_worker import FAULT_VARIABLE, SETTINGS, SHAPE, Ca
 GRADIENTS = {str(batch): ["gradient", "nan"] for batch in (5, 6, 7)}
 REWINDS = Case("rewinds", {"rewinds": 1}, GRADIENTS)
 CASES = [
-    Case("survives", faults={"3": ["loss", "nan"], "5": ["gradient", "nan"], "6": ["loss", "inf"]}),
+    Case("survives", faults={"3": ["loss", "nan"], "5": ["gradient", "nan"], "6": ["loss", "inf"]}, empty=[9]),
     Case("loss", faults={batch: ["loss", "nan"] for batch in "567"}, rank=0),
     Case("validation", faults={"8": ["validation", "nan"]}),
-    Case("huge", huge=[5]),
+    Case("huge", rates={"5": 1e30}),
     REWINDS,
     replace(REWINDS, name="stopped", stops=[3, 6, 9], kills=[5, 8]),
 ]
 ONCE = [
     Case("last", faults={"12": ["gradient", "nan"]}),
+    Case("infinite", rates={"6": 1e45}),
     Case("always", {"rewinds": 2}, {str(batch): ["loss", "nan"] for batch in range(5, 50)}),
     Case("validation-rewinds", {"rewinds": 1}, {"8": ["validation", "inf"]}),
     Case("all-at-once", {"rewinds": 1}, {str(batch): ["loss", "nan"] for batch in range(1, 4)}),
@@ -131,8 +132,9 @@ def test_steps_that_are_not_finite_are_left_out_counted_and_told(runs: tuple[int
         assert (facts.bad_steps, facts.skipped_steps, facts.loss_spikes, facts.rewinds) == (3, 3, 0, 0)
         records = curves(folder)
         assert [record["skipped_steps"] for record in records] == [0, 0, 1, 1, 2, 3, 3, 3, 3, 3, 3, 3]
-        # A number that is not finite is no point of a curve; with the gradient alone wrong, the loss is one.
-        assert [record["step"] for record in records if "cross_entropy" not in record] == [3, 6]
+        # What is not finite is no point of a curve, nor is what no token counts in. Where the gradient alone is wrong,
+        # the loss is one.
+        assert [record["step"] for record in records if "cross_entropy" not in record] == [3, 6, 9]
         assert all(math.isfinite(value) for record in records for value in record.values())
         assert checkpoints(folder).keys() == {10, 12}
         weights = safetensors.torch.load(model(folder).read("weights.safetensors"))
@@ -203,6 +205,17 @@ def test_a_bad_last_step_is_no_result(more: Path) -> None:
     assert code == 1
     assert line.startswith("train-transformer: gradient norm is nan at step 12; the checkpoint of step 10 stands.")
     assert not (more / "last" / "out" / MANIFEST_NAME).exists()
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(more: Path) -> None:
+    [(code, line)] = endings(more / "infinite")
+    assert code == 1
+    assert re.search(
+        r"validation cross entropy is nan at steps 7 to 8; the checkpoint of step 4 stands "
+        r"\(the last one could not be saved: weights/\S+ is not finite\)\. Look at",
+        line,
+    )
+    assert max(checkpoints(more / "infinite")) == 4
 
 
 def test_rewinds_come_to_an_end(more: Path) -> None:
