@@ -5,9 +5,12 @@ Which processes are killed at random moments, and what that leaves, is seen by `
 
 import json
 import re
+import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,17 @@ from calm_core.weights.load import WEIGHTS_NAME, load_weights
 from pipelines.local.object_store import BUCKET
 from tests.data.test_faults import small_disk
 from tests.object_store import Trouble, environment, troubled
-from tests.training.faulty_ranks import ASKED_TO_STOP, KILLED, Fault, ForkedLauncher, emptied, filled, mounted
+from tests.training.faulty_ranks import (
+    ASKED_TO_STOP,
+    KILLED,
+    Fault,
+    ForkedLauncher,
+    emptied,
+    filled,
+    forked_training,
+    mounted,
+)
+from tests.training.pausing_worker import PAUSED_FILE
 from tests.training.test_stages import SHAPE, TRAINING, autoencoder_config, calm_config
 
 STEPS, INTERVAL = 14, 2
@@ -90,12 +103,18 @@ class Training:
         with pytest.raises(CalmError, match="a rank was killed"):
             self.start({batch: KILLED}, **settings)
 
-    def process(self, worker: str, **settings: Any) -> BaseProcess:
-        """A process in which torchrun's own ranks train, which run a worker of the tests."""
+    def by_torchrun(self, paused: Path, **settings: Any) -> BaseProcess:
+        """A process that trains by torchrun; the last rank pauses at its third batch, and a file says so."""
         self._progress.unlink(missing_ok=True)
-        arguments = config_of(self._kind, **settings), self._dataset_uri, self.output
-        return in_a_process(
-            _train_by_torchrun, worker, str(self._progress), arguments, self.checkpoints, self._autoencoder_uri
+        return forked_training(
+            "tests.training.pausing_worker",
+            {PROGRESS_FILE_VARIABLE: str(self._progress), PAUSED_FILE: str(paused)},
+            config_of(self._kind, log_interval=1, **settings),
+            self._dataset_uri,
+            self.output,
+            seed=0,
+            checkpoint_root=self.checkpoints,
+            autoencoder_uri=self._autoencoder_uri,
         )
 
     @property
@@ -280,6 +299,37 @@ def test_ranks_that_are_asked_to_stop_or_lose_one_go_on_bit_for_bit(
     assert training.first_step == 7
 
 
+def test_whoever_is_killed_no_process_is_left_and_the_training_goes_on(
+    new_training: Callable[[str, str], Training],
+    undisturbed: Callable[..., Artifact[ModelFacts]],
+    tmp_path: Path,
+) -> None:
+    """torchrun's own ranks; while one waits for the other one, their parent, torchrun and a rank are killed in turn."""
+    training, two = new_training("autoencoder", "local"), {"processes": 2, "zero_stage": 1}
+    for number, (victim, exit_code) in enumerate((("parent", -9), ("torchrun", 1), ("rank", 1), ("Ctrl-C", 75))):
+        paused = tmp_path / f"paused-{victim}"
+        parent = training.by_torchrun(paused, **two)
+        deadline = time.monotonic() + 120  # a hang must not take the test suite with it
+        while not paused.exists() and parent.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert paused.exists()
+        (torchrun,) = psutil.Process(parent.pid).children()
+        ranks = torchrun.children()
+        assert len(ranks) == 2
+        victims = {"parent": psutil.Process(parent.pid), "torchrun": torchrun, "rank": ranks[0]}
+        if victim == "Ctrl-C":
+            os.kill(parent.pid, signal.SIGINT)
+        else:
+            victims[victim].kill()
+        parent.join(timeout=60)
+        _, left = psutil.wait_procs([torchrun, *ranks], timeout=15)  # it takes a moment, though not a second
+        assert (victim, parent.exitcode, left) == (victim, exit_code, [])
+        saved = storage.exists(f"{training.checkpoint(2 * number + 2)}/manifest.json")
+        assert saved
+    check_same(training.start(**two), undisturbed("autoencoder", **two), training)
+    assert training.first_step == 10
+
+
 @dataclass(frozen=True)
 class Disk:
     """A fault of a disk.
@@ -345,7 +395,9 @@ def test_a_storage_that_fails_at_a_save_stops_nothing_and_one_that_fails_at_a_lo
         "the checkpoint of step 4 could not be saved"
     ]
     trouble.failing = "/step-00000006/"
-    with pytest.raises(CalmError, match=r"step-00000006/\S+: the storage failed .+ run the same command again") as caught:
+    with pytest.raises(
+        CalmError, match=r"step-00000006/\S+: the storage failed .+ run the same command again"
+    ) as caught:
         training.start()
     assert caught.value.can_pass
     assert training.first_step == 0
