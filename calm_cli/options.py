@@ -82,6 +82,7 @@ _OPTION_OF = {
     "checkpoint_root": "--checkpoints",
     "overwrite=True": "--overwrite",
     "shard_rows": "--rows",
+    "resume=True": "--resume",
 }
 """The options of what the library's messages call by the names of settings and arguments."""
 

@@ -16,9 +16,9 @@ _SCHEDULES_OF = {
 _EXECUTION = "execution"
 T = TypeVar("T")
 Execution = Annotated[T, _EXECUTION]
-"""Of a setting that says how a training is carried out, and leaves its result as it is but for rounding: an unfinished
-training goes on when it is changed. One without this mark is part of what is trained: where it differs, another
-training begins anew."""
+"""Of a setting that says how a training is carried out, and changes nothing but rounding in what comes out: when it is
+changed, an unfinished training goes on. A setting without this mark is part of what is trained: when it is changed,
+another training begins."""
 
 
 class TrainingConfig(Section):

@@ -500,6 +500,12 @@ class CheckpointFacts(Facts, kind="checkpoint"):
     ranks: Annotated[Count, ORIGIN] = 1
     seconds: Seconds = 0.0
 
+    @model_validator(mode="after")
+    def _steps_add_up(self) -> Self:
+        if self.optimizer_steps > self.step:
+            raise ValueError(f"{self.optimizer_steps} steps of the optimiser, more than {self.step} in all")
+        return self
+
 
 class Score(Record):
     """A number with its confidence interval, which is unknown where there was one sequence to resample."""

@@ -34,6 +34,9 @@ class MetricSink(Protocol):
 
     def log(self, point: Point) -> None: ...
 
+    def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Take over, before the first point, what a training that goes on has logged: the records of its `Curves`."""
+
 
 class ProgressSink:
     """Tells whoever watches the stage.
@@ -44,6 +47,9 @@ class ProgressSink:
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
+
+    def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: what is past was told."""
 
     def log(self, point: Point) -> None:
         report(
@@ -63,11 +69,7 @@ class MlflowSink:
         self._run = run
 
     def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Log the curves of a checkpoint that training goes on from: the run is a new one, and gets all of them.
-
-        Args:
-            records: Those of `Curves`.
-        """
+        """Log all of it: the run is a new one."""
         self._run.log_points((record["step"], {k: v for k, v in record.items() if k != "step"}) for record in records)
 
     def log(self, point: Point) -> None:
@@ -79,6 +81,9 @@ class Curves:
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
+
+    def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.records = [dict(record) for record in records]
 
     def log(self, point: Point) -> None:
         self.records.append({"step": point.step, **point.metrics})
@@ -105,3 +110,7 @@ class Sinks:
     def log(self, point: Point) -> None:
         for sink in self._sinks:
             sink.log(point)
+
+    def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
+        for sink in self._sinks:
+            sink.begin_with(records)

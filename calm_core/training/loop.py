@@ -4,7 +4,6 @@ Randomness is a function of (seed, step, sequence), so a resumed run continues b
 computes the same global batches with the same noise.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -18,14 +17,14 @@ from torch import Tensor
 
 from calm_core.config import TrainingConfig
 from calm_core.data.reading.loader import Batch, Loader
-from calm_core.data.reading.sources import shown_sources
 from calm_core.errors import CalmError, Interrupted, StorageError
 from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.store import storage
 from calm_core.store.facts import CheckpointFacts, GuardState
 from calm_core.telemetry.sinks import Curves, Point, Sinks
+from calm_core.training.bad_rows import BadRows
 from calm_core.training.checkpoint import Checkpointer
-from calm_core.training.distributed import all_reduce_sum
+from calm_core.training.distributed import all_reduce_sum, gathered
 from calm_core.training.engine import Engine
 from calm_core.training.guards import Guards, Verdict
 from calm_core.training.meter import SpeedMeter
@@ -35,8 +34,7 @@ from calm_core.training.tasks.base import Task
 from calm_core.training.validation import Validator
 from calm_core.training.watchdog import Watchdog
 
-BAD_BATCHES_NAME = "bad-batches.jsonl"
-_LONGEST_ROWS = 300  # characters
+BAD_ROWS_NAME = "bad-rows.jsonl"
 
 
 def headline_text(name: str, value: float) -> str:
@@ -61,7 +59,7 @@ class Trainer:
         seed: Of all noise.
         stage: Name that an error tells.
         watchdog: Is told of each step.
-        folder: URI of the folder where is noted which batches have stopped it.
+        folder: URI of the folder where is noted which sequences have stopped it.
         tell: Shows one line to whoever watches; of ranks that report nothing, it shows nothing.
         step: Optimiser steps done.
     """
@@ -83,6 +81,7 @@ class Trainer:
     meter: SpeedMeter = field(init=False)
     guards: Guards = field(init=False)
     _told: dict[Verdict, int] = field(default_factory=dict)  # the step from which on the next one is told
+    _suspects: list[int] = field(default_factory=list)  # positions whose loss was not finite at the last, bad steps
     stop: StopRequest = field(default_factory=StopRequest)
 
     def fit(self) -> None:
@@ -122,8 +121,10 @@ class Trainer:
             facts, curves = found
             self.step = facts.step
             self.curves.load(curves)
+            self.sinks.begin_with(self.curves.records)
             self.loader.load_state_dict({"position": facts.position})
             self.guards.load_state_dict(facts.guards.model_dump())
+            self.tell(f"continues from step {self.step:,} of {self.config.steps:,}")
         elif self.config.rewinds:  # so that there is one to go back to from the first step on
             self._save(is_regular=True)
 
@@ -139,6 +140,7 @@ class Trainer:
         self.curves.load(curves)
         self.guards.rewind(facts.guards.model_dump())
         self._told.clear()
+        self._suspects.clear()
         self._start_meter()
         self.watchdog.alive()
         self.tell(
@@ -152,6 +154,8 @@ class Trainer:
         verdict = self.guards.check_step(
             self.step, metrics, metrics.get(self.task.objective), self.engine.gradient_norm
         )
+        if verdict is not Verdict.BAD:
+            self._suspects.clear()
         if verdict is Verdict.OK or self.step < self._told.get(verdict, 0):
             return
         self._told[verdict] = self.step + self.config.log_interval
@@ -161,24 +165,18 @@ class Trainer:
         self.tell(f"step {self.step:,}: {what} ({self.guards.summary()} so far)")
 
     def _failure(self) -> CalmError:
-        """What to say where training cannot go on. Which batches it was is noted in a file as well."""
+        """What to say where training cannot go on; which sequences it was is written to a file as well."""
         self.checkpointer.finish()
-        row = self.guards.bad_in_row
-        batches = self.loader.sources(row)
-        note = storage.join(self.folder, BAD_BATCHES_NAME)
+        read = self.loader.positions(self.guards.bad_in_row)
+        rows = BadRows(self.step, self.config.global_batch_size, read, self._suspects, self.loader.source_of)
+        note = storage.join(self.folder, BAD_ROWS_NAME)
         if dist.get_rank() == 0:
-            first = self.step - row + 1
-            lines = [json.dumps({"step": first + i, **s._asdict()}) for i, batch in enumerate(batches) for s in batch]
             with suppress(StorageError):
-                storage.write(note, "".join(f"{line}\n" for line in lines).encode())
-        (uri, rows), *others = shown_sources(source for batch in batches for source in batch)
-        if len(rows) > _LONGEST_ROWS:
-            rows, others = rows[:_LONGEST_ROWS].rpartition(",")[0], [*others, (uri, rows)]
-        steps = f"step {self.step:,}" if row == 1 else f"steps {self.step - row + 1:,} to {self.step:,}"
+                storage.write(note, rows.to_bytes())
+        dist.barrier()  # the first rank that ends takes the others with it
         return CalmError(
-            f"{self.stage}: {self.guards.reason} at {steps}; the last good checkpoint stands. Look at what was read "
-            f"(calm inspect {uri} --rows {rows}{f'; more in {note}' if others else ''}), and leave it out, or lower "
-            "learning_rate"
+            f"{self.stage}: {self.guards.reason} at {rows.steps}; {self.checkpointer.standing}. Look at what was read "
+            f"({rows.command()}; all of it is in {note}) and leave it out, lower learning_rate, or allow rewinds"
         )
 
     @property
@@ -190,28 +188,34 @@ class Trainer:
         device: torch.device = self.engine.device
         batch = self.loader.next_batch()
         # Summed with the counts: all ranks must decide alike, and one message is enough.
-        flags = torch.tensor([self.stop.asked, self.checkpointer.is_written], dtype=torch.float64, device=device)
+        flags = torch.tensor([self.stop.asked, self.checkpointer.is_done], dtype=torch.float64, device=device)
         totals = all_reduce_sum(torch.cat([self.task.counts(batch.tokens.to(device)), flags]), device)
-        anything, counts, (stops, written) = totals[:-2].any(), totals[:-2].clamp_min(1), totals[-2:].tolist()
-        if written == dist.get_world_size():
+        anything, counts, (stops, done) = totals[:-2].any(), totals[:-2].clamp_min(1), totals[-2:].tolist()
+        if done == dist.get_world_size():
             self.checkpointer.settle()
         sums: dict[str, Tensor] = {}
+        losses: list[tuple[Batch, Tensor]] = []
         for part in _micro_batches(batch, self.config.micro_batch_size):
             noise = SequenceNoise([derive_seed(self.seed, "train", self.step, p) for p in part.positions], device)
             loss = self.task.loss(self.engine, part.tokens.to(device), noise, counts)
             self.engine.backward(loss.value)
             self.engine.step()
+            losses.append((part, loss.value.detach()))
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
         names = sorted(sums)
         values = all_reduce_sum(torch.stack([sums[name] for name in names]).double(), device)
         metrics = dict(zip(names, values.tolist(), strict=True))
+        if not all(map(math.isfinite, metrics.values())):
+            own = [position for part, loss in losses if not loss.isfinite() for position in part.positions]
+            self._suspects += [position for found in gathered(own) for position in found]
         return (metrics if anything else {}), stops > 0
 
     def _validate_and_log(self, metrics: dict[str, float]) -> None:
         validating = self.step % self.config.validation_interval == 0 or self._finished
         if validating:
-            measured = {f"validation_{name}": value for name, value in self.validator.metrics().items()}
+            measured = self.validator.metrics(self.watchdog.alive)
+            measured = {f"validation_{name}": value for name, value in measured.items()}
             self.guards.check_validation(measured)
             metrics |= measured
         if validating or self.step % self.config.log_interval == 0:
@@ -239,24 +243,21 @@ class Trainer:
         return f"{self.headline()} ({trouble})" if trouble else self.headline()
 
     def _save_if_due(self, stopping: bool) -> None:
-        """Save at each interval, unless one is being written still, and where training ends."""
-        if self.guards.bad_in_row:
-            if stopping:
-                self.checkpointer.finish()
-                raise Interrupted(
-                    f"stopped after step {self.step} of {self.config.steps}, where {self.guards.reason}; run again to "
-                    "continue from the last checkpoint, if there is one"
-                )
-            return
-        regular = self.step % self.config.checkpoint_interval == 0
-        # What is gone back to must not depend on how quickly it was written.
-        if (regular and (self.config.rewinds or not self.checkpointer.is_busy)) or stopping or self._finished:
-            self._save(regular)
+        """Save at each interval, unless one is being saved still, and where training ends; a bad step is not saved."""
+        if not self.guards.bad_in_row:
+            regular = self.step % self.config.checkpoint_interval == 0
+            # What is gone back to must not depend on how quickly it was written.
+            if stopping or self._finished or (regular and (self.config.rewinds or not self.checkpointer.is_busy)):
+                self._save(regular)
+            elif regular:
+                self.checkpointer.leave_out(self.step)
         if stopping and not self._finished:
-            lost = self.checkpointer.finish()
-            there = f"the last checkpoint, since this one could not be saved ({lost})" if lost else "there"
+            self.watchdog.stop()  # what is written is written in the time that it takes
+            self.checkpointer.finish()
+            begun = "begin anew" if self.checkpointer.latest is None else "continue from there"
             raise Interrupted(
-                f"stopped after step {self.step} of {self.config.steps}; run again to continue from {there}"
+                f"stopped after step {self.step} of {self.config.steps}; {self.checkpointer.standing}; run again to "
+                f"{begun}"
             )
 
     def _save(self, is_regular: bool) -> None:
