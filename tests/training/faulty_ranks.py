@@ -49,7 +49,7 @@ class ForkedLauncher:
         for rank in range(ranks):
             environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             faults = self._faults if rank == ranks - 1 else {}
-            running.append(_CONTEXT.Process(target=_run_rank, args=(spec_uri, environment, faults)))
+            running.append(_CONTEXT.Process(target=_run_rank, args=(spec_uri, environment, faults), daemon=True))
             running[-1].start()
         code = 0
         while running and not code:
@@ -105,7 +105,8 @@ def forked_training(worker: str, environment: Mapping[str, str], *arguments: Any
         environment: More of it.
         arguments, settings: Of `train`.
     """
-    process = _CONTEXT.Process(target=_train, args=(worker, os.environ | environment, arguments, settings))
+    arguments = worker, os.environ | environment, arguments, settings
+    process = _CONTEXT.Process(target=_train, args=arguments, daemon=True)
     process.start()
     return process
 

@@ -4,6 +4,7 @@ Which processes are killed at random moments, and what that leaves, is seen by `
 """
 
 import json
+import os
 import re
 import signal
 import time
@@ -14,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from calm_core.config import TransformerConfig
