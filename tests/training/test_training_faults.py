@@ -306,7 +306,7 @@ def test_whoever_is_killed_no_process_is_left_and_the_training_goes_on(
     undisturbed: Callable[..., Artifact[ModelFacts]],
     tmp_path: Path,
 ) -> None:
-    """torchrun's own ranks; while one waits for the other one, their parent and torchrun are killed, or Ctrl-C comes."""
+    """torchrun's own ranks; while one waits for the other one, their parent or torchrun is killed, or Ctrl-C comes."""
     training, two = new_training("autoencoder", "local"), {"processes": 2, "zero_stage": 1}
     for number, (victim, exit_code) in enumerate((("parent", -9), ("torchrun", 1), ("Ctrl-C", 75))):
         paused = tmp_path / f"paused-{victim}"
