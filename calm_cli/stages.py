@@ -140,6 +140,9 @@ def train(
     ] = "",
     head: Annotated[HeadKind | None, typer.Option(help="CALM's generative head. [default: the profile's]")] = None,
     checkpoints: CheckpointsOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from a checkpoint; where there is none, say why and train nothing.")
+    ] = False,
     profile_steps: Annotated[
         str | None,
         typer.Option(
@@ -155,7 +158,9 @@ def train(
 ) -> None:
     """Train one model: the autoencoder, CALM on a trained autoencoder, or the token-level Transformer baseline.
 
-    Stopped by Ctrl-C or SIGTERM, it saves a checkpoint and exits with 75; the same command goes on from there.
+    Stopped by Ctrl-C or SIGTERM, it saves a checkpoint and exits with 75; the same command goes on from there. So does
+    one with other settings of how it is carried out (processes, intervals, ...); settings that change the result begin
+    anew.
 
     Examples:
 
@@ -197,7 +202,13 @@ def train(
         Screen(stderr=True).print(told, soft_wrap=True)
         return
     model = stage.train(
-        getattr(config, kind), dataset, output, overwrite=overwrite, launcher=TorchrunLauncher(nodes), **shared
+        getattr(config, kind),
+        dataset,
+        output,
+        overwrite=overwrite,
+        resume=resume,
+        launcher=TorchrunLauncher(nodes),
+        **shared,
     )
     if kind == "autoencoder":
         next_ = f"calm train calm --dataset {quote(dataset)} --autoencoder {quote(output)} --output CALM"

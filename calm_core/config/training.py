@@ -19,9 +19,9 @@ _SCHEDULES_OF = {
 _EXECUTION = "execution"
 T = TypeVar("T")
 Execution = Annotated[T, _EXECUTION]
-"""Of a setting that says how a training is carried out, and leaves its result as it is but for rounding: an unfinished
-training goes on when it is changed. One without this mark is part of what is trained: where it differs, another
-training begins anew."""
+"""Of a setting that says how a training is carried out, and changes nothing but rounding in what comes out: when it is
+changed, an unfinished training goes on. A setting without this mark is part of what is trained: when it is changed,
+another training begins."""
 
 
 class TrainingConfig(Section):
@@ -66,6 +66,12 @@ class TrainingConfig(Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field((0.9, 0.95))
     weight_decay: float = Field(0.1, ge=0, le=100)
     gradient_clipping: float = Field(1.0, ge=1e-12, le=1e12, description="largest gradient norm")
+    bad_steps_limit: Execution[int] = Field(
+        5, ge=1, le=1000, description="steps in a row whose loss or gradient is not finite that end the training"
+    )
+    rewinds: int = Field(
+        0, ge=0, le=1000, description="how often it goes back to a checkpoint instead, and on behind the bad batches"
+    )
     ema_decay: Fraction = Field(
         0.0,
         description="d of the weights' moving average, min(d, (1 + t) / (10 + t)) at step t, e.g. 0.999; validation "
@@ -128,10 +134,10 @@ class TrainingConfig(Section):
                 )
         return self
 
-    @classmethod
-    def execution_settings(cls) -> set[str]:
-        """Names of the settings that say how it is carried out."""
-        return {name for name, field in cls.model_fields.items() if _EXECUTION in field.metadata}
+    def execution_settings(self) -> set[str]:
+        """Names of the settings that say how it is carried out; with rewinds, those that say when one is due do not."""
+        names = {name for name, field in type(self).model_fields.items() if _EXECUTION in field.metadata}
+        return names - ({"bad_steps_limit", "checkpoint_interval", "validation_interval"} if self.rewinds else set())
 
     @model_validator(mode="after")
     def _profiled_steps_are_trained(self) -> Self:

@@ -38,6 +38,9 @@ class MetricSink(Protocol):
 
     def log(self, point: Point) -> None: ...
 
+    def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Take over, before the first point, what a training that goes on has logged: the records of its `Curves`."""
+
 
 class ProgressSink:
     """Tells whoever watches the stage.
@@ -49,6 +52,9 @@ class ProgressSink:
 
     def __init__(self, stage: str, loss: str) -> None:
         self._stage, self._loss = stage, loss
+
+    def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: what is past was told."""
 
     def log(self, point: Point) -> None:
         report(
@@ -84,11 +90,7 @@ class MlflowSink:
         self._run = run
 
     def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Log the curves of a checkpoint that training goes on from: the run is a new one, and gets all of them.
-
-        Args:
-            records: Those of `Curves`.
-        """
+        """Log all of it: the run is a new one."""
         self._run.log_points((record["step"], {k: v for k, v in record.items() if k != "step"}) for record in records)
 
     def log(self, point: Point) -> None:
@@ -105,6 +107,9 @@ class JsonlSink:
     def __init__(self, path: str) -> None:
         self._path = path
 
+    def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: an earlier start has appended it."""
+
     def log(self, point: Point) -> None:
         line = json.dumps({"time": time.time(), "step": point.step, **point.metrics, **point.speed})
         with suppress(OSError), open(self._path, "a", encoding="utf-8") as file:  # a full disk ends no training
@@ -116,6 +121,9 @@ class Curves:
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
+
+    def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.records = [dict(record) for record in records]
 
     def log(self, point: Point) -> None:
         self.records.append({"step": point.step, **point.metrics})
@@ -142,3 +150,7 @@ class Sinks:
     def log(self, point: Point) -> None:
         for sink in self._sinks:
             sink.log(point)
+
+    def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
+        for sink in self._sinks:
+            sink.begin_with(records)
