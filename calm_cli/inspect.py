@@ -1,6 +1,6 @@
 """What is in an artifact: `calm inspect`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -32,6 +32,10 @@ def inspect(
         int, typer.Option(min=0, max=1000, help="Sequences of a dataset or mixture that are shown.")
     ] = 3,
     split: Annotated[str, typer.Option(help="Their split: train or validation.")] = "train",
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SHARD:ROWS", help="Show these rows of a dataset's shard alone; repeatable."),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Show what is in a dataset, a mixture, a model, or any other artifact.
@@ -43,10 +47,23 @@ def inspect(
       calm inspect out/calm
 
       calm data inspect out/mixture --split validation
+
+      calm inspect out/dataset --rows train/part-00000-00000.parquet:0,2-3
     """
     if split not in SPLITS:
         raise ConfigError(f"--split: there is no split {split!r}; there are {', '.join(SPLITS)}")
-    artifact, console = Artifact.of_any_kind(uri), Screen(soft_wrap=True)
+    if rows and json_:
+        raise ConfigError("--rows shows text; leave out --json")
+    console = Screen(soft_wrap=True)
+    if rows:
+        from calm_core.data.reading.sources import sequences_at
+
+        for dataset, numbers in [sequences_at(uri, each) for each in rows]:
+            headings = {number: f"{source.shard} row {source.row:,}" for source, number in numbers.items()}
+            for text in _sequences(dataset, headings):
+                console.print(text)
+        return
+    artifact = Artifact.of_any_kind(uri)
     if json_:
         manifest = artifact.manifest
         more = {"config": manifest.config, "parents": manifest.parents, "origins": manifest.origins}
@@ -56,7 +73,7 @@ def inspect(
     if sequences and isinstance(artifact.facts, DatasetFacts | MixtureFacts):
         from calm_core.data.reading.dataset import open_dataset
 
-        texts = _sequences(open_dataset(uri, split), split, sequences)
+        texts = _some_sequences(open_dataset(uri, split), split, sequences)
     first = list(islice(texts, 1))  # read before anything is shown: what cannot be read costs one line
     if isinstance(artifact.facts, DatasetFacts):
         _show_dataset(cast(Artifact[DatasetFacts], artifact), console)
@@ -144,23 +161,31 @@ def _show_mixture(artifact: Artifact[MixtureFacts], console: Console) -> None:
 
 def _show_model(artifact: Artifact[ModelFacts], console: Console) -> None:
     """Print numbers, lineage and settings of a model."""
-    facts, told = artifact.facts, ("validation", "parameters", "trained_tokens")
+    facts = artifact.facts
+    told = {"validation", "parameters", "trained_tokens", *facts.went_wrong}
     others = {name: value for name, value in facts.part("results").items() if name not in told}
     show_pairs([*artifact_lines(artifact), *plain_lines(others), *_origin(artifact.manifest)], console)
     console.print("\nsettings")
     console.print_json(data=artifact.manifest.config)
 
 
-def _sequences(dataset: "Dataset", split: str, number: int) -> Iterator[Text]:
+def _some_sequences(dataset: "Dataset", split: str, number: int) -> Iterator[Text]:
     """A heading and a text for each of some sequences, from all over the split."""
     import numpy as np
 
     if not dataset.num_sequences:
         yield Text(f"\nthe {split} split is empty")
     places = np.linspace(0, dataset.num_sequences - 1, min(number, dataset.num_sequences)).astype(np.int64)
-    for place in places.tolist():  # one by one: somebody may ask for all there are
+    yield from _sequences(dataset, {place: f"{split} sequence {place:,}" for place in places.tolist()})
+
+
+def _sequences(dataset: "Dataset", headings: Mapping[int, str]) -> Iterator[Text]:
+    """Its heading and its text for each sequence, by its number in the split."""
+    import numpy as np
+
+    for place, heading in headings.items():  # one by one: somebody may ask for all there are
         [tokens] = dataset.rows(np.array([place])).tolist()
-        yield Text(f"\n{split} sequence {place:,}", "bold")
+        yield Text(f"\n{heading}", "bold")
         documents = [[]]  # type: list[list[int]]
         for token in tokens:
             if token == dataset.bos_id and dataset.packing == "contiguous":

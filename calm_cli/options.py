@@ -81,6 +81,8 @@ _OPTION_OF = {
     "tokenizer_folder": "--tokenizer",
     "checkpoint_root": "--checkpoints",
     "overwrite=True": "--overwrite",
+    "shard_rows": "--rows",
+    "resume=True": "--resume",
 }
 """The options of what the library's messages call by the names of settings and arguments."""
 

@@ -96,15 +96,20 @@ def artifact_lines(artifact: Artifact[Facts]) -> Iterator[tuple[str, str]]:
 
 
 def model_lines(facts: ModelFacts) -> Iterator[tuple[str, str]]:
-    """How large a model is, how good on held-out text, and how quickly it was trained."""
+    """How large a model is, how good on held-out text, what went wrong in training, and how quickly it was trained."""
     yield "parameters", f"{facts.parameters:,}"
     if facts.trained_tokens is not None:
         yield "trained tokens", f"{facts.trained_tokens:,}"
     for name, number in facts.validation.items():
         yield f"validation {name.replace('_', ' ')}", f"{number:.4f}"
+    yield from plain_lines(facts.went_wrong)
     if facts.tokens_per_second:
         yield "training time", clock(facts.seconds)
         yield "training tokens/s", f"{facts.tokens_per_second:,.0f}"
+    if facts.model_flops_utilisation is not None:
+        yield "FLOPs utilisation", f"{facts.model_flops_utilisation:.1%} of {facts.peak_tflops:,.6g} TFLOP/s a rank"
+    if facts.trace_uri:
+        yield "trace", facts.trace_uri
 
 
 def plain_lines(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -145,6 +145,8 @@ def models_side_by_side(finished: Finished) -> Iterator[list[str]]:
     accuracy = finished.evaluation_report.facts.autoencoder_accuracy
     yield ["token accuracy", *[""] * len(evaluations), "" if accuracy is None else f"{accuracy:.2%}"]
     yield ["parameters", *(f"{model.parameters:,}" for model in models)]
+    for name in dict.fromkeys(name for model in models for name in model.went_wrong):
+        yield [name.replace("_", " "), *(f"{model.went_wrong.get(name, 0):,}" for model in models)]
     yield ["training time", *(clock(model.seconds) for model in models)]
     yield ["training tokens/s", *(f"{model.tokens_per_second:,.0f}" for model in models)]
     rates = [facts.generation_tokens_per_second for facts in evaluations.values()]

@@ -21,12 +21,14 @@ class Trouble:
 
     Attributes:
         errors: How many of the next requests are answered with an error.
+        failing: Requests for paths that hold this are answered with an error; empty for none.
         delay: Seconds that every request waits.
         requests: How many came in all.
     """
 
     def __init__(self) -> None:
         self.errors = 0
+        self.failing = ""
         self.delay = 0.0
         self.requests = 0
 
@@ -47,8 +49,9 @@ def troubled(endpoint: str) -> Iterator[tuple[str, Trouble]]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             trouble.requests += 1
             time.sleep(trouble.delay)
-            if trouble.errors > 0:
-                trouble.errors -= 1
+            is_failing = bool(trouble.failing) and trouble.failing in self.path
+            if trouble.errors > 0 or is_failing:
+                trouble.errors -= not is_failing
                 self.answer(503, [], b"<Error><Code>SlowDown</Code><Message>later</Message></Error>")
                 return
             upstream = http.client.HTTPConnection(host, timeout=60)

@@ -5,7 +5,8 @@ forward pass (matrix products, and attention over the whole context, not halved 
 meta device. A backward pass takes twice that. It is the accounting of the CALM paper (arXiv 2510.27688).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from calm_core.config import BackboneConfig, Config, TrainingConfig
+from calm_core.config import AutoencoderConfig, BackboneConfig, CalmConfig, Config, TrainingConfig, TransformerConfig
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.backbone import Backbone
@@ -75,15 +76,52 @@ def parameters_by_kind(config: Config, vocab_size: int) -> dict[str, int]:
     return {"autoencoder": autoencoder, "calm": calm, "transformer": transformer}
 
 
+def training_flops_per_token(
+    config: TrainingConfig, autoencoder: AutoencoderConfig | None, vocab_size: int, sequence_length: int
+) -> float:
+    """Operations of training on one token, forward and backward: what `estimate` says of this model.
+
+    Args:
+        config: Of a model of any kind.
+        autoencoder: Of the one that a CALM model is trained on; None for the other kinds.
+        vocab_size: Of the tokenizer.
+        sequence_length: In tokens.
+    """
+    match config:
+        case AutoencoderConfig():
+            with _without_storage():
+                trained = make_autoencoder(config.model, vocab_size)
+            return 3 * _autoencoder_forward(trained)
+        case CalmConfig():
+            assert autoencoder is not None
+            shape = autoencoder.model
+            with _without_storage():
+                frozen = make_autoencoder(shape, vocab_size)
+                calm = Calm(config.model, vocab_size, shape.chunk_size, shape.latent_size)
+            return _calm_training(calm, frozen, sequence_length // shape.chunk_size)
+        case TransformerConfig():
+            with _without_storage():
+                transformer = Transformer(config.model, vocab_size)
+            return 3 * _transformer_forward(transformer, sequence_length)
+    raise TypeError(f"{type(config).__name__} is of no model")
+
+
 def _models(config: Config, vocab_size: int) -> tuple[Autoencoder, Calm, Transformer]:
     """All models, without storage."""
     shape = config.autoencoder.model
-    with torch.device("meta"), _WithoutInitialWeights():
+    with _without_storage():
         return (
             make_autoencoder(shape, vocab_size),
             Calm(config.calm.model, vocab_size, shape.chunk_size, shape.latent_size),
             Transformer(config.transformer.model, vocab_size),
         )
+
+
+@contextmanager
+def _without_storage() -> Iterator[None]:
+    """In this block, modules are made on the meta device."""
+    with torch.device("meta"), _WithoutInitialWeights():
+        yield
 
 
 class _WithoutInitialWeights(TorchFunctionMode):
@@ -137,9 +175,40 @@ def _decoder_flops(autoencoder: Autoencoder) -> int:
     return forward_flops(autoencoder.logits, (1, autoencoder.config.latent_size))
 
 
+def _autoencoder_forward(autoencoder: Autoencoder) -> float:
+    """Forward pass over one token."""
+    return (_encoder_flops(autoencoder) + _decoder_flops(autoencoder)) / autoencoder.config.chunk_size
+
+
+def _calm_training(calm: Calm, autoencoder: Autoencoder, positions: int) -> float:
+    """Training on one token of a sequence of so many chunks.
+
+    The head runs once for each of N draws, and the frozen encoder forward only; the decoder runs in inference only.
+    """
+    head = calm.config.head.model_samples * forward_flops(calm.mlp_generator.training_pass, *_one_draw(calm))
+    return (3 * (_calm_backbone(calm, positions) + head) + _encoder_flops(autoencoder)) / calm.chunk_size
+
+
+def _calm_backbone(calm: Calm, positions: int) -> float:
+    """Forward pass over one chunk of a sequence of so many, without the head."""
+    embedded = forward_flops(calm.embed, (1, calm.chunk_size), dtype=torch.int64)
+    return _backbone_flops(calm.transformer, positions) + embedded
+
+
+def _one_draw(calm: Calm) -> tuple[tuple[int, ...], ...]:
+    """Shapes of what the head takes for one sample: hidden state and noise."""
+    return (1, calm.config.hidden_size), (1, 1, calm.mlp_generator.noise_size)
+
+
+def _transformer_forward(transformer: Transformer, positions: int) -> float:
+    """Forward pass over one token of a sequence of so many."""
+    head = forward_flops(transformer.lm_head, (1, transformer.config.hidden_size))
+    return _backbone_flops(transformer.transformer, positions) + head
+
+
 def _autoencoder(config: Config, autoencoder: Autoencoder, gpus: int) -> Cost:
     training, chunk = config.autoencoder, autoencoder.config.chunk_size
-    forward = (_encoder_flops(autoencoder) + _decoder_flops(autoencoder)) / chunk
+    forward = _autoencoder_forward(autoencoder)
     embedding = autoencoder.embedding
     parts = {"embedding (tied)": embedding.numel()}
     for name, child in autoencoder.named_children():
@@ -159,18 +228,12 @@ def _autoencoder(config: Config, autoencoder: Autoencoder, gpus: int) -> Cost:
 
 
 def _calm(config: Config, calm: Calm, autoencoder: Autoencoder, gpus: int) -> Cost:
-    """The head runs once for each of N draws in training, and once or more for a sample in use.
-
-    The frozen encoder runs forward once; the decoder runs in inference only.
-    """
     model, training, chunk, head = config.calm.model, config.calm, calm.chunk_size, calm.mlp_generator
     positions = config.data.sequence_length // chunk
-    draws, one_draw = model.head.model_samples, ((1, model.hidden_size), (1, 1, head.noise_size))
-    backbone = _backbone_flops(calm.transformer, positions)
-    backbone += forward_flops(calm.embed, (1, chunk), dtype=torch.int64)
-    trained, sampled = forward_flops(head.training_pass, *one_draw), forward_flops(head.sample, *one_draw)
+    one_draw = _one_draw(calm)
+    inference = _calm_backbone(calm, positions) + forward_flops(head.sample, *one_draw) + _decoder_flops(autoencoder)
     kept = _backbone_activations(model, training.activation_checkpointing)
-    kept += draws * saved_numbers(head, head.training_pass, *one_draw)
+    kept += model.head.model_samples * saved_numbers(head, head.training_pass, *one_draw)
     parts = {
         "embedding": parameters(calm.transformer.embed_tokens),
         "input projection": parameters(calm.embed_proj),
@@ -181,8 +244,8 @@ def _calm(config: Config, calm: Calm, autoencoder: Autoencoder, gpus: int) -> Co
     return Cost(
         parameters=parts,
         training_tokens=_training_tokens(config, training),
-        training_flops_per_token=(3 * (backbone + draws * trained) + _encoder_flops(autoencoder)) / chunk,
-        inference_flops_per_token=(backbone + sampled + _decoder_flops(autoencoder)) / chunk,
+        training_flops_per_token=_calm_training(calm, autoencoder, positions),
+        inference_flops_per_token=inference / chunk,
         state_bytes={stage: size + frozen for stage, size in state_bytes(sum(parts.values()), training, gpus).items()},
         activation_bytes=_bytes(training) * kept * training.micro_batch_size * positions,
     )
@@ -190,8 +253,7 @@ def _calm(config: Config, calm: Calm, autoencoder: Autoencoder, gpus: int) -> Co
 
 def _transformer(config: Config, transformer: Transformer, gpus: int) -> Cost:
     model, training, positions = config.transformer.model, config.transformer, config.data.sequence_length
-    forward = _backbone_flops(transformer.transformer, positions)
-    forward += forward_flops(transformer.lm_head, (1, model.hidden_size))
+    forward = _transformer_forward(transformer, positions)
     parts = {
         "embedding": parameters(transformer.transformer.embed_tokens),
         "backbone": parameters(transformer.transformer) - parameters(transformer.transformer.embed_tokens),

@@ -23,6 +23,7 @@ from calm_core.store.code_version import code_version
 from calm_core.store.facts import MANIFEST_NAME as MANIFEST_NAME
 from calm_core.store.facts import ORIGIN, TIMING, Count, Facts, FilePath, Sha256
 from calm_core.store.facts import UNFINISHED_NAME as UNFINISHED_NAME
+from calm_core.store.lock import is_lock
 from calm_core.store.mistaken import why_no_artifact, with_article
 
 _LARGEST_MANIFEST = 128 << 20  # bytes: some 600,000 files
@@ -285,7 +286,7 @@ class ArtifactWriter(Generic[FactsT]):
         """The artifact of this kind that lies there; None where there is nothing, or what is left of one."""
         if storage.exists(self.uri) and not storage.is_folder(self.uri):
             raise ArtifactError(f"{self.uri}: is no folder; name another output")
-        names = [name for name in storage.names_in(self.uri) if not storage.is_partial(name)]
+        names = [name for name in storage.names_in(self.uri) if not _passes(name)]
         unfinished = self._unfinished_kind() if UNFINISHED_NAME in names else None
         if MANIFEST_NAME not in names or storage.is_folder(storage.join(self.uri, MANIFEST_NAME)):
             if names and unfinished is None:
@@ -329,7 +330,7 @@ class ArtifactWriter(Generic[FactsT]):
         """Files that lie there, and are neither listed nor a writer's own."""
         folder = storage.absolute(self.uri).rstrip("/") + "/"
         paths = {uri.removeprefix(folder) for uri in storage.files_below(self.uri)} - {UNFINISHED_NAME, *listed}
-        return sorted(path for path in paths if not storage.is_partial(path.rpartition("/")[2]))
+        return sorted(path for path in paths if not _passes(path.rpartition("/")[2]))
 
     def write(self, path: str, data: bytes) -> None:
         """Write one file from memory."""
@@ -408,6 +409,11 @@ def publish(
             f"{uri}: its {len(manifest.files):,} files are more than a manifest may list; make fewer, larger ones"
         )
     storage.write(storage.child(uri, MANIFEST_NAME), data)
+
+
+def _passes(name: str) -> bool:
+    """Whether a file is of somebody at work, and no part of an artifact."""
+    return storage.is_partial(name) or is_lock(name)
 
 
 def is_artifact(uri: str) -> bool:

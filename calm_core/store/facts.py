@@ -34,6 +34,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
+Measured = Annotated[float | None, TIMING, Field(ge=0, allow_inf_nan=False)]  # None where it was not
 Split = Literal["train", "validation"]
 Packing = Literal["documents", "contiguous"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -353,25 +354,50 @@ class ModelFacts(Facts, Vocabulary):
         parameters: Numbers that were trained; 0 where earlier code has trained them with ZeRO stage 3.
         trained_tokens: None of a model that was trained elsewhere.
         validation: Metrics on held-out text after the last step.
+        bad_steps, skipped_steps, loss_spikes, rewinds: What went wrong in training (see `Guards`); None of a model
+            that earlier code has trained, or that was trained elsewhere.
+        tokens_per_second, loader_wait_seconds, checkpoint_wait_seconds, validation_seconds: Of the process that ended
+            training (see `SpeedMeter`).
+        memory_bytes: Of the rank that had most, at its worst moment.
+        model_flops_utilisation: Share of peak_tflops (1e12 FLOP/s of one rank) that its steps used, counted as
+            `calm estimate` does; unset where the peak is not known.
+        trace_uri: Of the steps that were profiled.
     """
 
-    schema_version: ClassVar[int] = 3
+    schema_version: ClassVar[int] = 4
     checksum_since: ClassVar[int] = 3
 
     packing: Packing = "documents"
     parameters: Count
     trained_tokens: Count | None = None
     validation: dict[str, Number] = {}
+    bad_steps: Count | None = None
+    skipped_steps: Count | None = None
+    loss_spikes: Count | None = None
+    rewinds: Count | None = None
     seconds: Seconds = 0.0
     tokens_per_second: Rate = 0.0
     loader_wait_seconds: Seconds = 0.0
+    checkpoint_wait_seconds: Seconds = 0.0
+    validation_seconds: Seconds = 0.0
+    memory_bytes: Measured = None
+    peak_tflops: Measured = None
+    model_flops_utilisation: Measured = None
+    trace_uri: Annotated[str | None, ORIGIN] = None
+
+    @property
+    def went_wrong(self) -> dict[str, int]:
+        """What went wrong in training, by name, and how often."""
+        counts = {name: getattr(self, name) for name in ("bad_steps", "skipped_steps", "loss_spikes", "rewinds")}
+        return {name: count for name, count in counts.items() if count}
 
     @classmethod
     def upgrade(
         cls, version: int, config: dict[str, Any], results: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Version 1 had metrics beside the numbers, two strings for display, no kinds of heads; 2 no checksum."""
-        if version == 2:
+        """Version 1 had metrics beside the numbers, two strings for display, no kinds of heads; 2 no checksum; 3 did
+        not say what went wrong."""
+        if version in (2, 3):
             return config, results
         if version != 1:
             raise ValueError
@@ -445,6 +471,27 @@ class OutcomeFacts(Facts, kind="training-outcome"):
     can_pass: bool = False
 
 
+class GuardState(Record):
+    """What the guards of a training know (see `Guards`).
+
+    Attributes:
+        bad_steps, skipped_steps, loss_spikes, rewinds: How many there have been.
+        spikes_in_row: How many of the last losses were spikes.
+        saved, followed: Steps of the newest checkpoints to go back to: one that nothing has followed yet, and one that
+            a good step has.
+        losses: The last ones.
+    """
+
+    bad_steps: Count = 0
+    skipped_steps: Count = 0
+    loss_spikes: Count = 0
+    rewinds: Count = 0
+    spikes_in_row: Count = 0
+    saved: Count | None = None
+    followed: Count | None = None
+    losses: Annotated[list[Number], Field(max_length=2**12)] = []
+
+
 class CheckpointFacts(Facts, kind="checkpoint"):
     """Where a training stands, beside the tensors of its state.
 
@@ -453,16 +500,24 @@ class CheckpointFacts(Facts, kind="checkpoint"):
         position: Sequences that the loader has given, over all ranks.
         optimizer_steps: Steps that the optimiser has taken; others were left out.
         validation: The latest value on held-out text of what is minimised; none before there is one.
+        guards: What went wrong so far.
         ranks: That wrote it; any other number can go on from it.
         seconds: Of training in all.
     """
 
-    step: Annotated[Count, Field(ge=1)]
+    step: Count
     position: Count
     optimizer_steps: Count
     validation: Number | None = None
+    guards: GuardState = GuardState()
     ranks: Annotated[Count, ORIGIN] = 1
     seconds: Seconds = 0.0
+
+    @model_validator(mode="after")
+    def _steps_add_up(self) -> Self:
+        if self.optimizer_steps > self.step:
+            raise ValueError(f"{self.optimizer_steps} steps of the optimiser, more than {self.step} in all")
+        return self
 
 
 class Score(Record):

@@ -17,6 +17,7 @@ import io
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -50,6 +51,9 @@ _FIRST_ANSWER_SECONDS = 4
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
 _LONGEST_PATH = 1024
 _LONGEST_NAME = 255  # bytes, on the usual file systems
+_NOT_NEW = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+_CLAIM_SECONDS = 1.0
+"""After which a claim is looked at again: a store that knows no conditions lets the last of several writers win."""
 _TRIAL_NAME, _TRIAL_BYTES = ".calm-trial", 4096
 
 
@@ -415,6 +419,19 @@ class _LocalFile(io.BufferedWriter):
     def commit(self) -> None:
         self._partial.replace(self._target)
 
+    def commit_as_new(self) -> bool:
+        """Take the name only if no file has it; whether it was free."""
+        try:
+            os.link(self._partial, self._target)
+        except FileExistsError:
+            return False
+        except OSError:  # a disk that knows no second names
+            with suppress(FileExistsError), open(self._target, "xb") as file:
+                file.write(self._partial.read_bytes())
+                return True
+            return False
+        return True
+
     def discard(self) -> None:
         with suppress(OSError):  # the disk is full
             self.close()
@@ -574,6 +591,13 @@ def names_in(uri: str) -> list[str]:
     return []
 
 
+def remove_empty_folder(uri: str) -> None:
+    """Delete a folder that holds nothing; on an object store there is none."""
+    if is_local(uri):
+        with suppress(OSError):  # it holds something, or is somebody else's
+            Path(filesystem_of(uri)[1]).rmdir()
+
+
 def remove(uris: list[str]) -> None:
     """Delete files that are there; a folder stays."""
     for uri in uris:
@@ -629,6 +653,43 @@ def copy(source_uri: str, target_uri: str) -> None:
     with create(target_uri) as target:
         for block in blocks(source_uri):
             target.write(block)
+
+
+def claim(uri: str, data: bytes) -> bool:
+    """Write a file that is not there yet, which of several writers only one can.
+
+    Args:
+        uri: The file.
+        data: What nobody else writes.
+
+    Returns:
+        Whether it is there now, and of this writer.
+
+    Raises:
+        StorageError: The storage failed, or is full.
+    """
+    filesystem, path = filesystem_of(uri)
+    with _writing(uri):
+        if isinstance(filesystem, LocalFileSystem):
+            return _claim_local(Path(path), data)
+        try:
+            filesystem.pipe_file(path, data, mode="create")
+        except OSError as error:  # some call it so, some tell the server's answer; a lost answer may have been a yes
+            refused = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "") in _NOT_NEW
+            if not refused and not isinstance(error, FileExistsError):
+                raise
+        time.sleep(_CLAIM_SECONDS)
+        return bytes(filesystem.cat_file(path)) == data
+
+
+def _claim_local(target: Path, data: bytes) -> bool:
+    file = _LocalFile(target)
+    try:
+        file.write(data)
+        file.close()
+        return file.commit_as_new()
+    finally:
+        file.discard()
 
 
 def _link(source: Path, target: Path) -> None:

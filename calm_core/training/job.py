@@ -5,6 +5,7 @@ Before the ranks, `check_inputs` reads manifests alone: kinds, digests, whether 
 ranks may run on other machines than whoever waits for them.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,10 @@ from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, fie
 from calm_core.config import AutoencoderConfig, CalmConfig, TrainingConfig, TransformerConfig
 from calm_core.data.reading.dataset import open_dataset, require_whole_chunks
 from calm_core.errors import ArtifactError, CalmError, ConfigError, first_line
-from calm_core.store import storage
-from calm_core.store.artifact import Artifact, ArtifactWriter, digest_of
+from calm_core.store import lock, storage
+from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter, digest_of
 from calm_core.store.facts import AutoencoderFacts, DatasetFacts, MixtureFacts, OutcomeFacts, Record, SpecFacts
+from calm_core.store.lock import FolderLock
 from calm_core.training.tasks.base import Inputs
 from calm_core.weights.load import settings_of
 
@@ -35,6 +37,8 @@ class TrainingSpec(Record):
         overwrite: Whether another artifact of its kind that lies there is replaced.
         seed: Of everything random.
         run_id: MLflow run that rank 0 logs to, empty for none.
+        lock: Token of the lock that whoever has started the ranks holds.
+        points_file: Local file that rank 0 appends the points of the curves to, empty for none.
         parents: Digests of the inputs.
     """
 
@@ -46,6 +50,8 @@ class TrainingSpec(Record):
     overwrite: bool = False
     seed: int
     run_id: str = ""
+    lock: str = ""
+    points_file: str = ""
     parents: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("config", mode="before")
@@ -62,6 +68,12 @@ class TrainingSpec(Record):
     def settings(self) -> dict[str, Any]:
         """What the trained artifact's manifest holds as its config."""
         return self.config.model_dump(mode="json") | {"seed": self.seed}
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """All that changes the result: neither how it is carried out, nor where the inputs lie."""
+        config = self.config.model_dump(mode="json", exclude=self.config.execution_settings()) | {"seed": self.seed}
+        return {"kind": self.kind, "config": config, "parents": self.parents}
 
 
 def check_inputs(spec: TrainingSpec) -> TrainingSpec:
@@ -107,15 +119,19 @@ class Job:
     """The place of a training: its spec, its checkpoints, its outcome.
 
     It is named by what is trained, so that a retried or resubmitted task finds its own work.
+
+    Attributes:
+        uri: Its folder.
+        lock: Token of the lock under which this process works for it; empty for none.
     """
 
     uri: str
+    lock: str = ""
 
     @classmethod
     def of(cls, spec: TrainingSpec, checkpoint_root: str) -> "Job":
         """The job of a checked spec, below the folder of all checkpoints."""
-        trained = {"kind": spec.kind, "config": spec.settings, "parents": spec.parents}
-        return cls(storage.join(checkpoint_root, f"{spec.kind}-{digest_of(trained)[:16]}"))
+        return cls(storage.join(checkpoint_root, f"{spec.kind}-{digest_of(spec.trained)[:16]}"))
 
     def check(self, output_uri: str) -> None:
         """Refuse a place for checkpoints that cannot be written, or where the output would lie, or that lies in it.
@@ -138,8 +154,8 @@ class Job:
 
     @property
     def spec_uri(self) -> str:
-        """Where the spec lies: what a launcher hands to the ranks."""
-        return storage.join(self.uri, "spec")
+        """Where the spec lies, the same for all names of the place: what a launcher hands to the ranks."""
+        return storage.join(storage.real(self.uri), "spec")
 
     @property
     def _outcome_uri(self) -> str:
@@ -164,11 +180,40 @@ class Job:
             spec = TrainingSpec.model_validate(settings)
         except (ValidationError, KeyError) as error:
             raise ArtifactError(f"{spec_uri}: is no spec of a training ({first_line(error)}); run again") from None
-        return cls(spec_uri.rpartition("/")[0]), spec
+        return cls(spec_uri.rpartition("/")[0], spec.lock), spec
+
+    def take(self, tell: Callable[[str], object]) -> FolderLock:
+        """The lock that keeps other trainings out of the folder.
+
+        Args:
+            tell: Gets a line before somebody on another machine is waited for.
+        """
+        advice = "wait for it, or stop it, then run the same command again"
+        return FolderLock(self.uri, advice, is_at_work=self._is_at_work, tell=tell)
+
+    def _is_at_work(self) -> bool:
+        """Whether ranks of this job, or what has started them, run on this machine."""
+        import psutil
+
+        told = (" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"]))
+        return any(self.spec_uri in line for line in told)
+
+    def require_lock(self) -> None:
+        """Refuse to write into the folder where another training has taken it over.
+
+        Raises:
+            LockLostError: One has: whoever has started this rank stood still for long.
+            StorageError: The storage failed, so this cannot be told.
+        """
+        if self.lock:
+            lock.require(self.uri, self.lock)
 
     def write_outcome(self, facts: OutcomeFacts) -> None:
-        """Say how the job ended. The first rank that says so is believed: what the others meet follows from it."""
-        if self.outcome() is None:
+        """Say how the job ended. The first rank that says so is believed: what the others meet follows from it.
+
+        Where another training has taken the job over, nothing is said: it is at work on an outcome of its own.
+        """
+        if (not self.lock or lock.is_held(self.uri, self.lock)) and self.outcome() is None:
             with ArtifactWriter(self._outcome_uri, OutcomeFacts, {}, {}, overwrite=True) as writer:
                 writer.facts = facts
 
@@ -178,6 +223,11 @@ class Job:
             return Artifact(self._outcome_uri, OutcomeFacts).facts
         return None
 
-    def remove(self) -> None:
-        """Remove all of it, once the trained artifact is complete."""
-        storage.remove_folder(self.uri)
+    def steps(self) -> list[int]:
+        """After which steps a checkpoint of this job lies there."""
+        names = [name for name in storage.names_in(self.uri) if name.startswith("step-")]
+        return [
+            int(name.removeprefix("step-"))
+            for name in names
+            if storage.exists(storage.join(self.uri, name, MANIFEST_NAME))
+        ]

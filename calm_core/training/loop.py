@@ -4,7 +4,9 @@ Randomness is a function of (seed, step, sequence), so a resumed run continues b
 computes the same global batches with the same noise.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -15,20 +17,25 @@ from torch import Tensor
 
 from calm_core.config import TrainingConfig
 from calm_core.data.reading.loader import Batch, Loader
-from calm_core.errors import Interrupted
+from calm_core.errors import CalmError, Interrupted, StorageError
 from calm_core.models.noise import SequenceNoise, derive_seed
-from calm_core.store.facts import CheckpointFacts
+from calm_core.store import storage
+from calm_core.store.facts import CheckpointFacts, GuardState
 from calm_core.telemetry.sinks import Curves, Point, Sinks
+from calm_core.training.bad_rows import BadRows
 from calm_core.training.checkpoint import Checkpointer
-from calm_core.training.distributed import all_reduce_sum
+from calm_core.training.distributed import all_reduce_sum, gathered, largest_of
 from calm_core.training.engine import Engine
-from calm_core.training.guards import require_finite, require_step
-from calm_core.training.meter import SpeedMeter
+from calm_core.training.guards import Guards, Verdict
+from calm_core.training.meter import Peak, SpeedMeter, most_memory
 from calm_core.training.optimizer import learning_rate_factor, learning_rates
+from calm_core.training.profiler import StepProfiler
 from calm_core.training.stopping import StopRequest
 from calm_core.training.tasks.base import Task
 from calm_core.training.validation import Validator
 from calm_core.training.watchdog import Watchdog
+
+BAD_ROWS_NAME = "bad-rows.jsonl"
 
 
 def headline_text(name: str, value: float) -> str:
@@ -53,6 +60,10 @@ class Trainer:
         seed: Of all noise.
         stage: Name that an error tells.
         watchdog: Is told of each step.
+        folder: URI of the folder where is noted which sequences have stopped it.
+        tell: Shows one line to whoever watches; of ranks that report nothing, it shows nothing.
+        profiler: Traces some of the steps.
+        peak: Of the hardware, None where it is not known.
         step: Optimiser steps done.
     """
 
@@ -66,9 +77,16 @@ class Trainer:
     config: TrainingConfig
     seed: int
     stage: str
+    folder: str
+    tell: Callable[[str], object]
+    profiler: StepProfiler
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
+    peak: Peak | None = None
     step: int = 0
     meter: SpeedMeter = field(init=False)
+    guards: Guards = field(init=False)
+    _told: dict[Verdict, int] = field(default_factory=dict)  # the step from which on the next one is told
+    _suspects: list[int] = field(default_factory=list)  # positions whose loss was not finite at the last, bad steps
     stop: StopRequest = field(default_factory=StopRequest)
 
     def fit(self) -> None:
@@ -76,29 +94,97 @@ class Trainer:
 
         Raises:
             Interrupted: SIGTERM came; a checkpoint of the step that was under way is saved.
-            CalmError: The loss is not finite.
+            CalmError: Too much was not finite; the last good checkpoint stands.
         """
+        self.guards = Guards(self.config)
         self._resume()
         self.watchdog.alive()
-        tokens = self.config.global_batch_size * self.loader.dataset.sequence_length
-        self.meter = SpeedMeter(self.step, self.config.steps, tokens)
-        with self.stop.listening():
+        self._start_meter()
+        with self.stop.listening(), self.profiler:
             while not self._finished:
+                self.profiler.begin_step(self.step)
                 self.engine.set_learning_rate(learning_rate_factor(self.config, self.step))
                 metrics, stopping = self._train_step()
                 self.step += 1
                 self.meter.update(self.step, self.loader.wait_seconds)
-                self._validate_and_log(metrics)
+                self._check(metrics)
+                if not self.guards.at_limit:
+                    self._validate_and_log(metrics)
                 self.watchdog.alive()
-                self._save_if_due(stopping)
+                if self.guards.wants_rewind and self._rewind():
+                    continue
+                if self.guards.at_limit:
+                    raise self._failure()
+                with self.meter.aside("checkpoint_wait_seconds"):
+                    self._save_if_due(stopping)
                 self.watchdog.alive()
+
+    def _start_meter(self) -> None:
+        tokens = self.config.global_batch_size * self.loader.dataset.sequence_length
+        self.meter = SpeedMeter(self.step, self.config.steps, tokens, self.peak)
 
     def _resume(self) -> None:
         if found := self.checkpointer.load_latest():
             facts, curves = found
             self.step = facts.step
             self.curves.load(curves)
+            self.sinks.begin_with(self.curves.records)
             self.loader.load_state_dict({"position": facts.position})
+            self.guards.load_state_dict(facts.guards.model_dump())
+            self.tell(f"continues from step {self.step:,} of {self.config.steps:,}")
+        elif self.config.rewinds:  # so that there is one to go back to from the first step on
+            self._save(is_regular=True)
+
+    def _rewind(self) -> bool:
+        """Go back to a checkpoint, and on behind the batches since; returns whether there is one."""
+        self.checkpointer.finish()
+        step, target = self.step, self.guards.rewind_step
+        if target is None or not (found := self.checkpointer.load_latest(until=target)):
+            return False
+        facts, curves = found
+        why = self.guards.reason if self.guards.at_limit else f"{self.guards.spikes_in_row} losses in a row are spikes"
+        self.step = facts.step
+        self.curves.load(curves)
+        self.guards.rewind(facts.guards.model_dump())
+        self._told.clear()
+        self._suspects.clear()
+        self._start_meter()
+        self.watchdog.alive()
+        self.tell(
+            f"back from step {step:,} to the checkpoint of step {self.step:,}, and on behind the batches since: {why} "
+            f"(rewind {self.guards.rewinds:,} of at most {self.config.rewinds:,})"
+        )
+        return True
+
+    def _check(self, metrics: dict[str, float]) -> None:
+        """Give a step to the guards, and tell what is wrong with it, once a log interval."""
+        verdict = self.guards.check_step(
+            self.step, metrics, metrics.get(self.task.objective), self.engine.gradient_norm
+        )
+        if verdict is not Verdict.BAD:
+            self._suspects.clear()
+        if verdict is Verdict.OK or self.step < self._told.get(verdict, 0):
+            return
+        self._told[verdict] = self.step + self.config.log_interval
+        what = (
+            self.guards.reason if verdict is Verdict.BAD else f"the loss jumped to {metrics[self.task.objective]:.4g}"
+        )
+        self.tell(f"step {self.step:,}: {what} ({self.guards.summary()} so far)")
+
+    def _failure(self) -> CalmError:
+        """What to say where training cannot go on; which sequences it was is written to a file as well."""
+        self.checkpointer.finish()
+        read = self.loader.positions(self.guards.bad_in_row)
+        rows = BadRows(self.step, self.config.global_batch_size, read, self._suspects, self.loader.source_of)
+        note = storage.join(self.folder, BAD_ROWS_NAME)
+        if dist.get_rank() == 0:
+            with suppress(StorageError):
+                storage.write(note, rows.to_bytes())
+        dist.barrier()  # the first rank that ends takes the others with it
+        return CalmError(
+            f"{self.stage}: {self.guards.reason} at {rows.steps}; {self.checkpointer.standing}. Look at what was read "
+            f"({rows.command()}; all of it is in {note}) and leave it out, lower learning_rate, or allow rewinds"
+        )
 
     @property
     def _finished(self) -> bool:
@@ -109,37 +195,56 @@ class Trainer:
         device: torch.device = self.engine.device
         batch = self.loader.next_batch()
         # Summed with the counts: all ranks must decide alike, and one message is enough.
-        flags = torch.tensor([self.stop.asked, self.checkpointer.is_written], dtype=torch.float64, device=device)
+        flags = torch.tensor([self.stop.asked, self.checkpointer.is_done], dtype=torch.float64, device=device)
         totals = all_reduce_sum(torch.cat([self.task.counts(batch.tokens.to(device)), flags]), device)
-        counts, (stops, written) = totals[:-2].clamp_min(1), totals[-2:].tolist()
-        if written == dist.get_world_size():
+        anything, counts, (stops, done) = totals[:-2].any(), totals[:-2].clamp_min(1), totals[-2:].tolist()
+        if done == dist.get_world_size():
             self.checkpointer.settle()
         sums: dict[str, Tensor] = {}
+        losses: list[tuple[Batch, Tensor]] = []
         for part in _micro_batches(batch, self.config.micro_batch_size):
             noise = SequenceNoise([derive_seed(self.seed, "train", self.step, p) for p in part.positions], device)
             loss = self.task.loss(self.engine, part.tokens.to(device), noise, counts)
             self.engine.backward(loss.value)
             self.engine.step()
+            losses.append((part, loss.value.detach()))
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
         names = sorted(sums)
         values = all_reduce_sum(torch.stack([sums[name] for name in names]).double(), device)
         metrics = dict(zip(names, values.tolist(), strict=True))
-        require_finite(self.stage, self.step + 1, metrics)
-        require_step(self.stage, self.step + 1, self.engine.gradient_norm)
-        return metrics, stops > 0
+        if not all(map(math.isfinite, metrics.values())):
+            own = [position for part, loss in losses if not loss.isfinite() for position in part.positions]
+            self._suspects += [position for found in gathered(own) for position in found]
+        return (metrics if anything else {}), stops > 0
 
     def _validate_and_log(self, metrics: dict[str, float]) -> None:
         validating = self.step % self.config.validation_interval == 0 or self._finished
         if validating:
-            metrics |= {f"validation_{name}": value for name, value in self.validator.metrics().items()}
-            require_finite(self.stage, self.step, metrics)
+            with self.meter.aside("validation_seconds"):
+                measured = self.validator.metrics(self.watchdog.alive)
+            measured = {f"validation_{name}": value for name, value in measured.items()}
+            self.guards.check_validation(measured)
+            metrics |= measured
         if validating or self.step % self.config.log_interval == 0:
             factor = learning_rate_factor(self.config, self.step - 1)
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
             metrics |= {name: rate * factor for name, rate in learning_rates(self.config).items()}
-            self.sinks.log(
-                Point(self.step, self.config.steps, metrics, self.meter.rates, self.meter.eta, self.headline(metrics))
-            )
+            metrics |= self.guards.counts
+            if math.isfinite(norm := self.engine.gradient_norm):
+                metrics["gradient_norm"] = norm
+            speed = self.meter.point(largest_of(self._own_figures(), self.engine.device))
+            with self.meter.aside("sinks_seconds"):
+                self.sinks.log(
+                    Point(self.step, self.config.steps, metrics, speed, self.meter.eta, self.headline(metrics))
+                )
+
+    def _own_figures(self) -> dict[str, float]:
+        return {
+            "loader_wait_seconds": self.meter.loader_wait_seconds,
+            "checkpoint_write_seconds": self.checkpointer.wrote,
+            "memory_bytes": most_memory(self.engine.device),
+        }
 
     def headline(self, metrics: Mapping[str, float] = MappingProxyType({})) -> str:
         """The latest validation number that matters, or the training loss before there is one.
@@ -151,24 +256,41 @@ class Trainer:
         values = ((name, metrics.get(name, self.curves.latest(name))) for name in names)
         return next((headline_text(name, value) for name, value in values if value is not None), "")
 
+    def result(self) -> str:
+        """What to say of a finished training: its headline, and what went wrong."""
+        trouble = self.guards.summary()
+        return f"{self.headline()} ({trouble})" if trouble else self.headline()
+
     def _save_if_due(self, stopping: bool) -> None:
-        """Save at each interval, unless one is being written still, and where training ends."""
-        ending = stopping or self._finished
-        if ending or (self.step % self.config.checkpoint_interval == 0 and not self.checkpointer.is_busy):
-            facts = CheckpointFacts(
-                step=self.step,
-                position=self.loader.state_dict()["position"],
-                optimizer_steps=self.engine.optimizer_steps,
-                validation=self.curves.latest(f"validation_{self.task.objective}"),
-                ranks=dist.get_world_size(),
-            )
-            self.checkpointer.save(facts, self.curves.to_bytes())
+        """Save at each interval, unless one is being saved still, and where training ends; a bad step is not saved."""
+        if not self.guards.bad_in_row:
+            regular = self.step % self.config.checkpoint_interval == 0
+            # What is gone back to must not depend on how quickly it was written.
+            if stopping or self._finished or (regular and (self.config.rewinds or not self.checkpointer.is_busy)):
+                self._save(regular)
+            elif regular:
+                self.checkpointer.leave_out(self.step)
         if stopping and not self._finished:
-            lost = self.checkpointer.finish()
-            there = f"the last checkpoint, since this one could not be saved ({lost})" if lost else "there"
+            self.watchdog.stop()  # what is written is written in the time that it takes
+            self.checkpointer.finish()
+            begun = "begin anew" if self.checkpointer.latest is None else "continue from there"
             raise Interrupted(
-                f"stopped after step {self.step} of {self.config.steps}; run again to continue from {there}"
+                f"stopped after step {self.step} of {self.config.steps}; {self.checkpointer.standing}; run again to "
+                f"{begun}"
             )
+
+    def _save(self, is_regular: bool) -> None:
+        if is_regular and self.config.rewinds:
+            self.guards.saved(self.step)
+        facts = CheckpointFacts(
+            step=self.step,
+            position=self.loader.state_dict()["position"],
+            optimizer_steps=self.engine.optimizer_steps,
+            validation=self.curves.latest(f"validation_{self.task.objective}"),
+            guards=GuardState(**self.guards.state_dict()),
+            ranks=dist.get_world_size(),
+        )
+        self.checkpointer.save(facts, self.curves.to_bytes())
 
 
 def _micro_batches(batch: Batch, size: int) -> Iterator[Batch]:

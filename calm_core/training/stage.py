@@ -1,6 +1,7 @@
 """The training stage, to be called from Python, the command line, or a Kubeflow component."""
 
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from calm_core.config import TrainingConfig
@@ -10,16 +11,22 @@ from calm_core.errors import (
     CalmError,
     ConfigError,
     Interrupted,
+    StorageError,
     first_line,
 )
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import ModelFacts
+from calm_core.store.lock import FolderLock
 from calm_core.telemetry.processes import SIGNALLED, killed_by
+from calm_core.telemetry.progress import report
 from calm_core.telemetry.stage import Stage
 from calm_core.training.job import Job, ModelConfig, TrainingSpec, check_inputs
 from calm_core.training.launcher import EXIT_NO_MEETING, Ending, Launcher, Nodes, TorchrunLauncher
 from calm_core.training.tasks.make import TASKS
+from calm_core.training.unfinished import how_it_begins
+
+_LOG, _POINTS = ".log", ".points.jsonl"
 
 
 def train(
@@ -31,10 +38,13 @@ def train(
     checkpoint_root: str,
     autoencoder_uri: str = "",
     overwrite: bool = False,
+    resume: bool = False,
     launcher: Launcher | None = None,
     log_folder: str = "",
 ) -> Artifact[ModelFacts]:
     """Train a model on a dataset; the type of the config says which.
+
+    An unfinished training of the same settings and inputs goes on from its checkpoint.
 
     Args:
         config: Settings of the model and its training.
@@ -44,13 +54,16 @@ def train(
         checkpoint_root: URL of the folder below which checkpoints are kept while training.
         autoencoder_uri: The trained autoencoder that a CALM model predicts the vectors of.
         overwrite: Whether another model of its kind that lies there is replaced (see `ArtifactWriter`).
+        resume: Whether to go on from a checkpoint, or not to train at all.
         launcher: How the ranks are started; unset, by torchrun on this machine.
-        log_folder: A local folder for a log of what the ranks print, named by what is trained; unset, standard error
-            alone has it.
+        log_folder: A local folder for a log of what the ranks print, named by what is trained, and beside it a file of
+            all points of the curves; unset, standard error alone has it.
 
     Raises:
+        ConfigError: `resume` is asked for, and there is nothing to go on from.
         Interrupted: The job was asked to stop; running it again continues from its checkpoint.
-        CalmError: An input is unusable, or a rank failed.
+        CalmError: An input is unusable, another training is at work on the same or writes to the same output, or a rank
+            failed.
     """
     launcher = launcher or TorchrunLauncher()
     spec = TrainingSpec(
@@ -62,19 +75,39 @@ def train(
         overwrite=overwrite,
         seed=seed,
     )
+
+    def tell(line: str) -> None:
+        report(spec.stage, note=line)
+
     with Stage(spec.stage, spec.settings) as stage:
         spec = check_inputs(spec)
         ArtifactWriter(output_uri, TASKS[config.kind].facts, spec.settings, spec.parents, overwrite=overwrite).check()
         job = Job.of(spec, checkpoint_root)
         job.check(output_uri)
         require_even_batches(spec.stage, spec.config, launcher.world_size(config.processes))
-        stage.begin()
-        job.write_spec(spec.model_copy(update={"run_id": stage.run.run_id}))
-        if log := _log_of(job, log_folder):
-            stage.report(note=f"log: {log}")
-        headline = _headline(spec, job, launcher.run(job.spec_uri, config.processes, log), log)
-        artifact = Artifact(output_uri, TASKS[config.kind].facts)
-        job.remove()
+        begins = how_it_begins(spec, job, checkpoint_root, resume)
+        with job.take(tell) as lock, FolderLock(output_uri, "name another output, or wait for it", tell=tell):
+            stage.begin()
+            if begins:
+                stage.report(note=begins)
+            log = _log_of(job, log_folder)
+            own = {
+                "run_id": stage.run.run_id,
+                "lock": lock.token,
+                "points_file": log.removesuffix(_LOG) + _POINTS if log else "",
+            }
+            job.write_spec(spec.model_copy(update=own))
+            if log:
+                stage.report(note=f"log: {log}")
+            ending = launcher.run(job.spec_uri, config.processes, log)
+            with suppress(StorageError):
+                lock.require()
+            headline = _headline(spec, job, ending, log)
+            artifact = Artifact(output_uri, TASKS[config.kind].facts)
+            try:
+                lock.remove_folder()
+            except StorageError as error:  # the model is there
+                tell(f"the checkpoints are left behind: {error}")
         stage.finish(artifact, headline)
     return artifact
 
@@ -132,7 +165,7 @@ def _log_of(job: Job, folder: str, suffix: str = "") -> str:
     """
     if not folder:
         return ""
-    path = Path(storage.filesystem_of(folder)[1], f"{job.name}{suffix}.log")
+    path = Path(storage.filesystem_of(folder)[1], f"{job.name}{suffix}{_LOG}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -162,8 +195,8 @@ def _headline(spec: TrainingSpec, job: Job, ending: Ending, log: str) -> str:
     again = f"run the same command again to continue from the last checkpoint{where}"
     if ending.exit_code == SIGNALLED + signal.SIGALRM:
         raise CalmError(
-            f"{stage}: a rank was stuck: no step for {spec.config.stuck_after_seconds:,} s; the stacks of all ranks "
-            f"are {'in the log' if log else 'on standard error'}; {again}",
+            f"{stage}: a rank was stuck: no step for {spec.config.stuck_after_seconds:,} s (stuck_after_seconds); the "
+            f"stacks of all ranks are {'in the log' if log else 'on standard error'}; {again}",
             can_pass=True,
         )
     if killed := killed_by(ending.exit_code, for_memory=ending.for_memory):

@@ -1,5 +1,6 @@
 """Metrics on held-out text while training."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,12 @@ class Validator:
         return Batch(torch.from_numpy(self._dataset.rows(indices)), indices.tolist())
 
     @torch.no_grad()
-    def metrics(self) -> dict[str, float]:
-        """The metrics by name, the same on every rank."""
+    def metrics(self, alive: Callable[[], object] = lambda: None) -> dict[str, float]:
+        """The metrics by name, the same on every rank.
+
+        Args:
+            alive: Called after each batch, so that whoever watches sees progress.
+        """
         device, rank, ranks = self._engine.device, dist.get_rank(), dist.get_world_size()
         counts = self._counts.to(device)
         sums: dict[str, Tensor] = {}
@@ -64,6 +69,7 @@ class Validator:
                 share = float(own < len(self._parts))  # what another rank counts is computed for company
                 for name, value in loss.metrics.items():
                     sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + share * value
+                alive()
         self._task.model.train()
         names = sorted(sums)
         return dict(zip(names, all_reduce_sum(torch.stack([sums[n] for n in names]), device).tolist(), strict=True))

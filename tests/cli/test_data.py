@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calm_core.data.reading.dataset import TokenDataset
+from calm_core.data.reading.dataset import Source, TokenDataset
+from calm_core.data.reading.sources import shown_sources
 from calm_core.data.stage import prepare_data
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.store.artifact import Artifact
@@ -93,6 +94,23 @@ def test_inspect_shows_some_sequences_of_a_split(dataset: Artifact, capsys: pyte
     assert re.findall(r"^(?:validation sequence )?(\d+)$", shown, re.M) == ["0", str(last - 1)]
     assert first.tokenizer.decode(first.rows(np.array([0]))[0].tolist()) in shown
     assert "end of document" in shown
+
+
+def test_inspect_shows_rows_of_a_shard(dataset: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a training names them that has stopped at them."""
+    train = TokenDataset(dataset.uri, "train")
+    shards = dataset.facts.splits["train"].shards
+    shard = max(shards, key=lambda one: one.rows)
+    first = sum(before.rows for before in shards[: shards.index(shard)])
+    rows = [0, shard.rows - 2, shard.rows - 1]
+    assert len({*rows, 1}) == 4
+    [(uri, told)] = shown_sources(Source(dataset.uri, shard.path, row) for row in reversed(rows))
+    assert told == f"{shard.path}:0,{shard.rows - 2}-{shard.rows - 1}"
+    assert call("inspect", uri, "--rows", told) == 0
+    shown = capsys.readouterr().out
+    assert re.findall(rf"^{shard.path} row (\d+)$", shown, re.M) == list(map(str, rows))
+    for tokens in train.rows(np.array(rows) + first).tolist():
+        assert train.tokenizer.decode(tokens[: [*tokens, train.eos_id].index(train.eos_id)]) in shown
 
 
 def test_inspect_names_the_splits_there_are(dataset: Artifact, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The loader: one global order, shared by any number of ranks, resumed anywhere."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -156,3 +157,21 @@ def test_a_loader_starts_where_it_is_told(train: TokenDataset) -> None:
     started = Loader(train, BATCH, seed=0, start=BATCH)
     assert torch.equal(started.next_batch().tokens, loader.next_batch().tokens)
     assert started.state_dict() == loader.state_dict() == {"position": 2 * BATCH}
+
+
+def test_the_sources_of_a_batch_are_the_rows_that_it_holds_on_all_ranks(train: TokenDataset) -> None:
+    """Read back by plain Arrow, over more than two epochs; nothing is read to say them."""
+    shards = {
+        shard.path: pq.read_table(f"{train.uri}/{shard.path}").column("tokens").to_pylist()
+        for shard in train.facts.splits["train"].shards
+    }
+    assert len(shards) > 1
+    loader, last_rank = Loader(train, BATCH, seed=3), Loader(train, BATCH, seed=3, rank=1, world_size=2)
+    for number in range(2 * train.num_sequences // BATCH + 2):
+        expected = loader.next_batch().tokens.tolist()
+        last_rank.next_batch()
+        assert last_rank.positions(1) == range(number * BATCH, (number + 1) * BATCH)
+        sources = [last_rank.source_of(position) for position in last_rank.positions(1)]
+        assert [shards[source.shard][source.row] for source in sources] == expected
+        assert {source.dataset for source in sources} == {train.uri}
+    assert last_rank.positions(3) == range((number - 2) * BATCH, (number + 1) * BATCH)

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from calm_core.config import TokenizerConfig, TransformerConfig
@@ -90,6 +91,16 @@ def test_resuming_at_another_world_size_goes_on_exactly(mixture: Dataset) -> Non
         [state, *others] = [rank.state_dict() for rank in ranks]
         assert all(other == state for other in others)
     assert rows == expected
+
+
+def test_the_sources_of_a_batch_name_dataset_shard_and_row(mixture: Dataset) -> None:
+    """Over the end of a block of the mixture, in epochs of its parts far from the first."""
+    loader = Loader(mixture, BATCH, seed=5, start=MIX_BLOCK - 5 * BATCH - 1)
+    expected = stream(loader, 8)
+    sources = [loader.source_of(position) for position in loader.positions(8)]
+    assert {source.dataset for source in sources} == {part.uri for part in mixture.parts}
+    tables = {source[:2]: pq.read_table(f"{source.dataset}/{source.shard}") for source in sources}
+    assert [tables[source[:2]].column("tokens")[source.row].as_py() for source in sources] == expected
 
 
 def test_the_stream_depends_on_the_seed_alone(mixture: Dataset) -> None:

@@ -9,7 +9,7 @@ from calm_core.config import Config, MlpAutoencoderConfig, parse_section, resolv
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.transformer import Transformer
-from calm_core.scaling.cost import Cost, estimate, state_bytes
+from calm_core.scaling.cost import Cost, estimate, state_bytes, training_flops_per_token
 from pipelines import profiles
 
 
@@ -71,6 +71,14 @@ SMALL = parse_section(
 
 def of(config: Config, *overrides: str) -> dict[str, Cost]:
     return estimate(resolve_config(config.model_dump(), overrides), gpus=1)
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "calm", "transformer"])
+def test_a_training_counts_what_the_estimate_of_its_profile_says(kind: str) -> None:
+    model = {"calm": "CALM", "transformer": "Transformer"}.get(kind, kind)
+    autoencoder = SMALL.autoencoder if kind == "calm" else None
+    counted = training_flops_per_token(getattr(SMALL, kind), autoencoder, vocab_size=300, sequence_length=64)
+    assert counted == of(SMALL)[model].training_flops_per_token
 
 
 def products(*modules: nn.Module) -> int:

@@ -115,7 +115,7 @@ def test_a_model_of_the_first_schema_version_is_read(head: str, own: dict[str, A
     results = {"chunk_size": 4, "latent_size": 8, f"validation_{metric}": 2.5, "curve": metric, "headline": "loss 2.5"}
     content = first_version(tmp_path, "calm", {"hidden_size": 16, "head": head, **HEADS_BEFORE}, results)
     calm = Artifact(str(tmp_path), CalmFacts)
-    assert calm.manifest.schema_version == CalmFacts.schema_version == 3
+    assert calm.manifest.schema_version == CalmFacts.schema_version == 4
     shared = {"kind": head, "num_layers": 2, "model_samples": 4}
     assert calm.manifest.config["model"] == {"hidden_size": 16, "head": shared | own}
     assert (calm.facts.validation, calm.facts.chunk_size) == ({metric: 2.5}, 4)
@@ -140,6 +140,17 @@ def test_a_model_of_the_second_schema_version_is_read(tmp_path: Path) -> None:
         (tmp_path / MANIFEST_NAME).write_text(json.dumps(content | {"schema_version": version}))
         with pytest.raises(ArtifactError, match=r"schema_version: "):
             Artifact(str(tmp_path), TransformerFacts)
+
+
+def test_a_model_of_the_third_schema_version_does_not_say_what_went_wrong(tmp_path: Path) -> None:
+    content = first_version(tmp_path, "transformer", {"hidden_size": 16}, {"validation": {"cross_entropy": 2.5}})
+    content["schema_version"] = 3
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(content | {"checksum": digest_of(content)}))
+    facts = Artifact(str(tmp_path), TransformerFacts).facts
+    assert (facts.validation, facts.skipped_steps, facts.rewinds) == ({"cross_entropy": 2.5}, None, None)
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match="damaged manifest"):  # it had a checksum already
+        Artifact(str(tmp_path), TransformerFacts)
 
 
 def split(name: str, documents: int) -> dict[str, Any]:

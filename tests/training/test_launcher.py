@@ -8,17 +8,21 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from calm_core.errors import EXIT_INTERRUPTED, CalmError, ConfigError, Interrupted
+from calm_core.errors import EXIT_INTERRUPTED, CalmError, ConfigError, Interrupted, Stopped
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import OutcomeFacts, SpecFacts
+from calm_core.telemetry.processes import SIGNALLED
 from calm_core.training import launcher as launcher_module
 from calm_core.training.job import Job, TrainingSpec, check_inputs
-from calm_core.training.launcher import Ending, Nodes, TorchrunLauncher
+from calm_core.training.launcher import EXIT_NO_MEETING, Ending, Nodes, TorchrunLauncher
 from calm_core.training.stage import train
 from calm_core.weights.load import load_weights
 from pipelines.local.object_store import free_port
@@ -68,6 +72,54 @@ def test_two_nodes_train_what_two_ranks_of_one_node_train(dataset_uri: str, tmp_
         torch.testing.assert_close(load_weights(two)[name], expected, rtol=1e-4, atol=1e-5)
 
 
+ADDRESS = {"PET_MASTER_ADDR": "10.0.0.1", "PET_MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "nodes"),
+    [
+        ({}, None),
+        ({"PET_NNODES": "1", "PET_NODE_RANK": "x"}, None),
+        ({"PET_NNODES": "2", "PET_NODE_RANK": "1", **ADDRESS}, Nodes(2, "10.0.0.1", 29500, rank=1)),
+        (
+            {"PET_NNODES": "3", "PET_NODE_RANK": "0", "PET_NPROC_PER_NODE": "4", **ADDRESS},
+            Nodes(3, "10.0.0.1", 29500, processes=4),
+        ),
+        (
+            {"PET_NNODES": "2", "PET_NODE_RANK": "0", "PET_NPROC_PER_NODE": "gpu", **ADDRESS},
+            Nodes(2, "10.0.0.1", 29500),
+        ),
+    ],
+)
+def test_nodes_are_those_of_torchruns_own_variables(variables: dict[str, str], nodes: Nodes | None) -> None:
+    assert Nodes.from_environment(variables) == nodes
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"PET_NNODES": "2:4"}, "PET_NNODES: '2:4' is no whole number from 1 to 4096"),
+        ({"PET_NODE_RANK": "2"}, "PET_NODE_RANK: '2' is no whole number from 0 to 1"),
+        ({"PET_NODE_RANK": ""}, "PET_NODE_RANK is not set, and PET_NNODES is; set it on every node"),
+        ({"PET_MASTER_ADDR": ""}, "PET_MASTER_ADDR: '' is no address; give that of node 0 on every node"),
+        ({"PET_MASTER_ADDR": "a b"}, "PET_MASTER_ADDR: 'a b' is no address; give that of node 0 on every node"),
+        ({"PET_MASTER_PORT": "70000"}, "PET_MASTER_PORT: '70000' is no whole number from 1 to 65535"),
+        ({"PET_NPROC_PER_NODE": "-1"}, "PET_NPROC_PER_NODE: '-1' is no whole number from 1 to 1024"),
+    ],
+)
+def test_variables_that_name_no_nodes_are_refused(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Nodes.from_environment({"PET_NNODES": "2", "PET_NODE_RANK": "0", **ADDRESS, **variables})
+    assert str(caught.value) == message
+
+
+def test_ranks_are_counted_on_all_nodes_and_told_once() -> None:
+    launcher = TorchrunLauncher(Nodes(3, "10.0.0.1", 29500, processes=1))
+    assert launcher.world_size(None) == launcher.world_size(1) == 3
+    with pytest.raises(ConfigError, match="processes is 2, PET_NPROC_PER_NODE is 1; leave one of them out"):
+        launcher.world_size(2)
+
+
 class Told:
     """A launcher of no ranks: what they would have left is left by the test."""
 
@@ -106,6 +158,13 @@ def train_by(launcher: Told, dataset_uri: str, folder: Path) -> None:
             "stopped; run again to continue from the last checkpoint, if there is one",
         ),
         (Ending(2), OutcomeFacts(message="too large", exit_code=2), ConfigError, "too large"),
+        (
+            Ending(EXIT_NO_MEETING, "the client socket has timed out"),
+            OutcomeFacts(message="of an earlier start", exit_code=1),
+            CalmError,
+            "train-autoencoder: the nodes did not meet (the client socket has timed out); start the same command on "
+            "every node, with the same PET_MASTER_ADDR and PET_MASTER_PORT",
+        ),
     ],
 )
 def test_whoever_waits_learns_why_the_ranks_ended(
@@ -198,18 +257,140 @@ def test_a_rank_that_dies_after_the_first_has_finished_is_no_good_news(dataset_u
         )
 
 
-def test_ranks_that_are_asked_twice_still_save_what_they_are_at() -> None:
-    """A closed terminal is told by the shell and the system; and who ends a pod may ask again."""
-    code = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit(75)))\n"
-        "print('begun', flush=True)\ntime.sleep(60)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+SAVES = (
+    "import signal, sys, time\n"
+    "signal.signal(signal.SIGTERM, lambda *_: (time.sleep({}), sys.exit(75)))\n"
+    "print('begun', flush=True)\ntime.sleep(60)\n"
+)
+
+
+@contextmanager
+def saving(seconds: float) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that takes so long to end once it is asked, whose requests come from this one."""
+    with subprocess.Popen([sys.executable, "-c", SAVES.format(seconds)], stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
         with launcher_module._signals_passed_on(process):
-            for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
-                os.kill(os.getpid(), number)
-                time.sleep(0.05)
-            assert process.wait() == EXIT_INTERRUPTED
+            yield process
+
+
+def test_ranks_that_are_asked_twice_still_save_what_they_are_at() -> None:
+    """A closed terminal is told by the shell and the system, and a group's SIGTERM by who starts it, too."""
+    with saving(0.5) as process:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+        assert process.wait() == EXIT_INTERRUPTED
+
+
+def test_a_later_sigterm_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher_module, "_AT_ONCE", 0.1)
+    with pytest.raises(Stopped) as stopped, saving(60) as process:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        process.wait()
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert process.wait() == -signal.SIGKILL
+
+
+class Run:
+    """A launcher at work, with ranks of `odd_worker`, in a process of its own."""
+
+    def __init__(self, folder: Path, what: str, **environment: str) -> None:
+        self.temporary, self.log = folder / "temporary", folder / "training.log"
+        self.temporary.mkdir()
+        code = (
+            "import sys\nfrom calm_core.training import launcher\n"
+            "launcher.WORKER = 'tests.training.odd_worker'\n"
+            "print(launcher.TorchrunLauncher().run(sys.argv[1], 2, sys.argv[2]))"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, what, str(self.log)],
+            env=os.environ | {"TMPDIR": str(self.temporary)} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, text: str, count: int) -> None:
+        """Wait until the log holds a text so often."""
+        while not self.log.exists() or self.log.read_text().count(text) < count:
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.05)
+
+    def below(self) -> list[psutil.Process]:
+        """The agent, then the ranks."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def ended(self, below: list[psutil.Process]) -> tuple[str, str]:
+        """What it printed, once all have ended; they have left nothing."""
+        told = self.process.communicate(timeout=60)
+        assert psutil.wait_procs(below, timeout=60)[1] == []
+        assert list(self.temporary.iterdir()) == []
+        return told
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts one; it ends with the test, and all below it."""
+    runs: list[Run] = []
+
+    def start(what: str, **environment: str) -> Run:
+        runs.append(Run(tmp_path, what, **environment))
+        return runs[-1]
+
+    yield start
+    for one in runs:
+        for process in one.below() if one.process.poll() is None else ():
+            process.kill()
+        one.process.kill()
+        one.process.communicate()
+
+
+def test_what_ranks_print_is_shown_and_kept(run: Callable[..., Run]) -> None:
+    one = run("says_something")
+    said, shown = one.ended([])
+    assert said == "Ending(exit_code=0, message='', for_memory=False)\n"
+    assert shown.count("to standard output\n") == shown.count("to standard error, without an end") == 2
+    lines = [line.split(" ", 2)[2] for line in one.log.read_text().splitlines()]
+    assert (lines[0], lines[-1]) == ("launcher: start of 2 ranks: says_something", "launcher: end with exit code 0")
+    assert sorted(lines[1:-1]) == [
+        f"rank {rank}: {line}"
+        for rank in (0, 1)
+        for line in ("https://***@host/ to standard error, without an end", "to standard output")
+    ]
+
+
+@pytest.mark.parametrize("everyone", [False, True], ids=["the parent", "everyone"])
+def test_a_save_takes_the_time_that_it_takes(everyone: bool, run: Callable[..., Run]) -> None:
+    """Torch would kill the ranks after a second; where a whole group is told, each rank is told twice."""
+    one = run("saves_slowly", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
+    one.wait_for("ready", 2)
+    below = one.below()
+    for process in [*(below if everyone else []), psutil.Process(one.process.pid)]:
+        process.terminate()
+    said, _ = one.ended(below)
+    assert said.startswith(f"Ending(exit_code={EXIT_INTERRUPTED},")
+    assert one.log.read_text().count("saved, asked") == 2
+
+
+def test_a_rank_that_is_killed_is_named_before_what_follows_from_it(run: Callable[..., Run]) -> None:
+    said, _ = run("one_is_killed").ended([])
+    assert said.startswith(f"Ending(exit_code={SIGNALLED + signal.SIGKILL},")
+
+
+@pytest.mark.parametrize("who", ["parent", "agent"])
+def test_no_rank_outlives_who_started_it(who: str, run: Callable[..., Run]) -> None:
+    """Not even one that is stopped, and could not see it."""
+    if who == "agent" and sys.platform != "linux":
+        pytest.skip("only Linux kills a process with its parent")
+    one = run("one_is_stopped")
+    one.wait_for("process", 2)
+    below = one.below()
+    (one.process if who == "parent" else below[0]).kill()
+    said, _ = one.ended(below)
+    if who == "agent":
+        assert said.startswith(f"Ending(exit_code={-signal.SIGKILL},")
+    else:
+        assert "whoever waits for the ranks has gone; they are killed" in one.log.read_text()

@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,14 @@ _GROUP_BYTES = 64  # of a file, that each row group takes at least
 _EQUAL = ("vocab_size", "pad_id", "eos_id", "bos_id", "packing", "sequence_length", "document_alignment")
 
 Sequences = npt.NDArray[np.unsignedinteger]
+
+
+class Source(NamedTuple):
+    """Where a sequence lies: the dataset, its shard's path there, and the row in it, from 0 on."""
+
+    dataset: str
+    shard: str
+    row: int
 
 
 class Dataset(Protocol):
@@ -140,6 +148,15 @@ class TokenDataset:
             if isinstance(error, ValueError):  # it is whole, and not as the manifest says
                 raise self.artifact.damaged(path, first_line(error)) from None
             raise
+
+    def source_of(self, group: Group, row: int) -> Source:
+        """Where a row of a row group lies."""
+        return Source(self.uri, self._shards[group.shard].path, group.number * self.facts.rows_per_group + row)
+
+    def numbers_of(self, shard: str) -> range:
+        """The numbers of a shard's sequences, row by row, by its path."""
+        groups = self.groups_of_shard[[told.path for told in self._shards].index(shard)]
+        return range(groups[0].start, groups[-1].start + groups[-1].rows)
 
     def fetch(self, shard: int) -> None:
         """Bring a shard to this machine, where it is not here yet, and check it."""

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from calm_core.data.reading.dataset import Dataset
+from calm_core.data.reading.dataset import Dataset, Source
 from calm_core.data.reading.order import MixOrder
 from calm_core.data.reading.stream import Stream
 from calm_core.errors import ConfigError
@@ -82,6 +82,15 @@ class Loader:
                 rows = np.empty((number, out.shape[1]), dtype=np.int64)
                 stream.read(int(before[part]), rows, int(max(after[part] - before[part], 1)))
                 out[choice == part] = rows
+
+    def positions(self, batches: int) -> range:
+        """Those of the last global batches, with the shares of all ranks."""
+        return range(max(self._position - batches * self._global_batch_size, 0), self._position)
+
+    def source_of(self, position: int) -> Source:
+        """Where the sequence at a position lies; nothing is read."""
+        part = int(self._mix.parts(position, 1)[0])
+        return self._streams[part].source_of(int(self._mix.counts(position)[part]))
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream is; the same for every rank and world size."""

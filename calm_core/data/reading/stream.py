@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from calm_core.data.reading.dataset import DECODERS, Sequences, TokenDataset
+from calm_core.data.reading.dataset import DECODERS, Sequences, Source, TokenDataset
 from calm_core.data.reading.order import EpochOrder, Numbers
 
 _WINDOWS_AHEAD = 3
@@ -99,6 +99,18 @@ class Stream:
             self._current = window = self._wait_for(self._windows[place])
             first, last = max(position, window.start), min(end, window.end)
             out[first - position : last - position] = window.at(first, last)
+
+    def source_of(self, position: int) -> Source:
+        """Where the sequence at a position of the stream lies; nothing is read."""
+        epoch, place = divmod(position, self.dataset.num_sequences)
+        order = self._order(epoch)
+        window = order.window(order.window_at(place))
+        row = int(window.order[place - window.start])
+        for group in window.groups:
+            if row < group.rows:
+                break
+            row -= group.rows
+        return self.dataset.source_of(group, row)
 
     def _read_ahead(self, places: list[_Place], position: int, end: int, stride: int) -> None:
         """Decode the windows of a read of [position, end), and those of the next reads that need others."""

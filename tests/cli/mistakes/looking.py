@@ -60,6 +60,30 @@ MISTAKES: list[Mistake] = [
         exit_code=2,
     ),
     Mistake(
+        name="inspecting rows without their shard",
+        command=("inspect", "{dataset}", "--rows", "3,7-9"),
+        says=("--rows: expected a shard and its rows, like train/part-00000-00000.parquet:3,7-9 (got 3,7-9)",),
+        exit_code=2,
+    ),
+    Mistake(
+        name="inspecting rows of a shard that there is not",
+        command=("inspect", "{dataset}", "--rows", "train/other.parquet:3"),
+        says=("--rows: {dataset} has no shard train/other.parquet",),
+        exit_code=2,
+    ),
+    Mistake(
+        name="inspecting rows behind the last one",
+        command=("inspect", "{dataset}", "--rows", "train/part-00000-00000.parquet:3,999999"),
+        says=("--rows: train/part-00000-00000.parquet has the rows 0 to ", "(got 3,999999)"),
+        exit_code=2,
+    ),
+    Mistake(
+        name="inspecting rows as JSON",
+        command=("inspect", "{dataset}", "--rows", "train/part-00000-00000.parquet:3", "--json"),
+        says=("--rows shows text; leave out --json",),
+        exit_code=2,
+    ),
+    Mistake(
         name="inspecting a dataset with a damaged shard",
         command=("inspect", "{dataset}", "--split", "validation"),
         arrange=_damage_held_out_text,

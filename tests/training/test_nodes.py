@@ -1,0 +1,122 @@
+"""Two machines that train together, rehearsed in two network namespaces: one is lost, both start again."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import AutoencoderFacts
+
+MINI = Path(__file__).parents[1] / "pipelines" / "mini.yaml"
+_SECONDS = 120  # after which it counts as a hang
+SETTINGS = (
+    "steps=400", "micro_batch_size=2", "checkpoint_interval=50", "log_interval=50", "validation_interval=400",
+)  # fmt: skip
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def machines() -> Iterator[tuple[str, str]]:
+    """Names of two namespaces whose only way out is a cable between them: 10.77.0.1 and 10.77.0.2."""
+    names = f"calm-a-{os.getpid()}", f"calm-b-{os.getpid()}"
+    with ExitStack() as stack:
+        try:
+            for name in names:
+                _run("ip", "netns", "add", name)
+                stack.callback(_run, "ip", "netns", "delete", name)
+            _run("ip", "link", "add", "cable", "netns", names[0], "type", "veth", "peer", "cable", "netns", names[1])
+            for number, name in enumerate(names, 1):
+                _run("ip", "-n", name, "address", "add", f"10.77.0.{number}/24", "dev", "cable")
+                for device in ("cable", "lo"):
+                    _run("ip", "-n", name, "link", "set", device, "up")
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = f"needs root and ip(8): {getattr(error, 'stderr', '') or error}"
+            pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+        yield names
+        for name in names:
+            _kill_all(name)
+
+
+def _kill_all(machine: str) -> None:
+    """End whatever runs there, as a power cut does."""
+    while pids := _run("ip", "netns", "pids", machine).split():
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _start(machines: tuple[str, str], dataset_uri: str, folder: Path) -> list["subprocess.Popen[str]"]:
+    """The same command on both, each with what a cluster says of its place."""
+    arguments = ["train", "autoencoder", "--profile", str(MINI), "--dataset", dataset_uri, "--output", "out"]
+    for setting in SETTINGS:
+        arguments += ["--set", f"autoencoder.{setting}"]
+    program = [sys.executable, "-c", "from calm_cli.start import main; main()", *arguments]
+    shared = {
+        "CALM_HOME": str(folder / "home"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "GLOO_SOCKET_IFNAME": "cable",
+        "PET_NNODES": "2",
+        "PET_MASTER_ADDR": "10.77.0.1",
+        "PET_MASTER_PORT": "29500",
+    }
+    return [
+        subprocess.Popen(
+            ["ip", "netns", "exec", machine, *program],
+            cwd=folder,
+            env={name: value for name, value in os.environ.items() if not name.startswith(("CALM_", "MLFLOW_"))}
+            | shared
+            | {"PET_NODE_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, machine in enumerate(machines)
+    ]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_machine_is_lost_and_both_go_on_bit_for_bit(
+    lost: int, machines: tuple[str, str], dataset_uri: str, tmp_path: Path
+) -> None:
+    if not shutil.which("ip"):
+        pytest.skip("needs ip(8)")
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    undisturbed.mkdir()
+    disturbed.mkdir()
+    for node in _start(machines, dataset_uri, undisturbed):
+        _, error = node.communicate(timeout=_SECONDS)
+        assert node.returncode == 0, error
+    assert error.splitlines()[-1] == "node 1 of 2 has done its part; node 0 tells what has been trained"
+
+    nodes = _start(machines, dataset_uri, disturbed)
+    while not list(disturbed.glob("home/checkpoints/*/step-*/manifest.json")):
+        assert [node.poll() for node in nodes] == [None, None], [node.communicate() for node in nodes]
+        time.sleep(0.02)
+    _kill_all(machines[lost])
+    _, error = nodes[1 - lost].communicate(timeout=_SECONDS)
+    nodes[lost].communicate()
+    assert nodes[1 - lost].returncode == 1
+    line = error.splitlines()[-1]
+    assert f"train-autoencoder: the connection to a rank at 10.77.0.{lost + 1} was lost: " in line
+    assert "run the same command again, on every node, to continue from the last checkpoint" in line
+    assert not (disturbed / "out" / "manifest.json").exists()
+
+    for node in _start(machines, dataset_uri, disturbed):
+        _, error = node.communicate(timeout=_SECONDS)
+        assert node.returncode == 0, error
+    weights = [
+        Artifact(str(one / "out"), AutoencoderFacts).read("weights.safetensors") for one in (undisturbed, disturbed)
+    ]
+    assert weights[0] == weights[1]
