@@ -163,7 +163,7 @@ def _measure(case: str, dataset_uri: str, folder: str) -> Numbers:
     turns = _Turns(_plain_loop(_task(whole, kind, inputs), loader(), config))
     task = _task(whole, kind, inputs)
     engine, curves = Engine(task.model, config), Curves()
-    Trainer(
+    trainer = Trainer(
         task=task,
         engine=engine,
         loader=loader(),
@@ -177,7 +177,9 @@ def _measure(case: str, dataset_uri: str, folder: str) -> Numbers:
         folder=folder,
         tell=print,
         profiler=StepProfiler(None, folder, print),
-    ).fit()
+    )
+    trainer.fit()
+    trainer.checkpointer.finish()
     counted = slice(_WARM_UP, steps - 1)  # the last step validates
     pairs = list(zip(turns.plain[counted], turns.ours[counted], strict=True))
     numbers = {}
