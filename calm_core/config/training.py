@@ -95,7 +95,9 @@ class TrainingConfig(Section):
     )
     keep_best: Execution[bool] = Field(False, description="keep the checkpoint that was best on held-out text as well")
     offload: Execution[bool] = Field(
-        False, description="keep the optimiser's state in the machine's memory rather than the GPU's (ZeRO 1 to 3)"
+        False,
+        description="keep the optimiser's state in the machine's memory rather than the GPU's; runs ZeRO 3 in bf16, 1 "
+        "to 3 in fp32",
     )
 
     stuck_after_seconds: Execution[int] = Field(

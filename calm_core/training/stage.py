@@ -104,7 +104,10 @@ def train(
                 lock.require()
             headline = _headline(spec, job, ending, log)
             artifact = Artifact(output_uri, TASKS[config.kind].facts)
-            lock.remove_folder()
+            try:
+                lock.remove_folder()
+            except StorageError as error:  # the model is there
+                tell(f"the checkpoints are left behind: {error}")
         stage.finish(artifact, headline)
     return artifact
 

@@ -115,7 +115,8 @@ def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
         if dist.get_rank() == 0:
             job.require_lock()
             _write(spec, trainer, inputs, weights, time.monotonic() - started)
-            job.write_outcome(OutcomeFacts(message=trainer.result()))
+            with suppress(StorageError):  # the model is there, whatever becomes of the words
+                job.write_outcome(OutcomeFacts(message=trainer.result()))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from calm_core.errors import CalmError
 from calm_core.telemetry import outbox as module
 from calm_core.telemetry.mlflow_store import place_of
-from calm_core.telemetry.outbox import OUTBOX_VARIABLE, End, Metrics, Outbox, Tags, outbox_folder, outboxes
+from calm_core.telemetry.outbox import OUTBOX_VARIABLE, End, Metrics, Outbox, Tags, move, outbox_folder, outboxes
 
 PLACE = "http://mlflow:5000"
 
@@ -191,4 +191,14 @@ def test_where_the_users_folder_cannot_be_written_it_lies_below_tmp(monkeypatch:
     """As in a container whose root is read-only."""
     monkeypatch.delenv(OUTBOX_VARIABLE)
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
-    assert outbox_folder().parent == Path("/tmp")
+    folder = outbox_folder()
+    assert folder.parent == Path("/tmp")
+    with suppress(OSError):  # it is used
+        folder.rmdir()
+
+
+def test_what_is_kept_follows_a_database_that_is_moved(folder: Path) -> None:
+    filled(1, 2).sent(list(filled().unsent())[:1])
+    move(folder, PLACE, "http://moved:5000")
+    assert [steps(outbox) for outbox in outboxes("http://moved:5000")] == [[2]]
+    assert list(outboxes(PLACE)) == []
