@@ -33,9 +33,9 @@ def inspect(
     ] = 3,
     split: Annotated[str, typer.Option(help="Their split: train or validation.")] = "train",
     rows: Annotated[
-        str,
-        typer.Option(metavar="SHARD:ROWS", help="Show these rows of a dataset's shard alone.", show_default=False),
-    ] = "",
+        list[str] | None,
+        typer.Option(metavar="SHARD:ROWS", help="Show these rows of a dataset's shard alone; repeatable."),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Show what is in a dataset, a mixture, a model, or any other artifact.
@@ -58,10 +58,10 @@ def inspect(
     if rows:
         from calm_core.data.reading.sources import sequences_at
 
-        dataset, numbers = sequences_at(uri, rows)
-        headings = {number: f"{source.shard} row {source.row:,}" for source, number in numbers.items()}
-        for text in _sequences(dataset, headings):
-            console.print(text)
+        for dataset, numbers in [sequences_at(uri, each) for each in rows]:
+            headings = {number: f"{source.shard} row {source.row:,}" for source, number in numbers.items()}
+            for text in _sequences(dataset, headings):
+                console.print(text)
         return
     artifact = Artifact.of_any_kind(uri)
     if json_:

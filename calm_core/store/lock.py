@@ -36,6 +36,12 @@ _NAME = re.compile(r"\.calm-lock-([1-9][0-9]{0,9})")
 _LARGEST = 4096  # bytes
 
 
+class LockLostError(CalmError):
+    """A folder is somebody else's by now."""
+
+    can_pass = True
+
+
 class Holder(Record):
     """Who holds a lock.
 
@@ -119,16 +125,15 @@ def require(uri: str, token: str) -> None:
         token: Of the lock.
 
     Raises:
-        CalmError: It is not.
+        LockLostError: It is not.
         StorageError: The storage failed, so this cannot be told.
     """
     holder = _read(_newest(uri)[1])
     if holder is None or holder.token != token:
         who = f"is held by another one now ({holder})" if holder else "is gone"
-        raise CalmError(
+        raise LockLostError(
             f"{uri}: its lock {who}, since this one stood still for long; run the same command again once nothing "
-            "works there",
-            can_pass=True,
+            "works there"
         )
 
 
@@ -253,7 +258,7 @@ class FolderLock:
         """Remove the folder, and the lock with it.
 
         Raises:
-            CalmError: The lock is no longer this one's.
+            LockLostError: The lock is no longer this one's.
         """
         self._stop_beating()  # which would write the lock again
         self.require()

@@ -24,7 +24,8 @@ from calm_core.errors import ArtifactError, CalmError, StorageError, first_line
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, FileEntry, publish
 from calm_core.store.facts import CheckpointFacts
-from calm_core.training.distributed import all_reduce_sum
+from calm_core.store.lock import LockLostError
+from calm_core.training.distributed import all_reduce_sum, gathered
 from calm_core.training.engine import Engine
 from calm_core.weights.load import CURVES_NAME
 
@@ -73,7 +74,8 @@ class Checkpointer:
         engine: Whose state it is.
         config: Which are kept.
         tell: Shows one line to whoever watches; rank 0 calls it.
-        require: Raises a CalmError where this training may not write there any more; asked before one counts.
+        require: Raises a LockLostError where another training works there by now; asked before anything is written, or
+            counts. This one then ends.
         alive: Called while a rank waits for what is being saved, whenever some of it has been.
 
     Attributes:
@@ -138,7 +140,11 @@ class Checkpointer:
         return f"{there}{why}"
 
     def save(self, facts: CheckpointFacts, curves: bytes) -> None:
-        """Begin to save the engine's state, and with it the loop's; one that is being saved is waited for."""
+        """Begin to save the engine's state, and with it the loop's; one that is being saved is waited for.
+
+        Raises:
+            LockLostError: Another training works there by now.
+        """
         self._wait()
         started = time.monotonic()
         share = self._own_share()
@@ -178,6 +184,7 @@ class Checkpointer:
             self._files += 1
 
         try:
+            self._require()
             if wrong := next((name for name, tensor in share.items() if not tensor.isfinite().all()), ""):
                 return _Written([], f"{wrong} is not finite")
             for number, part in enumerate(_parts(share)):
@@ -190,11 +197,15 @@ class Checkpointer:
         return _Written(files)
 
     def settle(self) -> None:
-        """Go on where all ranks are done: make count what they have written, or tell why it does not."""
+        """Go on where all ranks are done: make count what they have written, or tell why it does not.
+
+        Raises:
+            LockLostError: Another training works there by now.
+        """
         facts = self._saving
         assert facts is not None
         if not self._is_publishing:
-            written = _gathered(self._written.result())
+            written = gathered(self._written.result())
             files = [file for one in written for file in one.files]
             failure = next((one.failure for one in written if one.failure), "")
             if self._rank == 0:
@@ -228,9 +239,11 @@ class Checkpointer:
     def _publish(self, facts: CheckpointFacts, files: list[FileEntry], failure: str) -> str:
         """Make one count, and remove those that need not be kept any more; returns why it does not count."""
         try:
+            self._require()
             if not failure:
-                self._require()
                 publish(self._folder(facts.step), facts, files)
+        except LockLostError:  # nothing of what lies there is touched; all ranks end with it
+            raise
         except Exception as error:  # whatever it was, training goes on
             failure = _reason(error)
         if failure:
@@ -326,7 +339,7 @@ class Checkpointer:
         except (ArtifactError, StorageError) as error:
             failure = error
         shapes = {path: _shapes(tensors) for path, tensors in read.files.items()} if read else {}
-        of_ranks = _gathered((failure, shapes))
+        of_ranks = gathered((failure, shapes))
         for failed, _ in of_ranks:
             if failed:
                 raise failed
@@ -433,13 +446,6 @@ def _reason(error: Exception) -> str:
     """What an error says, without what its message advises whoever reads it."""
     text = str(error) if isinstance(error, CalmError) else f"{type(error).__name__}: {first_line(error)}"
     return text.partition("; ")[0]
-
-
-def _gathered(value: Any) -> list[Any]:
-    """What each rank has, by rank."""
-    values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _of_first(function: Callable[[], Any]) -> Any:

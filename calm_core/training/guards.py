@@ -123,13 +123,13 @@ class Guards:
 
     def summary(self) -> str:
         """What there has been, for people; empty where nothing was."""
-        told = {
-            "bad_steps": f"of {self._config.steps:,} steps bad",
-            "skipped_steps": "skipped",
-            "loss_spikes": "loss spikes",
-            "rewinds": "rewinds",
+        counts = {
+            f"of {self._config.steps:,} steps bad": self.bad_steps,
+            "skipped": self.skipped_steps,
+            f"loss spike{'s' * (self.loss_spikes != 1)}": self.loss_spikes,
+            f"rewind{'s' * (self.rewinds != 1)}": self.rewinds,
         }
-        return ", ".join(f"{count:,} {told[name]}" for name, count in self.counts.items() if count)
+        return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
     def state_dict(self) -> dict[str, Any]:
         """The fields of a `GuardState`: all that a resumed training needs to decide as an unbroken one.

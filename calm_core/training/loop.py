@@ -4,7 +4,6 @@ Randomness is a function of (seed, step, sequence), so a resumed run continues b
 computes the same global batches with the same noise.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -18,25 +17,25 @@ from torch import Tensor
 
 from calm_core.config import TrainingConfig
 from calm_core.data.reading.loader import Batch, Loader
-from calm_core.data.reading.sources import shown_sources
 from calm_core.errors import CalmError, Interrupted, StorageError
 from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.store import storage
 from calm_core.store.facts import CheckpointFacts, GuardState
 from calm_core.telemetry.sinks import Curves, Point, Sinks
+from calm_core.training.bad_rows import BadRows
 from calm_core.training.checkpoint import Checkpointer
-from calm_core.training.distributed import all_reduce_sum
+from calm_core.training.distributed import all_reduce_sum, gathered, largest_of
 from calm_core.training.engine import Engine
 from calm_core.training.guards import Guards, Verdict
-from calm_core.training.meter import SpeedMeter
+from calm_core.training.meter import Peak, SpeedMeter, most_memory
 from calm_core.training.optimizer import learning_rate_factor, learning_rates
+from calm_core.training.profiler import StepProfiler
 from calm_core.training.stopping import StopRequest
 from calm_core.training.tasks.base import Task
 from calm_core.training.validation import Validator
 from calm_core.training.watchdog import Watchdog
 
-BAD_BATCHES_NAME = "bad-batches.jsonl"
-_LONGEST_ROWS = 300  # characters
+BAD_ROWS_NAME = "bad-rows.jsonl"
 
 
 def headline_text(name: str, value: float) -> str:
@@ -61,8 +60,10 @@ class Trainer:
         seed: Of all noise.
         stage: Name that an error tells.
         watchdog: Is told of each step.
-        folder: URI of the folder where is noted which batches have stopped it.
+        folder: URI of the folder where is noted which sequences have stopped it.
         tell: Shows one line to whoever watches; of ranks that report nothing, it shows nothing.
+        profiler: Traces some of the steps.
+        peak: Of the hardware, None where it is not known.
         step: Optimiser steps done.
     """
 
@@ -78,11 +79,14 @@ class Trainer:
     stage: str
     folder: str
     tell: Callable[[str], object]
+    profiler: StepProfiler
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
+    peak: Peak | None = None
     step: int = 0
     meter: SpeedMeter = field(init=False)
     guards: Guards = field(init=False)
     _told: dict[Verdict, int] = field(default_factory=dict)  # the step from which on the next one is told
+    _suspects: list[int] = field(default_factory=list)  # positions whose loss was not finite at the last, bad steps
     stop: StopRequest = field(default_factory=StopRequest)
 
     def fit(self) -> None:
@@ -96,8 +100,9 @@ class Trainer:
         self._resume()
         self.watchdog.alive()
         self._start_meter()
-        with self.stop.listening():
+        with self.stop.listening(), self.profiler:
             while not self._finished:
+                self.profiler.begin_step(self.step)
                 self.engine.set_learning_rate(learning_rate_factor(self.config, self.step))
                 metrics, stopping = self._train_step()
                 self.step += 1
@@ -110,20 +115,23 @@ class Trainer:
                     continue
                 if self.guards.at_limit:
                     raise self._failure()
-                self._save_if_due(stopping)
+                with self.meter.aside("checkpoint_wait_seconds"):
+                    self._save_if_due(stopping)
                 self.watchdog.alive()
 
     def _start_meter(self) -> None:
         tokens = self.config.global_batch_size * self.loader.dataset.sequence_length
-        self.meter = SpeedMeter(self.step, self.config.steps, tokens)
+        self.meter = SpeedMeter(self.step, self.config.steps, tokens, self.peak)
 
     def _resume(self) -> None:
         if found := self.checkpointer.load_latest():
             facts, curves = found
             self.step = facts.step
             self.curves.load(curves)
+            self.sinks.begin_with(self.curves.records)
             self.loader.load_state_dict({"position": facts.position})
             self.guards.load_state_dict(facts.guards.model_dump())
+            self.tell(f"continues from step {self.step:,} of {self.config.steps:,}")
         elif self.config.rewinds:  # so that there is one to go back to from the first step on
             self._save(is_regular=True)
 
@@ -139,6 +147,7 @@ class Trainer:
         self.curves.load(curves)
         self.guards.rewind(facts.guards.model_dump())
         self._told.clear()
+        self._suspects.clear()
         self._start_meter()
         self.watchdog.alive()
         self.tell(
@@ -152,6 +161,8 @@ class Trainer:
         verdict = self.guards.check_step(
             self.step, metrics, metrics.get(self.task.objective), self.engine.gradient_norm
         )
+        if verdict is not Verdict.BAD:
+            self._suspects.clear()
         if verdict is Verdict.OK or self.step < self._told.get(verdict, 0):
             return
         self._told[verdict] = self.step + self.config.log_interval
@@ -161,24 +172,18 @@ class Trainer:
         self.tell(f"step {self.step:,}: {what} ({self.guards.summary()} so far)")
 
     def _failure(self) -> CalmError:
-        """What to say where training cannot go on. Which batches it was is noted in a file as well."""
+        """What to say where training cannot go on; which sequences it was is written to a file as well."""
         self.checkpointer.finish()
-        row = self.guards.bad_in_row
-        batches = self.loader.sources(row)
-        note = storage.join(self.folder, BAD_BATCHES_NAME)
+        read = self.loader.positions(self.guards.bad_in_row)
+        rows = BadRows(self.step, self.config.global_batch_size, read, self._suspects, self.loader.source_of)
+        note = storage.join(self.folder, BAD_ROWS_NAME)
         if dist.get_rank() == 0:
-            first = self.step - row + 1
-            lines = [json.dumps({"step": first + i, **s._asdict()}) for i, batch in enumerate(batches) for s in batch]
             with suppress(StorageError):
-                storage.write(note, "".join(f"{line}\n" for line in lines).encode())
-        (uri, rows), *others = shown_sources(source for batch in batches for source in batch)
-        if len(rows) > _LONGEST_ROWS:
-            rows, others = rows[:_LONGEST_ROWS].rpartition(",")[0], [*others, (uri, rows)]
-        steps = f"step {self.step:,}" if row == 1 else f"steps {self.step - row + 1:,} to {self.step:,}"
+                storage.write(note, rows.to_bytes())
+        dist.barrier()  # the first rank that ends takes the others with it
         return CalmError(
-            f"{self.stage}: {self.guards.reason} at {steps}; {self.checkpointer.standing}. Look at what was read "
-            f"(calm inspect {uri} --rows {rows}{f'; more in {note}' if others else ''}), and leave it out, or lower "
-            "learning_rate"
+            f"{self.stage}: {self.guards.reason} at {rows.steps}; {self.checkpointer.standing}. Look at what was read "
+            f"({rows.command()}; all of it is in {note}) and leave it out, lower learning_rate, or allow rewinds"
         )
 
     @property
@@ -196,22 +201,28 @@ class Trainer:
         if done == dist.get_world_size():
             self.checkpointer.settle()
         sums: dict[str, Tensor] = {}
+        losses: list[tuple[Batch, Tensor]] = []
         for part in _micro_batches(batch, self.config.micro_batch_size):
             noise = SequenceNoise([derive_seed(self.seed, "train", self.step, p) for p in part.positions], device)
             loss = self.task.loss(self.engine, part.tokens.to(device), noise, counts)
             self.engine.backward(loss.value)
             self.engine.step()
+            losses.append((part, loss.value.detach()))
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
         names = sorted(sums)
         values = all_reduce_sum(torch.stack([sums[name] for name in names]).double(), device)
         metrics = dict(zip(names, values.tolist(), strict=True))
+        if not all(map(math.isfinite, metrics.values())):
+            own = [position for part, loss in losses if not loss.isfinite() for position in part.positions]
+            self._suspects += [position for found in gathered(own) for position in found]
         return (metrics if anything else {}), stops > 0
 
     def _validate_and_log(self, metrics: dict[str, float]) -> None:
         validating = self.step % self.config.validation_interval == 0 or self._finished
         if validating:
-            measured = self.validator.metrics(self.watchdog.alive)
+            with self.meter.aside("validation_seconds"):
+                measured = self.validator.metrics(self.watchdog.alive)
             measured = {f"validation_{name}": value for name, value in measured.items()}
             self.guards.check_validation(measured)
             metrics |= measured
@@ -220,9 +231,20 @@ class Trainer:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
             metrics |= {name: rate * factor for name, rate in learning_rates(self.config).items()}
             metrics |= self.guards.counts
-            self.sinks.log(
-                Point(self.step, self.config.steps, metrics, self.meter.rates, self.meter.eta, self.headline(metrics))
-            )
+            if math.isfinite(norm := self.engine.gradient_norm):
+                metrics["gradient_norm"] = norm
+            speed = self.meter.point(largest_of(self._own_figures(), self.engine.device))
+            with self.meter.aside("sinks_seconds"):
+                self.sinks.log(
+                    Point(self.step, self.config.steps, metrics, speed, self.meter.eta, self.headline(metrics))
+                )
+
+    def _own_figures(self) -> dict[str, float]:
+        return {
+            "loader_wait_seconds": self.meter.loader_wait_seconds,
+            "checkpoint_write_seconds": self.checkpointer.wrote,
+            "memory_bytes": most_memory(self.engine.device),
+        }
 
     def headline(self, metrics: Mapping[str, float] = MappingProxyType({})) -> str:
         """The latest validation number that matters, or the training loss before there is one.
@@ -251,11 +273,9 @@ class Trainer:
         if stopping and not self._finished:
             self.watchdog.stop()  # what is written is written in the time that it takes
             self.checkpointer.finish()
+            there = "" if self.checkpointer.latest == self.step else f"{self.checkpointer.standing}; "
             begun = "begin anew" if self.checkpointer.latest is None else "continue from there"
-            raise Interrupted(
-                f"stopped after step {self.step} of {self.config.steps}; {self.checkpointer.standing}; run again to "
-                f"{begun}"
-            )
+            raise Interrupted(f"stopped after step {self.step} of {self.config.steps}; {there}run again to {begun}")
 
     def _save(self, is_regular: bool) -> None:
         if is_regular and self.config.rewinds:

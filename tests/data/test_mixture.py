@@ -97,7 +97,7 @@ def test_the_sources_of_a_batch_name_dataset_shard_and_row(mixture: Dataset) -> 
     """Over the end of a block of the mixture, in epochs of its parts far from the first."""
     loader = Loader(mixture, BATCH, seed=5, start=MIX_BLOCK - 5 * BATCH - 1)
     expected = stream(loader, 8)
-    sources = [source for batch in loader.sources(8) for source in batch]
+    sources = [loader.source_of(position) for position in loader.positions(8)]
     assert {source.dataset for source in sources} == {part.uri for part in mixture.parts}
     tables = {source[:2]: pq.read_table(f"{source.dataset}/{source.shard}") for source in sources}
     assert [tables[source[:2]].column("tokens")[source.row].as_py() for source in sources] == expected

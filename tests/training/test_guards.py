@@ -3,12 +3,15 @@
 import json
 import math
 import random
+import re
 from typing import Any
 
 import pytest
 
 from calm_core.config import TrainingConfig
+from calm_core.data.reading.dataset import Source
 from calm_core.store.facts import ModelFacts
+from calm_core.training.bad_rows import BadRows
 from calm_core.training.guards import COUNTS, WINDOW, Guards, Verdict
 
 NAN, INF = math.nan, math.inf
@@ -33,7 +36,7 @@ def test_any_number_that_is_not_finite_makes_a_step_bad(name: str, number: float
     told = {"loss": "energy loss", "norm": "gradient norm"}.get(name, name)
     assert f"{told} is {number}" in watch.reason
     assert check(watch, 3) is Verdict.OK
-    assert (watch.bad_steps, watch.bad_in_row, watch.steady) == (1, 0, True)
+    assert (watch.bad_steps, watch.bad_in_row) == (1, 0)
 
 
 def test_the_limit_is_of_bad_steps_in_a_row() -> None:
@@ -41,7 +44,6 @@ def test_the_limit_is_of_bad_steps_in_a_row() -> None:
     for step, norm in enumerate([NAN, NAN, 1.0, NAN, NAN, 1.0, INF, INF], 1):
         check(watch, step, norm=norm)
         assert not watch.at_limit
-        assert watch.steady == math.isfinite(norm)
     check(watch, 9, norm=INF)
     assert watch.at_limit and not watch.wants_rewind
     assert (watch.bad_steps, watch.bad_in_row) == (7, 3)
@@ -51,10 +53,10 @@ def test_one_validation_that_is_not_finite_is_too_many_and_counts_once() -> None
     watch = guards()
     check(watch, 1)
     assert watch.check_validation({"validation_loss": 1.0, "validation_accuracy": 0.5}) is Verdict.OK
-    assert not watch.at_limit and watch.steady
+    assert not watch.at_limit
     check(watch, 2)
     assert watch.check_validation({"validation_loss": 1.0, "validation_accuracy": NAN}) is Verdict.BAD
-    assert watch.at_limit and not watch.steady
+    assert watch.at_limit
     assert (watch.bad_steps, watch.reason) == (1, "validation accuracy is nan")
     again = guards()
     check(again, 1, norm=NAN)
@@ -137,6 +139,7 @@ def test_a_resumed_training_decides_as_an_unbroken_one(stop: int) -> None:
     for step, (loss, norm) in enumerate(troubled(600), 1):
         verdicts.append(check(unbroken, step, loss, norm))
         if step == stop:
+            assert not unbroken.bad_in_row  # then there is no checkpoint
             state = json.loads(json.dumps(unbroken.state_dict(), allow_nan=False))
     resumed = guards(limit=2)
     resumed.load_state_dict(state)
@@ -151,14 +154,14 @@ def test_a_rewind_keeps_the_counts_and_forgets_the_losses_since() -> None:
     spikes(watch, losses(300))
     state = watch.state_dict()
     spikes(watch, [50.0], first=301)
-    assert not watch.steady and not watch.wants_rewind
+    assert not watch.wants_rewind
     for step in (302, 303):
         check(watch, step, norm=NAN)
     assert watch.at_limit and watch.wants_rewind
     watch.rewind(state)
     assert watch.counts == {"bad_steps": 2, "skipped_steps": 2, "loss_spikes": 1, "rewinds": 1}
     assert watch.state_dict()["losses"] == state["losses"]
-    assert watch.steady and not watch.at_limit and not watch.wants_rewind
+    assert not watch.at_limit and not watch.wants_rewind
     for step in (301, 302):
         check(watch, step, norm=NAN)
     assert watch.at_limit and not watch.wants_rewind  # it has been tried as often as it may
@@ -183,6 +186,78 @@ def test_a_validation_wants_a_rewind_too() -> None:
     assert watch.wants_rewind
     watch.rewind(state)
     assert not watch.at_limit
+
+
+def test_a_rewind_goes_to_a_checkpoint_that_a_good_step_has_followed() -> None:
+    watch = guards(limit=9, rewinds=1)
+    watch.saved(0)
+    check(watch, 1, norm=NAN)
+    assert watch.rewind_step == 0  # there is no other
+    check(watch, 2)
+    watch.saved(2)
+    assert watch.rewind_step == 0
+    check(watch, 3, norm=NAN)
+    assert watch.rewind_step == 0
+    check(watch, 4)
+    assert watch.rewind_step == 2
+    check(watch, 5, norm=NAN)
+    watch.saved(5)  # in the middle of trouble
+    check(watch, 6)
+    assert watch.rewind_step == 2
+    again = guards()
+    again.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    assert again.rewind_step == 2
+
+
+def test_the_last_step_is_at_the_limit_if_it_is_bad() -> None:
+    watch = Guards(TrainingConfig(steps=2, warmup_steps=0))
+    check(watch, 1, norm=NAN)
+    assert not watch.at_limit
+    check(watch, 2, norm=NAN)
+    assert watch.at_limit
+
+
+def test_what_went_wrong_is_said_in_words() -> None:
+    watch = Guards(TrainingConfig(steps=24, warmup_steps=0, bad_steps_limit=50))
+    assert watch.summary() == ""
+    for step in range(1, 22):
+        check(watch, step, norm=NAN)
+    assert watch.summary() == "21 of 24 steps bad, 21 skipped"
+    watch.load_state_dict(watch.state_dict() | {"bad_steps": 0, "skipped_steps": 0, "loss_spikes": 1, "rewinds": 2})
+    assert watch.summary() == "1 loss spike, 2 rewinds"
+
+
+def test_with_rewinds_what_says_when_one_is_due_tells_trainings_apart() -> None:
+    plain, rewinding = (TrainingConfig(steps=2, warmup_steps=0, rewinds=rewinds) for rewinds in (0, 1))
+    due = {"bad_steps_limit", "checkpoint_interval", "validation_interval"}
+    assert due <= plain.execution_settings()
+    assert rewinding.execution_settings() == plain.execution_settings() - due
+    assert "rewinds" not in plain.execution_settings()
+
+
+def sources(names: list[tuple[str, str, int]]) -> Any:
+    return lambda position: Source(*names[position])
+
+
+def test_bad_rows_are_shown_by_the_command_that_takes_them() -> None:
+    places = [("d", "train/a", 3), ("d", "train/b", 0), ("d", "train/a", 2), ("other", "train/a", 9)]
+    rows = BadRows(7, 2, range(4), [], sources(places))
+    assert rows.steps == "steps 6 to 7"
+    assert rows.command() == "calm inspect d --rows train/a:2-3 --rows train/b:0"
+    told = [json.loads(line) for line in rows.to_bytes().splitlines()]
+    assert told[3] == {"step": 7, "dataset": "other", "shard": "train/a", "row": 9, "suspect": False}
+    assert [line["step"] for line in told] == [6, 6, 7, 7]
+    suspected = BadRows(7, 4, range(4), [3], sources(places))
+    assert (suspected.steps, suspected.command()) == ("step 7", "calm inspect other --rows train/a:9")
+
+
+def test_more_rows_than_a_line_holds_are_cut_between_two() -> None:
+    places = [("d", "train/a", 2 * row) for row in range(1000)]
+    command = BadRows(1, 1000, range(1000), [], sources(places)).command()
+    assert len(command) <= 500
+    assert re.fullmatch(r"calm inspect d --rows train/a:0,2,4,.*,\d+", command)
+    last = int(command.rpartition(",")[2])
+    assert last == 2 * command.count(",")
 
 
 def test_every_count_is_a_fact_of_the_trained_model() -> None:

@@ -83,16 +83,12 @@ class Loader:
                 stream.read(int(before[part]), rows, int(max(after[part] - before[part], 1)))
                 out[choice == part] = rows
 
-    def sources(self, batches: int = 1) -> list[list[Source]]:
-        """Where the sequences of the last global batches lie, those of all ranks, batch by batch; nothing is read."""
-        size = self._global_batch_size
-        first = max(self._position - batches * size, 0)
-        return [
-            [self._source_of(position) for position in range(start, start + size)]
-            for start in range(first, self._position, size)
-        ]
+    def positions(self, batches: int) -> range:
+        """Those of the last global batches, with the shares of all ranks."""
+        return range(max(self._position - batches * self._global_batch_size, 0), self._position)
 
-    def _source_of(self, position: int) -> Source:
+    def source_of(self, position: int) -> Source:
+        """Where the sequence at a position lies; nothing is read."""
         part = int(self._mix.parts(position, 1)[0])
         return self._streams[part].source_of(int(self._mix.counts(position)[part]))
 
