@@ -160,7 +160,11 @@ def train(
 
     Stopped by Ctrl-C or SIGTERM, it saves a checkpoint and exits with 75; the same command goes on from there. So does
     one with other settings of how it is carried out (processes, intervals, ...); settings that change the result begin
-    anew.
+    anew. A second Ctrl-C, or a SIGTERM more than a second later, does not wait for the checkpoint (130, 143). Other
+    exit codes: 1 failed, 2 wrong settings.
+
+    On several machines the same command runs on each, with torchrun's PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR and
+    PET_MASTER_PORT in the environment.
 
     Examples:
 

@@ -421,7 +421,13 @@ def half_removed(engine: Engine, folder: Path) -> dict[str, Any]:
         assert not scene.save(2, 4.0)
     there, scene = scene.there(), scene.again(**kept)
     marked = [name for name in there if (folder / name / MANIFEST_NAME).exists()]
-    return {"there": there, "marked": marked, "loaded": scene.load(), "next": scene.save(3, 3.0), "after": scene.there()}
+    return {
+        "there": there,
+        "marked": marked,
+        "loaded": scene.load(),
+        "next": scene.save(3, 3.0),
+        "after": scene.there(),
+    }
 
 
 def slow(engine: Engine, folder: Path) -> dict[str, Any]:
