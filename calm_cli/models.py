@@ -203,7 +203,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this ma
       calm ui --port 5001
     """
     from pipelines.local import mlflow_server
-    from pipelines.local.tracking import read_tracking, tracking_uri
+    from pipelines.local.tracking import read_tracking, send_what_is_left, tracking_uri
 
     home = Home.find(make=False)
     uri = tracking_uri(home)
@@ -211,5 +211,6 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this ma
         raise CalmError(f"MLFLOW_TRACKING_URI names a server that runs already: open {redacted(uri)}")
     mlflow_server.require_free(port)
     read_tracking(home)
+    send_what_is_left(home)
     print("MLflow's server is starting", file=sys.stderr, flush=True)
     mlflow_server.serve(uri, home.mlflow_artifacts.as_uri(), port)

@@ -106,6 +106,10 @@ def model_lines(facts: ModelFacts) -> Iterator[tuple[str, str]]:
     if facts.tokens_per_second:
         yield "training time", clock(facts.seconds)
         yield "training tokens/s", f"{facts.tokens_per_second:,.0f}"
+    if facts.model_flops_utilisation is not None:
+        yield "FLOPs utilisation", f"{facts.model_flops_utilisation:.1%} of {facts.peak_tflops:,.6g} TFLOP/s a rank"
+    if facts.trace_uri:
+        yield "trace", facts.trace_uri
 
 
 def plain_lines(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

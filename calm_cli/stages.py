@@ -1,6 +1,7 @@
 """The stages one by one, with the arguments and the meaning that they have in Python and in the pipeline."""
 
 import os
+import re
 import time
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -28,6 +29,7 @@ from calm_cli.summary import aligned
 from calm_cli.tables import show_table
 from calm_core.config import HEADS, Config, TrainingConfig
 from calm_core.errors import ConfigError
+from calm_core.shown import brief
 from calm_core.store import storage
 from calm_core.store.artifact import ArtifactWriter
 from calm_core.store.facts import (
@@ -68,6 +70,17 @@ def _begin(config: Config, kind: str, output: str) -> Home:
 def _require_place(kind: str, output: str) -> None:
     """Refuse a place that cannot be used for this kind of artifact."""
     ArtifactWriter(output, Facts.of_kind[kind], {}, {}, overwrite=True).check_place()
+
+
+def _steps_between(text: str) -> list[int]:
+    """The two numbers of A:B.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not (match := re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", text)):
+        raise ConfigError(f"--profile-steps: expected A:B, two numbers of steps, e.g. 10:12 (got {brief(text)})")
+    return [int(match[1]), int(match[2])]
 
 
 def _of(profile: str) -> str:
@@ -134,6 +147,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from a checkpoint; where there is none, say why and train nothing.")
     ] = False,
+    profile_steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A:B",
+            help="Trace the steps after step A up to step B: what takes their time, as a file beside --output.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
@@ -156,7 +177,8 @@ def train(
     started = time.monotonic()
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
-    config = configuration(profile, set_, {HEADS.setting: head})
+    profiled = _steps_between(profile_steps) if profile_steps is not None else None
+    config = configuration(profile, set_, {HEADS.setting: head, f"{kind}.profile_steps": profiled})
     if kind == "calm" and not autoencoder:
         raise ConfigError("--autoencoder: CALM is trained on an autoencoder; name that of `calm train autoencoder`")
     if autoencoder and kind != "calm":

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from calm_core.config.base import MOST_STEPS, Fraction, Section, Steps
 
+MOST_PROFILED = 20  # steps: each has up to 100,000 events, which are kept in memory
+StepsDone = Annotated[int, Field(ge=0, le=MOST_STEPS)]
+
 _SCHEDULES_OF = {
     "decay_fraction": ("wsd",),
     "decay_shape": ("wsd",),
@@ -92,11 +95,23 @@ class TrainingConfig(Section):
     )
     keep_best: Execution[bool] = Field(False, description="keep the checkpoint that was best on held-out text as well")
     offload: Execution[bool] = Field(
-        False, description="keep the optimiser's state in the machine's memory rather than the GPU's (ZeRO 1 to 3)"
+        False,
+        description="keep the optimiser's state in the machine's memory rather than the GPU's; runs ZeRO 3 in bf16, 1 "
+        "to 3 in fp32",
     )
 
     stuck_after_seconds: Execution[int] = Field(
         600, ge=0, le=10**6, description="a rank without a step for so long ends the training; 0: never"
+    )
+    peak_tflops: Execution[float | None] = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="1e12 FLOP/s, dense, of one rank's GPU or CPU, which utilisation is measured against; unset: of "
+        "bf16 by the GPU's name, and no utilisation where that is not known",
+    )
+    profile_steps: Execution[tuple[StepsDone, StepsDone] | None] = Field(
+        None, description="[A, B]: rank 0 traces the steps after step A up to step B, beside the trained model"
     )
 
     @model_validator(mode="before")
@@ -125,6 +140,17 @@ class TrainingConfig(Section):
         """Names of the settings that say how it is carried out; with rewinds, those that say when one is due do not."""
         names = {name for name, field in type(self).model_fields.items() if _EXECUTION in field.metadata}
         return names - ({"bad_steps_limit", "checkpoint_interval", "validation_interval"} if self.rewinds else set())
+
+    @model_validator(mode="after")
+    def _profiled_steps_are_trained(self) -> Self:
+        if self.profile_steps is not None:
+            first, last = self.profile_steps
+            if not first < last <= self.steps or last - first > MOST_PROFILED:
+                raise ValueError(
+                    f"profile_steps ({first}:{last}) must be A:B with A < B, B at most steps ({self.steps}) and "
+                    f"B - A at most {MOST_PROFILED}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

@@ -34,6 +34,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
+Measured = Annotated[float | None, TIMING, Field(ge=0, allow_inf_nan=False)]  # None where it was not
 Split = Literal["train", "validation"]
 Packing = Literal["documents", "contiguous"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -355,6 +356,12 @@ class ModelFacts(Facts, Vocabulary):
         validation: Metrics on held-out text after the last step.
         bad_steps, skipped_steps, loss_spikes, rewinds: What went wrong in training (see `Guards`); None of a model
             that earlier code has trained, or that was trained elsewhere.
+        tokens_per_second, loader_wait_seconds, checkpoint_wait_seconds, validation_seconds: Of the process that ended
+            training (see `SpeedMeter`).
+        memory_bytes: Of the rank that had most, at its worst moment.
+        model_flops_utilisation: Share of peak_tflops (1e12 FLOP/s of one rank) that its steps used, counted as
+            `calm estimate` does; unset where the peak is not known.
+        trace_uri: Of the steps that were profiled.
     """
 
     schema_version: ClassVar[int] = 4
@@ -371,6 +378,12 @@ class ModelFacts(Facts, Vocabulary):
     seconds: Seconds = 0.0
     tokens_per_second: Rate = 0.0
     loader_wait_seconds: Seconds = 0.0
+    checkpoint_wait_seconds: Seconds = 0.0
+    validation_seconds: Seconds = 0.0
+    memory_bytes: Measured = None
+    peak_tflops: Measured = None
+    model_flops_utilisation: Measured = None
+    trace_uri: Annotated[str | None, ORIGIN] = None
 
     @property
     def went_wrong(self) -> dict[str, int]:

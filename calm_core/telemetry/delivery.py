@@ -5,7 +5,6 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from calm_core.shown import brief
@@ -163,7 +162,7 @@ class Delivery:
         self._mlflow: _Mlflow | None = None
         self._ending = threading.Event()
         self._failures = self._text_failures = 0
-        self._reason = ""
+        self._reason = self._others_reason = ""
         self._told: set[str] = set()
         self._gone: set[str] = set()
         quiet_mlflow()
@@ -174,19 +173,20 @@ class Delivery:
         """Wait until all is sent, for so many seconds at most; if something is left, say so in one line.
 
         Returns:
-            Whether all is sent. Else, as long as this process lives, it is tried on.
+            Whether all of its own is sent. Else, as long as this process lives, it is tried on.
         """
         self._ending.set()
         self._thread.join(seconds)
-        if not self._thread.is_alive():
-            return True
-        records = sum(outbox.count() for outbox in outboxes(self._place))
-        why = f"MLflow does not answer ({self._reason})" if self._reason else f"MLflow is slow ({seconds:.0f} s)"
-        self._tell(
-            f"{self._place}: {why}; {records:,} records for it wait in {outbox_folder()}, "
-            "and the next command that reaches it sends them"
-        )
-        return False
+        all_sent = not self._thread.is_alive()
+        if not all_sent or self._others_reason:
+            records = sum(outbox.count() for outbox in outboxes(self._place))
+            reason = self._reason or self._others_reason
+            why = f"MLflow does not answer ({reason})" if reason else f"MLflow is slow ({seconds:.0f} s)"
+            self._tell(
+                f"{self._place}: {why}; what it is to be told ({records:,} records) waits in {outbox_folder()}, and "
+                "the next command that reaches it sends it"
+            )
+        return all_sent
 
     def _work(self) -> None:
         looked = False
@@ -195,24 +195,28 @@ class Delivery:
             try:
                 if self._own:
                     self._send_all(self._own)
-                if ending or not looked:
-                    self._send_what_others_left()
-                    looked = True
             except Exception as error:  # MLflow's clients and databases have no common base
                 self._wait_after(error)
-            else:
-                if ending:
-                    break
-                self._ending.wait(_POLL_SECONDS)
+                continue
+            if ending or not looked:
+                self._send_what_others_left()
+                looked = True
+            if ending:
+                break
+            self._ending.wait(_POLL_SECONDS)
         if self._own:
             self._own.remove()
 
     def _send_what_others_left(self) -> None:
+        """Try to, once: what is the matter with another run holds up nothing of this one."""
+        self._others_reason = ""
         for outbox in outboxes(self._place):
             if (self._own is None or outbox.path != self._own.path) and outbox.take():
                 try:
                     self._send_all(outbox)
                     outbox.remove()
+                except Exception as error:  # as above
+                    self._others_reason = reason_of(error)
                 finally:
                     outbox.give_back()
 
@@ -337,8 +341,7 @@ class Delivery:
             self._tell(note)
 
     def _tell(self, note: str) -> None:
-        with suppress(OSError):  # a disk that is full
-            report(self._stage, note=note)
+        report(self._stage, note=note)
 
 
 def _entries(values: Mapping[str, str]) -> list[_Entry]:

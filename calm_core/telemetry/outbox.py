@@ -290,6 +290,18 @@ def outboxes(place: str) -> Iterator[Outbox]:
                 yield Outbox(place, path.stem.removeprefix(prefix))
 
 
+def move(folder: Path, old: str, new: str) -> None:
+    """Let what is kept for one MLflow be for another one: its database has been moved, and the outbox with it.
+
+    Args:
+        folder: The outbox.
+        old, new: Places of that database.
+    """
+    with suppress(OSError):
+        for path in folder.glob(f"{_prefix(old)}*"):
+            path.rename(folder / f"{_prefix(new)}{path.name.removeprefix(_prefix(old))}")
+
+
 def outbox_folder() -> Path:
     """Where outboxes are kept: $CALM_OUTBOX; else below the user's state folder, or below /tmp where it is read-only.
 

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -32,6 +32,7 @@ class ProgressEvent(BaseModel):
         rate: Tokens (or units) per second, 0 where it is not measured.
         eta: Seconds left, estimated; 0 where it is unknown.
         note: The number that matters, or what is being done, or the reason of a failure.
+        detail: More numbers, for whoever reads lines.
         can_pass: Of a failure: whether running the same command again can help.
     """
 
@@ -44,6 +45,7 @@ class ProgressEvent(BaseModel):
     rate: float = 0.0
     eta: float = 0.0
     note: str = ""
+    detail: str = ""
     can_pass: bool = False
 
 
@@ -56,6 +58,7 @@ def report(
     rate: float = 0.0,
     eta: float = 0.0,
     note: str = "",
+    detail: str = "",
     can_pass: bool = False,
 ) -> None:
     """Tell whoever watches how far a stage is.
@@ -71,17 +74,20 @@ def report(
         rate=rate,
         eta=eta,
         note=shortened(note, LONGEST_MESSAGE),
+        detail=detail,
         can_pass=can_pass,
     )
     line = event.model_dump_json()
     if path := os.environ.get(PROGRESS_FILE_VARIABLE):
-        with open(path, "a", encoding="utf-8") as file:  # one short append, so lines of several processes never mix
+        # One short append, so lines of several processes never mix. A full disk ends nothing that is at work.
+        with suppress(OSError), open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
     elif state != "failed":
         counts = f" {done}/{total}" if total else ""
         speed = f" {rate:,.0f}/s" if rate else ""
         left = f" {eta:,.0f} s left" if eta else ""
-        line = f"[{stage}] {state}{counts}{speed}{left} {note}".rstrip()
+        more = f" ({detail})" if detail else ""
+        line = f"[{stage}] {state}{counts}{speed}{left} {note}{more}".rstrip()
         # In one write, so that lines of several processes never mix.
         print(f"{line}\n", end="", file=sys.stderr, flush=True)
 

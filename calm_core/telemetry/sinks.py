@@ -1,12 +1,16 @@
 """Where the points of training curves go: whoever watches, a file of curves, MLflow."""
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from calm_core.telemetry.mlflow_run import Run
 from calm_core.telemetry.progress import report
+
+_TOLD_SECONDS = 0.1  # of waiting in all
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,11 @@ class ProgressSink:
 
     Args:
         stage: Its name.
+        loss: Name of what training makes smaller.
     """
 
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
+    def __init__(self, stage: str, loss: str) -> None:
+        self._stage, self._loss = stage, loss
 
     def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Nothing: what is past was told."""
@@ -59,7 +64,23 @@ class ProgressSink:
             rate=point.speed["tokens_per_second"],
             eta=point.eta,
             note=point.headline,
+            detail=", ".join(self._detail(point)),
         )
+
+    def _detail(self, point: Point) -> Iterator[str]:
+        """What a line has room for, and a board has not."""
+        for name in (self._loss, "gradient_norm", "learning_rate"):
+            if name in point.metrics:
+                yield f"{name.replace('_', ' ')} {point.metrics[name]:.4g}"
+        if rate := point.speed.get("recent_tokens_per_second"):
+            yield f"{rate:,.0f} tokens/s lately"
+        if share := point.speed.get("model_flops_utilisation"):
+            yield f"{share:.1%} of peak FLOP/s"
+        if size := point.speed.get("memory_bytes"):
+            yield f"{size / 2**30:,.2f} GiB"
+        for name, seconds in point.speed.items():
+            if name.endswith("_wait_seconds") and seconds >= _TOLD_SECONDS:
+                yield f"waited {seconds:,.1f} s for {name.removesuffix('_wait_seconds')}"
 
 
 class MlflowSink:
@@ -74,6 +95,25 @@ class MlflowSink:
 
     def log(self, point: Point) -> None:
         self._run.log_metrics({**point.metrics, **point.speed}, step=point.step)
+
+
+class JsonlSink:
+    """Appends every point to a local file of JSON lines, which all starts of a training share.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def begin_with(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: an earlier start has appended it."""
+
+    def log(self, point: Point) -> None:
+        line = json.dumps({"time": time.time(), "step": point.step, **point.metrics, **point.speed})
+        with suppress(OSError), open(self._path, "a", encoding="utf-8") as file:  # a full disk ends no training
+            file.write(line + "\n")
 
 
 class Curves:

@@ -1,5 +1,6 @@
 """What ranks share."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,3 +20,11 @@ def gathered(value: Any) -> list[Any]:
     values = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def largest_of(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Each of these figures as it is on the rank where it is largest."""
+    largest = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    if dist.get_world_size() > 1:
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return dict(zip(values, largest.tolist(), strict=True))

@@ -32,10 +32,14 @@ def wants_bf16(config: TrainingConfig) -> bool:
 def zero_stage(config: TrainingConfig, ranks: int) -> int:
     """The ZeRO stage that is run.
 
-    bf16 needs 1 at least, since without ZeRO DeepSpeed sums gradients in bf16, and so does offloading. A single rank
-    has nobody to share with, and the flat copies of weights and gradients cost a small model a quarter of its step.
+    bf16 needs 1 at least, since without ZeRO DeepSpeed sums gradients in bf16, and 3 with offloading: in 1 and 2 it
+    sums micro-batches in bf16 then, and after a step that it leaves out it leaves out all others, too. Offloading alone
+    needs 1. A single rank has nobody to share with, and the flat copies of weights and gradients cost a small model a
+    quarter of its step.
     """
-    if wants_bf16(config) or config.offload:
+    if config.offload:
+        return 3 if wants_bf16(config) else max(config.zero_stage, 1)
+    if wants_bf16(config):
         return max(config.zero_stage, 1)
     return config.zero_stage if ranks > 1 else 0
 

@@ -38,6 +38,7 @@ class TrainingSpec(Record):
         seed: Of everything random.
         run_id: MLflow run that rank 0 logs to, empty for none.
         lock: Token of the lock that whoever has started the ranks holds.
+        points_file: Local file that rank 0 appends the points of the curves to, empty for none.
         parents: Digests of the inputs.
     """
 
@@ -50,6 +51,7 @@ class TrainingSpec(Record):
     seed: int
     run_id: str = ""
     lock: str = ""
+    points_file: str = ""
     parents: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("config", mode="before")

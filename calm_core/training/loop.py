@@ -24,11 +24,12 @@ from calm_core.store.facts import CheckpointFacts, GuardState
 from calm_core.telemetry.sinks import Curves, Point, Sinks
 from calm_core.training.bad_rows import BadRows
 from calm_core.training.checkpoint import Checkpointer
-from calm_core.training.distributed import all_reduce_sum, gathered
+from calm_core.training.distributed import all_reduce_sum, gathered, largest_of
 from calm_core.training.engine import Engine
 from calm_core.training.guards import Guards, Verdict
-from calm_core.training.meter import SpeedMeter
+from calm_core.training.meter import Peak, SpeedMeter, most_memory
 from calm_core.training.optimizer import learning_rate_factor, learning_rates
+from calm_core.training.profiler import StepProfiler
 from calm_core.training.stopping import StopRequest
 from calm_core.training.tasks.base import Task
 from calm_core.training.validation import Validator
@@ -61,6 +62,8 @@ class Trainer:
         watchdog: Is told of each step.
         folder: URI of the folder where is noted which sequences have stopped it.
         tell: Shows one line to whoever watches; of ranks that report nothing, it shows nothing.
+        profiler: Traces some of the steps.
+        peak: Of the hardware, None where it is not known.
         step: Optimiser steps done.
     """
 
@@ -76,7 +79,9 @@ class Trainer:
     stage: str
     folder: str
     tell: Callable[[str], object]
+    profiler: StepProfiler
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
+    peak: Peak | None = None
     step: int = 0
     meter: SpeedMeter = field(init=False)
     guards: Guards = field(init=False)
@@ -95,8 +100,9 @@ class Trainer:
         self._resume()
         self.watchdog.alive()
         self._start_meter()
-        with self.stop.listening():
+        with self.stop.listening(), self.profiler:
             while not self._finished:
+                self.profiler.begin_step(self.step)
                 self.engine.set_learning_rate(learning_rate_factor(self.config, self.step))
                 metrics, stopping = self._train_step()
                 self.step += 1
@@ -109,12 +115,13 @@ class Trainer:
                     continue
                 if self.guards.at_limit:
                     raise self._failure()
-                self._save_if_due(stopping)
+                with self.meter.aside("checkpoint_wait_seconds"):
+                    self._save_if_due(stopping)
                 self.watchdog.alive()
 
     def _start_meter(self) -> None:
         tokens = self.config.global_batch_size * self.loader.dataset.sequence_length
-        self.meter = SpeedMeter(self.step, self.config.steps, tokens)
+        self.meter = SpeedMeter(self.step, self.config.steps, tokens, self.peak)
 
     def _resume(self) -> None:
         if found := self.checkpointer.load_latest():
@@ -214,7 +221,8 @@ class Trainer:
     def _validate_and_log(self, metrics: dict[str, float]) -> None:
         validating = self.step % self.config.validation_interval == 0 or self._finished
         if validating:
-            measured = self.validator.metrics(self.watchdog.alive)
+            with self.meter.aside("validation_seconds"):
+                measured = self.validator.metrics(self.watchdog.alive)
             measured = {f"validation_{name}": value for name, value in measured.items()}
             self.guards.check_validation(measured)
             metrics |= measured
@@ -223,9 +231,20 @@ class Trainer:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
             metrics |= {name: rate * factor for name, rate in learning_rates(self.config).items()}
             metrics |= self.guards.counts
-            self.sinks.log(
-                Point(self.step, self.config.steps, metrics, self.meter.rates, self.meter.eta, self.headline(metrics))
-            )
+            if math.isfinite(norm := self.engine.gradient_norm):
+                metrics["gradient_norm"] = norm
+            speed = self.meter.point(largest_of(self._own_figures(), self.engine.device))
+            with self.meter.aside("sinks_seconds"):
+                self.sinks.log(
+                    Point(self.step, self.config.steps, metrics, speed, self.meter.eta, self.headline(metrics))
+                )
+
+    def _own_figures(self) -> dict[str, float]:
+        return {
+            "loader_wait_seconds": self.meter.loader_wait_seconds,
+            "checkpoint_write_seconds": self.checkpointer.wrote,
+            "memory_bytes": most_memory(self.engine.device),
+        }
 
     def headline(self, metrics: Mapping[str, float] = MappingProxyType({})) -> str:
         """The latest validation number that matters, or the training loss before there is one.
@@ -254,11 +273,9 @@ class Trainer:
         if stopping and not self._finished:
             self.watchdog.stop()  # what is written is written in the time that it takes
             self.checkpointer.finish()
+            there = "" if self.checkpointer.latest == self.step else f"{self.checkpointer.standing}; "
             begun = "begin anew" if self.checkpointer.latest is None else "continue from there"
-            raise Interrupted(
-                f"stopped after step {self.step} of {self.config.steps}; {self.checkpointer.standing}; run again to "
-                f"{begun}"
-            )
+            raise Interrupted(f"stopped after step {self.step} of {self.config.steps}; {there}run again to {begun}")
 
     def _save(self, is_regular: bool) -> None:
         if is_regular and self.config.rewinds:

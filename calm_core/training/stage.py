@@ -26,6 +26,8 @@ from calm_core.training.launcher import EXIT_NO_MEETING, Ending, Launcher, Nodes
 from calm_core.training.tasks.make import TASKS
 from calm_core.training.unfinished import how_it_begins
 
+_LOG, _POINTS = ".log", ".points.jsonl"
+
 
 def train(
     config: ModelConfig,
@@ -54,8 +56,8 @@ def train(
         overwrite: Whether another model of its kind that lies there is replaced (see `ArtifactWriter`).
         resume: Whether to go on from a checkpoint, or not to train at all.
         launcher: How the ranks are started; unset, by torchrun on this machine.
-        log_folder: A local folder for a log of what the ranks print, named by what is trained; unset, standard error
-            alone has it.
+        log_folder: A local folder for a log of what the ranks print, named by what is trained, and beside it a file of
+            all points of the curves; unset, standard error alone has it.
 
     Raises:
         ConfigError: `resume` is asked for, and there is nothing to go on from.
@@ -88,15 +90,24 @@ def train(
             stage.begin()
             if begins:
                 stage.report(note=begins)
-            job.write_spec(spec.model_copy(update={"run_id": stage.run.run_id, "lock": lock.token}))
-            if log := _log_of(job, log_folder):
+            log = _log_of(job, log_folder)
+            own = {
+                "run_id": stage.run.run_id,
+                "lock": lock.token,
+                "points_file": log.removesuffix(_LOG) + _POINTS if log else "",
+            }
+            job.write_spec(spec.model_copy(update=own))
+            if log:
                 stage.report(note=f"log: {log}")
             ending = launcher.run(job.spec_uri, config.processes, log)
             with suppress(StorageError):
                 lock.require()
             headline = _headline(spec, job, ending, log)
             artifact = Artifact(output_uri, TASKS[config.kind].facts)
-            lock.remove_folder()
+            try:
+                lock.remove_folder()
+            except StorageError as error:  # the model is there
+                tell(f"the checkpoints are left behind: {error}")
         stage.finish(artifact, headline)
     return artifact
 
@@ -154,7 +165,7 @@ def _log_of(job: Job, folder: str, suffix: str = "") -> str:
     """
     if not folder:
         return ""
-    path = Path(storage.filesystem_of(folder)[1], f"{job.name}{suffix}.log")
+    path = Path(storage.filesystem_of(folder)[1], f"{job.name}{suffix}{_LOG}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -23,25 +23,29 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from calm_core.config import AutoencoderConfig
 from calm_core.data.reading.dataset import open_dataset
 from calm_core.data.reading.loader import Loader
 from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import EXIT_FAILED, CalmError, StorageError, first_line
+from calm_core.scaling.cost import training_flops_per_token
 from calm_core.shown import SafeStream
 from calm_core.store.artifact import ArtifactWriter
 from calm_core.store.facts import OutcomeFacts
 from calm_core.telemetry.mlflow_run import FLUSH_SECONDS, Run
 from calm_core.telemetry.progress import report
-from calm_core.telemetry.sinks import Curves, MetricSink, MlflowSink, ProgressSink, Sinks
+from calm_core.telemetry.sinks import Curves, JsonlSink, MetricSink, MlflowSink, ProgressSink, Sinks
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.engine import Engine, wants_bf16
 from calm_core.training.job import Job, TrainingSpec, open_inputs
 from calm_core.training.loop import Trainer
+from calm_core.training.meter import Peak, peak_tflops
+from calm_core.training.profiler import StepProfiler
 from calm_core.training.tasks.base import Inputs, Task
 from calm_core.training.tasks.make import make_task
 from calm_core.training.validation import Validator
 from calm_core.training.watchdog import Watchdog
-from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
+from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME, settings_of
 
 _LOST = re.compile("Connection (closed|reset) by|Broken pipe|remote process exited|Socket closed")
 """What gloo and NCCL say of another rank that has gone."""
@@ -89,6 +93,7 @@ def _start_distributed() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     cuda = torch.cuda.is_available()
     torch.use_deterministic_algorithms(not cuda)  # on CPU equal inputs give equal bytes
+    torch.utils.deterministic.fill_uninitialized_memory = False  # as it would: that finds mistakes, and costs time
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
@@ -110,7 +115,8 @@ def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
         if dist.get_rank() == 0:
             job.require_lock()
             _write(spec, trainer, inputs, weights, time.monotonic() - started)
-            job.write_outcome(OutcomeFacts(message=trainer.result()))
+            with suppress(StorageError):  # the model is there, whatever becomes of the words
+                job.write_outcome(OutcomeFacts(message=trainer.result()))
 
 
 @contextmanager
@@ -132,7 +138,9 @@ def _make_trainer(
     def tell(line: str) -> None:
         report(spec.stage, note=line)
 
-    sinks: list[MetricSink] = [ProgressSink(spec.stage), MlflowSink(run), curves]
+    sinks: list[MetricSink] = [ProgressSink(spec.stage, task.objective), MlflowSink(run), curves]
+    if spec.points_file:
+        sinks.append(JsonlSink(spec.points_file))
     return Trainer(
         task=task,
         engine=engine,
@@ -148,8 +156,19 @@ def _make_trainer(
         stage=spec.stage,
         folder=job.uri,
         tell=tell if rank == 0 else lambda line: None,
+        profiler=StepProfiler(config.profile_steps if rank == 0 else None, spec.output_uri, tell),
         watchdog=watchdog,
+        peak=_peak(spec, inputs),
     )
+
+
+def _peak(spec: TrainingSpec, inputs: Inputs) -> Peak | None:
+    if not (tflops := peak_tflops(spec.config, inputs.device)):
+        return None
+    autoencoder = settings_of(inputs.autoencoder, AutoencoderConfig) if inputs.autoencoder else None
+    dataset = inputs.dataset
+    flops = training_flops_per_token(spec.config, autoencoder, dataset.vocab_size, dataset.sequence_length)
+    return Peak(tflops, 1e12 * tflops * dist.get_world_size() / flops)
 
 
 def _write(
@@ -175,7 +194,8 @@ def _write(
             validation=_validation(last),
             **trainer.guards.counts,
             seconds=seconds,
-            **trainer.meter.rates,
+            trace_uri=trainer.profiler.trace_uri or None,
+            **{name: value for name, value in trainer.meter.totals.items() if name in task.facts.model_fields},
             **task.own_facts(inputs),
         )
 

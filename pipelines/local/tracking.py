@@ -7,6 +7,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from calm_core.errors import CalmError
+from calm_core.telemetry import outbox
+from calm_core.telemetry.delivery import Delivery
 from calm_core.telemetry.mlflow_run import EXPERIMENT_VARIABLE, STAGE_TAG, Run, experiment_id
 from calm_core.telemetry.mlflow_store import (
     TRACKING_URI_VARIABLE,
@@ -15,7 +17,6 @@ from calm_core.telemetry.mlflow_store import (
     quiet_mlflow,
     reach_mlflow,
 )
-from calm_core.telemetry.outbox import OUTBOX_VARIABLE
 from pipelines.local.home import Home
 
 _EMBEDDED_SCHEME = "sqlite:"
@@ -70,10 +71,15 @@ def read_tracking(home: Home) -> None:
         MlflowClient().search_experiments(max_results=1)
 
 
+def send_what_is_left(home: Home) -> None:
+    """Begin to send what earlier commands could not tell MLflow; nobody waits for it."""
+    Delivery(tracking_uri(home), "ui")
+
+
 def _point(home: Home) -> None:
     _follow(home)
     os.environ[TRACKING_URI_VARIABLE] = tracking_uri(home)
-    os.environ.setdefault(OUTBOX_VARIABLE, str(home.outbox))
+    os.environ.setdefault(outbox.OUTBOX_VARIABLE, str(home.outbox))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # of the children, whose lines go to logs
     quiet_mlflow()
 
@@ -104,14 +110,20 @@ def _follow(home: Home) -> None:
                     f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                     (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
                 )
+            old_database = _folder_of(old).parent / home.mlflow_database.name
+            outbox.move(home.outbox, str(old_database), str(home.mlflow_database))
 
 
 def _is_of_a_home(location: object, home: Home) -> bool:
     """Whether a place of artifacts is that of a home, which may be no longer there."""
-    folder = Path(unquote(urlsplit(str(location)).path))
+    folder = _folder_of(location)
     # Of a Path, the question is an error where nothing may be read, as in the home of the user whose copy this is.
     is_home = not os.path.exists(folder) or os.path.exists(folder.parent / home.mlflow_database.name)  # noqa: PTH110
     return str(location).startswith("file:") and folder.name == home.mlflow_artifacts.name and is_home
+
+
+def _folder_of(location: object) -> Path:
+    return Path(unquote(urlsplit(str(location)).path))
 
 
 def end_open_stages(parent: Run, status: str) -> None:

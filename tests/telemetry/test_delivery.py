@@ -16,7 +16,7 @@ import pytest
 
 from calm_core.telemetry.delivery import Delivery
 from calm_core.telemetry.mlflow_run import Run, start_run
-from calm_core.telemetry.outbox import OUTBOX_VARIABLE
+from calm_core.telemetry.outbox import OUTBOX_VARIABLE, Outbox, Text
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE
 from tests.telemetry.tracking_server import Fault, Proxy, TrackingServer, wait_until
 
@@ -150,8 +150,8 @@ def test_what_is_left_at_the_end_is_told_and_the_next_command_sends_it(
         process.communicate("on\n", timeout=LONG)
     assert process.returncode == 0
     assert told()[-1] == (
-        f"{proxy.uri}: MLflow does not answer (HTTP 503); 3 records for it wait in {outbox}, "
-        "and the next command that reaches it sends them"
+        f"{proxy.uri}: MLflow does not answer (HTTP 503); what it is to be told (3 records) waits in {outbox}, "
+        "and the next command that reaches it sends it"
     )
     client, ended = mlflow.MlflowClient(server.uri), time.time() * 1000
     assert client.get_run(run_id).info.status == "RUNNING"
@@ -197,7 +197,7 @@ def test_a_locked_database_is_not_waited_for(database: Path, outbox: Path) -> No
         log(run, 2, 3)
         assert not run.end("FINISHED", 0.5)
         other.rollback()
-    assert f"records for it wait in {outbox}" in told()[-1]
+    assert f"waits in {outbox}" in told()[-1]
     wait_until(lambda: mlflow.MlflowClient().get_run(run.run_id).info.status == "FINISHED")
     assert in_mlflow(database, run) == losses(1, 2, 3)
 
@@ -234,3 +234,32 @@ def test_what_others_left_is_sent_without_a_run_of_ones_own(database: Path, outb
         other.rollback()
     wait_until(lambda: list(outbox.iterdir()) == [])
     assert in_mlflow(database, run) == losses(1)
+
+
+def without_files(run_id: str, database: Path) -> None:
+    """Let the files of a run have a place that takes none."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE runs SET artifact_uri = '/proc/nowhere' WHERE run_uuid = ?", (run_id,))
+
+
+def test_a_file_that_finds_no_place_does_not_hold_up_the_end(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calm_core.telemetry.delivery._PAUSES", (0.1,))
+    run = start_run("find", {})
+    without_files(run.run_id, database)
+    run.log_text("<html>", "report.html")
+    assert run.end("FINISHED", LONG)
+    assert mlflow.MlflowClient().get_run(run.run_id).info.status == "FINISHED"
+    assert any("MLflow refuses report.html (" in note and note.endswith("it is left out") for note in told())
+
+
+def test_what_cannot_be_sent_of_another_run_holds_nothing_up(database: Path, outbox: Path) -> None:
+    other = mlflow.MlflowClient().create_run("0")
+    without_files(other.info.run_id, database)
+    left = Outbox(str(database), other.info.run_id)
+    left.add(Text(name="report.html", text="<html>"))
+    run = start_run("find", {})
+    log(run, 1)
+    assert run.end("FINISHED", LONG)
+    assert in_mlflow(database, run) == losses(1)
+    assert f"what it is to be told (1 records) waits in {outbox}" in told()[-1]
+    assert list(outbox.glob("*.jsonl")) == [left.path]

@@ -6,13 +6,15 @@ A rank that torchrun starts imports for seconds; these begin at once, so that a 
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing import connection, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from calm_core.errors import CalmError
 from calm_core.training.launcher import WORKER, Ending
 from pipelines.local.object_store import free_port
 
@@ -47,7 +49,7 @@ class ForkedLauncher:
         for rank in range(ranks):
             environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             faults = self._faults if rank == ranks - 1 else {}
-            running.append(_CONTEXT.Process(target=_run_rank, args=(spec_uri, environment, faults)))
+            running.append(_CONTEXT.Process(target=_run_rank, args=(spec_uri, environment, faults), daemon=True))
             running[-1].start()
         code = 0
         while running and not code:
@@ -63,13 +65,22 @@ class ForkedLauncher:
 
 
 def _run_rank(spec_uri: str, environment: Mapping[str, str], faults: Mapping[int, Fault]) -> None:
-    from calm_core.data.reading.loader import Loader
-    from calm_core.errors import CalmError
     from calm_core.training import worker
-    from calm_core.training.checkpoint import Checkpointer
 
     os.environ.clear()
     os.environ.update(environment)
+    prepare_rank(faults)
+    try:
+        worker.main(spec_uri)
+    except CalmError as error:
+        raise SystemExit(error.exit_code) from None
+
+
+def prepare_rank(faults: Mapping[int, Fault]) -> None:
+    """Let faults happen in this process, see `ForkedLauncher`; its checkpoints count at once."""
+    from calm_core.data.reading.loader import Loader
+    from calm_core.training.checkpoint import Checkpointer
+
     taken, next_batch, save = 0, Loader.next_batch, Checkpointer.save
 
     def next_batch_or_fault(loader: Loader) -> Any:
@@ -84,8 +95,30 @@ def _run_rank(spec_uri: str, environment: Mapping[str, str], faults: Mapping[int
         checkpointer.finish()
 
     Loader.next_batch, Checkpointer.save = next_batch_or_fault, save_at_once  # type: ignore[method-assign]
+
+
+def forked_training(worker: str, environment: Mapping[str, str], *arguments: Any, **settings: Any) -> BaseProcess:
+    """A process that trains by torchrun, whose ranks run a worker of the tests.
+
+    Args:
+        worker: Its module.
+        environment: More of it.
+        arguments, settings: Of `train`.
+    """
+    arguments = worker, os.environ | environment, arguments, settings
+    process = _CONTEXT.Process(target=_train, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def _train(worker: str, environment: Mapping[str, str], arguments: Sequence[Any], settings: Mapping[str, Any]) -> None:
+    from calm_core.training import launcher, stage
+
+    os.environ.clear()
+    os.environ.update(environment)
+    launcher.WORKER = worker
     try:
-        worker.main(spec_uri)
+        stage.train(*arguments, **settings)
     except CalmError as error:
         raise SystemExit(error.exit_code) from None
 

@@ -4,13 +4,18 @@ Which processes are killed at random moments, and what that leaves, is seen by `
 """
 
 import json
+import os
 import re
+import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from calm_core.config import TransformerConfig
@@ -24,7 +29,17 @@ from calm_core.weights.load import WEIGHTS_NAME, load_weights
 from pipelines.local.object_store import BUCKET
 from tests.data.test_faults import small_disk
 from tests.object_store import Trouble, environment, troubled
-from tests.training.faulty_ranks import ASKED_TO_STOP, KILLED, Fault, ForkedLauncher, emptied, filled, mounted
+from tests.training.faulty_ranks import (
+    ASKED_TO_STOP,
+    KILLED,
+    Fault,
+    ForkedLauncher,
+    emptied,
+    filled,
+    forked_training,
+    mounted,
+)
+from tests.training.pausing_worker import PAUSED_FILE
 from tests.training.test_stages import SHAPE, TRAINING, autoencoder_config, calm_config
 
 STEPS, INTERVAL = 14, 2
@@ -90,12 +105,18 @@ class Training:
         with pytest.raises(CalmError, match="a rank was killed"):
             self.start({batch: KILLED}, **settings)
 
-    def process(self, worker: str, **settings: Any) -> BaseProcess:
-        """A process in which torchrun's own ranks train, which run a worker of the tests."""
+    def by_torchrun(self, paused: Path, **settings: Any) -> BaseProcess:
+        """A process that trains by torchrun; the last rank pauses at its third batch, and a file says so."""
         self._progress.unlink(missing_ok=True)
-        arguments = config_of(self._kind, **settings), self._dataset_uri, self.output
-        return in_a_process(
-            _train_by_torchrun, worker, str(self._progress), arguments, self.checkpoints, self._autoencoder_uri
+        return forked_training(
+            "tests.training.pausing_worker",
+            {PROGRESS_FILE_VARIABLE: str(self._progress), PAUSED_FILE: str(paused)},
+            config_of(self._kind, log_interval=1, **settings),
+            self._dataset_uri,
+            self.output,
+            seed=0,
+            checkpoint_root=self.checkpoints,
+            autoencoder_uri=self._autoencoder_uri,
         )
 
     @property
@@ -272,12 +293,42 @@ def test_ranks_that_are_asked_to_stop_or_lose_one_go_on_bit_for_bit(
 ) -> None:
     """The request comes to one of two ranks, in the middle between two checkpoints; later a rank is killed."""
     training, two = new_training(kind, place), {"processes": 2, "zero_stage": 2}
-    with pytest.raises(Interrupted, match=f"stopped after step 3 of {STEPS}; run again to continue from there"):
+    with pytest.raises(Interrupted, match=f"stopped after step 3 of {STEPS}; the checkpoint of step 3 stands; "):
         training.start({3: ASKED_TO_STOP}, **two)
     training.is_killed(4, **two)
     assert training.first_step == 4
     check_same(training.start(**two), undisturbed(kind, **two), training)
     assert training.first_step == 7
+
+
+def test_whoever_is_killed_no_process_is_left_and_the_training_goes_on(
+    new_training: Callable[[str, str], Training],
+    undisturbed: Callable[..., Artifact[ModelFacts]],
+    tmp_path: Path,
+) -> None:
+    """torchrun's own ranks; while one waits for the other one, their parent or torchrun is killed, or Ctrl-C comes."""
+    training, two = new_training("autoencoder", "local"), {"processes": 2, "zero_stage": 1}
+    for number, (victim, exit_code) in enumerate((("parent", -9), ("torchrun", 1), ("Ctrl-C", 75))):
+        paused = tmp_path / f"paused-{victim}"
+        parent = training.by_torchrun(paused, **two)
+        deadline = time.monotonic() + 120  # a hang must not take the test suite with it
+        while not paused.exists() and parent.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert paused.exists()
+        (torchrun,) = psutil.Process(parent.pid).children()
+        ranks = torchrun.children()
+        assert len(ranks) == 2
+        if victim == "torchrun":
+            torchrun.kill()
+        else:
+            os.kill(parent.pid, signal.SIGKILL if victim == "parent" else signal.SIGINT)
+        parent.join(timeout=60)
+        _, left = psutil.wait_procs([torchrun, *ranks], timeout=15)  # it takes a moment, though not a second
+        assert (victim, parent.exitcode, left) == (victim, exit_code, [])
+        saved = (number + 1) * INTERVAL + (victim == "Ctrl-C")
+        assert storage.exists(f"{training.checkpoint(saved)}/manifest.json")
+    check_same(training.start(**two), undisturbed("autoencoder", **two), training)
+    assert training.first_step == 8
 
 
 @dataclass(frozen=True)
@@ -321,7 +372,7 @@ def test_what_cannot_be_saved_stops_nothing_and_is_tried_again(
         made = training.start({3: fault.begins(disk)})  # until the end
         assert training.first_step == 9
         assert [line.partition(":")[0] for line in training.said if "could not be saved" in line] == [
-            "the checkpoint of step 14 could not be saved"
+            f"the checkpoint of step {step} could not be saved" for step in (12, STEPS)
         ]
         assert made.read(WEIGHTS_NAME) == undisturbed(kind).read(WEIGHTS_NAME)
 

@@ -104,6 +104,11 @@ OPTIONS = [
         ("train", "calm", "--head", "round", "--dataset", "d", "--output", "o"),
         "--head round: expected en",
     ),
+    _usage(
+        "steps that are no A:B",
+        ("train", "transformer", "--profile-steps", "10", "--dataset", "d", "--output", "o"),
+        "--profile-steps: expected A:B, two numbers of steps, e.g. 10:12 (got",
+    ),
 ]
 
 ARGUMENTS = [

@@ -57,6 +57,12 @@ VALUES = [
     _set("calm.compile=maybe", 'calm.compile: expected true or false (got "maybe")'),
     _set("calm.precision=fp16", 'calm.precision: expected auto, fp32 or bf16 (got "fp16")'),
     _set("calm.zero_stage=4", "calm.zero_stage: expected 0, 1, 2 or 3 (got 4)"),
+    _set("calm.profile_steps=10:12", "calm.profile_steps: expected a list in brackets"),
+    _set("calm.profile_steps=[10]", "calm.profile_steps: has too few values"),
+    _set("calm.profile_steps=[12, 10]", "calm: profile_steps (12:10) must be A:B with A < B"),
+    _set("calm.profile_steps=[0, 10000]", "B at most steps (554)"),
+    _set("calm.profile_steps=[0, 21]", "B - A at most 20"),
+    _set("calm.peak_tflops=0", "calm.peak_tflops: expected more than 0 (got 0)"),
     _set("calm.schedule=linear", 'calm.schedule: expected constant, cosine or wsd (got "linear")'),
     _set(
         "calm.schedule=cosine", "calm: decay_fraction (0.4) is for schedule: wsd, and schedule is cosine; set decay_fr"

@@ -1,4 +1,4 @@
-"""The ranks of test_faults: they train small baselines one after the other, each with something wrong in it.
+"""The ranks of test_not_finite: they train small baselines one after the other, each with something wrong in it.
 
 Arguments: a JSON file with the cases, and the folder where each has one of its own, with its job, its output, and
 `endings.json`: how each start of it has ended. Given the spec of a single training, they train that as a whole program
@@ -19,6 +19,7 @@ from calm_core.config import TrainingConfig, TransformerConfig
 from calm_core.data.reading.loader import Batch
 from calm_core.errors import CalmError, Interrupted
 from calm_core.models.noise import SequenceNoise
+from calm_core.store.facts import CheckpointFacts
 from calm_core.training import loop, worker
 from calm_core.training.job import Job, TrainingSpec, check_inputs
 from calm_core.training.loop import Trainer
@@ -50,7 +51,8 @@ class Case:
         faults: By the number of a batch, from 1 on, what its numbers are multiplied by, "nan" or "inf", and where: in
             the "loss", in the "gradient" alone, or in the "validation" after it. Who leaves the batch out is spared.
         rank: That is hit; -1 is the last one.
-        huge: Steps whose learning rate is 1e30.
+        empty: Batches that hold nothing but padding, counted alike.
+        rates: Steps with a learning rate of their own.
         stops, kills: Steps at which SIGTERM comes, or the end, once each; the training is then begun again.
     """
 
@@ -58,7 +60,8 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=dict)
     rank: int = -1
-    huge: list[int] = field(default_factory=list)
+    empty: list[int] = field(default_factory=list)
+    rates: dict[str, float] = field(default_factory=dict)
     stops: list[int] = field(default_factory=list)
     kills: list[int] = field(default_factory=list)
 
@@ -71,15 +74,17 @@ class Case:
 
 
 def disturb(trainer: Trainer, case: Case) -> None:
-    """Do to a training what the case says."""
+    """Do to a training what the case says. A checkpoint counts before the next step begins."""
     task, loader = trainer.task, trainer.loader
-    next_batch, loss_of = loader.next_batch, task.loss
+    next_batch, loss_of, save = loader.next_batch, task.loss, trainer.checkpointer.save
     is_hit = dist.get_rank() == case.rank % dist.get_world_size()
     last: list[int] = [0]  # number of the last batch
 
     def batch() -> Batch:
         found = next_batch()
         last[0] = found.positions[0] // trainer.config.global_batch_size + 1
+        if last[0] in case.empty:
+            found.tokens.fill_(loader.dataset.pad_id)
         return found
 
     def loss(forward: Any, tokens: Tensor, noise: SequenceNoise, counts: Tensor) -> Loss:
@@ -100,9 +105,14 @@ def disturb(trainer: Trainer, case: Case) -> None:
         if step + 1 in case.kills:
             case.kills.remove(step + 1)
             raise Killed
-        return 1e30 if step + 1 in case.huge else _factor(config, step)
+        own = case.rates.get(str(step + 1))
+        return _factor(config, step) if own is None else own / config.learning_rate
 
-    loader.next_batch, task.loss = batch, loss  # type: ignore[method-assign]
+    def saved(facts: CheckpointFacts, curves: bytes) -> None:
+        save(facts, curves)
+        trainer.checkpointer.finish()
+
+    loader.next_batch, task.loss, trainer.checkpointer.save = batch, loss, saved  # type: ignore[method-assign]
     loop.learning_rate_factor = factor
 
 
@@ -152,6 +162,9 @@ def main(cases: Path, dataset_uri: str, folder: Path) -> None:
 if __name__ == "__main__":
     if FAULT_VARIABLE in os.environ:
         worker._make_trainer = disturbed(Case(**json.loads(os.environ[FAULT_VARIABLE])))
-        worker.main(sys.argv[1])
+        try:
+            worker.main(sys.argv[1])
+        except CalmError as error:
+            sys.exit(error.exit_code)
     else:
         main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

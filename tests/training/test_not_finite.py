@@ -15,20 +15,24 @@ import safetensors.torch
 
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
 from calm_core.store.facts import CheckpointFacts, TransformerFacts
-from tests.training.fault_worker import Case
+from calm_core.training import launcher
+from tests.cli.test_main import call
+from tests.training import not_finite_worker
+from tests.training.not_finite_worker import FAULT_VARIABLE, SETTINGS, SHAPE, Case
 
 GRADIENTS = {str(batch): ["gradient", "nan"] for batch in (5, 6, 7)}
 REWINDS = Case("rewinds", {"rewinds": 1}, GRADIENTS)
 CASES = [
-    Case("survives", faults={"3": ["loss", "nan"], "5": ["gradient", "nan"], "6": ["loss", "inf"]}),
+    Case("survives", faults={"3": ["loss", "nan"], "5": ["gradient", "nan"], "6": ["loss", "inf"]}, empty=[9]),
     Case("loss", faults={batch: ["loss", "nan"] for batch in "567"}, rank=0),
     Case("validation", faults={"8": ["validation", "nan"]}),
-    Case("huge", huge=[5]),
+    Case("huge", rates={"5": 1e30}),
     REWINDS,
     replace(REWINDS, name="stopped", stops=[3, 6, 9], kills=[5, 8]),
 ]
 ONCE = [
     Case("last", faults={"12": ["gradient", "nan"]}),
+    Case("infinite", rates={"6": 1e45}),
     Case("always", {"rewinds": 2}, {str(batch): ["loss", "nan"] for batch in range(5, 50)}),
     Case("validation-rewinds", {"rewinds": 1}, {"8": ["validation", "inf"]}),
     Case("all-at-once", {"rewinds": 1}, {str(batch): ["loss", "nan"] for batch in range(1, 4)}),
@@ -56,7 +60,15 @@ def trained(cases: list[Case], ranks: int, dataset_uri: str, folder: Path) -> No
     (folder / "cases.json").write_text(f"[{','.join(case.to_json() for case in cases)}]")
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     subprocess.run(
-        [sys.executable, "-m", *command, "tests.training.fault_worker", folder / "cases.json", dataset_uri, folder],
+        [
+            sys.executable,
+            "-m",
+            *command,
+            "tests.training.not_finite_worker",
+            folder / "cases.json",
+            dataset_uri,
+            folder,
+        ],
         env=os.environ | {"DS_ACCELERATOR": "cpu"},
         check=True,
     )
@@ -120,8 +132,9 @@ def test_steps_that_are_not_finite_are_left_out_counted_and_told(runs: tuple[int
         assert (facts.bad_steps, facts.skipped_steps, facts.loss_spikes, facts.rewinds) == (3, 3, 0, 0)
         records = curves(folder)
         assert [record["skipped_steps"] for record in records] == [0, 0, 1, 1, 2, 3, 3, 3, 3, 3, 3, 3]
-        # A number that is not finite is no point of a curve; with the gradient alone wrong, the loss is one.
-        assert [record["step"] for record in records if "cross_entropy" not in record] == [3, 6]
+        # What is not finite is no point of a curve, nor is what no token counts in. Where the gradient alone is wrong,
+        # the loss is one.
+        assert [record["step"] for record in records if "cross_entropy" not in record] == [3, 6, 9]
         assert all(math.isfinite(value) for record in records for value in record.values())
         assert checkpoints(folder).keys() == {10, 12}
         weights = safetensors.torch.load(model(folder).read("weights.safetensors"))
@@ -194,6 +207,17 @@ def test_a_bad_last_step_is_no_result(more: Path) -> None:
     assert not (more / "last" / "out" / MANIFEST_NAME).exists()
 
 
+def test_weights_that_are_not_finite_are_no_checkpoint(more: Path) -> None:
+    [(code, line)] = endings(more / "infinite")
+    assert code == 1
+    assert re.search(
+        r"validation cross entropy is nan at steps 7 to 8; the checkpoint of step 4 stands "
+        r"\(the last one could not be saved: weights/\S+ is not finite\)\. Look at",
+        line,
+    )
+    assert max(checkpoints(more / "infinite")) == 4
+
+
 def test_rewinds_come_to_an_end(more: Path) -> None:
     """All batches are bad from the fifth on: two rewinds, three times as many bad steps as are allowed in a row."""
     [(code, line)] = endings(more / "always")
@@ -223,3 +247,32 @@ def test_losses_that_stay_high_are_gone_back_from_and_one_alone_is_counted(more:
     assert line.endswith("(4 loss spikes, 1 rewind)")
     facts = checkpoints(more / "spikes")[160].facts
     assert facts.position == 4 * (160 + 152 - 140)
+
+
+def test_calm_train_ends_with_a_line_whose_command_shows_the_rows(
+    dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With a higher limit, the same training goes on from its checkpoint, and says what it has left out."""
+    monkeypatch.setattr(launcher, "WORKER", not_finite_worker.__name__)
+    monkeypatch.setenv("CALM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(FAULT_VARIABLE, Case("", faults={batch: ["loss", "nan"] for batch in "567"}).to_json())
+    settings = SETTINGS | {f"model.{name}": value for name, value in SHAPE.items()}
+    options = [f"--set=transformer.{name}={value}" for name, value in settings.items() if name != "model"]
+    output = str(tmp_path / "out")
+    command = ["train", "transformer", "--dataset", dataset_uri, "--output", output, *options]
+    assert call(*command) == 1
+    told = capfd.readouterr().err
+    line = told.splitlines()[-1]
+    assert line.startswith("error train-transformer: cross entropy is nan, gradient norm is nan at steps 5 to 7; the ")
+    inspect = re.search(r"\(calm (inspect .*?); all of it is in ", line)
+    assert inspect
+    assert call(*inspect[1].split()) == 0
+    assert len(re.findall(r"^train/\S+ row \d+$", capfd.readouterr().out, re.M)) == 3 * 4
+
+    assert call(*command, "--set=transformer.bad_steps_limit=5") == 0
+    shown, told = capfd.readouterr()
+    assert re.findall(r" (\d+)/12 ", told) == [str(step) for step in range(5, 13)]  # it has gone on from step 4
+    assert "(3 of 12 steps bad, 3 skipped)" in told
+    assert re.search(r"^skipped steps +3$", shown, re.M)
+    assert call("inspect", output) == 0
+    assert re.search(r"^skipped steps +3$", capfd.readouterr().out, re.M)
