@@ -149,7 +149,7 @@ def test_training_saves_what_it_is_at(number: signal.Signals, dataset_uri: str, 
     assert exit_code == 75
     assert error.splitlines()[-1].startswith("stopped after step ")
     assert "run again to continue from there" in error.splitlines()[-1]
-    assert list(tmp_path.glob("home/checkpoints/*/step-*/complete"))
+    assert list(tmp_path.glob("home/checkpoints/*/step-*/manifest.json"))
     assert statuses(tmp_path) == {"KILLED"}
 
 
