@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks import generation, scoring, training
+from benchmarks import engine, generation, scoring, training
 from benchmarks.measure import Row
 
 
@@ -26,6 +26,7 @@ def data_rows() -> Iterator[Row]:
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "training": training.rows,
+    "engine": engine.rows,
     "scoring": scoring.rows,
     "generation": generation.rows,
     "serving": generation.serving_rows,

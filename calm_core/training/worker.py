@@ -93,6 +93,7 @@ def _start_distributed() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     cuda = torch.cuda.is_available()
     torch.use_deterministic_algorithms(not cuda)  # on CPU equal inputs give equal bytes
+    torch.utils.deterministic.fill_uninitialized_memory = False  # as it would: that finds mistakes, and costs time
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
