@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -325,7 +325,7 @@ def leftovers(engine: Engine, folder: Path) -> dict[str, Any]:
 @contextmanager
 def in_rank_1(target: str, name: str, value: Any) -> Iterator[None]:
     """Replace an attribute of a module in one rank."""
-    with patch(f"{target}.{name}", value) if rank() == 1 else suppress():
+    with patch(f"{target}.{name}", value) if rank() == 1 else nullcontext():
         yield
 
 
@@ -359,7 +359,7 @@ def failing_saves(engine: Engine, folder: Path) -> dict[str, Any]:
         engine.set("exp_avg", "scale", torch.tensor([torch.nan]))
 
     ways: dict[str, Any] = {
-        "the disk of one rank is full": lambda: full_disk() if rank() == 1 else suppress(),
+        "the disk of one rank is full": lambda: full_disk() if rank() == 1 else nullcontext(),
         "the disk of all is full": full_disk,
         "the storage of one rank is away": lambda: in_rank_1("calm_core.store.storage", "create", raising(away)),
         "one rank raises anything": lambda: in_rank_1("calm_core.store.storage", "create", raising(KeyError("x"))),
