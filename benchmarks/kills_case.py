@@ -134,7 +134,8 @@ class Place:
         beside = {uri.removeprefix(output) for uri in storage.files_below(self.output)} - artifact
         temporary = (self.folder / "temporary").iterdir()
         found = {f"output/{path}" for path in beside} | {f"temporary/{path.name}" for path in temporary}
-        found |= {f"checkpoints/{name}" for name in storage.names_in(self.checkpoints) if not name.endswith(".log")}
+        jobs = storage.names_in(self.checkpoints) if storage.files_below(self.checkpoints) else []
+        found |= {f"checkpoints/{name}" for name in jobs if not name.endswith(".log")}
         return sorted(found | (self.home() - reference.home))
 
     def remove(self) -> None:

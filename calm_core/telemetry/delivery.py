@@ -5,7 +5,6 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from calm_core.shown import brief
@@ -342,8 +341,7 @@ class Delivery:
             self._tell(note)
 
     def _tell(self, note: str) -> None:
-        with suppress(OSError):  # a disk that is full
-            report(self._stage, note=note)
+        report(self._stage, note=note)
 
 
 def _entries(values: Mapping[str, str]) -> list[_Entry]:

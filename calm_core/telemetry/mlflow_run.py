@@ -6,7 +6,7 @@ parameter, so that it takes no part in a cache key.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from calm_core.errors import CalmError, Interrupted
@@ -138,8 +138,7 @@ class Run:
         self._lost = self._outbox.lost
 
     def _say_lost(self, number: int) -> None:
-        with suppress(OSError):
-            report(self._stage, note=f"{outbox_folder()}: has no room for {number:,} records; MLflow does not get them")
+        report(self._stage, note=f"{outbox_folder()}: has no room for {number:,} records; MLflow does not get them")
 
 
 def _parts(values: Mapping[str, _Value], most: int) -> Iterator[dict[str, _Value]]:

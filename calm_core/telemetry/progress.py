@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -79,7 +79,8 @@ def report(
     )
     line = event.model_dump_json()
     if path := os.environ.get(PROGRESS_FILE_VARIABLE):
-        with open(path, "a", encoding="utf-8") as file:  # one short append, so lines of several processes never mix
+        # One short append, so lines of several processes never mix. A full disk ends nothing that is at work.
+        with suppress(OSError), open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
     elif state != "failed":
         counts = f" {done}/{total}" if total else ""

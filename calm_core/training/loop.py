@@ -273,11 +273,9 @@ class Trainer:
         if stopping and not self._finished:
             self.watchdog.stop()  # what is written is written in the time that it takes
             self.checkpointer.finish()
+            there = "" if self.checkpointer.latest == self.step else f"{self.checkpointer.standing}; "
             begun = "begin anew" if self.checkpointer.latest is None else "continue from there"
-            raise Interrupted(
-                f"stopped after step {self.step} of {self.config.steps}; {self.checkpointer.standing}; run again to "
-                f"{begun}"
-            )
+            raise Interrupted(f"stopped after step {self.step} of {self.config.steps}; {there}run again to {begun}")
 
     def _save(self, is_regular: bool) -> None:
         if is_regular and self.config.rewinds:

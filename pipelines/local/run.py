@@ -133,7 +133,11 @@ class LocalRun:
                 if not line.endswith(b"\n"):
                     return
                 self._read_bytes += len(line)
-                yield parse(line.decode())
+                try:
+                    event = parse(line.decode())
+                except ValueError:  # the disk was full: a part of one, and the next one behind it
+                    continue
+                yield event
 
     def outputs(self) -> dict[str, str]:
         """URIs of the artifacts of a run that has succeeded, by the names of the pipeline's outputs."""

@@ -200,6 +200,13 @@ def test_without_the_baseline_there_is_one_column_less() -> None:
     assert not any("Transformer" in line for line in lines)
 
 
+def test_what_went_wrong_in_training_is_shown_beside_the_scores() -> None:
+    calm = model(CalmFacts, 3_851_072, chunk_size=4, latent_size=8, bad_steps=2, skipped_steps=2, loss_spikes=0)
+    lines = shown(replace(finished(), calm_model=artifact(calm)))
+    assert "skipped steps      2                     0" in lines
+    assert not any("spikes" in line for line in lines)
+
+
 def test_tables_that_are_too_wide_are_not_cut() -> None:
     """The terminal breaks such lines; in a pipe they are whole."""
     assert shown(with_baseline(finished()), width=30) == AT_80

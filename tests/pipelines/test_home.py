@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import mlflow
 import pytest
 
 from calm_core.errors import CalmError
+from calm_core.telemetry.outbox import OUTBOX_VARIABLE, Outbox, Tags
 from pipelines.local.home import HOME_VARIABLE, Home
-from pipelines.local.tracking import read_tracking, use_tracking
+from pipelines.local.tracking import read_tracking, send_what_is_left, use_tracking
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +116,22 @@ def test_a_copy_of_a_home_that_may_not_be_looked_at_follows(tmp_path: Path, monk
         database.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'calm'", (elsewhere,))
     begin(home.path, monkeypatch)
     assert mlflow.get_experiment_by_name("calm").artifact_location == home.mlflow_artifacts.as_uri()
+
+
+def test_what_mlflow_was_not_told_is_told_where_the_home_was_moved_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OUTBOX_VARIABLE, "")  # unset again after the test, whatever is set in between
+    monkeypatch.delenv(OUTBOX_VARIABLE)
+    home = begin(tmp_path / "before", monkeypatch)
+    run_id = log("text")
+    Outbox(str(home.mlflow_database), run_id).add(Tags(values={"calm.digest": "abc"}))
+    monkeypatch.delenv(OUTBOX_VARIABLE)
+    home.path.rename(tmp_path / "after")
+    moved = begin(tmp_path / "after", monkeypatch)
+    assert list(moved.outbox.iterdir())
+    send_what_is_left(moved)
+    deadline = time.monotonic() + 60
+    while list(moved.outbox.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert mlflow.MlflowClient().get_run(run_id).data.tags["calm.digest"] == "abc"

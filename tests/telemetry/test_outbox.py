@@ -1,9 +1,6 @@
 """The files in which waits what MLflow is told: damaged, full, bounded, and nobody else's."""
 
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from calm_core.errors import CalmError
 from calm_core.telemetry import outbox as module
 from calm_core.telemetry.mlflow_store import place_of
 from calm_core.telemetry.outbox import OUTBOX_VARIABLE, End, Metrics, Outbox, Tags, move, outbox_folder, outboxes
+from tests.telemetry.full_disk import disk_with
 
 PLACE = "http://mlflow:5000"
 
@@ -35,18 +33,6 @@ def filled(*of: int) -> Outbox:
     outbox = Outbox(PLACE, "run-1")
     outbox.add(*map(point, of))
     return outbox
-
-
-@contextmanager
-def disk_with(more: int, file: Path) -> Iterator[None]:
-    """No file grows beyond so many bytes more than this one has: the system refuses it, as a full disk does."""
-    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + more, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_another_process_goes_on_behind_what_has_been_sent() -> None:

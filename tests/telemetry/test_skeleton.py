@@ -12,6 +12,7 @@ from calm_core.store.facts import DuplicatesFacts
 from calm_core.telemetry.mlflow_run import start_run
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE
 from calm_core.telemetry.stage import Stage
+from tests.telemetry.full_disk import disk_with
 
 
 @pytest.fixture
@@ -91,3 +92,13 @@ def test_the_password_of_a_tracking_uri_is_told_nowhere(
     with pytest.raises(CalmError), Stage("find", {}) as stage:
         stage.begin()
     assert "sesame" not in progress.read_text()
+
+
+def test_a_full_disk_under_the_progress_ends_no_stage(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with Stage("find", {}) as stage:
+        stage.begin()
+        with disk_with(5, progress):
+            stage.report(note="looking")
+    whole = progress.read_text().splitlines()[0]
+    assert json.loads(whole)["note"] == "starting"
