@@ -273,8 +273,8 @@ def _environment(processes: int) -> dict[str, str]:
     import torch
 
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    # Of torch's profiler, errors alone: it reads this where torch is imported.
-    environment = {"OMP_NUM_THREADS": str(threads), "KINETO_LOG_LEVEL": "5"} | os.environ
+    # torch's profiler reads where torch is imported whether to print when it starts and stops.
+    environment = {"OMP_NUM_THREADS": str(threads), "KINETO_LOG_LEVEL": "6"} | os.environ
     return environment if torch.cuda.is_available() else environment | {"DS_ACCELERATOR": "cpu"}
 
 

@@ -93,8 +93,8 @@ def _start_distributed() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     cuda = torch.cuda.is_available()
     torch.use_deterministic_algorithms(not cuda)  # on CPU equal inputs give equal bytes
-    # That would also fill new memory, which finds mistakes and costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
+    # It would fill what is allocated, to show who reads before writing: 1 % of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)

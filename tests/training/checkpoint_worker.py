@@ -364,8 +364,8 @@ def failing_saves(engine: Engine, folder: Path) -> dict[str, Any]:
         "the storage of one rank is away": lambda: in_rank_1("calm_core.store.storage", "create", raising(away)),
         "one rank raises anything": lambda: in_rank_1("calm_core.store.storage", "create", raising(KeyError("x"))),
         "the manifest cannot be written": lambda: patch("calm_core.training.checkpoint.publish", raising(away)),
-        "the folder is another's": suppress,
-        "a number is not finite": suppress,
+        "the folder is another's": nullcontext,
+        "a number is not finite": nullcontext,
     }
     results = {}
     for number, (name, way) in enumerate(ways.items()):
