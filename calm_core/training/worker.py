@@ -9,10 +9,12 @@ if __name__ == "__main__":
     die_with_parent()  # first of all: the imports take seconds
 
 import faulthandler
+import logging
 import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -63,27 +65,34 @@ def main(spec_uri: str) -> None:
             watchdog.alive()
             _train(spec, job, watchdog)
     except Exception as error:  # whatever it was, whoever waits for the ranks gets one line; the error passes on
+        told = _explained(error, spec.stage)
         with suppress(StorageError):  # it must not hide the error, which elastic's own file tells too
-            job.write_outcome(_failure(error, spec))
-        raise
+            job.write_outcome(_failure(told, spec))
+        if told is error:
+            raise
+        raise told from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
+def _explained(error: Exception, stage: str) -> Exception:
+    """The end of another rank in our words: where this one met it explains nothing."""
+    if not (isinstance(error, RuntimeError) and _LOST.search(str(error))):
+        return error
+    address = _ADDRESS.search(str(error))
+    where = f" at {address[1]}" if address else ""
+    return CalmError(
+        f"{stage}: the connection to a rank{where} was lost: its process or its machine has ended; run the same "
+        "command again, on every node, to continue from the last checkpoint",
+        can_pass=True,
+    )
+
+
 def _failure(error: Exception, spec: TrainingSpec) -> OutcomeFacts:
     if isinstance(error, CalmError):
         return OutcomeFacts(message=str(error), exit_code=error.exit_code, can_pass=error.can_pass)
-    message = f"{spec.stage}: {type(error).__name__}: {first_line(error)}"
-    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
-        address = _ADDRESS.search(str(error))
-        where = f" at {address[1]}" if address else ""
-        message = (
-            f"{spec.stage}: the connection to a rank{where} was lost: its process or its machine has ended; run the "
-            "same command again, on every node, to continue from the last checkpoint"
-        )
-        return OutcomeFacts(message=message, exit_code=EXIT_FAILED, can_pass=True)
-    return OutcomeFacts(message=message, exit_code=EXIT_FAILED)
+    return OutcomeFacts(message=f"{spec.stage}: {type(error).__name__}: {first_line(error)}", exit_code=EXIT_FAILED)
 
 
 def _start_distributed() -> None:
@@ -97,6 +106,9 @@ def _start_distributed() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # It uses names that torch is giving up, which would be told in every step, and our AdamW, which it has not tested.
+    warnings.filterwarnings("ignore", r"`torch\.distributed", FutureWarning)
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
 
 
