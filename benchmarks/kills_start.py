@@ -18,7 +18,7 @@ from calm_core.training.launcher import WORKER
 from pipelines.local.home import HOME_VARIABLE
 
 VICTIMS = ("parent SIGKILL", "torchrun SIGKILL", "rank SIGKILL", "all SIGKILL", "SIGTERM", "SIGTERM twice", "SIGINT")
-HANGS_AFTER = 180.0
+HANGS_AFTER = 300.0
 """Seconds of a start that nothing disturbs any more."""
 ORPHAN_AFTER = 20.0
 """Seconds between the end of a command and that of the last process below it."""

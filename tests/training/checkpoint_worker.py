@@ -1,6 +1,6 @@
 """The ranks of test_checkpoint: save, damage, and load checkpoints, and write what came of it.
 
-Arguments: what to do, and the folder where the ranks work; rank 0 writes results there.
+Rank 0 writes results.json.
 """
 
 import json
@@ -8,15 +8,13 @@ import os
 import pickle
 import resource
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import deepspeed
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -27,7 +25,7 @@ from calm_core.errors import CalmError, StorageError
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, FileEntry, publish
 from calm_core.store.facts import CheckpointFacts
-from calm_core.training import checkpoint
+from calm_core.training import checkpoint, worker
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.distributed import gathered
 from calm_core.training.engine import Engine
@@ -325,7 +323,7 @@ def leftovers(engine: Engine, folder: Path) -> dict[str, Any]:
 @contextmanager
 def in_rank_1(target: str, name: str, value: Any) -> Iterator[None]:
     """Replace an attribute of a module in one rank."""
-    with patch(f"{target}.{name}", value) if rank() == 1 else suppress():
+    with patch(f"{target}.{name}", value) if rank() == 1 else nullcontext():
         yield
 
 
@@ -359,13 +357,13 @@ def failing_saves(engine: Engine, folder: Path) -> dict[str, Any]:
         engine.set("exp_avg", "scale", torch.tensor([torch.nan]))
 
     ways: dict[str, Any] = {
-        "the disk of one rank is full": lambda: full_disk() if rank() == 1 else suppress(),
+        "the disk of one rank is full": lambda: full_disk() if rank() == 1 else nullcontext(),
         "the disk of all is full": full_disk,
         "the storage of one rank is away": lambda: in_rank_1("calm_core.store.storage", "create", raising(away)),
         "one rank raises anything": lambda: in_rank_1("calm_core.store.storage", "create", raising(KeyError("x"))),
         "the manifest cannot be written": lambda: patch("calm_core.training.checkpoint.publish", raising(away)),
-        "the folder is another's": suppress,
-        "a number is not finite": suppress,
+        "the folder is another's": nullcontext,
+        "a number is not finite": nullcontext,
     }
     results = {}
     for number, (name, way) in enumerate(ways.items()):
@@ -421,7 +419,13 @@ def half_removed(engine: Engine, folder: Path) -> dict[str, Any]:
         assert not scene.save(2, 4.0)
     there, scene = scene.there(), scene.again(**kept)
     marked = [name for name in there if (folder / name / MANIFEST_NAME).exists()]
-    return {"there": there, "marked": marked, "loaded": scene.load(), "next": scene.save(3, 3.0), "after": scene.there()}
+    return {
+        "there": there,
+        "marked": marked,
+        "loaded": scene.load(),
+        "next": scene.save(3, 3.0),
+        "after": scene.there(),
+    }
 
 
 def slow(engine: Engine, folder: Path) -> dict[str, Any]:
@@ -497,6 +501,7 @@ def share(engine: Engine, folder: str) -> dict[str, Any]:
 
 def many(folder: Path) -> None:
     """Every scene, in one start."""
+    worker._start_distributed()
     engine = Engine(make_model(), settings(Case(2, "fp32")))
     scenes: dict[str, Callable[[Engine, Path], dict[str, Any]]] = {
         scene.__name__: scene
@@ -507,10 +512,12 @@ def many(folder: Path) -> None:
         results["share"] = share(engine, str(folder / "share"))
     if rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
 
 
 def elastic(folder: Path) -> None:
     """Save at stage 2 where nothing is saved, and go on without a break; then go on from there in each stage."""
+    worker._start_distributed()
     for case in ELASTIC:
         place, saved_by = str(folder / f"saved-{case.precision}"), case._replace(stage=2)
         is_saved = Path(place).exists()
@@ -532,6 +539,7 @@ def elastic(folder: Path) -> None:
         for batch in batches()[found[0].step :]:
             step(engine, batch)
         _write(folder / f"{case.name}-{dist.get_world_size()}.safetensors", engine)
+    dist.destroy_process_group()
 
 
 def _write(path: Path, engine: Engine) -> None:
@@ -540,10 +548,11 @@ def _write(path: Path, engine: Engine) -> None:
         safetensors.torch.save_file(tensors, path)
 
 
-def hangs(folder: Path) -> None:
+def hangs(folder: str) -> None:
     """A rank fails while its storage never answers."""
+    worker._start_distributed()
     checkpoint._PATIENCE_SECONDS = 0.2
-    scene = Scene(Engine(make_model(), settings(Case(2, "fp32"))), str(folder / "hangs"))
+    scene = Scene(Engine(make_model(), settings(Case(2, "fp32"))), folder)
     with (
         patch("calm_core.store.storage.create", lambda uri: threading.Event().wait()),
         scene.checkpointer,
@@ -552,20 +561,10 @@ def hangs(folder: Path) -> None:
         raise SystemExit(7)
 
 
-def at_a_url(folder: Path) -> None:
-    """At the URL that the environment names."""
+def at_a_url(url: str, folder: Path) -> None:
+    worker._start_distributed()
     with patch("calm_core.training.checkpoint._PART_BYTES", 200):
-        found = share(Engine(make_model(), settings(Case(2, "fp32"))), os.environ["TEST_URL"])
+        found = share(Engine(make_model(), settings(Case(2, "fp32"))), url)
     if rank() == 0:
         (folder / "results.json").write_text(json.dumps(found))
-
-
-def main(what: str, folder: Path) -> None:
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo", verbose=False)
-    {"many": many, "elastic": elastic, "hangs": hangs, "at_a_url": at_a_url}[what](folder)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

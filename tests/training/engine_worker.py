@@ -1,15 +1,13 @@
 """The ranks of test_engine: train a small model in each case of an engine, and write what the engine shows of it.
 
-Argument: the folder where rank 0 writes CASE.safetensors and CASE.json.
+Rank 0 writes CASE.safetensors and CASE.json.
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import deepspeed
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calm_core.config import TrainingConfig
+from calm_core.training import worker
 from calm_core.training.engine import WEIGHTS, Engine
 
 STEPS, SEQUENCES, MICRO_BATCH, LENGTH, VOCABULARY = 4, 8, 2, 6, 7
@@ -183,8 +182,7 @@ def partition_all() -> None:
 
 
 def main(folder: Path) -> None:
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo", verbose=False)
+    worker._start_distributed()
     usual = Engine._settings
     for case in CASES:
         if case.is_partitioned:
@@ -196,7 +194,3 @@ def main(folder: Path) -> None:
             safetensors.torch.save_file(tensors, folder / f"{case.name}.safetensors")
             (folder / f"{case.name}.json").write_text(json.dumps(numbers))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

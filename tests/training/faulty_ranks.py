@@ -21,7 +21,9 @@ from pipelines.local.object_store import free_port
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 _CONTEXT = get_context("forkserver")
 # The last two are what torch and DeepSpeed import when an engine starts.
-_CONTEXT.set_forkserver_preload([WORKER, __name__, "torch._inductor", "deepspeed.runtime.zero.muon.muon_optimizer"])
+_CONTEXT.set_forkserver_preload(
+    [WORKER, __name__, "s3fs", "torch._inductor", "deepspeed.runtime.zero.muon.muon_optimizer"]
+)
 
 Fault = Callable[[], object]
 """Something that happens in a rank."""
@@ -43,33 +45,45 @@ class ForkedLauncher:
         return processes or 1
 
     def run(self, spec_uri: str, processes: int | None, log: str = "") -> Ending:
-        ranks = self.world_size(processes)
-        shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        running = []
-        for rank in range(ranks):
-            environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            faults = self._faults if rank == ranks - 1 else {}
-            running.append(_CONTEXT.Process(target=_run_rank, args=(spec_uri, environment, faults), daemon=True))
-            running[-1].start()
-        code = 0
-        while running and not code:
-            connection.wait([process.sentinel for process in running])
-            ended = [process for process in running if not process.is_alive()]
-            code = next((process.exitcode for process in ended if process.exitcode), 0)
-            running = [process for process in running if process not in ended]
-        for process in running:
-            process.join(timeout=1)  # it may be about to say why
-            process.kill()
-            process.join()
+        code = run_forked(self.world_size(processes), _train_rank, spec_uri, self._faults)
         return Ending(128 - code if code < 0 else code)
 
 
-def _run_rank(spec_uri: str, environment: Mapping[str, str], faults: Mapping[int, Fault]) -> None:
-    from calm_core.training import worker
+def run_forked(ranks: int, run: Callable[..., object], *arguments: Any) -> int:
+    """Call a function in each of so many ranks.
 
+    Returns:
+        How the first rank has ended that failed, as `subprocess` tells it; the others are killed then. 0 if none has.
+    """
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    running = []
+    for rank in range(ranks):
+        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        running.append(_CONTEXT.Process(target=_run_rank, args=(environment, run, arguments), daemon=True))
+        running[-1].start()
+    code = 0
+    while running and not code:
+        connection.wait([process.sentinel for process in running])
+        ended = [process for process in running if not process.is_alive()]
+        code = next((process.exitcode for process in ended if process.exitcode), 0)
+        running = [process for process in running if process not in ended]
+    for process in running:
+        process.join(timeout=1)  # it may be about to say why
+        process.kill()
+        process.join()
+    return code
+
+
+def _run_rank(environment: Mapping[str, str], run: Callable[..., object], arguments: Sequence[Any]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    prepare_rank(faults)
+    run(*arguments)
+
+
+def _train_rank(spec_uri: str, faults_of_last: Mapping[int, Fault]) -> None:
+    from calm_core.training import worker
+
+    prepare_rank(faults_of_last if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1 else {})
     try:
         worker.main(spec_uri)
     except CalmError as error:

@@ -1,14 +1,12 @@
 """The ranks of test_precision: train a small model in bf16 in each ZeRO stage, and write what the engine gives back.
 
-Argument: the folder where rank 0 writes the weights of an unbroken training, <stage>.safetensors, and those of one that
+Rank 0 writes the weights of an unbroken training, <stage>.safetensors, and those of one that
 was stopped in between, <stage>-resumed.safetensors.
 """
 
 import math
-import sys
 from pathlib import Path
 
-import deepspeed
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from calm_core.config import TrainingConfig
 from calm_core.store.facts import CheckpointFacts
+from calm_core.training import worker
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.engine import Engine
 
@@ -84,8 +83,7 @@ def leave_a_step_out(engine: Engine, own: int) -> None:
 
 
 def main(folder: Path) -> None:
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo", verbose=False)
+    worker._start_distributed()
     for stage in STAGES:
         unbroken = train(stage, folder / "none")
         train(stage, folder / str(stage), stop=2)
@@ -94,7 +92,3 @@ def main(folder: Path) -> None:
             safetensors.torch.save_file(unbroken, folder / f"{stage}.safetensors")
             safetensors.torch.save_file(resumed, folder / f"{stage}-resumed.safetensors")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

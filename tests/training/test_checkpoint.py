@@ -11,29 +11,21 @@ import pytest
 import safetensors.torch
 from torch import Tensor
 
-from tests.training.checkpoint_worker import DAMAGE, ELASTIC, PART
+from pipelines.local.object_store import free_port
+from tests.training.checkpoint_worker import DAMAGE, ELASTIC, PART, at_a_url, many
+from tests.training.checkpoint_worker import elastic as elastic_trainings
 from tests.training.engine_worker import Case
+from tests.training.faulty_ranks import run_forked
 from tests.training.test_engine import WEIGHTS_DIFFER, Expected, plain_loop
 
 Results = dict[str, Any]
-
-
-def run_ranks(ranks: int, what: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", *command, "tests.training.checkpoint_worker", what, str(folder)],
-        env=os.environ | {"DS_ACCELERATOR": "cpu"} | environment,
-        check=False,
-        stderr=subprocess.PIPE,
-        timeout=240,  # half a minute on a machine with nothing else to do
-    )
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What has come of each scene of the worker."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    run_ranks(2, "many", folder).check_returncode()
+    assert run_forked(2, many, folder) == 0
     found: Results = json.loads((folder / "results.json").read_text())
     return found
 
@@ -191,7 +183,7 @@ def test_each_rank_writes_its_share_in_parts(results: Results) -> None:
 
 
 def test_each_rank_writes_its_share_to_an_object_store(s3_place: str, tmp_path: Path) -> None:
-    run_ranks(2, "at_a_url", tmp_path, TEST_URL=s3_place).check_returncode()
+    assert run_forked(2, at_a_url, s3_place, tmp_path) == 0
     check_share(json.loads((tmp_path / "results.json").read_text()))
 
 
@@ -200,7 +192,7 @@ def elastic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two ranks have saved at ZeRO 2, and two, one and four have gone on from there, in each stage."""
     folder = tmp_path_factory.mktemp("elastic")
     for ranks in (2, 1, 4):
-        run_ranks(ranks, "elastic", folder).check_returncode()
+        assert run_forked(ranks, elastic_trainings, folder) == 0
     return folder
 
 
@@ -235,5 +227,14 @@ def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def test_a_rank_that_fails_does_not_wait_for_a_storage_that_never_answers(tmp_path: Path) -> None:
-    ended = run_ranks(1, "hangs", tmp_path)
-    assert b"exitcode  : 7 " in ended.stderr
+    program = (
+        f"from pathlib import Path; from tests.training.checkpoint_worker import hangs; hangs(Path({str(tmp_path)!r}))"
+    )
+    alone = {"DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=os.environ | alone | {"MASTER_PORT": str(free_port())},
+        check=False,
+        timeout=120,  # it takes ten seconds, of which most are imports
+    )
+    assert ended.returncode == 7

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +13,18 @@ from torch import Tensor, nn
 
 from calm_core.training.engine import zero_stage
 from calm_core.training.optimizer import parameter_groups
-from tests.training.engine_worker import CASES, CLIPPING, MICRO_BATCH, Case, batches, loss_of, make_model, settings
+from tests.training.engine_worker import (
+    CASES,
+    CLIPPING,
+    MICRO_BATCH,
+    Case,
+    batches,
+    loss_of,
+    main,
+    make_model,
+    settings,
+)
+from tests.training.faulty_ranks import run_forked
 
 RANKS = (1, 2)
 # In bf16 these odd sizes are rounded differently where they lie elsewhere in memory; test_precision has even ones.
@@ -43,12 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Where the worker has written, by the number of ranks."""
     found = {ranks: tmp_path_factory.mktemp(f"ranks-{ranks}") for ranks in RANKS}
     for ranks, folder in found.items():
-        command = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", *command, "tests.training.engine_worker", str(folder)],
-            env=os.environ | {"DS_ACCELERATOR": "cpu"},
-            check=True,
-        )
+        assert run_forked(ranks, main, folder) == 0
     return found
 
 

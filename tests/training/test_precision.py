@@ -1,8 +1,5 @@
 """Training in bf16, against the same steps with gradients summed in fp64 and weights of full precision."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +7,8 @@ import safetensors.torch
 import torch
 
 from calm_core.training.optimizer import parameter_groups
-from tests.training.precision_worker import STAGES, batches, loss_of, make_model, settings
+from tests.training.faulty_ranks import run_forked
+from tests.training.precision_worker import STAGES, batches, loss_of, main, make_model, settings
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +38,7 @@ def test_bf16_sums_gradients_in_fp32_and_saves_the_fp32_weights(
     In every ZeRO stage, stopped in between, and with a step at the end that cannot be taken; a buffer that is rounded
     would show as well.
     """
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    subprocess.run(
-        [sys.executable, "-m", *command, "tests.training.precision_worker", str(tmp_path)],
-        env=os.environ | {"DS_ACCELERATOR": "cpu"},
-        check=True,
-    )
+    assert run_forked(ranks, main, tmp_path) == 0
     for stage in STAGES:
         trained, resumed = (
             safetensors.torch.load_file(tmp_path / f"{stage}{kind}.safetensors") for kind in ("", "-resumed")
