@@ -112,11 +112,12 @@ def _finished(nodes: list["subprocess.Popen[str]"]) -> list[str]:
     return [node.communicate()[1] for node in nodes]
 
 
-@pytest.mark.timeout(600)  # three starts of two machines, on one
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.timeout(900)  # three starts of two machines, on one
 def test_a_machine_is_lost_and_both_go_on_bit_for_bit(
-    lost: int, machines: tuple[str, str], dataset_uri: str, tmp_path: Path
+    machines: tuple[str, str], dataset_uri: str, tmp_path: Path
 ) -> None:
+    """The first one, which also writes the checkpoints' manifests and keeps the record."""
+    lost = 0
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     undisturbed.mkdir()
     disturbed.mkdir()
