@@ -32,7 +32,6 @@ from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import EXIT_FAILED, CalmError, StorageError, first_line
 from calm_core.scaling.cost import training_flops_per_token
 from calm_core.shown import SafeStream
-from calm_core.store.artifact import ArtifactWriter
 from calm_core.store.facts import OutcomeFacts
 from calm_core.telemetry.mlflow_run import FLUSH_SECONDS, Run
 from calm_core.telemetry.progress import report
@@ -190,8 +189,7 @@ def _write(
     task, dataset, last = trainer.task, inputs.dataset, trainer.curves.records[-1]
     if wrong := next((name for name, value in weights.items() if not value.isfinite().all()), ""):
         raise CalmError(f"{spec.stage}: the trained weights are not finite ({wrong}); lower learning_rate")
-    place = spec.output_uri, task.facts, spec.settings, spec.parents
-    with ArtifactWriter(*place, overwrite=spec.overwrite) as writer:
+    with spec.writer(task.facts) as writer:
         writer.write(WEIGHTS_NAME, safetensors.torch.save(weights))
         writer.write(TOKENIZER_NAME, dataset.tokenizer.to_bytes())
         writer.write(CURVES_NAME, trainer.curves.to_bytes())
