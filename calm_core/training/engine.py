@@ -116,7 +116,13 @@ class Engine:
             self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._deepspeed(*arguments)
+        """What the model makes of the arguments: a tensor, or a tuple of them, in which DeepSpeed finds the gradient.
+
+        In a data class it finds none, and with ZeRO 1 in bf16 it adds each micro-batch to the next ones again.
+        """
+        outputs = self._deepspeed(*arguments)
+        assert isinstance(outputs, (Tensor, tuple)), f"{type(outputs)} is no tensor or tuple"
+        return outputs
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient; its loss is a share of the global batch's mean."""

@@ -5,6 +5,7 @@ Suffixes of names as in `calm_core.models`.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,7 @@ class Posterior:
         return 0.5 * (self.mean.square() + self.std.square() - 1 - 2 * self.std.log())
 
 
-@dataclass(frozen=True)
-class AutoencoderLoss:
+class AutoencoderLoss(NamedTuple):
     """Sums over a batch; the caller divides by the counts of the whole global batch.
 
     Attributes:
