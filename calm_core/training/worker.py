@@ -119,16 +119,17 @@ def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
     with _mlflow_run(spec) as run:
         trainer = _make_trainer(spec, job, task, inputs, run, watchdog)
         watchdog.alive()
-        with trainer.checkpointer as checkpointer:
+        with trainer.stop.listening(), trainer.checkpointer as checkpointer:  # after the last step nothing stops it
             trainer.fit()
             checkpointer.finish()  # before the artifact, which may fail: the last step is saved
-        weights = trainer.engine.whole_weights()
-        watchdog.stop()
-        if dist.get_rank() == 0:
-            job.require_lock()
-            _write(spec, trainer, inputs, weights, time.monotonic() - started)
-            with suppress(StorageError):  # the model is there, whatever becomes of the words
-                job.write_outcome(OutcomeFacts(message=trainer.result()))
+            weights = trainer.engine.whole_weights()
+            watchdog.stop()
+            if dist.get_rank() == 0:
+                job.require_lock()
+                _write(spec, trainer, inputs, weights, trainer.seconds + time.monotonic() - started)
+                with suppress(StorageError):  # the model is there, whatever becomes of the words
+                    job.write_outcome(OutcomeFacts(message=trainer.result()))
+            dist.barrier()  # torchrun of another node waits only 300 s for this one's ranks to end
 
 
 @contextmanager
