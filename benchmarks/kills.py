@@ -22,9 +22,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.kills_case import KINDS, Laboratory, Outcome
 from benchmarks.kills_start import VICTIMS
 from calm_core.errors import EXIT_FAILED, CalmError
@@ -59,13 +56,13 @@ class Tally:
         """How many there were in all."""
         return self._rows["all"]["kills"]
 
-    def table(self) -> Table:
+    def markdown(self) -> str:
         """A row for each victim, kind, stage, number of ranks and place that there was, and one for all."""
-        table, first = Table("", *COLUMNS), (*VICTIMS, *KINDS)
-        for name in (*first, *sorted(self._rows.keys() - {*first, "all"}), "all"):
-            if name in self._rows:
-                table.add_row(name, *(str(self._rows[name][column]) for column in COLUMNS))
-        return table
+        first = (*VICTIMS, *KINDS)
+        names = (*first, *sorted(self._rows.keys() - {*first, "all"}), "all")
+        rows = [(name, *(str(self._rows[name][column]) for column in COLUMNS)) for name in names if name in self._rows]
+        lines = [("", *COLUMNS), ("---",) * (len(COLUMNS) + 1), *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cases(laboratory: Laboratory, options: argparse.Namespace) -> Iterator[Outcome]:
@@ -102,7 +99,7 @@ def run(laboratory: Laboratory, options: argparse.Namespace) -> bool:
             is_wrong = True
             again = ["python", "-m", "benchmarks.kills", f"--seed={options.seed}", f"--case={outcome.number}"]
             print(f"    again: {shlex.join(again)}", flush=True)
-    Console().print(tally.table())
+    print(tally.markdown())
     minutes = (time.monotonic() - began) / 60
     print(f"{minutes:.1f} minutes, {options.jobs} at a time; seed {options.seed}")
     return is_wrong

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -91,12 +92,12 @@ class Reference:
     Attributes:
         artifact: What it has made.
         lives: From when to when each of VICTIMS is there, in seconds since the start.
-        home: The files that it leaves in its home.
+        files: Those that it leaves beside the artifact.
     """
 
     artifact: Artifact[Facts]
     lives: Mapping[str, tuple[float, float]]
-    home: frozenset[str]
+    files: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -121,22 +122,23 @@ class Place:
         complete = [name for job, name in steps if storage.exists(storage.join(job, name, MANIFEST_NAME))]
         return max((int(name.removeprefix("step-")) for name in complete), default=0)
 
-    def home(self) -> frozenset[str]:
-        """The files in the home, without the logs: each start may have one."""
+    def files(self) -> frozenset[str]:
+        """Temporary files, the files of the home, and what lies among the checkpoints; all logs count as one."""
         home = self.folder / "home"
-        files = (path.relative_to(home) for path in home.rglob("*") if path.is_file())
-        return frozenset(f"home/{path}" for path in files if path.parts[0] != "logs")
+        files = {f"home/{path.relative_to(home)}" for path in home.rglob("*") if path.is_file()}
+        files |= {f"temporary/{path.name}" for path in (self.folder / "temporary").iterdir()}
+        if storage.files_below(self.checkpoints):  # an object store may go on naming a folder that is empty
+            files |= {f"checkpoints/{name}" for name in storage.names_in(self.checkpoints)}
+        return frozenset(
+            re.sub(r"^(home/logs|checkpoints)/.+\.(log|points\.jsonl)(\.1)?$", "a log", file) for file in files
+        )
 
-    def left(self, reference: Reference) -> list[str]:
+    def left(self, reference: "Reference") -> list[str]:
         """Files and folders that an undisturbed training does not leave."""
         output = storage.absolute(self.output) + "/"
         artifact = {MANIFEST_NAME, *(entry.path for entry in reference.artifact.manifest.files)}
         beside = {uri.removeprefix(output) for uri in storage.files_below(self.output)} - artifact
-        temporary = (self.folder / "temporary").iterdir()
-        found = {f"output/{path}" for path in beside} | {f"temporary/{path.name}" for path in temporary}
-        jobs = storage.names_in(self.checkpoints) if storage.files_below(self.checkpoints) else []
-        found |= {f"checkpoints/{name}" for name in jobs if not name.endswith(".log")}
-        return sorted(found | (self.home() - reference.home))
+        return sorted((self.files() - reference.files) | {f"output/{path}" for path in beside})
 
     def remove(self) -> None:
         """Remove all of it."""
@@ -275,7 +277,7 @@ class Laboratory:
             time.sleep(LOOK)
         _require(start)
         lives = {victim: seen.get(victim.split()[0], seen["parent"]) for victim in VICTIMS}
-        return Reference(Artifact.of_any_kind(place.output), lives, place.home())
+        return Reference(Artifact.of_any_kind(place.output), lives, place.files())
 
     def __enter__(self) -> Self:
         return self

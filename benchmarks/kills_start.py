@@ -18,7 +18,7 @@ from calm_core.training.launcher import WORKER
 from pipelines.local.home import HOME_VARIABLE
 
 VICTIMS = ("parent SIGKILL", "torchrun SIGKILL", "rank SIGKILL", "all SIGKILL", "SIGTERM", "SIGTERM twice", "SIGINT")
-HANGS_AFTER = 180.0
+HANGS_AFTER = 300.0
 """Seconds of a start that nothing disturbs any more."""
 ORPHAN_AFTER = 20.0
 """Seconds between the end of a command and that of the last process below it."""
@@ -26,7 +26,9 @@ LOOK = 0.1  # seconds between two looks at processes
 _AGENT = "calm_core.training.agent"
 _MARK = "CALM_KILLS_MARK"
 """In the environment of all that a start starts: it says whose they are once their parents are gone."""
-_EXIT_CODES = (0, EXIT_FAILED, EXIT_INTERRUPTED, SIGNALLED + SIGINT, SIGNALLED + SIGTERM, -SIGKILL)
+_STOPPED = (SIGINT, SIGTERM)
+# A signal that comes before the command listens ends it as it would any other.
+_EXIT_CODES = (0, EXIT_FAILED, EXIT_INTERRUPTED, -SIGKILL, *(SIGNALLED + n for n in _STOPPED), *(-n for n in _STOPPED))
 
 
 class Start:

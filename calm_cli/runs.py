@@ -66,6 +66,19 @@ def runs(
             f"{home.path}: nothing has run here yet; `calm run` does, and {HOME_VARIABLE} names another folder. "
             "What single stages make lies where their --output says."
         )
+    if not run and not json_ and (unfinished := _unfinished(home)):
+        Screen(soft_wrap=True).print(unfinished)
+
+
+def _unfinished(home: Home) -> str:
+    """What has checkpoints here, in words; empty where nothing has."""
+    number = len([*home.checkpoints.glob("*/spec")])
+    trainings = "1 unfinished training" if number == 1 else f"{number} unfinished trainings"
+    return (
+        f"checkpoints of {trainings}: {home.checkpoints}/; delete the folder of one that shall not go on"
+        if number
+        else ""
+    )
 
 
 def asked_for(

@@ -42,7 +42,7 @@ from calm_core.store.facts import (
     TransformerFacts,
 )
 from pipelines.local.home import Home
-from pipelines.local.preflight import check_environment
+from pipelines.local.preflight import check_environment, check_training
 
 if TYPE_CHECKING:
     ModelKind: TypeAlias = str
@@ -61,11 +61,15 @@ def _begin(config: Config, kind: str, output: str) -> Home:
     from pipelines.local.tracking import use_tracking
 
     check_environment()
-    ArtifactWriter(output, Facts.of_kind[kind], {}, {}, overwrite=True).check_place()
-
+    _require_place(kind, output)
     home = Home.find()
     use_tracking(home, config.experiment)
     return home
+
+
+def _require_place(kind: str, output: str) -> None:
+    """Refuse a place that cannot be used for this kind of artifact."""
+    ArtifactWriter(output, Facts.of_kind[kind], {}, {}, overwrite=True).check_place()
 
 
 def _steps_between(text: str) -> list[int]:
@@ -160,7 +164,11 @@ def train(
 
     Stopped by Ctrl-C or SIGTERM, it saves a checkpoint and exits with 75; the same command goes on from there. So does
     one with other settings of how it is carried out (processes, intervals, ...); settings that change the result begin
-    anew.
+    anew. A second Ctrl-C, or a SIGTERM more than a second later, does not wait for the checkpoint (130, 143). Other
+    exit codes: 1 failed, 2 wrong settings.
+
+    On several machines the same command runs on each, with torchrun's PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR and
+    PET_MASTER_PORT in the environment.
 
     Examples:
 
@@ -184,12 +192,17 @@ def train(
         require("--autoencoder", autoencoder, AutoencoderFacts)
     if checkpoints:
         storage.filesystem_of(checkpoints)
+    check_environment()  # before torch reads it
     from calm_core.training import stage
     from calm_core.training.launcher import Nodes, TorchrunLauncher
 
     nodes = Nodes.from_environment()
-    home = Home.find() if nodes and nodes.rank else _begin(config, kind, output)
+    home = Home.find()
     root = checkpoints or str(home.checkpoints)
+    if not nodes or not nodes.rank:
+        _require_place(kind, output)
+        check_training(config, kind, dataset, autoencoder, output, root)
+        _begin(config, kind, output)
     shared: dict[str, Any] = {
         "seed": config.seed,
         "checkpoint_root": root,

@@ -29,6 +29,7 @@ from calm_core.errors import ArtifactError, CalmError, ConfigError, Stopped
 from calm_core.store import storage
 from calm_core.store.artifact import UNFINISHED_NAME, Artifact, ArtifactWriter, is_artifact
 from calm_core.store.facts import DatasetFacts, Facts, TokenizerFacts
+from calm_core.store.lock import FolderLock
 from calm_core.telemetry.processes import PARENT_VARIABLE, SIGNALLED, end_with_parent, killed_by
 
 _PLAN = "plan"
@@ -49,7 +50,7 @@ def prepare_data(
 
     Raises:
         CalmError: A step failed, or its process was killed; or what lies at the output, or where the parts go, is not
-            ours to replace.
+            ours to replace; or somebody else is at work there.
         Stopped: This process was asked to end; what is finished of the partitions is kept.
     """
     if data.extends and storage.path_to(data.extends) == storage.path_to(output_uri):
@@ -62,28 +63,29 @@ def prepare_data(
         return ArtifactWriter(output_uri, DatasetFacts, dataset_settings(data), parents | known, overwrite=overwrite)
 
     writer().check(lambda _: _is_of(Artifact(output_uri, DatasetFacts), data, tokenizer, extension, place))
-    _clear_parts(place)
-    partitions = plan_partitions(data, storage.join(place, _PLAN), outputs=(output_uri, place))
-    names = [f"{partition.index:05d}" for partition in partitions]
+    with FolderLock(output_uri, "name another output, or wait for it"):
+        _clear_parts(place)
+        partitions = plan_partitions(data, storage.join(place, _PLAN), outputs=(output_uri, place))
+        names = [f"{partition.index:05d}" for partition in partitions]
 
-    def uris(step: str) -> list[str]:
-        return [storage.join(place, f"{step}-{name}") for name in names]
+        def uris(step: str) -> list[str]:
+            return [storage.join(place, f"{step}-{name}") for name in names]
 
-    with _Workers(min(workers, len(partitions))) as processes:
-        each = processes.each
-        each(scan_partition, partitions, repeat(data), uris("scan"))
-        found = find_duplicates(uris("scan"), data, storage.join(place, "duplicates")).uri
-        trained = train_tokenizer(partitions, tokenizer, data, storage.join(place, "tokenizer"))
-        writer(tokenizer=trained.digest).check()  # its parts may no longer have told
-        each(tokenize_partition, partitions, repeat(data), repeat(trained.uri), repeat(found), uris("shards"))
-    prepared = Prepared(
-        partitions=partitions,
-        scan_uris=uris("scan"),
-        shards_uris=uris("shards"),
-        duplicates_uri=found,
-        tokenizer_uri=trained.uri,
-    )
-    return merge_partitions(data, prepared, output_uri, overwrite=overwrite)
+        with _Workers(min(workers, len(partitions))) as processes:
+            each = processes.each
+            each(scan_partition, partitions, repeat(data), uris("scan"))
+            found = find_duplicates(uris("scan"), data, storage.join(place, "duplicates")).uri
+            trained = train_tokenizer(partitions, tokenizer, data, storage.join(place, "tokenizer"))
+            writer(tokenizer=trained.digest).check()  # its parts may no longer have told
+            each(tokenize_partition, partitions, repeat(data), repeat(trained.uri), repeat(found), uris("shards"))
+        prepared = Prepared(
+            partitions=partitions,
+            scan_uris=uris("scan"),
+            shards_uris=uris("shards"),
+            duplicates_uri=found,
+            tokenizer_uri=trained.uri,
+        )
+        return merge_partitions(data, prepared, output_uri, overwrite=overwrite)
 
 
 def _is_of(

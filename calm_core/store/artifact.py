@@ -7,7 +7,7 @@ manifest may come from outside: its paths stay in its folder, its values are val
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -116,9 +116,13 @@ class Manifest(BaseModel):
             raise _damaged(uri, "its checksum differs")
         return manifest
 
-    def is_of(self, config: Mapping[str, Any], parents: Mapping[str, str]) -> bool:
-        """Whether the artifact was made with this config, and these are among its parents."""
-        return self.config == json.loads(json.dumps(dict(config))) and parents.items() <= self.parents.items()
+    def is_of(self, config: Mapping[str, Any], parents: Mapping[str, str], regardless_of: Collection[str] = ()) -> bool:
+        """Whether the artifact was made with this config, but for some of its keys, and these are among its parents."""
+        here, there = (
+            {key: value for key, value in values.items() if key not in regardless_of}
+            for values in (json.loads(json.dumps(dict(config))), self.config)
+        )
+        return bool(here == there) and parents.items() <= self.parents.items()
 
     def upgraded(self, uri: str, kind: type[Facts]) -> Self:
         """This manifest in the form of the kind's schema version.
@@ -201,6 +205,13 @@ class ArtifactWriter(Generic[FactsT]):
     left, or the same artifact (of the same config and parents). Another one of this kind is replaced if `overwrite` is
     set, and then no file that its manifest does not list is touched; all else is refused.
 
+    Args:
+        uri: The artifact's folder.
+        kind: What it is.
+        config, parents: What it is made of.
+        overwrite: Whether another one is replaced.
+        regardless_of: Keys of the config that make no other artifact of it.
+
     Example:
         >>> with ArtifactWriter(uri, DuplicatesFacts, config={}, parents={}) as writer:
         ...     writer.write("dropped/00000.parquet", data)
@@ -220,8 +231,10 @@ class ArtifactWriter(Generic[FactsT]):
         parents: Mapping[str, str],
         *,
         overwrite: bool = False,
+        regardless_of: Collection[str] = (),
     ) -> None:
         self.uri = uri
+        self._regardless_of = regardless_of
         self._kind = kind.kind
         self._config = dict(config)
         self._parents = dict(parents)
@@ -269,7 +282,7 @@ class ArtifactWriter(Generic[FactsT]):
         if manifest is None:
             return [MANIFEST_NAME]
         ours = [MANIFEST_NAME, *(entry.path for entry in manifest.files)]
-        if not (manifest.is_of(self._config, self._parents) and is_same(manifest)):
+        if not (manifest.is_of(self._config, self._parents, self._regardless_of) and is_same(manifest)):
             if not self._overwrite:
                 raise ArtifactError(
                     f"{self.uri}: holds another {self._kind}, of other settings or inputs; name another output, or "

@@ -5,6 +5,7 @@ import re
 from calm_core.shown import listed
 from calm_core.store import nearby, storage
 from calm_core.store.facts import MANIFEST_NAME, UNFINISHED_NAME
+from calm_core.store.lock import is_lock
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)(\.index\.json)?")
 _PARTS = re.compile(r"(scan|shards)-\d{5}")
@@ -45,7 +46,7 @@ def why_no_artifact(uri: str, expected: str) -> str:
 def _why_not(uri: str, kinds: dict[str, bool], name: str) -> str:
     if kinds.get(MANIFEST_NAME):
         return f"its {MANIFEST_NAME} is a folder; name another folder"
-    if UNFINISHED_NAME in kinds:
+    if UNFINISHED_NAME in kinds or any(map(is_lock, kinds)):
         return f"{name} is half-written (its stage did not finish): no {MANIFEST_NAME}; run its stage again"
     if not kinds:
         return f"{name} is missing, the folder is empty; name another one, or run its stage"

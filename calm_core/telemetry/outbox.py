@@ -25,7 +25,7 @@ from calm_core.shown import brief
 OUTBOX_VARIABLE = "CALM_OUTBOX"
 """Names the folder of the outbox."""
 MOST_BYTES = 64 << 20
-"""Of a run's file; beyond it no more points of curves are kept. A point of ten metrics takes some 400 bytes."""
+"""Of a run's file; beyond it no more points of curves are kept. A point of 15 metrics takes some 400 bytes."""
 MOST_METRICS, MOST_VALUES = 1000, 100
 """What MLflow takes at once: metrics, and parameters or tags."""
 

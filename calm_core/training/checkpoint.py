@@ -76,7 +76,8 @@ class Checkpointer:
         tell: Shows one line to whoever watches; rank 0 calls it.
         require: Raises a LockLostError where another training works there by now; asked before anything is written, or
             counts. This one then ends.
-        alive: Called while a rank waits for what is being saved, whenever some of it has been.
+        alive: Called while a rank waits for what is being saved, whenever some of it has been, and after each file that
+            it reads.
 
     Attributes:
         latest: Step of the last checkpoint that counts; None where there is none.
@@ -362,7 +363,10 @@ class Checkpointer:
         if artifact.facts.step != step:
             raise ArtifactError(f"{artifact.uri}: is of step {artifact.facts.step:,}, and another one was saved there")
         paths = sorted(file.path for file in artifact.manifest.files if file.path != CURVES_NAME)
-        files = {path: _tensors(artifact, path) for path in paths[self._rank :: self._ranks]}
+        files = {}
+        for path in paths[self._rank :: self._ranks]:
+            files[path] = _tensors(artifact, path)
+            self._alive()
         return _Read(artifact.facts, _bytes(artifact, CURVES_NAME), files)
 
     def _require_whole(self, step: int, files: list[Shapes]) -> None:

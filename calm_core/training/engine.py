@@ -73,6 +73,8 @@ class Engine:
         self._deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=self._settings(config, ranks)
         )
+        if not self.stage and ranks == 1:  # a sum of one: DeepSpeed would copy all gradients, there and back
+            self._deepspeed.enable_backward_allreduce = False
         self.device: torch.device = self._deepspeed.device
         for name, buffer in buffers.items():  # DeepSpeed makes them bf16 as well
             module, _, own_name = name.rpartition(".")

@@ -18,7 +18,15 @@ from calm_core.data.reading.dataset import open_dataset, require_whole_chunks
 from calm_core.errors import ArtifactError, CalmError, ConfigError, first_line
 from calm_core.store import lock, storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter, digest_of
-from calm_core.store.facts import AutoencoderFacts, DatasetFacts, MixtureFacts, OutcomeFacts, Record, SpecFacts
+from calm_core.store.facts import (
+    AutoencoderFacts,
+    DatasetFacts,
+    MixtureFacts,
+    ModelFacts,
+    OutcomeFacts,
+    Record,
+    SpecFacts,
+)
 from calm_core.store.lock import FolderLock
 from calm_core.training.tasks.base import Inputs
 from calm_core.weights.load import settings_of
@@ -74,6 +82,17 @@ class TrainingSpec(Record):
         """All that changes the result: neither how it is carried out, nor where the inputs lie."""
         config = self.config.model_dump(mode="json", exclude=self.config.execution_settings()) | {"seed": self.seed}
         return {"kind": self.kind, "config": config, "parents": self.parents}
+
+    def writer(self, kind: type[ModelFacts]) -> ArtifactWriter[ModelFacts]:
+        """Of the trained artifact: one that was trained in another way, with the same result, is the same."""
+        return ArtifactWriter(
+            self.output_uri,
+            kind,
+            self.settings,
+            self.parents,
+            overwrite=self.overwrite,
+            regardless_of=self.config.execution_settings(),
+        )
 
 
 def check_inputs(spec: TrainingSpec) -> TrainingSpec:

@@ -1,7 +1,9 @@
 """How the ranks of a job are started: a launcher takes the place of a spec, and waits for the ranks' end."""
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,6 +31,7 @@ _STANDARD_ERROR = 2
 _MOST_NODES, _MOST_RANKS = 4096, 1024
 _AT_ONCE = 1.0
 """Seconds in which a second SIGTERM is the same request, which a whole group of processes or several processes tell."""
+_FOLDER_PREFIX = "calm-training-"
 _LAST_SECONDS = 10.0  # within which the ranks are gone when torchrun is
 
 
@@ -196,7 +199,7 @@ class TorchrunLauncher:
         """
         here, killed_before = self._here(processes), oom_kills()
         ours, theirs = socket.socketpair()  # its other end is open for as long as one of them lives, here or there
-        with ours, tempfile.TemporaryDirectory(prefix="calm-training-", ignore_cleanup_errors=True) as folder:
+        with ours, _temporary_folder() as folder:
             error_file = Path(folder) / "error.json"
             request = Request(WORKER, spec_uri, here, folder, log, self._nodes)
             _say(log, f"start of {here} ranks: {spec_uri}")
@@ -213,6 +216,44 @@ class TorchrunLauncher:
             _wait_for_end(ours)
             _say(log, f"end with exit code {code}")
             return Ending(code, _recorded(error_file), for_memory=oom_kills() > killed_before)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """A folder while the block lasts; those go that others have left who were killed, with all that they had started.
+
+    Whoever is alive has a lock on its folder.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        with suppress(OSError), _locked(left):  # it is somebody's, or of another user
+            shutil.rmtree(left, ignore_errors=True)
+    with ExitStack() as stack:
+        while True:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX, ignore_cleanup_errors=True))
+            try:
+                stack.enter_context(_locked(Path(folder)))
+            except (BlockingIOError, FileNotFoundError):  # somebody takes it for one that was left
+                continue
+            except OSError:  # this disk knows no locks
+                break
+            if Path(folder).exists():
+                break
+        yield folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock.
+
+    Raises:
+        OSError: Somebody else does, or it cannot be opened.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _say(log: str, text: str) -> None:
@@ -232,8 +273,8 @@ def _environment(processes: int) -> dict[str, str]:
     import torch
 
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    # Of torch's profiler, errors alone: it reads this where torch is imported.
-    environment = {"OMP_NUM_THREADS": str(threads), "KINETO_LOG_LEVEL": "5"} | os.environ
+    # torch's profiler reads where torch is imported whether to print when it starts and stops.
+    environment = {"OMP_NUM_THREADS": str(threads), "KINETO_LOG_LEVEL": "6"} | os.environ
     return environment if torch.cuda.is_available() else environment | {"DS_ACCELERATOR": "cpu"}
 
 

@@ -5,6 +5,7 @@ computes the same global batches with the same noise.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ class Trainer:
         profiler: Traces some of the steps.
         peak: Of the hardware, None where it is not known.
         step: Optimiser steps done.
+        seconds: Of training before this start, as its checkpoint tells.
     """
 
     task: Task[Any]
@@ -83,8 +85,10 @@ class Trainer:
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
     peak: Peak | None = None
     step: int = 0
+    seconds: float = 0.0
     meter: SpeedMeter = field(init=False)
     guards: Guards = field(init=False)
+    _started: float = field(default_factory=time.monotonic)
     _told: dict[Verdict, int] = field(default_factory=dict)  # the step from which on the next one is told
     _suspects: list[int] = field(default_factory=list)  # positions whose loss was not finite at the last, bad steps
     stop: StopRequest = field(default_factory=StopRequest)
@@ -100,7 +104,7 @@ class Trainer:
         self._resume()
         self.watchdog.alive()
         self._start_meter()
-        with self.stop.listening(), self.profiler:
+        with self.profiler:
             while not self._finished:
                 self.profiler.begin_step(self.step)
                 self.engine.set_learning_rate(learning_rate_factor(self.config, self.step))
@@ -126,7 +130,7 @@ class Trainer:
     def _resume(self) -> None:
         if found := self.checkpointer.load_latest():
             facts, curves = found
-            self.step = facts.step
+            self.step, self.seconds = facts.step, facts.seconds
             self.curves.load(curves)
             self.sinks.begin_with(self.curves.records)
             self.loader.load_state_dict({"position": facts.position})
@@ -287,6 +291,7 @@ class Trainer:
             validation=self.curves.latest(f"validation_{self.task.objective}"),
             guards=GuardState(**self.guards.state_dict()),
             ranks=dist.get_world_size(),
+            seconds=self.seconds + time.monotonic() - self._started,
         )
         self.checkpointer.save(facts, self.curves.to_bytes())
 

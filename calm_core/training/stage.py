@@ -15,7 +15,7 @@ from calm_core.errors import (
     first_line,
 )
 from calm_core.store import storage
-from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.artifact import Artifact
 from calm_core.store.facts import ModelFacts
 from calm_core.store.lock import FolderLock
 from calm_core.telemetry.processes import SIGNALLED, killed_by
@@ -81,7 +81,7 @@ def train(
 
     with Stage(spec.stage, spec.settings) as stage:
         spec = check_inputs(spec)
-        ArtifactWriter(output_uri, TASKS[config.kind].facts, spec.settings, spec.parents, overwrite=overwrite).check()
+        spec.writer(TASKS[config.kind].facts).check()
         job = Job.of(spec, checkpoint_root)
         job.check(output_uri)
         require_even_batches(spec.stage, spec.config, launcher.world_size(config.processes))

@@ -3,6 +3,7 @@
 What changes the result names a job's folder, so a slip of the keyboard begins anew, and leaves behind what was done.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -78,7 +79,8 @@ def how_it_begins(spec: TrainingSpec, job: Job, checkpoint_root: str, resume: bo
 
 
 def _unfinished(spec: TrainingSpec, checkpoint_root: str) -> list[Unfinished]:
-    names = [name for name in storage.names_in(checkpoint_root) if name.startswith(f"{spec.kind}-")]
+    jobs_name = re.compile(rf"{spec.kind}-[0-9a-f]{{16}}")
+    names = [name for name in storage.names_in(checkpoint_root) if jobs_name.fullmatch(name)]
     jobs = [Job(storage.join(checkpoint_root, name)) for name in names]
 
     def compared(other: Job) -> Unfinished | None:

@@ -9,10 +9,12 @@ if __name__ == "__main__":
     die_with_parent()  # first of all: the imports take seconds
 
 import faulthandler
+import logging
 import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -30,7 +32,6 @@ from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import EXIT_FAILED, CalmError, StorageError, first_line
 from calm_core.scaling.cost import training_flops_per_token
 from calm_core.shown import SafeStream
-from calm_core.store.artifact import ArtifactWriter
 from calm_core.store.facts import OutcomeFacts
 from calm_core.telemetry.mlflow_run import FLUSH_SECONDS, Run
 from calm_core.telemetry.progress import report
@@ -63,27 +64,34 @@ def main(spec_uri: str) -> None:
             watchdog.alive()
             _train(spec, job, watchdog)
     except Exception as error:  # whatever it was, whoever waits for the ranks gets one line; the error passes on
+        told = _explained(error, spec.stage)
         with suppress(StorageError):  # it must not hide the error, which elastic's own file tells too
-            job.write_outcome(_failure(error, spec))
-        raise
+            job.write_outcome(_failure(told, spec))
+        if told is error:
+            raise
+        raise told from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
+def _explained(error: Exception, stage: str) -> Exception:
+    """The end of another rank in our words: where this one met it explains nothing."""
+    if not (isinstance(error, RuntimeError) and _LOST.search(str(error))):
+        return error
+    address = _ADDRESS.search(str(error))
+    where = f" at {address[1]}" if address else ""
+    return CalmError(
+        f"{stage}: the connection to a rank{where} was lost: its process or its machine has ended; run the same "
+        "command again, on every node, to continue from the last checkpoint",
+        can_pass=True,
+    )
+
+
 def _failure(error: Exception, spec: TrainingSpec) -> OutcomeFacts:
     if isinstance(error, CalmError):
         return OutcomeFacts(message=str(error), exit_code=error.exit_code, can_pass=error.can_pass)
-    message = f"{spec.stage}: {type(error).__name__}: {first_line(error)}"
-    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
-        address = _ADDRESS.search(str(error))
-        where = f" at {address[1]}" if address else ""
-        message = (
-            f"{spec.stage}: the connection to a rank{where} was lost: its process or its machine has ended; run the "
-            "same command again, on every node, to continue from the last checkpoint"
-        )
-        return OutcomeFacts(message=message, exit_code=EXIT_FAILED, can_pass=True)
-    return OutcomeFacts(message=message, exit_code=EXIT_FAILED)
+    return OutcomeFacts(message=f"{spec.stage}: {type(error).__name__}: {first_line(error)}", exit_code=EXIT_FAILED)
 
 
 def _start_distributed() -> None:
@@ -93,9 +101,13 @@ def _start_distributed() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     cuda = torch.cuda.is_available()
     torch.use_deterministic_algorithms(not cuda)  # on CPU equal inputs give equal bytes
-    torch.utils.deterministic.fill_uninitialized_memory = False  # as it would: that finds mistakes, and costs time
+    # It would fill what is allocated, to show who reads before writing: 1 % of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # It uses names that torch is giving up, which would be told in every step, and our AdamW, which it has not tested.
+    warnings.filterwarnings("ignore", r"`torch\.distributed", FutureWarning)
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
 
 
@@ -107,16 +119,17 @@ def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
     with _mlflow_run(spec) as run:
         trainer = _make_trainer(spec, job, task, inputs, run, watchdog)
         watchdog.alive()
-        with trainer.checkpointer as checkpointer:
+        with trainer.stop.listening(), trainer.checkpointer as checkpointer:  # after the last step nothing stops it
             trainer.fit()
             checkpointer.finish()  # before the artifact, which may fail: the last step is saved
-        weights = trainer.engine.whole_weights()
-        watchdog.stop()
-        if dist.get_rank() == 0:
-            job.require_lock()
-            _write(spec, trainer, inputs, weights, time.monotonic() - started)
-            with suppress(StorageError):  # the model is there, whatever becomes of the words
-                job.write_outcome(OutcomeFacts(message=trainer.result()))
+            weights = trainer.engine.whole_weights()
+            watchdog.stop()
+            if dist.get_rank() == 0:
+                job.require_lock()
+                _write(spec, trainer, inputs, weights, trainer.seconds + time.monotonic() - started)
+                with suppress(StorageError):  # the model is there, whatever becomes of the words
+                    job.write_outcome(OutcomeFacts(message=trainer.result()))
+            dist.barrier()  # torchrun of another node waits only 300 s for this one's ranks to end
 
 
 @contextmanager
@@ -177,8 +190,7 @@ def _write(
     task, dataset, last = trainer.task, inputs.dataset, trainer.curves.records[-1]
     if wrong := next((name for name, value in weights.items() if not value.isfinite().all()), ""):
         raise CalmError(f"{spec.stage}: the trained weights are not finite ({wrong}); lower learning_rate")
-    place = spec.output_uri, task.facts, spec.settings, spec.parents
-    with ArtifactWriter(*place, overwrite=spec.overwrite) as writer:
+    with spec.writer(task.facts) as writer:
         writer.write(WEIGHTS_NAME, safetensors.torch.save(weights))
         writer.write(TOKENIZER_NAME, dataset.tokenizer.to_bytes())
         writer.write(CURVES_NAME, trainer.curves.to_bytes())

@@ -1,16 +1,20 @@
 """What can be known before a run: in seconds, instead of after the training that it would spoil."""
 
+import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
+from typing import cast
 
-from calm_core.config import Config, TrainingConfig
+from calm_core.config import AutoencoderConfig, Config, TrainingConfig
 from calm_core.errors import CalmError, ConfigError
 from calm_core.store import storage
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import AutoencoderFacts, DatasetFacts, Facts, MixtureFacts
 from pipelines.local.home import HOME_VARIABLE, Home
 
 _COMPILERS = ("c++", "g++", "clang++")
@@ -60,7 +64,8 @@ def check_run(config: Config, home: Home, tell: Callable[[str], None]) -> None:
     source_bytes = _check_sources(config)
     vocab_size = _check_tokenizer(config, tell)
     tell("the models")
-    parameters = _check_models(config, vocab_size)
+    kinds = ("autoencoder", "calm", *(["transformer"] if config.train_baseline else []))
+    parameters = _check_models(config, vocab_size, kinds)
     _check_disk(config, home, parameters, source_bytes)
     tell("MLflow")
     from pipelines.local.tracking import use_tracking  # costs seconds, and in a new home makes a database
@@ -95,8 +100,8 @@ def _check_tokenizer(config: Config, tell: Callable[[str], None]) -> int:
     return tokenizer.vocab_size
 
 
-def _check_models(config: Config, vocab_size: int) -> dict[str, int]:
-    """Parameters of the models that are trained, by their kind, in this order."""
+def _check_models(config: Config, vocab_size: int, kinds: Sequence[str]) -> dict[str, int]:
+    """Parameters of models, by their kind."""
     import torch
 
     from calm_core.scaling.cost import parameters_by_kind
@@ -107,7 +112,6 @@ def _check_models(config: Config, vocab_size: int) -> dict[str, int]:
     has_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if has_gpu else "cpu")
     parameters = parameters_by_kind(config, vocab_size)
-    kinds = [kind for kind in parameters if kind != "transformer" or config.train_baseline]
     for kind in kinds:
         training: TrainingConfig = getattr(config, kind)
         ranks = TorchrunLauncher().world_size(training.processes)
@@ -142,7 +146,7 @@ def _check_disk(config: Config, home: Home, parameters: dict[str, int], source_b
 
 
 def least_bytes(config: Config, parameters: dict[str, int], source_bytes: int) -> int:
-    """What lies in the home at least, when it is fullest.
+    """What lies in the home at least, when it is fullest: as a model is written beside its checkpoints.
 
     Args:
         config: Every setting.
@@ -152,12 +156,66 @@ def least_bytes(config: Config, parameters: dict[str, int], source_bytes: int) -
     held = fullest = int(_SHARE_OF_TEXT * source_bytes)
     for kind, number in parameters.items():
         training: TrainingConfig = getattr(config, kind)
-        saved = (training.steps - 1) // training.checkpoint_interval  # the last step saves none
         held += _FP32_BYTES * number
-        checkpoint = _FP32_BYTES * (4 if training.ema_decay else 3) * number
-        fullest = max(fullest, held + min(saved, 2) * checkpoint)  # an old one goes after the new one
-    registered = sum(number for kind, number in parameters.items() if kind != "transformer")
-    return max(fullest, held + _FP32_BYTES * registered)
+        fullest = max(fullest, held + _checkpoint_bytes(training, number))
+    return fullest
+
+
+def _checkpoint_bytes(training: TrainingConfig, parameters: int) -> int:
+    """What checkpoints take at least when they are most: those that are kept, and one that is being written."""
+    saved = -(-training.steps // training.checkpoint_interval)  # the last step saves one, too
+    held = min(saved, training.checkpoints_kept + 1)
+    if training.keep_every:
+        held = max(held, training.steps // math.lcm(training.checkpoint_interval, training.keep_every))
+    return held * _FP32_BYTES * (4 if training.ema_decay else 3) * parameters
+
+
+def check_training(
+    config: Config, kind: str, dataset_uri: str, autoencoder_uri: str, output_uri: str, checkpoint_root: str
+) -> None:
+    """Check what a single training needs beside its inputs: memory, a compiler, room on the disks.
+
+    Args:
+        config: Every setting.
+        kind: Of the model.
+        dataset_uri, autoencoder_uri: The inputs, which are there.
+        output_uri, checkpoint_root: Where the model and its checkpoints go.
+
+    Raises:
+        CalmError: It is missing: one line that says what to do.
+    """
+    from calm_core.weights.load import settings_of
+
+    if autoencoder_uri:
+        autoencoder = settings_of(Artifact(autoencoder_uri, AutoencoderFacts), AutoencoderConfig)
+        config = config.model_copy(update={"autoencoder": autoencoder})
+    parameters = _check_models(config, _vocab_size(dataset_uri), [kind])[kind]
+    needed = {
+        checkpoint_root: _checkpoint_bytes(getattr(config, kind), parameters),
+        output_uri: _FP32_BYTES * parameters,
+    }
+    places = {uri: Path(storage.real(uri)) for uri in needed if storage.is_local(uri)}
+    disks: dict[int, list[str]] = {}
+    for uri, path in places.items():
+        disks.setdefault(_nearest(path).stat().st_dev, []).append(uri)
+    for uris in disks.values():
+        total, free = sum(needed[uri] for uri in uris), shutil.disk_usage(_nearest(places[uris[0]])).free
+        if total > free and total > free + sum(_bytes_in(places[uri]) for uri in uris):
+            raise CalmError(
+                f"{' and '.join(uris)}: this training writes {_size(total)} or more there (checkpoints, model), and "
+                f"{_size(free)} are free; free space, give output_uri or checkpoint_root on another disk, or lower "
+                "checkpoints_kept"
+            )
+
+
+def _vocab_size(dataset_uri: str) -> int:
+    facts = Artifact[Facts](dataset_uri, DatasetFacts, MixtureFacts).facts
+    return _vocab_size(facts.datasets[0]) if isinstance(facts, MixtureFacts) else cast(DatasetFacts, facts).vocab_size
+
+
+def _nearest(path: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
+    return next(place for place in (path, *path.parents) if place.is_dir())
 
 
 def _bytes_in(folder: Path) -> int:

@@ -21,7 +21,9 @@ from pipelines.local.object_store import free_port
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 _CONTEXT = get_context("forkserver")
 # The last two are what torch and DeepSpeed import when an engine starts.
-_CONTEXT.set_forkserver_preload([WORKER, __name__, "torch._inductor", "deepspeed.runtime.zero.muon.muon_optimizer"])
+_CONTEXT.set_forkserver_preload(
+    [WORKER, __name__, "s3fs", "torch._inductor", "deepspeed.runtime.zero.muon.muon_optimizer"]
+)
 
 Fault = Callable[[], object]
 """Something that happens in a rank."""

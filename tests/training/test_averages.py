@@ -1,32 +1,41 @@
 """The recipe of a step on real ranks: learning rates, clipping and averaged weights, against plain loops."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from calm_core.errors import CalmError
 from calm_core.models.noise import SequenceNoise
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import ModelFacts
 from calm_core.training.optimizer import learning_rate_factor
-from tests.training.average_worker import CASES, SEQUENCES, STEPS, STOP, batch, held_out_loss, make_task, settings
+from calm_core.training.stage import train
+from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
+from tests.training.average_worker import CASES, SEQUENCES, STEPS, batch, held_out_loss, make_task, settings
+from tests.training.faulty_ranks import KILLED, Fault, ForkedLauncher
+from tests.training.test_stages import autoencoder_config
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """By the number of ranks, where they have written all cases in one start."""
-    folders = {ranks: tmp_path_factory.mktemp("averages") for ranks in CASES}
-    for ranks, folder in folders.items():
-        start = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-        subprocess.run(
-            [sys.executable, "-m", *start, "tests.training.average_worker", str(folder)],
-            env=os.environ | {"DS_ACCELERATOR": "cpu"},
-            check=True,
-        )
-    return folders
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two ranks have written all cases, in one start."""
+    folder = tmp_path_factory.mktemp("averages")
+    ranks = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", *ranks, "tests.training.average_worker", str(folder)],
+        env=os.environ | {"DS_ACCELERATOR": "cpu"},
+        check=True,
+    )
+    return folder
 
 
 def weights(tensors: dict[str, Tensor], what: object) -> dict[str, Tensor]:
@@ -67,14 +76,11 @@ def plain_weights() -> dict[str, Tensor]:
     return {name: p.detach() for name, p in task.model.named_parameters()}
 
 
-@pytest.mark.parametrize(
-    ("ranks", "precision", "stage"), [(ranks, *case) for ranks, cases in CASES.items() for case in cases]
-)
-def test_the_average_is_that_of_a_plain_loop(written: dict[int, Path], ranks: int, precision: str, stage: int) -> None:
+@pytest.mark.parametrize(("precision", "stage"), CASES)
+def test_the_average_is_that_of_a_plain_loop(written: Path, precision: str, stage: int) -> None:
     """Validation and the trained model use it; and what was interrupted, and never validated, ends the same."""
     tensors, resumed = (
-        safetensors.torch.load_file(written[ranks] / f"{precision}-{stage}{kind}.safetensors")
-        for kind in ("", "-resumed")
+        safetensors.torch.load_file(written / f"{precision}-{stage}{kind}.safetensors") for kind in ("", "-resumed")
     )
     average, expected = weights(tensors, "ema"), plain_average(tensors, settings(precision, stage).ema_decay)
     assert average.keys() == expected.keys()
@@ -86,7 +92,7 @@ def test_the_average_is_that_of_a_plain_loop(written: dict[int, Path], ranks: in
 
     for name in resumed.keys() - {"held-out loss"}:
         assert torch.equal(resumed[name], tensors[name])
-    assert f"{STEPS}/transformer.norm.weight" in resumed and f"{STOP - 1}/transformer.norm.weight" not in resumed
+    assert {name.partition("/")[0] for name in resumed} & set("012345") == set("345")  # it did not begin anew
 
     task = make_task(settings(precision, stage))
     task.model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -98,12 +104,37 @@ def test_the_average_is_that_of_a_plain_loop(written: dict[int, Path], ranks: in
     assert tensors["held-out loss"] > 1.01 * resumed["held-out loss"]
 
 
-@pytest.mark.parametrize(
-    ("ranks", "stage"), [(ranks, stage) for ranks, cases in CASES.items() for kind, stage in cases if kind == "fp32"]
-)
-def test_every_stage_trains_what_a_plain_loop_does(written: dict[int, Path], ranks: int, stage: int) -> None:
-    tensors, expected = safetensors.torch.load_file(written[ranks] / f"fp32-{stage}.safetensors"), plain_weights()
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_trains_what_a_plain_loop_does(written: Path, stage: int) -> None:
+    tensors, expected = safetensors.torch.load_file(written / f"fp32-{stage}.safetensors"), plain_weights()
     trained = weights(tensors, STEPS)
     assert trained.keys() == expected.keys()
     for name, value in trained.items():
         assert torch.allclose(value, expected[name], rtol=0, atol=1e-5)
+
+
+def test_averaging_changes_validation_and_the_trained_model_but_no_step(dataset_uri: str, tmp_path: Path) -> None:
+    """And what a killed training goes on with is what an undisturbed one has."""
+
+    def trained(place: str, faults: Mapping[int, Fault] | None = None, **settings: Any) -> Artifact[ModelFacts]:
+        return train(
+            autoencoder_config(log_interval=1, validation_interval=4, checkpoint_interval=2, **settings),
+            dataset_uri,
+            str(tmp_path / place),
+            seed=0,
+            checkpoint_root=str(tmp_path / f"{place}-checkpoints"),
+            launcher=ForkedLauncher(faults),
+        )
+
+    plain, averaged = trained("plain"), trained("averaged", ema_decay=0.9)
+    curves = [[json.loads(line) for line in one.read(CURVES_NAME).splitlines()] for one in (plain, averaged)]
+    for without, having in zip(*curves, strict=True):
+        for name, value in without.items():
+            assert (having[name] == value) is not name.startswith("validation_"), name
+    assert plain.read(WEIGHTS_NAME) != averaged.read(WEIGHTS_NAME)
+
+    with pytest.raises(CalmError, match="a rank was killed"):
+        trained("killed", {6: KILLED}, ema_decay=0.9)
+    resumed = trained("killed", ema_decay=0.9)
+    assert resumed.read(WEIGHTS_NAME) == averaged.read(WEIGHTS_NAME)
+    assert resumed.read(CURVES_NAME) == averaged.read(CURVES_NAME)

@@ -233,6 +233,20 @@ def test_ranks_leave_nothing_where_temporary_files_go(tmp_path: Path, monkeypatc
     assert list(temporary.iterdir()) == []
 
 
+def test_what_a_killed_launcher_has_left_goes_with_the_next_one_and_what_a_living_one_has_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "calm-training-left" / "inside").mkdir(parents=True)
+    (tmp_path / "others").mkdir()
+    with launcher_module._temporary_folder() as first:
+        Path(first, "used").touch()
+        with launcher_module._temporary_folder() as second:
+            assert {path.name for path in tmp_path.iterdir()} == {"others", Path(first).name, Path(second).name}
+            assert Path(first, "used").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["others"]
+
+
 class OneRankDies:
     """The first rank finishes and says so; another one ends otherwise."""
 

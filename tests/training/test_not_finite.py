@@ -46,8 +46,8 @@ ONCE = [
 MODES: dict[int, dict[str, dict[str, Any]]] = {
     1: {"fp32": {}, "bf16": {"precision": "bf16"}},
     2: {
-        **{f"zero{stage}": {"zero_stage": stage} for stage in (0, 1, 2, 3)},
-        "bf16": {"precision": "bf16", "zero_stage": 2},
+        **{f"zero{stage}": {"zero_stage": stage} for stage in (0, 2, 3)},
+        "bf16": {"precision": "bf16", "zero_stage": 1},
     },
 }
 """By the number of ranks, and name."""
@@ -190,7 +190,8 @@ def test_a_rewind_goes_on_behind_the_bad_batches_however_often_it_is_stopped(run
         assert line.endswith("(3 of 12 steps bad, 3 skipped, 1 rewind)")
         codes, lines = zip(*endings(stopped), strict=True)
         assert codes == (75, 137, 75, 137, 75, 0)
-        assert re.search(r"stopped after step 6 of 12, where gradient norm is (nan|inf); run again", lines[2])
+        # Steps 5 and 6 are bad.
+        assert lines[2].startswith("stopped after step 6 of 12; the checkpoint of step 4 stands; run again")
         assert lines[-1] == line
         assert model(stopped).digest == model(unbroken).digest
         assert model(stopped).facts.rewinds == 1

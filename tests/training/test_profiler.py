@@ -79,9 +79,10 @@ def test_without_steps_nothing_is_traced_and_nothing_said(tmp_path: Path) -> Non
 
 
 def test_a_training_is_the_same_while_it_is_watched(
-    dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path
+    dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As the autoencoder of the other tests, but with a trace, a peak, and the points in a file."""
+    capfd.readouterr()
     plain = Artifact(model_uris[0], AutoencoderFacts)
     settings = plain.manifest.config | {"profile_steps": [1, 3], "peak_tflops": 0.5, "log_interval": 1}
     settings.pop("seed")
@@ -89,6 +90,9 @@ def test_a_training_is_the_same_while_it_is_watched(
     output, folder = str(tmp_path / "autoencoder"), tmp_path / "checkpoints"
     watched = train(config, dataset_uri, output, seed=0, checkpoint_root=str(folder), log_folder=str(tmp_path / "logs"))
     assert watched.read(WEIGHTS_NAME) == plain.read(WEIGHTS_NAME)
+    printed = capfd.readouterr().err
+    assert f"trace of steps 2 to 3: {output}.steps-2-3.trace.json.gz" in printed
+    assert "profiler_start" not in printed  # which torch prints
 
     facts = watched.facts
     assert facts.trace_uri == f"{output}.steps-2-3.trace.json.gz"

@@ -19,11 +19,12 @@ import psutil
 import pytest
 
 from calm_core.config import TransformerConfig
-from calm_core.errors import CalmError, Interrupted
+from calm_core.errors import ArtifactError, CalmError, Interrupted
 from calm_core.store import storage
-from calm_core.store.artifact import Artifact
-from calm_core.store.facts import ModelFacts
+from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import ModelFacts, TransformerFacts
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, parse
+from calm_core.training.job import TrainingSpec, check_inputs
 from calm_core.training.stage import train
 from calm_core.weights.load import WEIGHTS_NAME, load_weights
 from pipelines.local.object_store import BUCKET
@@ -282,6 +283,21 @@ def test_intervals_and_the_stage_of_one_rank_leave_the_weights_as_they_are(
     made = training.start(zero_stage=3, log_interval=4, validation_interval=3, checkpoint_interval=5)
     assert training.first_step == 6  # the first that is validated
     check_same(made, undisturbed("transformer"), training)
+
+
+def test_a_model_that_is_there_may_be_trained_again_in_another_way(
+    dataset_uri: str, undisturbed: Callable[..., Artifact[ModelFacts]]
+) -> None:
+    """Its training was killed when all was written, and goes on with other ranks."""
+
+    def writer(**settings: Any) -> ArtifactWriter[ModelFacts]:
+        config, output = config_of("transformer", **settings), undisturbed("transformer").uri
+        spec = TrainingSpec(kind="transformer", config=config, dataset_uri=dataset_uri, output_uri=output, seed=0)
+        return check_inputs(spec).writer(TransformerFacts)
+
+    writer(processes=2, zero_stage=3, log_interval=7).check()
+    with pytest.raises(ArtifactError, match="holds another transformer, of other settings"):
+        writer(learning_rate=1e-3).check()
 
 
 @pytest.mark.parametrize(("kind", "place"), [("calm", "s3"), ("transformer", "local")])

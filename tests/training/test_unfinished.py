@@ -29,7 +29,9 @@ EXECUTION = {
     "log_interval",
     "micro_batch_size",
     "offload",
+    "peak_tflops",
     "processes",
+    "profile_steps",
     "stuck_after_seconds",
     "validation_interval",
     "zero_stage",
@@ -120,6 +122,7 @@ OTHER: dict[str, Any] = {
     "keep_every": 2,
     "offload": True,
     "processes": 2,
+    "profile_steps": (1, 2),
     "learning_rate": 1e-3,
     "zero_stage": 3,
 }

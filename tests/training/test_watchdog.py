@@ -28,7 +28,7 @@ def test_a_stuck_rank_ends_the_training_and_the_log_has_the_stacks_of_all(
             checkpoint_root=str(tmp_path / "checkpoints"),
             log_folder=str(tmp_path / "logs"),
         )
-    [log] = (tmp_path / "logs").iterdir()
+    [log] = (tmp_path / "logs").glob("*.log")
     assert str(caught.value) == (
         f"train-autoencoder: a rank was stuck: no step for {_SECONDS} s (stuck_after_seconds); the stacks of all ranks "
         f"are in the log; run the same command again to continue from the last checkpoint (log: {log})"

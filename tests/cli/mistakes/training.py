@@ -1,0 +1,84 @@
+"""Mistakes in going on with a training, and trainings that would be in each other's way."""
+
+import os
+from pathlib import Path
+
+import psutil
+
+from calm_core.errors import Interrupted
+from calm_core.store import lock
+from calm_core.training.job import Job
+from tests.cli.mistakes.frame import Mistake
+from tests.store.test_lock import holder_of, left
+from tests.training.test_unfinished import Stopped
+
+_TRAIN = ("train", "autoencoder", "--dataset", "{dataset}", "--output", "out")
+_HELD = ": is being worked on by process "
+
+
+def _unfinished(*changes: str, held: bool = False) -> object:
+    """Arranges a training that was stopped, or is at work."""
+
+    def arranged(folder: Path) -> None:
+        from calm_cli.options import configuration
+        from calm_core.training.stage import train
+
+        def hold(job: Job) -> None:
+            if held:
+                left(job.uri, _here(), 2)
+
+        config = configuration("tiny", list(changes))
+        dataset = str(folder.parent / "artifacts" / "dataset")
+        try:
+            train(
+                config.autoencoder,
+                dataset,
+                "out",
+                seed=config.seed,
+                checkpoint_root=str(folder / "home" / "checkpoints"),
+                launcher=Stopped(hold),
+            )
+        except (Interrupted, lock.LockLostError):
+            return
+
+    return arranged
+
+
+def _here() -> lock.Holder:
+    return holder_of(machine=lock.machine(), pid=os.getpid(), started=psutil.Process().create_time())
+
+
+MISTAKES = [
+    Mistake(
+        "resuming where nothing was begun",
+        (*_TRAIN, "--resume"),
+        ("--resume: there is no unfinished training of this kind in {folder}/home/checkpoints; leave it out",),
+        exit_code=2,
+    ),
+    Mistake(
+        "resuming with another learning rate",
+        (*_TRAIN, "--resume"),
+        ("--resume: the unfinished training in {folder}/home/checkpoints/autoencoder-", " learning_rate 0.5 there, "),
+        exit_code=2,
+        arrange=_unfinished("autoencoder.learning_rate=0.5"),
+    ),
+    Mistake(
+        "training what is being trained",
+        _TRAIN,
+        (_HELD, "; wait for it, or stop it, then run the same command again"),
+        arrange=_unfinished(held=True),
+    ),
+    Mistake(
+        "training to where another one writes",
+        _TRAIN,
+        (f"out{_HELD}", "; name another output, or wait for it"),
+        arrange=lambda folder: left(str(folder / "out"), _here()),
+    ),
+    Mistake(
+        "preparing to where another one writes",
+        ("prepare", "--source", "texts.jsonl", "--output", "out"),
+        (f"out{_HELD}", "; name another output, or wait for it"),
+        files={"texts.jsonl": '{{"text": "A text."}}\n' * 9},
+        arrange=lambda folder: left(str(folder / "out"), _here()),
+    ),
+]
