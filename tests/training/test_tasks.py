@@ -1,8 +1,6 @@
 """Every task in every ZeRO stage, precision and number of ranks: the same losses, the same model, the same numbers."""
 
-import functools
 import json
-import operator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +14,7 @@ from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
 from tests.training.faulty_ranks import run_forked
 from tests.training.task_worker import LEARNING_RATE, STEPS, TASKS, Case, main
 
+pytestmark = pytest.mark.timeout(900)  # of 60 trainings in five starts: a minute where nothing else is at work
 MOVED = STEPS * LEARNING_RATE
 """How far AdamW can move a weight, about."""
 STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3)}
@@ -151,7 +150,7 @@ def test_in_bf16_they_are_those_of_one_rank_but_for_its_rounding_and_the_same_in
 def test_bf16_learns_what_fp32_learns(folder: Path, name: str) -> None:
     found = differences(folder, name, f"{name.partition('-')[0]}-fp32-1")
     assert found.loss < 1e-2
-    assert found.mean < 0.05
+    assert found.mean < 0.1
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -188,7 +187,7 @@ def test_a_training_resumed_twice_ends_with_the_same_bits_and_reads_each_sequenc
     ]
     positions = [start.seen["positions"] for start in starts]
     assert positions == [[0, 4, 8], [12, 16], [20, 24, 28]]
-    assert functools.reduce(operator.iadd, positions, []) == undisturbed.seen["positions"]
+    assert [position for start in positions for position in start] == undisturbed.seen["positions"]
     assert starts[-1].curves == undisturbed.curves
     assert starts[-1].weights.keys() == undisturbed.weights.keys()
     for name, value in undisturbed.weights.items():
