@@ -100,7 +100,8 @@ def _start_distributed() -> None:
     # DeepSpeed would compile this op for CPU ranks on one node, which fails on a machine without a C++ compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     cuda = torch.cuda.is_available()
-    torch.use_deterministic_algorithms(not cuda)  # on CPU equal inputs give equal bytes
+    # On CPU equal inputs give equal bytes. `use_deterministic_algorithms` would import the compiler, for a second.
+    torch.set_deterministic_debug_mode("default" if cuda else "error")
     # It would fill what is allocated, to show who reads before writing: 1 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     if cuda:

@@ -87,5 +87,7 @@ def set_up_backbone(backbone: Backbone, config: LanguageModelTrainingConfig) -> 
     """Apply the settings of how a backbone computes."""
     backbone.activation_checkpointing = config.activation_checkpointing
     if config.compile:
+        # Tells the compiler, too, which the worker has not imported for it.
+        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         for layer in backbone.layers:
             layer.compile()
