@@ -148,9 +148,12 @@ def test_in_bf16_they_are_those_of_one_rank_but_for_its_rounding_and_the_same_in
 
 @pytest.mark.parametrize("name", names("bf16", ranks=1) + names("bf16"))
 def test_bf16_learns_what_fp32_learns(folder: Path, name: str) -> None:
+    """And leaves the fp32 weights that AdamW has stepped."""
     found = differences(folder, name, f"{name.partition('-')[0]}-fp32-1")
     assert found.loss < 1e-2
     assert found.mean < 0.1
+    weights = torch.cat([value.flatten() for value in trained(folder, name).weights.values() if value.ndim == 2])
+    assert (weights != weights.bfloat16().float()).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("task", TASKS)
