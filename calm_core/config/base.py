@@ -208,6 +208,8 @@ def _meant(key: str, names: list[str]) -> list[str]:
         or (len(leaf) > 1 and leaf == "".join(word[0] for word in its.split("_")))
         or (len(leaf) > 3 and leaf in its)
     ]
+    if section and (below := [name for name in like if leaves[name] == leaf and name.startswith(f"{section}.")]):
+        return below[:_MOST_MEANT]
     if beside := [name for name in like if name.rpartition(".")[0] == section]:
         return beside[:_MOST_MEANT]
     if section and (close := difflib.get_close_matches(key, alike, n=1, cutoff=0.8)):
