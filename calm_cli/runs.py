@@ -1,7 +1,7 @@
 """`calm runs`: what has run in a home, and where everything of it lies."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from calm_cli.summary import REPORT_NAME, aligned
 from calm_cli.tables import show_pairs
 from calm_core.config import Config, text
 from calm_core.errors import CalmError
-from calm_core.shown import redacted, visible
+from calm_core.shown import by_dotted_name, redacted, visible
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import EvaluationFacts, Facts, RegistrationFacts, Score
@@ -93,17 +93,11 @@ def asked_for(
     command = ["calm", "run"] if profile == DEFAULT_PROFILE else ["calm", "run", "--profile", profile]
     for option, values in (("--source", sources), ("--text-field", [text_field or ""]), ("--set", overrides)):
         command += [word for value in values if value for word in (option, value)]
-    before, after = (dict(_flat(each.model_dump(mode="json"))) for each in (configuration(profile, None), config))
+    before, after = (
+        dict(by_dotted_name(each.model_dump(mode="json"))) for each in (configuration(profile, None), config)
+    )
     changed = {name: text.write(value) for name, value in after.items() if before.get(name) != value}
     return {"command": command, "profile": profile, "changed": changed}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class _Output(io.FileIO):
         except OSError as error:
             _to_nowhere(self.fileno())
             if self.fileno() == 2:
-                return len(memoryview(data))  # type: ignore[arg-type]
+                return len(memoryview(data))  # type: ignore[arg-type]  # as above
             if isinstance(error, BrokenPipeError):
                 raise SystemExit(128 + signal.SIGPIPE) from None
             raise OutputError(f"standard output cannot be written ({error.strerror}); free some space") from None

@@ -1,7 +1,7 @@
 """Text from outside, made fit to be shown: nothing in it acts on a terminal, and no secret is told."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -69,6 +69,15 @@ def listed(names: Sequence[str], most: int = 8, limit: int = 80) -> str:
     """The first names of many, each shortened, and how many more there are."""
     more = len(names) - most
     return ", ".join(shortened(name, limit) for name in names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def by_dotted_name(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as people write them: `section.key` and the value of each."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from by_dotted_name(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def lines_of(text: str) -> str:

@@ -63,7 +63,7 @@ class Refused(MlflowException):
 
     def serialize_as_json(self) -> str:
         self.message = str(self)  # the server has put the whole request before it
-        return str(super().serialize_as_json())  # type: ignore[no-untyped-call]
+        return str(super().serialize_as_json())  # type: ignore[no-untyped-call]  # MLflow's
 
 
 class CalmTextModel:

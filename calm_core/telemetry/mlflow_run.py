@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from calm_core.errors import CalmError, Interrupted
-from calm_core.shown import brief, lines_of
+from calm_core.shown import brief, by_dotted_name, lines_of
 from calm_core.telemetry.delivery import Delivery
 from calm_core.telemetry.mlflow_store import (
     TRACKING_URI_VARIABLE,
@@ -52,15 +52,9 @@ _Value = TypeVar("_Value")
 _MAX_PARAMETER_LENGTH = 6000  # MLflow refuses longer values
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(values: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings as `section.key` -> text, the form of MLflow parameters."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = lines_of(str(value))[:_MAX_PARAMETER_LENGTH]
-    return flat
+    return {name: lines_of(str(value))[:_MAX_PARAMETER_LENGTH] for name, value in by_dotted_name(values)}
 
 
 class Run:

@@ -147,7 +147,7 @@ class Checkpointer:
         Raises:
             LockLostError: Another training works there by now.
         """
-        self._wait()
+        self.finish()
         started = time.monotonic()
         share = self._own_share()
         self.waited += time.monotonic() - started
@@ -219,8 +219,11 @@ class Checkpointer:
             if not self.failure:
                 self.latest = facts.step
 
-    def _wait(self) -> None:
-        """Wait for what is being saved. Who watches is told as long as there is progress."""
+    def finish(self) -> None:
+        """Wait for what is being saved; `failure` says whether it counts.
+
+        Who watches is told as long as there is progress.
+        """
         before = -1.0
         while self.is_busy:
             done, files = all_reduce_sum(
@@ -233,10 +236,6 @@ class Checkpointer:
                 self._alive()
             before = files
             wait([self._running], _LOOK_SECONDS)
-
-    def finish(self) -> None:
-        """Wait for what is being saved; `failure` says whether it counts."""
-        self._wait()
 
     def _publish(self, facts: CheckpointFacts, files: list[FileEntry], failure: str) -> str:
         """Make one count, and remove those that need not be kept any more; returns why it does not count."""

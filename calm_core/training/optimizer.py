@@ -113,7 +113,7 @@ class AveragingAdamW(AdamW):
                 state[AVERAGE] = parameter.detach().clone()
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's takes one
         """Step all parameters that have a gradient, unless it is clipped here and is not finite."""
         stepped = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if self.clipping is not None:

@@ -4,7 +4,7 @@ What changes the result names a job's folder, so a slip of the keyboard begins a
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Any
 
 from calm_core.config.base import as_written
 from calm_core.errors import CalmError, ConfigError
+from calm_core.shown import by_dotted_name
 from calm_core.store import lock, storage
 from calm_core.training.job import Job, TrainingSpec
 
@@ -96,15 +97,7 @@ def _unfinished(spec: TrainingSpec, checkpoint_root: str) -> list[Unfinished]:
 
 
 def _differing(there: TrainingSpec, here: TrainingSpec) -> dict[str, tuple[Any, Any]]:
-    there_values, here_values = (dict(_flat(spec.trained["config"])) | spec.parents for spec in (there, here))
+    there_values, here_values = (dict(by_dotted_name(spec.trained["config"])) | spec.parents for spec in (there, here))
     names = there_values.keys() | here_values.keys()
     found = {name: (there_values.get(name), here_values.get(name)) for name in names}
     return {name: (a, b) for name, (a, b) in found.items() if a != b}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

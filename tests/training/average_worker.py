@@ -88,7 +88,8 @@ def train(precision: str, stage: int, folder: Path, validates: bool) -> dict[str
             written["held-out loss"] = held_out_loss(task, engine)
         if step + 1 == SAVED:
             checkpointer.save(CheckpointFacts(step=SAVED, position=0, optimizer_steps=engine.optimizer_steps), b"")
-            assert not checkpointer.finish()
+            checkpointer.finish()
+            assert not checkpointer.failure
     keep(AVERAGE, AVERAGE)
     return written | {f"trained/{name}": value for name, value in engine.whole_weights().items()}
 

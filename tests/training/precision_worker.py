@@ -69,6 +69,7 @@ def train(stage: int, folder: Path, stop: int = STEPS) -> dict[str, Tensor]:
         checkpointer.save(facts, b"")
         checkpointer.finish()
         assert not checkpointer.failure
+        assert not checkpointer.failure
     return engine.whole_weights()
 
 
