@@ -59,6 +59,9 @@ from calm_core.store.facts.base import (
     Sha256 as Sha256,
 )
 from calm_core.store.facts.base import (
+    Share as Share,
+)
+from calm_core.store.facts.base import (
     Split as Split,
 )
 from calm_core.store.facts.base import (
@@ -113,19 +116,58 @@ from calm_core.store.facts.data import (
     require_losses_of as require_losses_of,
 )
 from calm_core.store.facts.evaluation import (
+    Accuracy as Accuracy,
+)
+from calm_core.store.facts.evaluation import (
+    AutoencoderQuality as AutoencoderQuality,
+)
+from calm_core.store.facts.evaluation import (
     BrierScores as BrierScores,
+)
+from calm_core.store.facts.evaluation import (
+    Calibration as Calibration,
+)
+from calm_core.store.facts.evaluation import (
+    CalibrationBin as CalibrationBin,
 )
 from calm_core.store.facts.evaluation import (
     EvaluationFacts as EvaluationFacts,
 )
 from calm_core.store.facts.evaluation import (
+    FrequencyAccuracy as FrequencyAccuracy,
+)
+from calm_core.store.facts.evaluation import (
+    KnownText as KnownText,
+)
+from calm_core.store.facts.evaluation import (
+    LanguageModelQuality as LanguageModelQuality,
+)
+from calm_core.store.facts.evaluation import (
+    NoiseAccuracy as NoiseAccuracy,
+)
+from calm_core.store.facts.evaluation import (
+    PlaceScores as PlaceScores,
+)
+from calm_core.store.facts.evaluation import (
     References as References,
+)
+from calm_core.store.facts.evaluation import (
+    SampleDistances as SampleDistances,
 )
 from calm_core.store.facts.evaluation import (
     Score as Score,
 )
 from calm_core.store.facts.evaluation import (
+    SpeedFacts as SpeedFacts,
+)
+from calm_core.store.facts.evaluation import (
     TextSample as TextSample,
+)
+from calm_core.store.facts.evaluation import (
+    TrainingCost as TrainingCost,
+)
+from calm_core.store.facts.evaluation import (
+    WrittenTexts as WrittenTexts,
 )
 from calm_core.store.facts.models import (
     AutoencoderFacts as AutoencoderFacts,

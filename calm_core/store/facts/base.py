@@ -27,6 +27,7 @@ Count = Annotated[int, Field(ge=0, le=2**53)]  # exact as a JSON number everywhe
 FilePath = Annotated[str, AfterValidator(_plain)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Measured = Annotated[float | None, TIMING, Field(ge=0, allow_inf_nan=False)]  # None where it was not

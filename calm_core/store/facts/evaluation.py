@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from calm_core.store.facts.base import ROUNDING, TIMING, Facts, Number, Rate, Record, Seconds
+from calm_core.store.facts.base import ROUNDING, TIMING, Count, Facts, Number, Rate, Record, Seconds, Share
 
 
 class Score(Record):
@@ -72,6 +72,189 @@ class References(Record):
     unigram: BrierScores
 
 
+class Accuracy(Record):
+    """Share of real tokens that come back, and of chunks of which every real token does."""
+
+    tokens: Share
+    chunks: Share
+
+
+class NoiseAccuracy(Accuracy):
+    """Accuracy from the mean latent with normal noise added to each dimension.
+
+    Attributes:
+        scale: Standard deviation of the noise.
+    """
+
+    scale: Annotated[Number, Field(ge=0)]
+
+
+class FrequencyAccuracy(Record):
+    """Accuracy, from sampled latents, on tokens that occur about equally often in training text.
+
+    Attributes:
+        least, most: How often such a token occurs in the counted training text.
+        tokens: Held-out tokens that are such.
+        accuracy: Share of those that come back.
+    """
+
+    least: Count
+    most: Count
+    tokens: Count
+    accuracy: Share
+
+
+class AutoencoderQuality(Record):
+    """How well an autoencoder's latents carry text.
+
+    Attributes:
+        mean, sampled: From the mean latent, and from a latent drawn around it.
+        under_noise: With growing noise on the mean latent.
+        latent_size: l.
+        active_dimensions: Those whose mean varies with the text by more than 0.01 (Burda et al. 2016).
+        latent_std: The encoder's standard deviations over chunks and dimensions: quantiles by their level, e.g. "0.5".
+        by_frequency: By how often a token occurs in training text, rare ones first.
+    """
+
+    mean: Accuracy
+    sampled: Accuracy
+    under_noise: list[NoiseAccuracy]
+    latent_size: Count
+    active_dimensions: Count
+    latent_std: dict[str, Number]
+    by_frequency: list[FrequencyAccuracy]
+
+
+class PlaceScores(Record):
+    """Scores of the positions of one range.
+
+    Attributes:
+        begin, end: First token of the range, and the first one after it.
+        positions: How many counted.
+    """
+
+    begin: Count
+    end: Count
+    positions: Count
+    scores: BrierScores
+
+
+class SampleDistances(Record):
+    """Mean Euclidean distances between latents at a position.
+
+    Attributes:
+        to_target: From a model's sample to one of the true next chunk.
+        between_samples: Between two samples of the model.
+        between_targets: Between two of the true next chunk.
+    """
+
+    to_target: Number
+    between_samples: Number
+    between_targets: Number
+
+
+class KnownText(Record):
+    """Share of 4-grams that occur in training text: of sampled ones, and of the true ones at the same positions."""
+
+    sampled: Share
+    true: Share
+
+
+class CalibrationBin(Record):
+    """Positions whose most frequent sample has about the same share of all samples.
+
+    Attributes:
+        begin, end: Of that share.
+        positions: How many there are.
+        confidence: Mean share.
+        accuracy: Share of positions where that sample is true.
+    """
+
+    begin: Share
+    end: Share
+    positions: Count
+    confidence: Share
+    accuracy: Share
+
+
+class Calibration(Record):
+    """Whether a model is right as often as its repeated samples agree (Guo et al. 2017, for samples).
+
+    Attributes:
+        expected_error: Mean distance of confidence and accuracy, weighted by positions.
+    """
+
+    bins: list[CalibrationBin]
+    expected_error: Share
+
+
+class LanguageModelQuality(Record):
+    """Where and how a language model is right.
+
+    Attributes:
+        by_document_position: By tokens since the document began.
+        by_context_length: By tokens since the sequence began.
+        distances: Of a model over chunks.
+        calibration: Of its first sampled tokens.
+    """
+
+    by_document_position: list[PlaceScores]
+    by_context_length: list[PlaceScores]
+    known_4grams: KnownText
+    calibration: Calibration
+    distances: SampleDistances | None = None
+
+
+class WrittenTexts(Record):
+    """What a model writes at one temperature, and how varied that is.
+
+    Attributes:
+        distinct: Share of different n-grams of tokens among all, over all texts, by n.
+        repetition: Share of 4-grams of tokens that stood in the same text before.
+        self_bleu: Mean BLEU of each text against all others, 0 to 100 (Zhu et al. 2018); None of fewer than two texts.
+    """
+
+    temperature: Annotated[Number, Field(gt=0, le=1)]
+    distinct: dict[str, Share]
+    repetition: Share
+    self_bleu: Annotated[Number, Field(ge=0, le=100)] | None = None
+    texts: list[TextSample]
+
+
+class SpeedFacts(Record):
+    """How fast a model writes.
+
+    Attributes:
+        tokens_per_second: With all prompts in one batch.
+        first_chunk_seconds: Until the first chunk of one prompt.
+        memory_bytes: Largest memory of the device, or of the process where that is the CPU, while it wrote.
+        device: What it ran on, for people.
+    """
+
+    tokens_per_second: Number
+    first_chunk_seconds: Number
+    memory_bytes: Count | None = None
+    device: str = ""
+
+
+class TrainingCost(Record):
+    """What training one model has taken.
+
+    Attributes:
+        flops: Forward and backward, as `calm estimate` counts them.
+        tokens: That it was trained on.
+        seconds: Wall time.
+        accelerator_seconds: Wall time of each rank, added up.
+        energy_joules: Of the devices; None where nothing measures it.
+    """
+
+    flops: Number | None = None
+    tokens: Count | None = None
+    seconds: Number = 0.0
+    accelerator_seconds: Number | None = None
+    energy_joules: Number | None = None
+
+
 class EvaluationFacts(Facts, BrierScores, kind="evaluation"):
     """Scores of a language model.
 
@@ -79,6 +262,9 @@ class EvaluationFacts(Facts, BrierScores, kind="evaluation"):
         model: What was scored, for people.
         autoencoder_accuracy: Of a CALM model: share of tokens that come back from sampled latents.
         protocol: All that two scores must share to be compared.
+        written: Texts at several temperatures.
+        inference_flops_per_token: With the whole context.
+        costs: Of training, by model.
         evaluated: When, in ISO 8601; artifacts of schema version 2 do not say it.
     """
 
@@ -89,6 +275,12 @@ class EvaluationFacts(Facts, BrierScores, kind="evaluation"):
     protocol: dict[str, str | int]
     references: References
     samples: list[TextSample]
+    autoencoder: AutoencoderQuality | None = None
+    language_model: LanguageModelQuality | None = None
+    written: list[WrittenTexts] = []
+    inference_flops_per_token: Number | None = None
+    speed: Annotated[SpeedFacts | None, TIMING] = None
+    costs: Annotated[dict[str, TrainingCost], TIMING] = {}
     evaluated: Annotated[str, TIMING, Field(max_length=64)] = ""
     score_seconds: Seconds = 0.0
     generation_tokens_per_second: Rate = 0.0
