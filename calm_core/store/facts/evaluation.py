@@ -65,6 +65,22 @@ class TextSample(Record):
     text: str
 
 
+class Difference(Record):
+    """How far two models' scores lie apart on the same documents, the first one's less the second one's.
+
+    Attributes:
+        brierlm: In points of BrierLM.
+        brier: Of Brier-1..4, by n, as shares.
+        p_value: Of equally good models, the share that lie as far apart or farther.
+        documents: How many were compared.
+    """
+
+    brierlm: Score
+    brier: dict[str, Score]
+    p_value: Share
+    documents: Count
+
+
 class References(Record):
     """What scores are compared with: the same model before training, and tokens by their frequency."""
 
