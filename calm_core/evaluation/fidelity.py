@@ -35,8 +35,8 @@ def measure(
 ) -> AutoencoderQuality:
     """The quality of an autoencoder on held-out text; memory is that of a batch, whatever the number of batches.
 
-    A chunk counts if one of its tokens is real, and by its real tokens alone. The numbers from sampled latents are those
-    of `reconstruct` with the same noise.
+    A chunk counts if one of its tokens is real, and by its real tokens alone. What comes back from sampled latents is
+    what `reconstruct` gives with the same noise.
 
     Args:
         autoencoder: Frozen, of any kind.
@@ -145,7 +145,7 @@ class _Moments:
 class _Quantiles:
     """Quantiles of positive fp32 numbers of any size, in bounded memory: a histogram over their leading 20 bits.
 
-    The bits of such numbers are in the order of the numbers. 11 bits of the mantissa are left, so a quantile is wrong by
+    The bits of such numbers are in the order of the numbers. 11 bits of the mantissa are left, so a quantile is off by
     at most 2^-12 of itself.
     """
 
