@@ -161,6 +161,9 @@ from calm_core.store.facts.evaluation import (
     Score as Score,
 )
 from calm_core.store.facts.evaluation import (
+    ScoreDifference as ScoreDifference,
+)
+from calm_core.store.facts.evaluation import (
     SpeedFacts as SpeedFacts,
 )
 from calm_core.store.facts.evaluation import (

@@ -65,20 +65,45 @@ class TextSample(Record):
     text: str
 
 
-class Difference(Record):
-    """How far two models' scores lie apart on the same documents, the first one's less the second one's.
+class ScoreDifference(Score):
+    """How much higher one model's score is than another's on the same documents; negative, it is lower.
 
     Attributes:
-        brierlm: In points of BrierLM.
-        brier: Of Brier-1..4, by n, as shares.
-        p_value: Of equally good models, the share that lie as far apart or farther.
-        documents: How many were compared.
+        p_value: How often equally good models lie as far apart or farther, by chance.
+        corrected_p_value: The same for the most extreme of several comparisons; None of a single one.
     """
 
-    brierlm: Score
-    brier: dict[str, Score]
     p_value: Share
+    corrected_p_value: Share | None = None
+
+    @property
+    def deciding_p_value(self) -> float:
+        """The one that a verdict rests on: the corrected one, if there is one."""
+        return self.p_value if self.corrected_p_value is None else self.corrected_p_value
+
+
+class Difference(Record):
+    """How much higher a first model's scores are than a second one's, on the same documents.
+
+    Attributes:
+        brierlm: On BrierLM's scale; the verdict rests on this one.
+        brier: Of Brier-1 to Brier-4 as shares, by n: where the difference lies.
+        documents, positions: How many were compared.
+        resamples: How often documents were drawn, and places exchanged.
+        confidence: Of the intervals.
+    """
+
+    brierlm: ScoreDifference
+    brier: dict[str, ScoreDifference]
     documents: Count
+    positions: Count
+    resamples: Count
+    confidence: Share
+
+    @property
+    def p_value(self) -> float:
+        """Of BrierLM."""
+        return self.brierlm.p_value
 
 
 class References(Record):
