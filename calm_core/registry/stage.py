@@ -1,6 +1,7 @@
 """The registration stage: a new version of the registered model, with its lineage."""
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -256,6 +257,7 @@ def _new_version(model_name: str, scored: ScoredModel, stage: Stage) -> str:
     prompts = [sample.prompt for sample in scored.evaluation.facts.samples] or [_PROMPT]
     example = pd.DataFrame({COLUMN: prompts[:1]})
     lineage = scored.lineage()
+    logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)  # it misses the label of our wheel
     with _model_folder(scored) as (folder, requirement), mlflow.start_run(run_id=stage.run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
