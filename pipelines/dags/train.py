@@ -119,6 +119,7 @@ def calm_train(
     registration = register_model(
         registry=registry,
         code_version=code_version,
+        dataset=dataset,
         autoencoder_model=autoencoder_model,
         calm_model=calm_model,
         evaluation_report=evaluation_report,
