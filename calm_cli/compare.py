@@ -197,7 +197,7 @@ def _sentence(number: int, difference: Difference) -> str:
     p = f"p = {difference.brierlm.deciding_p_value:.2g} on {difference.documents:,} documents"
     match difference.verdict:
         case "undecided":
-            return f"{number} and 1 cannot be told apart ({p}); more held-out text may"
+            return f"{number} and 1 cannot be told apart ({p}); more held-out text might"
         case verdict:
             return f"{number} is {verdict} than 1 ({p})"
 
