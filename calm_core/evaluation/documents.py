@@ -20,7 +20,7 @@ from calm_core.errors import ArtifactError, CalmError
 from calm_core.evaluation.brier import MAX_N, brierlm
 from calm_core.evaluation.resampling import FloatArray, resampled_means, with_interval
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import ROUNDING, BrierScores, EvaluationFacts, Score
+from calm_core.store.facts import ROUNDING, BrierScores, EvaluationFacts
 
 DOCUMENTS_NAME = "documents.parquet"
 
@@ -154,17 +154,13 @@ class DocumentScores:
 
         Of one document the numbers have no interval: nothing tells how another one would have done.
         """
-        means, headline = self.mean_T.tolist(), float(brierlm(self.mean_T))
-        names = [str(n) for n in range(1, len(means) + 1)]
-        if len(self.counts_D) == 1:
-            terms = {name: Score(value=mean) for name, mean in zip(names, means, strict=True)}
-            return BrierScores(brierlm=Score(value=headline), brier=terms)
         resampled_XT = resampled_means(self.sums_DT, self.counts_D, resamples, seed)
         terms = {
-            name: with_interval(mean, resampled_XT[:, place], confidence)
-            for place, (name, mean) in enumerate(zip(names, means, strict=True))
+            str(n): with_interval(mean, resampled_XT[:, n - 1], confidence, self.counts_D)
+            for n, mean in enumerate(self.mean_T.tolist(), start=1)
         }
-        return BrierScores(brierlm=with_interval(headline, brierlm(resampled_XT), confidence), brier=terms)
+        headline = with_interval(float(brierlm(self.mean_T)), brierlm(resampled_XT), confidence, self.counts_D)
+        return BrierScores(brierlm=headline, brier=terms)
 
     def write(self, writer: ArtifactWriter[EvaluationFacts]) -> None:
         """Write them into an evaluation; equal scores give equal bytes."""

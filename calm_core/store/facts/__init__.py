@@ -131,6 +131,9 @@ from calm_core.store.facts.evaluation import (
     CalibrationBin as CalibrationBin,
 )
 from calm_core.store.facts.evaluation import (
+    Difference as Difference,
+)
+from calm_core.store.facts.evaluation import (
     EvaluationFacts as EvaluationFacts,
 )
 from calm_core.store.facts.evaluation import (
@@ -156,6 +159,9 @@ from calm_core.store.facts.evaluation import (
 )
 from calm_core.store.facts.evaluation import (
     Score as Score,
+)
+from calm_core.store.facts.evaluation import (
+    ScoreDifference as ScoreDifference,
 )
 from calm_core.store.facts.evaluation import (
     SpeedFacts as SpeedFacts,
