@@ -111,6 +111,7 @@ def calm_train(
     evaluation_report = evaluate(
         evaluation=evaluation,
         seed=seed,
+        checkpoint_root=checkpoint_root,
         code_version=code_version,
         dataset=dataset,
         model=calm_model,
@@ -133,5 +134,12 @@ def calm_train(
             code_version=code_version,
             dataset=dataset,
         ).outputs["transformer_model"]
-        evaluate(evaluation=evaluation, seed=seed, code_version=code_version, dataset=dataset, model=transformer_model)
+        evaluate(
+            evaluation=evaluation,
+            seed=seed,
+            checkpoint_root=checkpoint_root,
+            code_version=code_version,
+            dataset=dataset,
+            model=transformer_model,
+        )
     return Outputs(dataset, autoencoder_model, calm_model, evaluation_report, registration.outputs["registration"])
