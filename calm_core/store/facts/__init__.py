@@ -191,6 +191,15 @@ from calm_core.store.facts.models import (
     TransformerFacts as TransformerFacts,
 )
 from calm_core.store.facts.registry import (
+    LONGEST_TOLD as LONGEST_TOLD,
+)
+from calm_core.store.facts.registry import (
+    Check as Check,
+)
+from calm_core.store.facts.registry import (
+    Decided as Decided,
+)
+from calm_core.store.facts.registry import (
     RegistrationFacts as RegistrationFacts,
 )
 from calm_core.store.facts.training import (
