@@ -40,7 +40,7 @@ class EvaluationConfig(Section):
     max_sequences: int = Field(256, ge=1, le=2**24, description="held-out sequences that are scored")
     batch_size: int = Field(8, ge=1, le=2**16, description="sequences scored at a time")
     bootstrap_resamples: int = Field(
-        1000, ge=100, le=100_000, description="resamples of sequences for the confidence intervals"
+        1000, ge=100, le=100_000, description="resamples of documents for the confidence intervals"
     )
     confidence: float = Field(
         0.95, ge=0.5, lt=1, description="level of the confidence intervals; at most 1 - 2 / bootstrap_resamples"

@@ -1,7 +1,8 @@
 """Scores of models on the same held-out positions, by the same protocol."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,13 +11,22 @@ from torch import Tensor
 from calm_core.config import EvaluationConfig
 from calm_core.data.reading.dataset import Dataset
 from calm_core.errors import ArtifactError
-from calm_core.evaluation.brier import MAX_N, BrierAccumulator, next_tokens
+from calm_core.evaluation.brier import MAX_N, next_tokens
+from calm_core.evaluation.documents import DocumentNumbers, DocumentScores, Places, Stretches
 from calm_core.evaluation.samplers import BrierModel
 from calm_core.models.autoencoders.base import Autoencoder, reconstruct, to_chunks
 from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.store.facts import BrierScores
 from calm_core.store.protocol import NO_START
 from calm_core.telemetry.stage import Stage
+
+
+class Batch(NamedTuple):
+    """Sequences int64 [B, T], their places in documents, and their noise."""
+
+    tokens_BT: Tensor
+    places: Places
+    noise: SequenceNoise
 
 
 @dataclass
@@ -31,7 +41,6 @@ class Evaluator:
         seed: Of all noise.
         device: Where the models compute.
         stage: To which progress is reported.
-        positions: How many positions counted in the last score; the same for every model.
     """
 
     config: EvaluationConfig
@@ -41,19 +50,21 @@ class Evaluator:
     seed: int
     device: torch.device
     stage: Stage
-    positions: int = field(default=0, init=False)
 
     @property
     def sequences(self) -> int:
         """Sequences that are scored."""
         return min(self.config.max_sequences, self.dataset.num_sequences)
 
-    def _batches(self, purpose: str) -> Iterator[tuple[Tensor, SequenceNoise]]:
-        """Sequences int64 [B, T], and their noise, which depends on the purpose and not on the batch."""
+    def _batches(self, purpose: str) -> Iterator[Batch]:
+        """All sequences, and their noise, which depends on the purpose and not on the batch."""
+        numbers = DocumentNumbers(self.dataset)
         for start in range(0, self.sequences, self.config.batch_size):
             indices = np.arange(start, min(start + self.config.batch_size, self.sequences))
             seeds = [derive_seed(self.seed, purpose, i) for i in indices.tolist()]
-            yield torch.from_numpy(self.dataset.rows(indices)).to(self.device), SequenceNoise(seeds, self.device)
+            rows = self.dataset.rows(indices)
+            tokens_BT = torch.from_numpy(rows).to(self.device)
+            yield Batch(tokens_BT, numbers.of(rows), SequenceNoise(seeds, self.device))
             self.stage.report(done=int(indices[-1]) + 1, total=self.sequences, note=purpose)
 
     def require_positions(self) -> None:
@@ -76,30 +87,39 @@ class Evaluator:
     def autoencoder_accuracy(self, autoencoder: Autoencoder) -> float:
         """Share of real tokens that come back from sampled latents."""
         correct, total = 0, 0
-        for tokens_BT, noise in self._batches("autoencoder accuracy"):
+        for tokens_BT, _, noise in self._batches("autoencoder accuracy"):
             chunks_BPK = to_chunks(tokens_BT, self.chunk_size)
             real_BPK = chunks_BPK != self.dataset.pad_id
             correct += int(((reconstruct(autoencoder, chunks_BPK, noise) == chunks_BPK) & real_BPK).sum())
             total += int(real_BPK.sum())
         return correct / total
 
-    def score(self, model: BrierModel, purpose: str) -> BrierScores:
-        """Brier-1..4 and BrierLM of a model, each with its interval.
+    def score(self, model: BrierModel, purpose: str) -> DocumentScores:
+        """Brier terms of a model, by document.
 
         Args:
             model: Any kind of model.
             purpose: What is scored, for whoever watches; other noise for each.
+
+        Raises:
+            CalmError: No position counts.
         """
-        accumulator = BrierAccumulator()
-        for tokens_BT, noise in self._batches(purpose):
+        stretches = []
+        for tokens_BT, places, noise in self._batches(purpose):
             real_BT = tokens_BT != self.dataset.pad_id
             targets_BPT, counted_BP = next_tokens(tokens_BT, self.interval, self.chunk_size, real_BT)
-            accumulator.add(model.terms(tokens_BT, targets_BPT, noise, self.config.samples), counted_BP)
-        self.positions = accumulator.positions
-        return accumulator.scores(self.config.bootstrap_resamples, self.config.confidence, self.seed)
+            terms_NT = model.terms(tokens_BT, targets_BPT, noise, self.config.samples)[counted_BP]
+            row_N, place_N = np.nonzero(counted_BP.cpu().numpy())
+            document_N = places.document_RT[row_N, self.interval * (place_N + 1)]
+            stretches.append(Stretches.of(row_N, document_N, terms_NT.cpu().numpy()))
+        return DocumentScores.of(Stretches.joined(stretches))
 
-    def protocol(self) -> dict[str, str | int]:
-        """All that two scores must share to be compared; after a score, which counts the positions."""
+    def scores(self, documents: DocumentScores) -> BrierScores:
+        """Brier-1..4 and BrierLM, each with its interval."""
+        return documents.scores(self.config.bootstrap_resamples, self.config.confidence, self.seed)
+
+    def protocol(self, documents: DocumentScores) -> dict[str, str | int]:
+        """All that two scores must share to be compared."""
         return {
             "metric": "BrierLM",
             "split": "validation",
@@ -114,7 +134,8 @@ class Evaluator:
             "document_boundaries": "packed; attention crosses them; a position counts if its next 4 tokens are real",
             "samples": self.config.samples,
             "sequences": self.sequences,
-            "positions": self.positions,
-            "interval": f"{self.config.confidence:.0%} bootstrap over sequences",
+            "documents": len(documents.documents_D),
+            "positions": documents.positions,
+            "interval": f"{self.config.confidence:.0%} bootstrap over documents",
             "resamples": self.config.bootstrap_resamples,
         }

@@ -13,6 +13,7 @@ from calm_core.data.reading.dataset import Dataset, open_dataset, require_whole_
 from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import ArtifactError
 from calm_core.evaluation.brier import frequencies
+from calm_core.evaluation.documents import DocumentScores
 from calm_core.evaluation.evaluator import Evaluator
 from calm_core.evaluation.prompts import beginnings
 from calm_core.evaluation.report import render_report
@@ -54,8 +55,8 @@ def evaluate(
         config: The protocol.
         dataset_uri: A `dataset` artifact.
         model_uri: An artifact of a kind in `SCORED`: `calm` or `transformer`.
-        output_uri: Where the `evaluation` artifact is written: evaluation.json, report.html; its facts hold the
-            numbers.
+        output_uri: Where the `evaluation` artifact is written: evaluation.json, documents.parquet and
+            report.html; its facts hold the numbers.
         seed: Of all noise.
         autoencoder_uri: The autoencoder of a CALM model; unset, where it lay when the model was trained.
         overwrite: Whether another evaluation that lies there is replaced (see `ArtifactWriter`).
@@ -75,12 +76,13 @@ def evaluate(
         scored = SCORED[type(artifact.facts)](artifact, autoencoder_uri, device)
         evaluator = Evaluator(config, dataset, interval, scored.chunk_size, seed, device, stage)
         evaluator.require_positions()
-        facts = _measure(evaluator, scored, dataset_uri)
+        facts, documents = _measure(evaluator, scored, dataset_uri)
 
         parents = scored.parents | {"dataset": dataset.digest}
         html = render_report(facts, scored.curves, settings, scored.settings, parents)
         with ArtifactWriter(output_uri, EvaluationFacts, settings, parents, overwrite=overwrite) as writer:
             writer.write("evaluation.json", json.dumps(facts.part("results"), indent=1, sort_keys=True).encode())
+            documents.write(writer)
             writer.write("report.html", html.encode())
             writer.facts = facts
         stage.run.log_metrics(_metrics(facts))
@@ -116,36 +118,36 @@ def _chunk_size(facts: ModelFacts) -> int:
     return facts.chunk_size if isinstance(facts, CalmFacts) else 1
 
 
-def _measure(evaluator: Evaluator, scored: Scored, dataset_uri: str) -> EvaluationFacts:
+def _measure(evaluator: Evaluator, scored: Scored, dataset_uri: str) -> tuple[EvaluationFacts, DocumentScores]:
     autoencoder = scored.autoencoder
     accuracy = None if autoencoder is None else evaluator.autoencoder_accuracy(autoencoder)
     started = time.monotonic()
-    scores = evaluator.score(scored.trained(evaluator.interval), "BrierLM")
+    documents = evaluator.score(scored.trained(evaluator.interval), "BrierLM")
     score_seconds = time.monotonic() - started
     references = _references(evaluator, scored, dataset_uri)
     started = time.monotonic()
     samples = _write_samples(evaluator, scored)
     tokens = evaluator.config.prompt_tokens * len(samples)
-    return EvaluationFacts(
+    facts = EvaluationFacts(
         model=scored.label,
         autoencoder_accuracy=accuracy,
-        brierlm=scores.brierlm,
-        brier=scores.brier,
-        protocol=evaluator.protocol(),
+        **dict(evaluator.scores(documents)),
+        protocol=evaluator.protocol(documents),
         references=references,
         samples=samples,
         evaluated=datetime.now(UTC).isoformat(timespec="seconds"),
         score_seconds=score_seconds,
         generation_tokens_per_second=tokens / max(time.monotonic() - started, 1e-9),
     )
+    return facts, documents
 
 
 def _references(evaluator: Evaluator, scored: Scored, dataset_uri: str) -> References:
     frequency = _train_frequencies(dataset_uri).to(evaluator.device)
     untrained = scored.untrained(evaluator.interval, evaluator.seed)
     return References(
-        untrained=evaluator.score(untrained, "untrained reference"),
-        unigram=evaluator.score(UnigramSampler(frequency), "unigram reference"),
+        untrained=evaluator.scores(evaluator.score(untrained, "untrained reference")),
+        unigram=evaluator.scores(evaluator.score(UnigramSampler(frequency), "unigram reference")),
     )
 
 

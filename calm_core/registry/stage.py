@@ -12,7 +12,13 @@ from pathlib import Path
 from calm_core.config import RegistryConfig
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.registry.aliases import Aliases, Measured
-from calm_core.registry.files import AUTOENCODER_FOLDER, CALM_FOLDER, LOADER_MODULE, registered_artifacts
+from calm_core.registry.files import (
+    AUTOENCODER_FOLDER,
+    CALM_FOLDER,
+    EVALUATION_FOLDER,
+    LOADER_MODULE,
+    registered_artifacts,
+)
 from calm_core.registry.load import calm_generator
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
@@ -246,11 +252,13 @@ def _new_version(model_name: str, scored: ScoredModel, stage: Stage) -> str:
 
 @contextmanager
 def _model_folder(scored: ScoredModel) -> Iterator[str]:
-    """A folder with what `registry.load` reads, while the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="calm-model-") as folder:
-        _download(scored.autoencoder, Path(folder) / AUTOENCODER_FOLDER)
-        _download(scored.calm, Path(folder) / CALM_FOLDER)
-        yield folder
+    """A folder with what `registry.load` reads, and the evaluation, while the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="calm-registered-") as parent:
+        folder = Path(parent) / "model"  # MLflow keeps this name
+        _download(scored.autoencoder, folder / AUTOENCODER_FOLDER)
+        _download(scored.calm, folder / CALM_FOLDER)
+        _download(scored.evaluation, folder / EVALUATION_FOLDER)
+        yield str(folder)
 
 
 def _download(artifact: Artifact[Facts], folder: Path) -> None:

@@ -88,7 +88,7 @@ def test_the_numbers_can_be_read_as_json_too(evaluation: Evaluation, baseline: E
     for artifact, names in ((evaluation, {"autoencoder_accuracy"}), (baseline, set())):
         numbers = artifact.read_json("evaluation.json")
         assert numbers == artifact.manifest.results
-        common = {"brier", "brierlm", "model", "protocol", "references", "samples"}
+        common = {"brier", "brierlm", "model", "protocol", "references", "samples", "written"}
         assert numbers.keys() == common | names
         assert numbers["brierlm"].keys() == {"value", "low", "high"}
 

@@ -9,7 +9,7 @@ from calm_core.store.facts.base import ROUNDING, TIMING, Count, Facts, Number, R
 
 
 class Score(Record):
-    """A number with its confidence interval, which is unknown where there was one sequence to resample."""
+    """A number with its confidence interval, which is unknown where there was one document to resample."""
 
     value: Number
     low: Number | None = None
