@@ -91,11 +91,13 @@ class Proxy:
     Attributes:
         uri: Where it listens.
         fault: How it fails; empty to pass all on.
+        headers: Of all requests, in their order.
     """
 
     def __init__(self, server_uri: str) -> None:
         self.fault: Fault = ""
         self.failed = 0
+        self.headers: list[dict[str, str]] = []
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler(server_uri.split("//")[1]))
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -112,6 +114,7 @@ class Proxy:
         class Handler(http.server.BaseHTTPRequestHandler):
             def _pass_on(self) -> None:
                 content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                proxy.headers.append(dict(self.headers))
                 tells = self.path.split("?")[0].endswith(("log-batch", "runs/update", ".html"))
                 fault = proxy.fault if tells else ""
                 proxy.failed += bool(fault)
