@@ -190,6 +190,8 @@ def _headline(spec: TrainingSpec, job: Job, ending: Ending, log: str) -> str:
         )
     if outcome and outcome.exit_code == EXIT_INTERRUPTED:
         raise Interrupted(outcome.message)
+    if ending.exit_code == EXIT_INTERRUPTED and outcome and not outcome.exit_code:
+        return outcome.message  # the model was written when they were asked
     if ending.exit_code == EXIT_INTERRUPTED:  # before the first step, or while a rank was lost
         raise Interrupted("stopped; run again to continue from the last checkpoint, if there is one")
     again = f"run the same command again to continue from the last checkpoint{where}"
