@@ -60,7 +60,7 @@ def train(
             all points of the curves; unset, standard error alone has it.
 
     Raises:
-        ConfigError: `resume` is asked for, and there is nothing to go on from.
+        ConfigError: `resume` is asked for, and there is nothing to go on from, or nothing that is whole.
         Interrupted: The job was asked to stop; running it again continues from its checkpoint.
         CalmError: An input is unusable, another training is at work on the same or writes to the same output, or a rank
             failed.
@@ -73,6 +73,7 @@ def train(
         autoencoder_uri=autoencoder_uri,
         output_uri=output_uri,
         overwrite=overwrite,
+        resume=resume,
         seed=seed,
     )
 

@@ -173,6 +173,7 @@ def _make_trainer(
         profiler=StepProfiler(config.profile_steps if rank == 0 else None, spec.output_uri, tell),
         watchdog=watchdog,
         peak=_peak(spec, inputs),
+        must_resume=spec.resume,
     )
 
 
