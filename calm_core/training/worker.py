@@ -176,6 +176,7 @@ def _make_trainer(
         costs=costs,
         watchdog=watchdog,
         peak=_peak(spec, inputs),
+        must_resume=spec.resume,
     )
 
 
