@@ -23,10 +23,8 @@ from calm_cli.options import (
     configuration,
     with_text,
 )
-from calm_cli.result import document, print_json, show_result
+from calm_cli.result import show_result
 from calm_cli.screen import Screen
-from calm_cli.summary import aligned
-from calm_cli.tables import show_table
 from calm_core.config import HEADS, Config, TrainingConfig
 from calm_core.errors import ConfigError
 from calm_core.shown import brief
@@ -284,37 +282,6 @@ def evaluate(
     else:
         next_ = f"calm compare {quote(output)} EVALUATION"
     show_result(made, started, json_, [next_])
-
-
-def compare(
-    evaluations: Annotated[
-        list[str], typer.Argument(metavar="EVALUATION", help="URIs of evaluations.", show_default=False)
-    ],
-    json_: JsonOption = False,
-) -> None:
-    """Show scores side by side; those with different protocols are refused.
-
-    Example:
-
-      calm compare out/evaluation out/baseline
-    """
-    from calm_core.evaluation.comparison import require_same_protocol
-
-    artifacts = [require("EVALUATION", uri, EvaluationFacts) for uri in evaluations]
-    require_same_protocol(artifacts)
-    if json_:
-        print_json([document(artifact) for artifact in artifacts])
-        return
-    console = Screen()
-    numbers = [str(number) for number, _ in enumerate(artifacts, 1)]
-    names = [[number, one.facts.model, one.uri] for number, one in zip(numbers, artifacts, strict=True)]
-    show_table(["", "model", "evaluation"], names, console)
-    console.print()
-    scores = [artifact.facts.shown() for artifact in artifacts]
-    brierlm = aligned([score["BrierLM"] for score in scores])
-    terms = [[f"{score[name].value:z.2f}" for name in scores[0] if name != "BrierLM"] for score in scores]
-    rows = [[number, headline, *row] for number, headline, row in zip(numbers, brierlm, terms, strict=True)]
-    show_table(["x 100", *scores[0]], rows, console, right=range(2, len(scores[0]) + 1))
 
 
 def register(

@@ -44,6 +44,14 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class FileEntry(Record):
+    """One file of an artifact: path relative to its folder, size in bytes, SHA-256 as hex."""
+
+    path: FilePath
+    size: Count
+    sha256: Sha256
+
+
 class Facts(Record):
     """Base of the kinds of artifacts; a subclass names its kind.
 
@@ -83,6 +91,12 @@ class Facts(Record):
     @property
     def paths(self) -> list[str]:
         """Files of the artifact that the facts name; the manifest lists all of them."""
+        return []
+
+    @property
+    def aside(self) -> list[FileEntry]:
+        """Files that are of one run, as times are: what is written here vouches for them, and the digest leaves them
+        out."""
         return []
 
     def part(self, part: Part) -> dict[str, Any]:

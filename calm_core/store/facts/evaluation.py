@@ -1,7 +1,7 @@
 """Facts of scores."""
 
 import math
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -63,6 +63,54 @@ class TextSample(Record):
 
     prompt: str
     text: str
+
+
+class ScoreDifference(Score):
+    """How much higher one model's score is than another's on the same documents; negative, it is lower.
+
+    Attributes:
+        p_value: How often equally good models lie as far apart or farther, by chance.
+        corrected_p_value: The same for the most extreme of several comparisons; None of a single one.
+    """
+
+    p_value: Share
+    corrected_p_value: Share | None = None
+
+    @property
+    def deciding_p_value(self) -> float:
+        """The one that a verdict rests on: the corrected one, if there is one."""
+        return self.p_value if self.corrected_p_value is None else self.corrected_p_value
+
+
+class Difference(Record):
+    """How much higher a first model's scores are than a second one's, on the same documents.
+
+    Attributes:
+        brierlm: On BrierLM's scale; the verdict rests on this one.
+        brier: Of Brier-1 to Brier-4 as shares, by n: where the difference lies.
+        documents, positions: How many were compared.
+        resamples: How often documents were drawn, and places exchanged.
+        confidence: Of the intervals.
+    """
+
+    brierlm: ScoreDifference
+    brier: dict[str, ScoreDifference]
+    documents: Count
+    positions: Count
+    resamples: Count
+    confidence: Share
+
+    @property
+    def p_value(self) -> float:
+        """Of BrierLM."""
+        return self.brierlm.p_value
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "undecided"]:
+        """What the first model is, if the level is that of the intervals."""
+        if self.brierlm.value == 0 or self.brierlm.deciding_p_value > 1 - self.confidence:
+            return "undecided"
+        return "better" if self.brierlm.value > 0 else "worse"
 
 
 class References(Record):
