@@ -14,6 +14,7 @@ from calm_cli import checkpoints, data, models, stages
 from calm_cli.estimate import estimate
 from calm_cli.inspect import inspect
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
+from calm_cli.report import report
 from calm_cli.run import run
 from calm_cli.runs import runs
 from calm_cli.screen import Screen
@@ -59,6 +60,8 @@ def calm(
 
       calm runs                                 # what has run here
 
+      calm report                               # the page about the newest run
+
       calm ui                                   # curves, settings and models
     """
 
@@ -78,6 +81,7 @@ def config(profile: ProfileOption = DEFAULT_PROFILE, set_: SetOption = None) -> 
 
 app.command()(run)
 app.command()(runs)
+app.command()(report)
 app.command()(config)
 app.command()(estimate)
 app.command()(models.generate)
