@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from calm_cli import checkpoints, data, models, stages
+from calm_cli.compare import compare
 from calm_cli.estimate import estimate
 from calm_cli.inspect import inspect
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
@@ -94,7 +95,7 @@ data_app = App(help="Prepare datasets, look at them, and mix them.")
 for of_data in (stages.prepare, inspect, data.verify, data.mix):
     data_app.command()(of_data)
 app.add_typer(data_app, name="data")
-for command in (stages.prepare, stages.train, stages.evaluate, stages.compare, stages.register):
+for command in (stages.prepare, stages.train, stages.evaluate, compare, stages.register):
     app.command(rich_help_panel="Single stages")(command)
 
 

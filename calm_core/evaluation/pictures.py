@@ -134,12 +134,7 @@ def by_place(places: Sequence[PlaceScores], label: str) -> Markup:
         scores = [place.scores.brierlm for place in places]
         names = [f"{place.begin:,}-{place.end - 1:,}" for place in places]
         axes.errorbar(range(len(places)), [score.value for score in scores], yerr=_errors(scores))
-        axes.set_xticks(
-            range(len(places)),
-            names,
-            rotation=30 if len(places) > 4 else 0,
-            ha="right" if len(places) > 4 else "center",
-        )
+        _name_places(axes, names)
         axes.set(xlabel=label, ylabel="BrierLM")
         axes.grid()
         told = ", ".join(f"{name} {score.value:z.2f}" for name, score in zip(names, scores, strict=True))

@@ -4,11 +4,11 @@ A document is drawn, or exchanged, as a whole: its positions overlap and share a
 observations. Documents have unequal lengths; a mean is over all positions, so it is a ratio of two sums.
 
 The ends of an interval are percentiles of the resampled values (Efron 1979), further out the fewer documents there are:
-the bootstrap's spread is too small by sqrt((n - 1) / n), and the normal distribution's tails are too short for an
-estimated spread, so the tail of Student's t with n - 1 degrees of freedom, times sqrt(n / (n - 1)), says where to cut
-(Hesterberg 2015, "What teachers should know about the bootstrap", section 5.3). Of documents of unequal lengths
-n = (sum of lengths)^2 / (sum of squares) count (Kish 1965): one that holds half of all positions is half of the evidence.
-`python -m benchmarks resampling` measures how often such intervals hold the truth.
+the bootstrap's spread is too small by sqrt((n - 1) / n), and the normal distribution's tails are too short for a spread
+that is estimated, so the tail of Student's t with n - 1 degrees of freedom, times sqrt(n / (n - 1)), says where to cut
+(Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). Of documents of unequal lengths
+n = (sum of lengths)^2 / (sum of their squares) count (Kish 1965): a few long ones are most of the evidence.
+`python -m benchmarks.resampling` measures how often such intervals hold the truth.
 
 Suffixes of names: D documents, T numbers of each, X resamples.
 """
@@ -90,8 +90,7 @@ def exchanged_means(
     documents, generator = len(counts_D), np.random.default_rng(seed)
     middle_T, half_DT = (first_DT + second_DT).sum(0) / 2, (first_DT - second_DT) / 2
     blocks = [
-        (2.0 * generator.integers(2, size=(rows, documents), dtype=np.int8) - 1) @ half_DT
-        for rows in _blocks(documents, resamples)
+        (2.0 * generator.integers(2, size=(rows, documents)) - 1) @ half_DT for rows in _blocks(documents, resamples)
     ]
     shift_XT = np.concatenate(blocks)
     return (middle_T + shift_XT) / counts_D.sum(), (middle_T - shift_XT) / counts_D.sum()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from calm_core.evaluation.samplers import BrierModel, CalmSampler, TransformerScorer
+from calm_core.evaluation.samplers import BrierModel, CalmSampler, DrawingModel, TransformerScorer
 from calm_core.generation.text import CalmChunks, NextChunk, TextGenerator, TransformerTokens
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.layers import freeze
@@ -43,7 +43,7 @@ class Scored:
     label: str
     chunk_size: int
     parents: dict[str, str]
-    trained: Callable[[int], BrierModel]
+    trained: Callable[[int], DrawingModel]
     new: Callable[[int], BrierModel]
     generator: TextGenerator
     curves: dict[tuple[str, str], Curve]

@@ -112,6 +112,7 @@ def calm_train(
     evaluation_report = evaluate(
         evaluation=evaluation,
         seed=seed,
+        checkpoint_root=checkpoint_root,
         code_version=code_version,
         dataset=dataset,
         model=calm_model,
@@ -146,7 +147,12 @@ def calm_train(
             dataset=dataset,
         ).outputs["transformer_model"]
         baseline_report = evaluate(
-            evaluation=evaluation, seed=seed, code_version=code_version, dataset=dataset, model=transformer_model
+            evaluation=evaluation,
+            seed=seed,
+            checkpoint_root=checkpoint_root,
+            code_version=code_version,
+            dataset=dataset,
+            model=transformer_model,
         ).outputs["evaluation_report"]
         report(**made, baseline_report=baseline_report).set_caching_options(enable_caching=False)
     with dsl.If(train_baseline == False, name="no-baseline"):  # noqa: E712

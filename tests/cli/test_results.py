@@ -113,7 +113,7 @@ def evaluations(
 ) -> list[str]:
     """Of two models by the same protocol, in folders whose long names differ in the middle."""
     places = [f"{tmp_path}/{'runs/' * 20}{name}/evaluate/evaluation_report" for name in ("first", "second")]
-    changes = ("samples=2", "max_sequences=2", "prompts=[]")
+    changes = ("samples=2", "max_sequences=16", "prompts=[]")
     for place in places:
         arguments = ["--dataset", dataset_uri, "--output", place, *settings("evaluation", *changes)]
         assert call("evaluate", transformer_uri, *arguments) == 0

@@ -134,6 +134,9 @@ from calm_core.store.facts.evaluation import (
     CalibrationBin as CalibrationBin,
 )
 from calm_core.store.facts.evaluation import (
+    Difference as Difference,
+)
+from calm_core.store.facts.evaluation import (
     EvaluationFacts as EvaluationFacts,
 )
 from calm_core.store.facts.evaluation import (
@@ -161,6 +164,9 @@ from calm_core.store.facts.evaluation import (
     Score as Score,
 )
 from calm_core.store.facts.evaluation import (
+    ScoreDifference as ScoreDifference,
+)
+from calm_core.store.facts.evaluation import (
     SpeedFacts as SpeedFacts,
 )
 from calm_core.store.facts.evaluation import (
@@ -186,6 +192,15 @@ from calm_core.store.facts.models import (
 )
 from calm_core.store.facts.models import (
     TransformerFacts as TransformerFacts,
+)
+from calm_core.store.facts.registry import (
+    LONGEST_TOLD as LONGEST_TOLD,
+)
+from calm_core.store.facts.registry import (
+    Check as Check,
+)
+from calm_core.store.facts.registry import (
+    Decided as Decided,
 )
 from calm_core.store.facts.registry import (
     RegistrationFacts as RegistrationFacts,

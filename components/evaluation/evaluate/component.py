@@ -9,6 +9,7 @@ from components.image import IMAGE
 def evaluate(
     evaluation: dict[str, Any],
     seed: int,
+    checkpoint_root: str,
     code_version: str,
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Input[dsl.Model],
@@ -22,6 +23,7 @@ def evaluate(
     Args:
         evaluation: Settings of the protocol (`EvaluationConfig`).
         seed: Seed of everything random.
+        checkpoint_root: URL of the folder where an interrupted evaluation finds what it has measured.
         code_version: Version of the code, part of the cache key.
         dataset: The dataset of `merge_partitions`.
         model: The model of `train_calm` or of `train_transformer`.
@@ -43,6 +45,7 @@ def evaluate(
             evaluation_report.uri,
             seed=seed,
             autoencoder_uri=autoencoder_model.uri if autoencoder_model else "",
+            checkpoint_root=checkpoint_root,
         )
         facts = artifact.facts
         scores = {"brierlm": facts.brierlm.value} | {f"brier_{n}": term.value for n, term in facts.brier.items()}
