@@ -28,7 +28,7 @@ from calm_core.store.facts import CheckpointFacts
 from calm_core.store.lock import LockLostError
 from calm_core.training.distributed import all_reduce_sum, gathered
 from calm_core.training.engine import Engine
-from calm_core.weights.load import CURVES_NAME
+from calm_core.weights.curves import CURVES_NAME
 
 _PART_BYTES = 256 << 20  # of a file; what a thread holds twice while it writes
 _TAG = "step-"
