@@ -52,6 +52,14 @@ class EvaluationConfig(Section):
     )
     prompt_tokens: int = Field(64, ge=1, le=2**20, description="tokens written for each prompt")
     temperature: float = Field(0.5, ge=MIN_TEMPERATURE, le=1, description="temperature of the texts that are shown")
+    temperatures: tuple[Annotated[float, Field(ge=MIN_TEMPERATURE, le=1)], ...] = Field(
+        (0.3, 0.5, 1.0),
+        max_length=16,
+        description="temperatures at which the variety of texts is measured, beside `temperature`; []: that one alone",
+    )
+    texts_per_prompt: int = Field(
+        4, ge=1, le=1000, description="texts for each prompt whose variety is measured, at each temperature"
+    )
     temperature_samples: int = Field(200, ge=1, le=2**20, description="samples per chunk of the temperature sampler")
 
     @model_validator(mode="after")

@@ -6,7 +6,6 @@ first, then BrierLM = 100 * (product over n = 1..4 of max(Brier-n, 0))^(1/4).
 """
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from calm_core.config.evaluation import SCORED_TOKENS
@@ -52,10 +51,3 @@ def next_tokens(tokens_BT: Tensor, interval: int, chunk_size: int, real_BT: Tens
     targets = tokens_BT[:, interval:].unfold(1, whole, interval)[..., :MAX_N]
     real = real_BT[:, interval:].unfold(1, whole, interval)[..., :MAX_N].all(-1)
     return targets, real
-
-
-def frequencies(tokens: Tensor, vocab_size: int, pad_id: int) -> Tensor:
-    """Share of each token among the real ones, fp64 [V]; the model that ignores all context."""
-    counts = torch.bincount(tokens.flatten(), minlength=vocab_size).double()
-    counts[pad_id] = 0
-    return counts / counts.sum()

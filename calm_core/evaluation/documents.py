@@ -4,7 +4,6 @@ Suffixes of names as in `calm_core.evaluation.samplers`, and
     R sequences in order    D documents    G stretches of one document in one sequence    N scored positions
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -96,11 +95,14 @@ class Stretches(NamedTuple):
         changes = (np.diff(row_N, prepend=-1) != 0) | (np.diff(document_N, prepend=-1) != 0)
         return cls(document_N[changes], *_summed(np.cumsum(changes) - 1, np.ones(len(row_N)), terms_NT))
 
+    def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """Them by names, as they are kept of an unfinished evaluation."""
+        return {f"{name}.{field}": values for field, values in self._asdict().items()}
+
     @classmethod
-    def joined(cls, parts: Iterable["Stretches"]) -> "Stretches":
-        """Those of several batches, one behind the other."""
-        documents, counts, sums = zip(*parts, strict=True)
-        return cls(np.concatenate(documents), np.concatenate(counts), np.concatenate(sums))
+    def from_arrays(cls, arrays: dict[str, npt.NDArray[Any]], name: str) -> "Stretches":
+        """The way back; of several batches, one behind the other."""
+        return cls(*(arrays[f"{name}.{field}"] for field in cls._fields))
 
 
 def _summed(group_N: Numbers, counts_N: FloatArray, terms_NT: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -155,12 +157,14 @@ class DocumentScores:
         Of one document the numbers have no interval: nothing tells how another one would have done.
         """
         resampled_XT = resampled_means(self.sums_DT, self.counts_D, resamples, seed)
-        terms = {
-            str(n): with_interval(mean, resampled_XT[:, n - 1], confidence, self.counts_D)
-            for n, mean in enumerate(self.mean_T.tolist(), start=1)
-        }
-        headline = with_interval(float(brierlm(self.mean_T)), brierlm(resampled_XT), confidence, self.counts_D)
-        return BrierScores(brierlm=headline, brier=terms)
+        headline = float(brierlm(self.mean_T))
+        return BrierScores(
+            brierlm=with_interval(headline, brierlm(resampled_XT), confidence, self.counts_D),
+            brier={
+                str(n): with_interval(mean, resampled_XT[:, n - 1], confidence, self.counts_D)
+                for n, mean in enumerate(self.mean_T.tolist(), start=1)
+            },
+        )
 
     def write(self, writer: ArtifactWriter[EvaluationFacts]) -> None:
         """Write them into an evaluation; equal scores give equal bytes."""

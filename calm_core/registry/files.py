@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 LOADER_MODULE = "calm_core.registry.load"
 """What a registered CALM model names as its loader."""
+DATA_FOLDER = "data/model"
+"""Where a model's data lie in its files; those of earlier versions of this library elsewhere below `data`."""
 AUTOENCODER_FOLDER, CALM_FOLDER, EVALUATION_FOLDER = "autoencoder", "calm", "evaluation"
 
 _MLMODEL = "MLmodel"

@@ -1,30 +1,41 @@
 """The registration stage: a new version of the registered model, with its lineage."""
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from calm_core.config import RegistryConfig
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.registry.aliases import Aliases, Measured
+from calm_core.registry.card import model_card
 from calm_core.registry.files import (
     AUTOENCODER_FOLDER,
     CALM_FOLDER,
+    DATA_FOLDER,
     EVALUATION_FOLDER,
     LOADER_MODULE,
     registered_artifacts,
 )
 from calm_core.registry.load import calm_generator
+from calm_core.registry.wheel import needed_packages, write_wheel
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
 from calm_core.store.code_version import code_version
-from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts, Facts, RegistrationFacts
-from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE
+from calm_core.store.facts import (
+    AutoencoderFacts,
+    CalmFacts,
+    DatasetFacts,
+    EvaluationFacts,
+    Facts,
+    MixtureFacts,
+    RegistrationFacts,
+)
+from calm_core.telemetry.mlflow_run import parent_run_id
 from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, mlflow_answers
 from calm_core.telemetry.stage import Stage
 from calm_core.weights.lineage import autoencoder_of
@@ -32,8 +43,9 @@ from calm_core.weights.lineage import autoencoder_of
 STAGE = "register"
 _EVALUATION_TAG = "calm.evaluation_digest"
 _PROMPT = "Once upon a time"  # the example of a model whose evaluation wrote nothing
-_DISTRIBUTION = "calm-pipelines"
-_RUNTIME_PACKAGES = ("torch", "tokenizers", "safetensors", "pydantic", "fsspec", "numpy", "pandas", "mlflow-skinny")
+_REPORT_TAG = "calm.report"
+"""Tag with where the pictures and texts of the evaluation are, for MLflow and for people."""
+_WHEELS_FOLDER = "wheels"
 
 
 def register_model(
@@ -42,6 +54,7 @@ def register_model(
     evaluation_uri: str,
     output_uri: str,
     *,
+    dataset_uri: str = "",
     autoencoder_uri: str = "",
     overwrite: bool = False,
 ) -> Artifact[RegistrationFacts]:
@@ -56,6 +69,7 @@ def register_model(
         calm_uri: A `calm` artifact.
         evaluation_uri: Its scores.
         output_uri: Where the `registration` artifact is written.
+        dataset_uri: The dataset or mixture of the evaluation, which the model card tells of; unset, it does not.
         autoencoder_uri: The autoencoder of the model; unset, where it was when the model was trained.
         overwrite: Whether another registration that lies there is replaced (see `ArtifactWriter`).
 
@@ -67,7 +81,7 @@ def register_model(
     with Stage(STAGE, settings) as stage:
         if not os.environ.get(TRACKING_URI_VARIABLE):
             raise CalmError(f"{STAGE}: set {TRACKING_URI_VARIABLE} to the MLflow server that holds the registry")
-        scored = ScoredModel.open(calm_uri, evaluation_uri, autoencoder_uri)
+        scored = ScoredModel.open(calm_uri, evaluation_uri, autoencoder_uri, dataset_uri)
         ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests, overwrite=overwrite).check()
         stage.begin()
         scored.check_files()  # also where the model is registered already, and nothing else would read them
@@ -96,21 +110,26 @@ def register_model(
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """A CALM model, the autoencoder that it was trained on, and its scores."""
+    """A CALM model, the autoencoder that it was trained on, its scores, and the data if they are named."""
 
     autoencoder: Artifact[AutoencoderFacts]
     calm: Artifact[CalmFacts]
     evaluation: Artifact[EvaluationFacts]
+    dataset: Artifact[DatasetFacts | MixtureFacts] | None = None
 
     @classmethod
-    def open(cls, calm_uri: str, evaluation_uri: str, autoencoder_uri: str = "") -> "ScoredModel":
-        """The three artifacts.
+    def open(
+        cls, calm_uri: str, evaluation_uri: str, autoencoder_uri: str = "", dataset_uri: str = ""
+    ) -> "ScoredModel":
+        """The artifacts.
 
         Raises:
-            ArtifactError: One is unusable, or the evaluation is of another model.
+            ArtifactError: One is unusable, or the evaluation is of another model or dataset.
         """
         calm = Artifact(calm_uri, CalmFacts)
-        scored = cls(autoencoder_of(calm, autoencoder_uri), calm, Artifact(evaluation_uri, EvaluationFacts))
+        autoencoder, evaluation = autoencoder_of(calm, autoencoder_uri), Artifact(evaluation_uri, EvaluationFacts)
+        dataset = Artifact(dataset_uri, DatasetFacts, MixtureFacts) if dataset_uri else None
+        scored = cls(autoencoder, calm, evaluation, dataset)
         if not {"autoencoder", "calm", "dataset"} <= scored.evaluation.manifest.parents.keys():
             raise ArtifactError(
                 f"{evaluation_uri}: is no evaluation of a CALM model ({scored.evaluation.facts.model}), "
@@ -119,10 +138,12 @@ class ScoredModel:
         for name, artifact in (("autoencoder", scored.autoencoder), ("calm", scored.calm)):
             if scored.evaluation.manifest.parents.get(name) != artifact.digest:
                 raise ArtifactError(f"{evaluation_uri}: is the evaluation of another {name} than {artifact.uri}")
+        if dataset and dataset.digest != evaluation.manifest.parents["dataset"]:
+            raise ArtifactError(f"{evaluation_uri}: was not measured on {dataset_uri}; name the dataset that it was")
         return scored
 
     def check_files(self) -> None:
-        """Check every file of the three.
+        """Check every file of the model and its evaluation.
 
         Raises:
             ArtifactError: One is missing or damaged.
@@ -132,7 +153,7 @@ class ScoredModel:
 
     @property
     def digests(self) -> dict[str, str]:
-        """The digests by kind."""
+        """The digests of the model and its evaluation by kind."""
         return {a.manifest.kind: a.digest for a in (self.autoencoder, self.calm, self.evaluation)}
 
     def lineage(self) -> dict[str, str]:
@@ -142,7 +163,7 @@ class ScoredModel:
         tags["calm.dataset_digest"] = self.evaluation.manifest.parents["dataset"]
         tags["calm.code_version"] = code_version()
         tags["calm.brierlm"] = f"{score.value:.4f} {score.interval(4)}"
-        if parent := os.environ.get(PARENT_RUN_VARIABLE):
+        if parent := parent_run_id():
             tags["calm.pipeline_run"] = parent
         return tags
 
@@ -231,34 +252,58 @@ def _new_version(model_name: str, scored: ScoredModel, stage: Stage) -> str:
     """Log the model to a run and register it; returns the version's number."""
     import mlflow
     import pandas as pd
+    from mlflow.exceptions import MlflowException
 
     from calm_core.registry.served import COLUMN, SIGNATURE
 
     prompts = [sample.prompt for sample in scored.evaluation.facts.samples] or [_PROMPT]
     example = pd.DataFrame({COLUMN: prompts[:1]})
     lineage = scored.lineage()
-    with _model_folder(scored) as folder, mlflow.start_run(run_id=stage.run.run_id):
+    logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)  # it misses the label of our wheel
+    with _model_folder(scored) as (folder, requirement), mlflow.start_run(run_id=stage.run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             loader_module=LOADER_MODULE,
-            data_path=folder,
+            data_path=str(folder),
             signature=SIGNATURE,
             input_example=(example, {"max_new_tokens": 16}),
-            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in (_DISTRIBUTION, *_RUNTIME_PACKAGES)],
+            # pip looks for the folder beside the file that names it, wherever it is called.
+            pip_requirements=[f"--find-links {DATA_FOLDER}/{_WHEELS_FOLDER}", requirement, *needed_packages()],
             tags=lineage,
         )
-    return str(mlflow.register_model(logged.model_uri, model_name, tags=lineage).version)
+    report = f"{logged.model_uri}/{DATA_FOLDER}/{EVALUATION_FOLDER}/report.html"
+    card = model_card(model_name, report, scored.evaluation, scored.calm, scored.autoencoder, scored.dataset)
+    client = mlflow.MlflowClient()
+    try:
+        client.create_registered_model(model_name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # mlflow.register_model takes no description, and whoever stopped after it would leave a version without one.
+    version = client.create_model_version(
+        model_name,
+        logged.model_uri,
+        logged.run_id,
+        tags=lineage | {_REPORT_TAG: report},
+        description=card,
+        model_id=logged.model_id,
+    )
+    return str(version.version)
 
 
 @contextmanager
-def _model_folder(scored: ScoredModel) -> Iterator[str]:
-    """A folder with what `registry.load` reads, and the evaluation, while the block lasts."""
+def _model_folder(scored: ScoredModel) -> Iterator[tuple[Path, str]]:
+    """A folder with what `registry.load` reads, the evaluation and this library, while the block lasts.
+
+    Yields:
+        The folder, and the requirement of the library that lies in it.
+    """
     with tempfile.TemporaryDirectory(prefix="calm-registered-") as parent:
-        folder = Path(parent) / "model"  # MLflow keeps this name
+        folder = Path(parent) / Path(DATA_FOLDER).name  # MLflow keeps this name
         _download(scored.autoencoder, folder / AUTOENCODER_FOLDER)
         _download(scored.calm, folder / CALM_FOLDER)
         _download(scored.evaluation, folder / EVALUATION_FOLDER)
-        yield str(folder)
+        yield folder, write_wheel(folder / _WHEELS_FOLDER)
 
 
 def _download(artifact: Artifact[Facts], folder: Path) -> None:

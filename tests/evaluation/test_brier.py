@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from calm_core.evaluation.brier import brier_terms, brierlm, frequencies, next_tokens
+from calm_core.evaluation.brier import brier_terms, brierlm, next_tokens
 from calm_core.evaluation.samplers import UnigramSampler
+from calm_core.evaluation.training_text import TrainingText
 from calm_core.models.noise import SequenceNoise
 
 
@@ -74,7 +75,7 @@ def test_the_unigram_sampler_reaches_the_score_of_its_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
     shares = torch.tensor([0.0, 0.5, 0.3, 0.2])
     tokens = torch.multinomial(shares, 64 * 64, replacement=True, generator=generator).view(64, 64)
-    counted = frequencies(tokens, 4, pad_id=0)
+    counted = TrainingText(torch.bincount(tokens.flatten(), minlength=4), None).frequencies
     assert torch.allclose(counted, shares.double(), atol=0.03)  # 4,096 draws: a deviation is below 0.008
     sampler = UnigramSampler(counted)
     targets, real = next_tokens(tokens, 4, 4, tokens > 0)

@@ -242,14 +242,15 @@ class LanguageModelQuality(Record):
     Attributes:
         by_document_position: By tokens since the document began.
         by_context_length: By tokens since the sequence began.
+        known_4grams: None where a dataset holds no training text.
         distances: Of a model over chunks.
         calibration: Of its first sampled tokens.
     """
 
     by_document_position: list[PlaceScores]
     by_context_length: list[PlaceScores]
-    known_4grams: KnownText
     calibration: Calibration
+    known_4grams: KnownText | None = None
     distances: SampleDistances | None = None
 
 
@@ -316,7 +317,7 @@ class EvaluationFacts(Facts, BrierScores, kind="evaluation"):
         evaluated: When, in ISO 8601; artifacts of schema version 2 do not say it.
     """
 
-    schema_version: ClassVar[int] = 3
+    schema_version: ClassVar[int] = 4
 
     model: str
     autoencoder_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -337,5 +338,5 @@ class EvaluationFacts(Facts, BrierScores, kind="evaluation"):
     def upgrade(
         cls, version: int, config: dict[str, Any], results: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Until version 2, nothing said when."""
-        return (config, results) if version == 2 else super().upgrade(version, config, results)
+        """Version 2 did not say when; version 3 had BrierLM alone, and the accuracy from sampled latents."""
+        return (config, results) if version in (2, 3) else super().upgrade(version, config, results)
