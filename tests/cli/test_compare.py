@@ -110,7 +110,12 @@ def test_the_picture_is_a_file_of_the_named_kind(
 
 
 def test_a_registered_model_brings_its_evaluation(
-    evaluations: list[str], model_uris: tuple[str, str], home: Home, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    evaluations: list[str],
+    dataset_uri: str,
+    model_uris: tuple[str, str],
+    home: Home,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     use_tracking(home, "calm")
     register_model(RegistryConfig(), model_uris[1], evaluations[0], str(tmp_path / "registration"))
@@ -119,6 +124,11 @@ def test_a_registered_model_brings_its_evaluation(
     told = strict(capfd.readouterr().out)
     assert [one["uri"] for one in told["evaluations"]] == ["models:/calm@champion", evaluations[0]]
     assert len({one["digest"] for one in told["evaluations"]}) == 1
+    evaluate(CONFIG.model_copy(update={"samples": 3}), dataset_uri, model_uris[1], str(tmp_path / "other"), seed=0)
+    capfd.readouterr()
+    assert call("compare", f"{tmp_path}/other", "models:/calm@champion") == 1
+    error = capfd.readouterr().err
+    assert f"{tmp_path}/other and models:/calm@champion cannot be compared" in error and "samples 3 against 2" in error
 
 
 def bars(*found: tuple[float, float | None, float | None], encoding: str = "utf-8") -> str:
