@@ -4,17 +4,24 @@
 how often unequal ones are.
 """
 
+import argparse
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from calm_core.evaluation.brier import MAX_N, brierlm
+from calm_core.evaluation.comparison import compare
 from calm_core.evaluation.documents import DocumentScores, Stretches
-from calm_core.evaluation.resampling import FloatArray
+from calm_core.evaluation.resampling import FloatArray, resampled_means, with_interval
+from calm_core.store.facts import Score
 
 _GOES_ON, _SAYS_THE_SAME, _AGREES_ON = 0.75, 0.02, 0.5
 _N = np.arange(MAX_N)
+_CONFIDENCE = 0.95
+_WRONG_RESAMPLES = 200  # of positions, which are many: enough to see that it is wrong
+_MANY = 100_000  # documents, of which nothing is corrected
 
 
 @dataclass(frozen=True)
@@ -111,3 +118,76 @@ def drawn_pair(
         return np.where(wrong, -agree.astype(np.float64), right.astype(np.float64))
 
     return Pair(document_N, (terms(skills[0]), terms(skills[1])))
+
+
+@dataclass
+class Count:
+    """In how many trials what was so.
+
+    Attributes:
+        difference, percentile, positions: The interval of the difference held the true one: ours; the plain
+            percentiles of the same resamples; and ours of positions that are drawn one by one.
+        score: The interval of the first model's BrierLM held the true one.
+        told_apart, told_apart_by_positions: p was at most 5 %: ours; and that of positions that are exchanged one by
+            one.
+    """
+
+    difference: int = 0
+    percentile: int = 0
+    positions: int = 0
+    score: int = 0
+    told_apart: int = 0
+    told_apart_by_positions: int = 0
+
+
+def counted(kinds: tuple[Kind, ...], documents: int, skills: tuple[float, float], trials: int, resamples: int) -> Count:
+    """Draw two models on documents, and compare them, again and again."""
+    count = Count()
+    one, other = (true_brierlm(kinds, skill) for skill in skills)
+    for seed in range(trials):
+        generator = np.random.default_rng([seed, documents, len(kinds), round(100 * skills[1])])
+        pair = drawn_pair(generator, kinds, documents, skills, own=0.3)
+        first, second = pair.by_document()
+        found = compare(first, second, resamples=resamples, confidence=_CONFIDENCE, seed=seed)
+        wrong = compare(*pair.by_position(), resamples=_WRONG_RESAMPLES, confidence=_CONFIDENCE, seed=seed)
+        count.difference += _holds(found.brierlm, one - other)
+        count.percentile += _holds(_plain(first, second, resamples, seed), one - other)
+        count.positions += _holds(wrong.brierlm, one - other)
+        count.score += _holds(first.scores(resamples, _CONFIDENCE, seed).brierlm, one)
+        count.told_apart += found.p_value <= 1 - _CONFIDENCE
+        count.told_apart_by_positions += wrong.p_value <= 1 - _CONFIDENCE
+    return count
+
+
+def _holds(score: Score, truth: float) -> bool:
+    return score.low is not None and score.high is not None and score.low <= truth <= score.high
+
+
+def _plain(first: DocumentScores, second: DocumentScores, resamples: int, seed: int) -> Score:
+    """The bootstrap's percentiles as they are, whatever the number of documents."""
+    drawn = resampled_means(np.hstack([first.sums_DT, second.sums_DT]), first.counts_D, resamples, seed)
+    differences = brierlm(drawn[:, :MAX_N]) - brierlm(drawn[:, MAX_N:])
+    return with_interval(0, differences, _CONFIDENCE, np.ones(_MANY))
+
+
+def main() -> None:
+    """Print a row for each setting as it is measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.resampling", description=__doc__)
+    parser.add_argument("--trials", type=int, default=500)
+    parser.add_argument("--resamples", type=int, default=1000)
+    arguments = parser.parse_args()
+    headings = (
+        *("documents", "truth", "interval of the difference", "plain percentiles", "positions drawn"),
+        *("interval of a score", "told apart", "told apart by positions"),
+    )
+    print(f"| {' | '.join(headings)} |\n|{'---|' * len(headings)}")
+    for name, kinds in (("usual", USUAL), ("with easy ones", WITH_EASY_ONES)):
+        for documents, skills in itertools.product((10, 20, 30, 100, 300), ((1.0, 1.0), (1.0, 0.9))):
+            count = counted(kinds, documents, skills, arguments.trials, arguments.resamples)
+            truth = " against ".join(f"{true_brierlm(kinds, skill):.1f}" for skill in skills)
+            shares = " | ".join(f"{number / arguments.trials:.1%}" for number in vars(count).values())
+            print(f"| {documents} {name} | {truth} | {shares} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -157,12 +157,14 @@ class DocumentScores:
         Of one document the numbers have no interval: nothing tells how another one would have done.
         """
         resampled_XT = resampled_means(self.sums_DT, self.counts_D, resamples, seed)
-        terms = {
-            str(n): with_interval(mean, resampled_XT[:, n - 1], confidence, self.counts_D)
-            for n, mean in enumerate(self.mean_T.tolist(), start=1)
-        }
-        headline = with_interval(float(brierlm(self.mean_T)), brierlm(resampled_XT), confidence, self.counts_D)
-        return BrierScores(brierlm=headline, brier=terms)
+        headline = float(brierlm(self.mean_T))
+        return BrierScores(
+            brierlm=with_interval(headline, brierlm(resampled_XT), confidence, self.counts_D),
+            brier={
+                str(n): with_interval(mean, resampled_XT[:, n - 1], confidence, self.counts_D)
+                for n, mean in enumerate(self.mean_T.tolist(), start=1)
+            },
+        )
 
     def write(self, writer: ArtifactWriter[EvaluationFacts]) -> None:
         """Write them into an evaluation; equal scores give equal bytes."""

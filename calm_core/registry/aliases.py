@@ -49,12 +49,14 @@ class Decision(Record):
         state: `promoting` until the alias has moved; `rolled back` once it has been moved away by `Aliases.roll_back`.
         rules: Those of the registry when the version was registered, and by which it is decided about.
         decided: The decision, once there is one.
+        was_promoted: Whether the version has ever been champion, also if it was decided about again.
         earlier: Reasons of the decisions before.
     """
 
     state: Literal["undecided", "promoting", "promoted", "kept", "rolled back"]
     rules: Annotated[dict[str, Any], Field(default_factory=dict)]
     decided: Decided = Decided(promoted=False)
+    was_promoted: bool = False
     earlier: Annotated[list[Told], Field(max_length=_MOST_EARLIER, default_factory=list)]
 
     @classmethod
@@ -88,7 +90,10 @@ class Decision(Record):
 
     def followed_by(self, state: Literal["promoting", "kept", "rolled back"], decided: Decided) -> "Decision":
         """Another decision, which remembers this one's reason."""
-        return Decision(state=state, rules=self.rules, decided=decided, earlier=self.reasons)
+        was_promoted = self.was_promoted or state == "promoting"
+        return Decision(
+            state=state, rules=self.rules, decided=decided, was_promoted=was_promoted, earlier=self.reasons
+        )
 
     @property
     def reasons(self) -> list[str]:

@@ -32,6 +32,9 @@ from calm_core.store.facts.base import (
     Facts as Facts,
 )
 from calm_core.store.facts.base import (
+    FileEntry as FileEntry,
+)
+from calm_core.store.facts.base import (
     FilePath as FilePath,
 )
 from calm_core.store.facts.base import (
@@ -201,6 +204,12 @@ from calm_core.store.facts.registry import (
 )
 from calm_core.store.facts.registry import (
     RegistrationFacts as RegistrationFacts,
+)
+from calm_core.store.facts.report import (
+    ReportFacts as ReportFacts,
+)
+from calm_core.store.facts.report import (
+    StageTime as StageTime,
 )
 from calm_core.store.facts.training import (
     CheckpointFacts as CheckpointFacts,

@@ -1,7 +1,7 @@
 """Facts of scores."""
 
 import math
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -104,6 +104,13 @@ class Difference(Record):
     def p_value(self) -> float:
         """Of BrierLM."""
         return self.brierlm.p_value
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "undecided"]:
+        """What the first model is, if the level is that of the intervals."""
+        if self.brierlm.value == 0 or self.brierlm.deciding_p_value > 1 - self.confidence:
+            return "undecided"
+        return "better" if self.brierlm.value > 0 else "worse"
 
 
 class References(Record):
