@@ -107,41 +107,13 @@ def test_progress_goes_beside_the_result(
     assert "[" not in captured.out.replace("[unknown]", "").replace(" [", "")
 
 
-@pytest.fixture
-def evaluations(
-    evaluation_uri: str, dataset_uri: str, transformer_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> list[str]:
-    """Of two models by the same protocol, in folders whose long names differ in the middle."""
-    places = [f"{tmp_path}/{'runs/' * 20}{name}/evaluate/evaluation_report" for name in ("first", "second")]
-    changes = ("samples=2", "max_sequences=16", "prompts=[]")
-    for place in places:
-        arguments = ["--dataset", dataset_uri, "--output", place, *settings("evaluation", *changes)]
-        assert call("evaluate", transformer_uri, *arguments) == 0
-    capfd.readouterr()
-    return [evaluation_uri, *places]
-
-
-def test_compared_evaluations_are_told_apart_and_their_scores_stand_below_each_other(
-    evaluations: list[str], capfd: pytest.CaptureFixture[str]
+def test_an_evaluation_without_prompts_writes_nothing(
+    dataset_uri: str, transformer_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("compare", *evaluations) == 0
-    names, scores = capfd.readouterr().out.split("\n\n")
-    for number, (line, uri) in enumerate(zip(names.splitlines()[1:], evaluations, strict=True), 1):
-        assert line.startswith(f"{number}  ") and line.endswith(f"  {uri}")
-    heading, *rows = scores.splitlines()
-    assert len(heading) <= 80 and {len(row) for row in rows} == {len(heading)}
-    for row, uri in zip(rows, evaluations, strict=True):
-        facts = Artifact(uri, EvaluationFacts).facts
-        assert row.split()[1] == f"{facts.brierlm.value:.2f}" and facts.brierlm.low is not None
-        assert row.split()[-4:] == [f"{100 * facts.brier[n].value:z.2f}" for n in "1234"]
-    assert call("compare", *evaluations, "--json") == 0
-    documents = strict(capfd.readouterr().out)
-    assert [document["uri"] for document in documents] == evaluations
-    assert all(list(document) == KEYS for document in documents)
-
-
-def test_an_evaluation_without_prompts_writes_nothing(evaluations: list[str]) -> None:
-    facts = Artifact(evaluations[1], EvaluationFacts).facts
+    changes = settings("evaluation", *EVALUATION, "prompts=[]")
+    arguments = ["--dataset", dataset_uri, "--output", f"{tmp_path}/out"]
+    assert call("evaluate", transformer_uri, *arguments, *changes) == 0
+    facts = Artifact(f"{tmp_path}/out", EvaluationFacts).facts
     assert facts.samples == [] and facts.generation_tokens_per_second == 0
 
 
