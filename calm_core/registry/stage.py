@@ -35,7 +35,7 @@ from calm_core.store.facts import (
     MixtureFacts,
     RegistrationFacts,
 )
-from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE
+from calm_core.telemetry.mlflow_run import parent_run_id
 from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, mlflow_answers
 from calm_core.telemetry.stage import Stage
 from calm_core.weights.lineage import autoencoder_of
@@ -43,6 +43,8 @@ from calm_core.weights.lineage import autoencoder_of
 STAGE = "register"
 _EVALUATION_TAG = "calm.evaluation_digest"
 _PROMPT = "Once upon a time"  # the example of a model whose evaluation wrote nothing
+_REPORT_TAG = "calm.report"
+"""Tag with where the pictures and texts of the evaluation are, for MLflow and for people."""
 _WHEELS_FOLDER = "wheels"
 
 
@@ -161,7 +163,7 @@ class ScoredModel:
         tags["calm.dataset_digest"] = self.evaluation.manifest.parents["dataset"]
         tags["calm.code_version"] = code_version()
         tags["calm.brierlm"] = f"{score.value:.4f} {score.interval(4)}"
-        if parent := os.environ.get(PARENT_RUN_VARIABLE):
+        if parent := parent_run_id():
             tags["calm.pipeline_run"] = parent
         return tags
 
@@ -269,16 +271,22 @@ def _new_version(model_name: str, scored: ScoredModel, stage: Stage) -> str:
             pip_requirements=[f"--find-links {DATA_FOLDER}/{_WHEELS_FOLDER}", requirement, *needed_packages()],
             tags=lineage,
         )
+    report = f"{logged.model_uri}/{DATA_FOLDER}/{EVALUATION_FOLDER}/report.html"
+    card = model_card(model_name, report, scored.evaluation, scored.calm, scored.autoencoder, scored.dataset)
     client = mlflow.MlflowClient()
     try:
         client.create_registered_model(model_name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # mlflow.register_model would take no description, and whoever stops in between would leave a version without one.
-    card = model_card(model_name, scored.evaluation, scored.calm, scored.autoencoder, scored.dataset)
+    # mlflow.register_model takes no description, and whoever stopped after it would leave a version without one.
     version = client.create_model_version(
-        model_name, logged.model_uri, logged.run_id, tags=lineage, description=card, model_id=logged.model_id
+        model_name,
+        logged.model_uri,
+        logged.run_id,
+        tags=lineage | {_REPORT_TAG: report},
+        description=card,
+        model_id=logged.model_id,
     )
     return str(version.version)
 
