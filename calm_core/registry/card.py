@@ -3,7 +3,6 @@
 Strings that come from outside (names of files, of models, of reasons) are shown as code, where nothing in them acts.
 """
 
-import re
 import shlex
 
 import jinja2
@@ -84,10 +83,9 @@ def _known_cost(model: ModelFacts) -> TrainingCost:
 
 
 def _as_code(value: object) -> str:
-    """Anything as a code span, in which neither Markdown nor HTML is read; its fence is longer than any inside."""
-    text = shortened(str(value), _LONGEST_NAME)
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
+    """Anything as a code span, in which neither Markdown nor HTML is read; what would end it becomes an apostrophe."""
+    text = shortened(str(value), _LONGEST_NAME).replace("`", "'")
+    return f"`{text or ' '}`"
 
 
 def _percent(share: float, digits: int = 2) -> str:

@@ -92,6 +92,7 @@ def place(
     """A folder with everything that documented commands read, by the names that they use."""
     folder = tmp_path_factory.mktemp("documented")
     _write_texts(folder, _lines(40))
+    (folder / "prompts.csv").write_text("id,prompt\n1,The climate of\n2,The economy\n")
     autoencoder, calm = model_uris
     made = {"autoencoder": autoencoder, "calm": calm, "transformer": transformer_uri, "evaluation": evaluation_uri}
     made |= {"calm-m/autoencoder": autoencoder, "calm-m/calm": calm, "score": evaluation_uri}
