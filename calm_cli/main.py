@@ -15,6 +15,7 @@ from calm_cli.compare import compare
 from calm_cli.estimate import estimate
 from calm_cli.inspect import inspect
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
+from calm_cli.report import report
 from calm_cli.run import run
 from calm_cli.runs import runs
 from calm_cli.screen import Screen
@@ -60,6 +61,8 @@ def calm(
 
       calm runs                                 # what has run here
 
+      calm report                               # the page about the newest run
+
       calm ui                                   # curves, settings and models
     """
 
@@ -79,6 +82,7 @@ def config(profile: ProfileOption = DEFAULT_PROFILE, set_: SetOption = None) -> 
 
 app.command()(run)
 app.command()(runs)
+app.command()(report)
 app.command()(config)
 app.command()(estimate)
 app.command()(models.generate)

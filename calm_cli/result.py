@@ -20,6 +20,7 @@ from calm_core.store.facts import (
     MixtureFacts,
     ModelFacts,
     RegistrationFacts,
+    ReportFacts,
 )
 
 
@@ -91,6 +92,10 @@ def artifact_lines(artifact: Artifact[Facts]) -> Iterator[tuple[str, str]]:
                 yield "alias", f"models:/{facts.model_name}@{facts.alias}"
             if facts.reason:
                 yield "reason", facts.reason
+        case ReportFacts():
+            yield "verdict", facts.headline
+            yield "reason", facts.reason
+            yield "page", storage.join(artifact.uri, facts.page.path)
         case _:
             yield from plain_lines(artifact.manifest.results)
 

@@ -26,6 +26,7 @@ from calm_core.store.facts import (
     Score,
     WrittenTexts,
 )
+from calm_core.weights.curves import Curve
 
 # Colours that stand in a picture for those of the page, which differ in light and dark.
 _INK, *_SERIES = (f"#01010{number}" for number in range(1, 6))
@@ -51,13 +52,11 @@ _WIDTH, _HEIGHT = 5.0, 2.8  # inches: as wide as a phone's screen at the size of
 _MOST_POINTS = 400  # of a line; a screen shows no more
 _LONGEST_NAME = 24
 
-Curve = Sequence[Mapping[str, float]]
-
 
 def scores_of_models(scores: Mapping[str, Score]) -> Markup:
     """BrierLM of several models with their intervals, the first one above."""
     with _picture(height=0.9 + 0.38 * len(scores)) as (figure, axes):
-        for place, (name, score) in enumerate(scores.items()):
+        for place, score in enumerate(scores.values()):
             axes.errorbar(
                 score.value, -place, xerr=_errors([score]), color=_SERIES[0 if place == 0 else 1], markersize=6
             )
@@ -133,9 +132,9 @@ def by_place(places: Sequence[PlaceScores], label: str) -> Markup:
     """BrierLM by ranges of tokens."""
     with _picture() as (figure, axes):
         scores = [place.scores.brierlm for place in places]
-        names = [f"{place.begin:,}–{place.end - 1:,}" for place in places]
+        names = [f"{place.begin:,}-{place.end - 1:,}" for place in places]
         axes.errorbar(range(len(places)), [score.value for score in scores], yerr=_errors(scores))
-        axes.set_xticks(range(len(places)), names, rotation=30 if len(places) > 4 else 0, ha="right" if len(places) > 4 else "center")
+        _name_places(axes, names)
         axes.set(xlabel=label, ylabel="BrierLM")
         axes.grid()
         told = ", ".join(f"{name} {score.value:z.2f}" for name, score in zip(names, scores, strict=True))
@@ -179,10 +178,10 @@ def accuracy_under_noise(quality: AutoencoderQuality) -> Markup:
 def accuracy_by_frequency(quality: AutoencoderQuality) -> Markup:
     """Accuracy of an autoencoder by how often a token occurs."""
     groups = [each for each in quality.by_frequency if each.tokens]
-    names = [f"{each.least:,}" if each.least == each.most else f"{each.least:,}–{each.most:,}" for each in groups]
+    names = [f"{each.least:,}" if each.least == each.most else f"{each.least:,}-{each.most:,}" for each in groups]
     with _picture() as (figure, axes):
         axes.bar(range(len(groups)), [100 * each.accuracy for each in groups], 0.6)
-        axes.set_xticks(range(len(groups)), names, rotation=30, ha="right")
+        _name_places(axes, names)
         axes.set(xlabel="occurrences in training text", ylabel="% that come back")
         told = ", ".join(f"{name}: {each.accuracy:.2%}" for name, each in zip(names, groups, strict=True))
         return _as_svg(figure, f"Share of tokens that come back, by their occurrences in training text: {told}")
@@ -192,7 +191,11 @@ def diversity(written: Sequence[WrittenTexts]) -> Markup:
     """How varied texts are, over their temperature."""
     with _picture() as (figure, axes):
         temperatures = [each.temperature for each in written]
-        lines = {f"distinct {n}-grams": [each.distinct[n] for each in written] for n in ("1", "2") if all(n in each.distinct for each in written)}
+        lines = {
+            f"distinct {n}-grams": [each.distinct[n] for each in written]
+            for n in ("1", "2")
+            if all(n in each.distinct for each in written)
+        }
         lines["repeated 4-grams"] = [each.repetition for each in written]
         for name, shares in lines.items():
             axes.plot(temperatures, [100 * share for share in shares], label=name)
@@ -211,7 +214,7 @@ def document_lengths(dataset: DatasetFacts) -> Markup:
     names = [f"{2**place:,}" for place in places]
     with _picture() as (figure, axes):
         axes.bar(range(len(places)), [totals[place] for place in places], 0.8)
-        axes.set_xticks(range(len(places)), names, rotation=30, ha="right")
+        _name_places(axes, names)
         axes.set(xlabel="tokens in a document, at least", ylabel="documents")
         told = ", ".join(f"from {name}: {totals[place]:,}" for name, place in zip(names, places, strict=True))
         return _as_svg(figure, f"Documents by their tokens: {told}")
@@ -222,6 +225,12 @@ def _picture(height: float = _HEIGHT) -> Iterator[tuple[Figure, Axes]]:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         yield figure, figure.subplots()
+
+
+def _name_places(axes: Axes, names: Sequence[str]) -> None:
+    """Names below the places 0, 1, ...; many of them aslant."""
+    aslant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
+    axes.set_xticks(range(len(names)), names, **aslant)
 
 
 def _errors(scores: Sequence[Score]) -> list[list[float]]:

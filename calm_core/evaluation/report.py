@@ -13,18 +13,19 @@ import jinja2
 from markupsafe import Markup
 
 from calm_core.evaluation import pictures
-from calm_core.evaluation.pictures import Curve as Curve
 from calm_core.shown import by_dotted_name, lines_of
 from calm_core.store.facts import (
     DatasetFacts,
     EvaluationFacts,
     ModelFacts,
     RegistrationFacts,
-    Score,
     StageTime,
     TrainingCost,
 )
+from calm_core.weights.curves import Curve
 
+PAGE_NAME = "report.html"
+"""Of the page in an artifact."""
 MAIN_STAGES = ("prepare", "train-autoencoder", "train-calm", "evaluate", "register")
 BASELINE_STAGES = ("train-transformer", "evaluate-transformer")
 _MOST_TEXTS, _LONGEST_TEXT = 40, 4000  # prompts, and characters of each text
@@ -40,6 +41,7 @@ class WholeRun:
         models: By the names of `settings` of `render_report`.
         registration: What has become of the model.
         champion, baseline: Scores of the version that was champion before, and of the Transformer of the same run.
+        not_compared: Why other scores are left out, a line each.
         stages: In their order.
         command: That started the run.
         code_version: Of what has trained the model.
@@ -50,6 +52,7 @@ class WholeRun:
     registration: RegistrationFacts | None = None
     champion: EvaluationFacts | None = None
     baseline: EvaluationFacts | None = None
+    not_compared: Sequence[str] = ()
     stages: Sequence[StageTime] = ()
     command: str = ""
     code_version: str = ""
@@ -70,10 +73,8 @@ class Verdict:
     promoted: bool | None = None
 
     @classmethod
-    def of(cls, evaluation: EvaluationFacts, registration: RegistrationFacts | None) -> "Verdict":
-        """The verdict on a model; of one that is not registered, what it is."""
-        if registration is None:
-            return cls(evaluation.model)
+    def of(cls, registration: RegistrationFacts) -> "Verdict":
+        """The verdict on a registered model."""
         name = f"{registration.model_name} version {registration.version}"
         told = f"{name} is {registration.alias}" if registration.promoted else f"{name} is not {registration.alias}"
         return cls(told, registration.reason, registration.promoted)
@@ -102,7 +103,7 @@ def render_report(
         evaluation=evaluation,
         run=told,
         is_whole=run is not None,
-        verdict=Verdict.of(evaluation, told.registration),
+        verdict=Verdict.of(told.registration) if told.registration else Verdict(evaluation.model),
         scores=evaluation.shown(),
         unigram=evaluation.references.unigram.shown(),
         untrained=evaluation.references.untrained.shown(),
@@ -219,5 +220,3 @@ def _texts(evaluation: EvaluationFacts, settings: Mapping[str, Any]) -> dict[str
 
 def _end(prompt: str) -> str:
     return prompt if len(prompt) <= _LONGEST_TEXT else f"…{prompt[-_LONGEST_TEXT:]}"
-
-

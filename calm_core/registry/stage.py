@@ -35,7 +35,7 @@ from calm_core.store.facts import (
     MixtureFacts,
     RegistrationFacts,
 )
-from calm_core.telemetry.mlflow_run import PARENT_RUN_VARIABLE
+from calm_core.telemetry.mlflow_run import parent_run_id
 from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, mlflow_answers
 from calm_core.telemetry.stage import Stage
 from calm_core.weights.lineage import autoencoder_of
@@ -163,7 +163,7 @@ class ScoredModel:
         tags["calm.dataset_digest"] = self.evaluation.manifest.parents["dataset"]
         tags["calm.code_version"] = code_version()
         tags["calm.brierlm"] = f"{score.value:.4f} {score.interval(4)}"
-        if parent := os.environ.get(PARENT_RUN_VARIABLE):
+        if parent := parent_run_id():
             tags["calm.pipeline_run"] = parent
         return tags
 

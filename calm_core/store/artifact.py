@@ -22,8 +22,8 @@ from calm_core.store import storage
 from calm_core.store.code_version import code_version
 from calm_core.store.facts import MANIFEST_NAME as MANIFEST_NAME
 from calm_core.store.facts import ORIGIN, TIMING, Facts
-from calm_core.store.facts import FileEntry as FileEntry
 from calm_core.store.facts import UNFINISHED_NAME as UNFINISHED_NAME
+from calm_core.store.facts import FileEntry as FileEntry
 from calm_core.store.lock import is_lock
 from calm_core.store.mistaken import why_no_artifact, with_article
 

@@ -43,6 +43,7 @@ class TrainingSpec(Record):
         dataset_uri, autoencoder_uri: The inputs.
         output_uri: Where the trained artifact is written.
         overwrite: Whether another artifact of its kind that lies there is replaced.
+        resume: Whether to go on from a checkpoint, or not to train at all.
         seed: Of everything random.
         run_id: MLflow run that rank 0 logs to, empty for none.
         lock: Token of the lock that whoever has started the ranks holds.
@@ -56,6 +57,7 @@ class TrainingSpec(Record):
     autoencoder_uri: str = ""
     output_uri: str
     overwrite: bool = False
+    resume: bool = False
     seed: int
     run_id: str = ""
     lock: str = ""

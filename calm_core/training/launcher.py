@@ -323,7 +323,8 @@ def _kill_all(pid: int) -> None:
     """Kill a process and all below it; torchrun's ranks are in sessions of their own."""
     import psutil
 
-    top = psutil.Process(pid)
-    for process in (*top.children(recursive=True), top):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    with suppress(psutil.NoSuchProcess):  # it has ended just now
+        top = psutil.Process(pid)
+        for process in (*top.children(recursive=True), top):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()

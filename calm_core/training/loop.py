@@ -65,6 +65,7 @@ class Trainer:
         tell: Shows one line to whoever watches; of ranks that report nothing, it shows nothing.
         profiler: Traces some of the steps.
         peak: Of the hardware, None where it is not known.
+        must_resume: Whether to go on from a checkpoint, or not to train at all.
         step: Optimiser steps done.
     """
 
@@ -84,6 +85,7 @@ class Trainer:
     costs: CostMeter
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
     peak: Peak | None = None
+    must_resume: bool = False
     step: int = 0
     meter: SpeedMeter = field(init=False)
     guards: Guards = field(init=False)
@@ -96,6 +98,7 @@ class Trainer:
 
         Raises:
             Interrupted: SIGTERM came; a checkpoint of the step that was under way is saved.
+            ConfigError: No checkpoint can be used, and it shall go on from one.
             CalmError: Too much was not finite; the last good checkpoint stands.
         """
         self.guards = Guards(self.config)
@@ -126,7 +129,7 @@ class Trainer:
         self.meter = SpeedMeter(self.step, self.config.steps, tokens, self.peak)
 
     def _resume(self) -> None:
-        if found := self.checkpointer.load_latest():
+        if found := self.checkpointer.load_latest(is_required=self.must_resume):
             facts, curves = found
             self.step = facts.step
             self.costs.before = Spent(facts.seconds, facts.accelerator_seconds, facts.energy_joules)

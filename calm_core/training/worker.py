@@ -47,7 +47,8 @@ from calm_core.training.tasks.base import Inputs, Task
 from calm_core.training.tasks.make import make_task
 from calm_core.training.validation import Validator
 from calm_core.training.watchdog import Watchdog
-from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME, settings_of
+from calm_core.weights.curves import CURVES_NAME
+from calm_core.weights.load import WEIGHTS_NAME, settings_of
 
 _LOST = re.compile("Connection (closed|reset) by|Broken pipe|remote process exited|Socket closed")
 """What gloo and NCCL say of another rank that has gone."""
@@ -176,6 +177,7 @@ def _make_trainer(
         costs=costs,
         watchdog=watchdog,
         peak=_peak(spec, inputs),
+        must_resume=spec.resume,
     )
 
 

@@ -154,7 +154,7 @@ def _evaluate_baseline(folder: Path) -> None:
     from calm_core.config import EvaluationConfig
     from calm_core.evaluation.stage import evaluate
 
-    config = EvaluationConfig(samples=2, max_sequences=2, prompts=("the river",), prompt_tokens=4)
+    config = EvaluationConfig(samples=2, max_sequences=16, prompts=("the river",), prompt_tokens=4)  # as the other one
     evaluate(config, "out/dataset", "out/transformer", str(folder / "out" / "baseline"), seed=0)
 
 

@@ -393,7 +393,9 @@ def test_there_is_no_way_back_to_a_deleted_version_or_from_none(store: Callable[
     registry.register()
     registry.register()
     registry.client.delete_model_version(registry.name, "1")
-    with pytest.raises(CalmError, match="version 1 of model-[0-9]+, which was champion before version 2, has been deleted"):
+    with pytest.raises(
+        CalmError, match="version 1 of model-[0-9]+, which was champion before version 2, has been deleted"
+    ):
         registry.aliases().roll_back("why not")
     assert registry.champion == "2"
 
