@@ -114,7 +114,7 @@ class ScoredModel:
     autoencoder: Artifact[AutoencoderFacts]
     calm: Artifact[CalmFacts]
     evaluation: Artifact[EvaluationFacts]
-    dataset: Artifact[DatasetFacts | MixtureFacts] | None = None
+    dataset: Artifact[Facts] | None = None
 
     @classmethod
     def open(
