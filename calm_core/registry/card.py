@@ -15,6 +15,7 @@ from calm_core.store.facts import (
     CalmFacts,
     DatasetFacts,
     EvaluationFacts,
+    Facts,
     MixtureFacts,
     ModelFacts,
     TrainingCost,
@@ -33,7 +34,7 @@ def model_card(
     evaluation: Artifact[EvaluationFacts],
     calm: Artifact[CalmFacts],
     autoencoder: Artifact[AutoencoderFacts],
-    dataset: Artifact[DatasetFacts | MixtureFacts] | None = None,
+    dataset: Artifact[Facts] | None = None,
 ) -> str:
     """The card of a version, as Markdown of at most `LONGEST` characters.
 
@@ -42,7 +43,7 @@ def model_card(
         report: Where the report of the evaluation is.
         evaluation: Its scores.
         calm, autoencoder: The weights.
-        dataset: What it was evaluated on, and trained; unset, the card says nothing of it.
+        dataset: The dataset or mixture that it was evaluated on, and trained; unset, the card says nothing of it.
     """
     facts, parents = evaluation.facts, evaluation.manifest.parents
     data = dataset.facts if dataset else None
