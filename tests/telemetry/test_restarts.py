@@ -49,9 +49,7 @@ class Curve:
             return [(int(step), value) for step, value in connection.execute(select, (self._run.run_id,))]
 
 
-def test_a_server_and_its_database_restart(
-    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_and_its_database_restart(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = postgres.make("restarts")
     server = TrackingServer(tmp_path, database)
     server.start()
