@@ -205,9 +205,7 @@ def test_tables_of_an_older_mlflow_are_not_changed_without_a_copy(
     for uri in (postgres.make("older"), f"sqlite:///{tmp_path}/older.db"):
         make_older(uri, "71994744cf8e")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        with pytest.raises(
-            CalmError, match=r": its tables are of an older MLflow \(71994744cf8e\).*mlflow db upgrade"
-        ):
+        with pytest.raises(CalmError, match=r": its tables are of an older MLflow \(71994744cf8e\).*mlflow db upgrade"):
             start_run("find", {})
         assert "71994744cf8e" in known_revisions()
 
