@@ -19,8 +19,6 @@ from calm_core.evaluation.stage import evaluate
 from calm_core.registry import stage
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
-from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import EvaluationFacts, Score
 from calm_core.telemetry.mlflow_run import DIGEST_TAG, PARENT_RUN_VARIABLE
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE
 from pipelines.local.object_store import BUCKET
@@ -67,15 +65,6 @@ def client(
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
 
 
-def scored_otherwise(evaluation_uri: str, brierlm: float, output: Path) -> str:
-    """An evaluation of the same model that found another score."""
-    evaluation = Artifact(evaluation_uri, EvaluationFacts)
-    brier = {n: Score(value=brierlm / 100) for n in evaluation.facts.brier}
-    with ArtifactWriter(str(output), EvaluationFacts, {}, evaluation.manifest.parents) as writer:
-        writer.facts = evaluation.facts.model_copy(update={"brierlm": Score(value=brierlm), "brier": brier})
-    return str(output)
-
-
 def test_a_model_is_scored_registered_promoted_rolled_back_and_used(
     client: mlflow.MlflowClient,
     server: TrackingServer,
@@ -96,13 +85,12 @@ def test_a_model_is_scored_registered_promoted_rolled_back_and_used(
     for name, value in task_environment(server.uri).items():  # the rest as Kubeflow's MLflow plugin has it
         monkeypatch.setenv(name, value)
     facts = []
-    for name, score in ("good", 18.4), ("worse", 12.3), ("better", 18.5):
-        evaluated = scored_otherwise(scored.uri, score, tmp_path / name)
-        facts.append(register_model(RegistryConfig(), model_uris[1], evaluated, str(tmp_path / f"{name} r")).facts)
+    for seed, promote in enumerate(("better", "never", "always")):
+        rules = RegistryConfig.model_validate({"promote": promote})
+        evaluated = evaluate(config, dataset_uri, model_uris[1], str(tmp_path / f"scores {seed}"), seed=seed).uri
+        facts.append(register_model(rules, model_uris[1], evaluated, str(tmp_path / f"registered {seed}")).facts)
     assert [(each.version, each.promoted) for each in facts] == [("1", True), ("2", False), ("3", True)]
-    client.set_registered_model_alias("calm", "champion", "1")
-    again = register_model(RegistryConfig(), model_uris[1], str(tmp_path / "worse"), str(tmp_path / "worse r")).facts
-    assert (again.version, again.promoted) == ("2", False)
+    client.set_registered_model_alias("calm", "champion", "1")  # rolled back
     champion = client.get_model_version_by_alias("calm", "champion")
     assert str(champion.version) == "1"
     registering = client.get_run(champion.run_id)
@@ -188,13 +176,14 @@ def test_registering_while_the_database_is_away(
             register()
     assert away.value.can_pass
 
-    def crash_before_it_is_registered(*arguments: Any, **options: Any) -> Any:
+    def make_and_crash(*arguments: Any) -> str:
+        number = new_version(*arguments)
         postgres.crash()
-        return mlflow_register(*arguments, **options)
+        return number
 
-    mlflow_register = mlflow.register_model
+    new_version = stage._new_version
     with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
-        patch.setattr(mlflow, "register_model", crash_before_it_is_registered)
+        patch.setattr(stage, "_new_version", make_and_crash)
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # else MLflow's client tries for minutes
         registering = pool.submit(register)
         wait_until(lambda: (tmp_path / "progress.jsonl").read_text().count("waiting for MLflow") == 2)
