@@ -67,6 +67,7 @@ NOT_RUN = (
     (r"python -m benchmarks", "minutes of measuring; tests/benchmarks runs what it measures with"),
     (r"python tests/reliability", "minutes; tests/reliability runs a part of it"),
     (r"pip install|curl|printf|mlflow models serve|hf download", "needs a package index or a server"),
+    (r"mlflow (server|db upgrade)", "needs PostgreSQL and S3; tests/registry/test_mlflow_on_postgres.py starts them"),
     (r"calm ui", "serves until Ctrl-C"),
     (r"calm prepare .*(tokenizer\.model|--extends)", "tests/data has that file, and grown datasets"),
     (r"calm prepare .*</s>|calm prepare .*eos_token", "stands for names of another tokenizer"),
