@@ -15,8 +15,8 @@ from calm_cli.compare import compare
 from calm_cli.estimate import estimate
 from calm_cli.inspect import inspect
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
-from calm_cli.report import report
 from calm_cli.registry import registry_app
+from calm_cli.report import report
 from calm_cli.run import run
 from calm_cli.runs import runs
 from calm_cli.screen import Screen

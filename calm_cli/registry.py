@@ -25,7 +25,9 @@ from pipelines.local.home import Home
 
 registry_app = App(help="Versions of the registered model, and which of them is champion.")
 
-ModelOption = Annotated[str, typer.Option("--model", metavar="NAME", help="The registered model (registry.model_name).")]
+ModelOption = Annotated[
+    str, typer.Option("--model", metavar="NAME", help="The registered model (registry.model_name).")
+]
 AliasOption = Annotated[str, typer.Option("--alias", metavar="NAME", help="The champion's alias (registry.alias).")]
 VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="A version's number.")]
 ReasonOption = Annotated[str, typer.Option(metavar="TEXT", help="Why; it stands in the version's tags.")]
@@ -202,7 +204,10 @@ def _list(versions: Sequence[Version], screen: Screen) -> None:
     for heading in ("version", "aliases", "BrierLM", "registered", "decision"):
         gives_way = heading == "decision"
         table.add_column(
-            Text(heading), header_style="dim", no_wrap=not gives_way, justify="right" if heading == "version" else "left"
+            Text(heading),
+            header_style="dim",
+            no_wrap=not gives_way,
+            justify="right" if heading == "version" else "left",
         )
     for each in versions:
         table.add_row(

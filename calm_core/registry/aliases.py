@@ -91,9 +91,7 @@ class Decision(Record):
     def followed_by(self, state: Literal["promoting", "kept", "rolled back"], decided: Decided) -> "Decision":
         """Another decision, which remembers this one's reason."""
         was_promoted = self.was_promoted or state == "promoting"
-        return Decision(
-            state=state, rules=self.rules, decided=decided, was_promoted=was_promoted, earlier=self.reasons
-        )
+        return Decision(state=state, rules=self.rules, decided=decided, was_promoted=was_promoted, earlier=self.reasons)
 
     @property
     def reasons(self) -> list[str]:

@@ -3,7 +3,6 @@
 Strings that come from outside (names of files, of models, of reasons) are shown as code, where nothing in them acts.
 """
 
-import re
 import shlex
 
 import jinja2
@@ -16,6 +15,7 @@ from calm_core.store.facts import (
     CalmFacts,
     DatasetFacts,
     EvaluationFacts,
+    Facts,
     MixtureFacts,
     ModelFacts,
     TrainingCost,
@@ -34,7 +34,7 @@ def model_card(
     evaluation: Artifact[EvaluationFacts],
     calm: Artifact[CalmFacts],
     autoencoder: Artifact[AutoencoderFacts],
-    dataset: Artifact[DatasetFacts | MixtureFacts] | None = None,
+    dataset: Artifact[Facts] | None = None,
 ) -> str:
     """The card of a version, as Markdown of at most `LONGEST` characters.
 
@@ -43,7 +43,7 @@ def model_card(
         report: Where the report of the evaluation is.
         evaluation: Its scores.
         calm, autoencoder: The weights.
-        dataset: What it was evaluated on, and trained; unset, the card says nothing of it.
+        dataset: The dataset or mixture that it was evaluated on, and trained; unset, the card says nothing of it.
     """
     facts, parents = evaluation.facts, evaluation.manifest.parents
     data = dataset.facts if dataset else None
@@ -84,10 +84,9 @@ def _known_cost(model: ModelFacts) -> TrainingCost:
 
 
 def _as_code(value: object) -> str:
-    """Anything as a code span, in which neither Markdown nor HTML is read; its fence is longer than any inside."""
-    text = shortened(str(value), _LONGEST_NAME)
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
+    """Anything as a code span, in which neither Markdown nor HTML is read; what would end it becomes an apostrophe."""
+    text = shortened(str(value), _LONGEST_NAME).replace("`", "'")
+    return f"`{text or ' '}`"
 
 
 def _percent(share: float, digits: int = 2) -> str:

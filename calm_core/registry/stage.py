@@ -44,9 +44,9 @@ from calm_core.weights.lineage import autoencoder_of
 
 STAGE = "register"
 _PROMPT = "Once upon a time"  # the example of a model whose evaluation wrote nothing
-_MEASURED = {"model", "brierlm", "autoencoder_accuracy", "evaluated"}  # what lists of versions tell
 _REPORT_TAG = "calm.report"
 """Tag with where the pictures and texts of the evaluation are, for MLflow and for people."""
+_MEASURED = {"model", "brierlm", "autoencoder_accuracy", "evaluated"}  # what lists of versions tell
 _WHEELS_FOLDER = "wheels"
 
 
@@ -114,7 +114,7 @@ class ScoredModel:
     autoencoder: Artifact[AutoencoderFacts]
     calm: Artifact[CalmFacts]
     evaluation: Artifact[EvaluationFacts]
-    dataset: Artifact[DatasetFacts | MixtureFacts] | None = None
+    dataset: Artifact[Facts] | None = None
 
     @classmethod
     def open(
@@ -273,7 +273,8 @@ def _new_version(config: RegistryConfig, scored: ScoredModel, stage: Stage) -> s
         config.model_name,
         logged.model_uri,
         logged.run_id,
-        tags=lineage | {_REPORT_TAG: report} | Decision.begun(config).tags,  # nobody sees the version without
+        # A decision with the version, so that nobody sees it without.
+        tags=lineage | {_REPORT_TAG: report} | Decision.begun(config).tags,
         description=card,
         model_id=logged.model_id,
         await_creation_for=0,  # another process may have withdrawn it, and its files are there

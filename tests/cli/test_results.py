@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import pytest
 
 from calm_cli.result import print_json
-from calm_core.store.artifact import Artifact
-from calm_core.store.facts import EvaluationFacts
+from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import EvaluationFacts, TransformerFacts
 from tests.cli.test_main import call
 from tests.weights.public_folders import (
     AUTOENCODER_CONFIG,
@@ -173,3 +173,18 @@ def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[
     print_json({"loss": float("nan"), "rates": [float("inf"), 1.5], "text": "\ud800é\x1b"})
     out = capsys.readouterr().out
     assert out.isascii() and strict(out) == {"loss": None, "rates": [None, 1.5], "text": "\ud800é\x1b"}
+
+
+def test_a_model_tells_what_its_training_took_where_that_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ranks for an hour; 1,800,000 J."""
+    facts = {"vocab_size": 9, "pad_id": 0, "eos_id": 1, "parameters": 5, "seconds": 3600.0}
+    measured = {"accelerator_seconds": 7200.0, "energy_joules": 1.8e6}
+    for name, own in (("measured", measured), ("unknown", {})):
+        with ArtifactWriter(str(tmp_path / name), TransformerFacts, {}, {}) as writer:
+            writer.facts = TransformerFacts(**facts, **own)
+        assert call("inspect", str(tmp_path / name)) == 0
+    told, untold = capsys.readouterr().out.split("settings")[:2]
+    assert re.search(r"accelerator-hours +2\n", told) and re.search(r"energy +0.5 kWh\n", told)
+    assert "accelerator" not in untold and "energy" not in untold
