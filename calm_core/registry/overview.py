@@ -1,4 +1,4 @@
-"""What a registry holds: the versions of a model, with what was measured and decided; and which of them nobody needs."""
+"""What a registry holds: versions of a model, with what was measured and decided; and which of them nobody needs."""
 
 import json
 from collections.abc import Sequence
