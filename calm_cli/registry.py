@@ -204,7 +204,7 @@ def _list(versions: Sequence[Version], screen: Screen) -> None:
     for heading in ("version", "aliases", "BrierLM", "registered", "decision"):
         gives_way = heading == "decision"
         table.add_column(
-            Text(heading),
+            Text(heading, no_wrap=True, overflow="ellipsis"),
             header_style="dim",
             no_wrap=not gives_way,
             justify="right" if heading == "version" else "left",
@@ -215,10 +215,10 @@ def _list(versions: Sequence[Version], screen: Screen) -> None:
             visible(", ".join(each.aliases)),
             "".join(aligned([each.score] if each.score else [])),
             each.registered.removesuffix("+00:00").replace("T", " "),
-            visible(_decision(each)),
+            Text(visible(_decision(each)), no_wrap=True, overflow="ellipsis"),
         )
     screen.print(table)
-    screen.print(f"\nall about one: calm registry show {versions[0].number}", soft_wrap=True)
+    screen.print(f"\nall about one, e.g. the whole reason: calm registry show {versions[0].number}", soft_wrap=True)
 
 
 def _decision(version: Version) -> str:

@@ -89,7 +89,7 @@ def test_versions_are_listed_the_newest_first(model: str, calm: Callable[..., st
     assert " challenger " in rows[0] and " champion " in rows[1]
     assert "15.00" in rows[0] and "[ 9.00, 16.00]" in rows[0].replace("[9.00", "[ 9.00")
     assert "champion instead of version 2: BrierLM +2.50 [-2.00, 4.00]" in rows[1]
-    assert "all about one: calm registry show 5" in rows[-1]
+    assert "all about one, e.g. the whole reason: calm registry show 5" in rows[-1]
 
 
 def test_scripts_get_json(model: str, calm: Callable[..., str]) -> None:
