@@ -66,7 +66,10 @@ NOT_RUN = (
     (r"\. \.venv/bin/activate|export \w+=", "changes the reader's shell"),
     (r"python -m benchmarks", "minutes of measuring; tests/benchmarks runs what it measures with"),
     (r"python tests/reliability", "minutes; tests/reliability runs a part of it"),
-    (r"pip install|curl|printf|mlflow (models serve|artifacts download)|hf download", "needs a package index or a server"),
+    (
+        r"pip install|curl|printf|mlflow (models serve|artifacts download)|hf download",
+        "needs a package index or a server; tests/registry/test_consumer.py has what concerns MLflow",
+    ),
     (r"calm ui", "serves until Ctrl-C"),
     (r"calm prepare .*(tokenizer\.model|--extends)", "tests/data has that file, and grown datasets"),
     (r"calm prepare .*</s>|calm prepare .*eos_token", "stands for names of another tokenizer"),
