@@ -28,7 +28,8 @@ def make_older(uri: str, revision: str) -> None:
         for statement in (
             "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage) "
             "VALUES (7, 'calm', 'file:///gone/mlartifacts', 'active')",
-            "INSERT INTO runs (run_uuid, name, user_id, experiment_id, status, start_time, lifecycle_stage, artifact_uri) "
+            "INSERT INTO runs (run_uuid, name, user_id, experiment_id, status, start_time, lifecycle_stage, "
+            "artifact_uri) "
             "VALUES ('0123', 'train', 'me', 7, 'FINISHED', 1, 'active', 'file:///gone/mlartifacts/0123')",
             "INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan) "
             "VALUES ('loss', 0.5, 1, '0123', 3, false)",

@@ -409,7 +409,7 @@ def create(uri: str) -> Iterator["DigestingFile"]:
 
 
 def _partial_of(target: Path) -> Path:
-    """What a file is called until it is whole: of two writers, in containers that share a disk, the pids may be equal."""
+    """What a file is called until it is whole: in containers that share a disk, two writers may have the same pid."""
     return target.with_name(f".{target.name}.{os.getpid()}{secrets.randbelow(10**9):09d}{_PARTIAL}")
 
 

@@ -246,9 +246,9 @@ class Job:
 
     def steps(self) -> list[int]:
         """After which steps a checkpoint of this job lies there."""
-        names = [name for name in storage.names_in(self.uri) if name.startswith("step-")]
+        steps = {name: name.removeprefix("step-") for name in storage.names_in(self.uri) if name.startswith("step-")}
         return [
-            int(name.removeprefix("step-"))
-            for name in names
-            if storage.exists(storage.join(self.uri, name, MANIFEST_NAME))
+            int(step)
+            for name, step in steps.items()
+            if step.isdecimal() and storage.exists(storage.join(self.uri, name, MANIFEST_NAME))  # else a copy
         ]

@@ -25,6 +25,7 @@ from calm_core.telemetry.sinks import Curves, Point, Sinks
 from calm_core.training.bad_rows import BadRows
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.distributed import all_reduce_sum, gathered, largest_of
+from calm_core.training.energy import EnergyMeter
 from calm_core.training.engine import Engine
 from calm_core.training.guards import Guards, Verdict
 from calm_core.training.meter import CostMeter, Peak, SpeedMeter, Spent, most_memory
@@ -82,7 +83,7 @@ class Trainer:
     folder: str
     tell: Callable[[str], object]
     profiler: StepProfiler
-    costs: CostMeter
+    costs: CostMeter = field(default_factory=lambda: CostMeter(EnergyMeter(None)))
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
     peak: Peak | None = None
     must_resume: bool = False

@@ -5,9 +5,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -100,47 +99,57 @@ def _point(home: Home) -> None:
 def _upgrade(home: Home) -> None:
     """Give the database of a home's own MLflow the tables of the installed version, if an older one has made it.
 
-    The database as it was stays beside it. A copy is upgraded, which takes its place once it is done, so that nothing
-    is half done however this ends.
+    A copy of it as it was stays beside it. Another one is upgraded, and written back at once when that is done, so that
+    nothing is half done however this ends. It stays the same file: others may have it open.
 
     Raises:
         CalmError: MLflow cannot upgrade it.
-        sqlite3.Error: It cannot be read.
+        sqlite3.Error: It cannot be read or written.
     """
     database = home.mlflow_database
-    before = database.stat().st_ino
-    with closing(sqlite3.connect(database, isolation_level=None)) as old:
-        revision = sqlite_revision(old)
-        if revision not in known_revisions()[1:]:
+    with closing(sqlite3.connect(database, isolation_level=None)) as original:
+        if not _is_older(sqlite_revision(original)):
             return
-        old.execute("BEGIN IMMEDIATE")  # nobody writes to what is replaced
-        if database.stat().st_ino != before:  # another process has done it
+        original.execute("BEGIN IMMEDIATE")  # nobody writes to what is replaced
+        revision = sqlite_revision(original)
+        if not _is_older(revision):  # another process has done it
             return
-        names = (database.with_name(f"{database.name}.{revision}{suffix}") for suffix in _suffixes())
-        backup = next(name for name in names if not name.exists())
         new = database.with_name(f"{database.name}.upgrading")
+        backup = _free(database.with_name(f"{database.name}.{revision}.backup"))
         try:
-            _copy(database, new)
-            shutil.copy(new, backup)
+            for copy in (backup, new):
+                _copy(database, copy)
             _run_upgrade(database, new)
-            new.replace(database)
+            original.execute("ROLLBACK")
+            with closing(sqlite3.connect(new)) as upgraded:
+                upgraded.backup(original)
         except BaseException:
-            new.unlink(missing_ok=True)
             backup.unlink(missing_ok=True)
             raise
+        finally:
+            new.unlink(missing_ok=True)
     report(_STAGE, note=f"{database}: was of an older MLflow, and has been upgraded; as it was, it is {backup}")
 
 
-def _suffixes() -> Iterator[str]:
-    yield ".backup"
-    yield from (f".backup-{number}" for number in count(2))
+def _is_older(revision: str) -> bool:
+    """Whether tables are of an older MLflow than the installed one."""
+    return revision in known_revisions()[1:]
+
+
+def _free(file: Path) -> Path:
+    """A name that nothing has."""
+    others = (file.with_name(f"{file.name}-{number}") for number in count(2))
+    return next(name for name in chain([file], others) if not name.exists())
 
 
 def _copy(database: Path, file: Path) -> None:
-    """Write a database to a file, in the place of what an upgrade that was killed has left there."""
-    file.unlink(missing_ok=True)
-    with closing(sqlite3.connect(database)) as old, closing(sqlite3.connect(file)) as copy:
-        old.backup(copy)
+    """Write a whole database to a file, for the same users."""
+    part = file.with_name(f"{file.name}.part")
+    part.unlink(missing_ok=True)  # left by one that was killed
+    with closing(sqlite3.connect(database)) as original, closing(sqlite3.connect(part)) as copy:
+        original.backup(copy)
+    shutil.copymode(database, part)
+    part.replace(file)
 
 
 def _run_upgrade(database: Path, copy: Path) -> None:

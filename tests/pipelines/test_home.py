@@ -152,13 +152,17 @@ def test_the_database_of_an_older_mlflow_is_upgraded_and_a_copy_of_it_stays(
     (tmp_path / "home").mkdir()
     database = tmp_path / "home" / "mlflow.db"
     make_older(f"sqlite:///{database}", revision)
-    (tmp_path / "home" / "mlflow.db.upgrading").write_text("left by one that was killed")
+    database.chmod(0o600)
+    (tmp_path / "home" / "mlflow.db.upgrading.part").write_text("left by one that was killed")
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     monkeypatch.setenv(PROGRESS_FILE_VARIABLE, str(tmp_path / "progress.jsonl"))
-    read_tracking(Home.find(make=False))
+    with closing(sqlite3.connect(database)) as other:  # of a process that goes on
+        read_tracking(Home.find(make=False))
+        with other:
+            other.execute("INSERT INTO tags (key, value, run_uuid) VALUES ('told', 'later', '0123')")
     home = begin(tmp_path / "home", monkeypatch)
     run = mlflow.MlflowClient().get_run("0123")
-    assert (run.data.metrics, run.info.experiment_id) == ({"loss": 0.5}, "7")
+    assert (run.data.metrics, run.data.tags, run.info.experiment_id) == ({"loss": 0.5}, {"told": "later"}, "7")
     assert run.info.artifact_uri == f"{home.mlflow_artifacts.as_uri()}/0123"
     assert [model.name for model in mlflow.MlflowClient().search_registered_models()] == ["calm"]
     log("and on")
@@ -169,4 +173,5 @@ def test_the_database_of_an_older_mlflow_is_upgraded_and_a_copy_of_it_stays(
     with closing(sqlite3.connect(backup)) as copy:
         assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [(revision,)]
         assert copy.execute("SELECT count(*) FROM runs").fetchall() == [(1,)]
-    assert not database.with_name("mlflow.db.upgrading").exists()
+    assert {file.stat().st_mode & 0o777 for file in (database, backup)} == {0o600}
+    assert sorted(file.name for file in database.parent.glob("mlflow.db*")) == ["mlflow.db", backup.name]

@@ -19,13 +19,13 @@ from calm_core.evaluation.stage import evaluate
 from calm_core.registry import stage
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
-from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import EvaluationFacts, Score
-from calm_core.telemetry.mlflow_run import DIGEST_TAG
+from calm_core.telemetry.mlflow_run import DIGEST_TAG, PARENT_RUN_VARIABLE
+from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE
 from pipelines.local.object_store import BUCKET
 from tests import object_store
 from tests.postgres import Postgres
-from tests.telemetry.tracking_server import TrackingServer
+from tests.telemetry.kubeflow_plugin import task_environment
+from tests.telemetry.tracking_server import TrackingServer, wait_until
 
 PROXIED = ("--artifacts-destination", f"s3://{BUCKET}/mlflow/proxied")
 """The server reads and writes the files for its clients, which need neither a key of S3 nor a client of it."""
@@ -65,17 +65,9 @@ def client(
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
 
 
-def scored_otherwise(evaluation_uri: str, brierlm: float, output: Path) -> str:
-    """An evaluation of the same model that found another score."""
-    evaluation = Artifact(evaluation_uri, EvaluationFacts)
-    brier = {n: Score(value=brierlm / 100) for n in evaluation.facts.brier}
-    with ArtifactWriter(str(output), EvaluationFacts, {}, evaluation.manifest.parents) as writer:
-        writer.facts = evaluation.facts.model_copy(update={"brierlm": Score(value=brierlm), "brier": brier})
-    return str(output)
-
-
 def test_a_model_is_scored_registered_promoted_rolled_back_and_used(
     client: mlflow.MlflowClient,
+    server: TrackingServer,
     dataset_uri: str,
     model_uris: tuple[str, str],
     s3_endpoint: str,
@@ -90,15 +82,20 @@ def test_a_model_is_scored_registered_promoted_rolled_back_and_used(
     assert run.data.metrics["brierlm"] == scored.facts.brierlm.value
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["report.html"]
 
+    for name, value in task_environment(server.uri).items():  # the rest as Kubeflow's MLflow plugin has it
+        monkeypatch.setenv(name, value)
     facts = []
-    for name, score in ("good", 18.4), ("worse", 12.3), ("better", 18.5):
-        evaluated = scored_otherwise(scored.uri, score, tmp_path / name)
-        facts.append(register_model(RegistryConfig(), model_uris[1], evaluated, str(tmp_path / f"{name} r")).facts)
+    for seed, promote in enumerate(("better", "never", "always")):
+        rules = RegistryConfig.model_validate({"promote": promote})
+        evaluated = evaluate(config, dataset_uri, model_uris[1], str(tmp_path / f"scores {seed}"), seed=seed).uri
+        facts.append(register_model(rules, model_uris[1], evaluated, str(tmp_path / f"registered {seed}")).facts)
     assert [(each.version, each.promoted) for each in facts] == [("1", True), ("2", False), ("3", True)]
-    client.set_registered_model_alias("calm", "champion", "1")
-    again = register_model(RegistryConfig(), model_uris[1], str(tmp_path / "worse"), str(tmp_path / "worse r")).facts
-    assert (again.version, again.promoted) == ("2", False)
-    assert str(client.get_model_version_by_alias("calm", "champion").version) == "1"
+    client.set_registered_model_alias("calm", "champion", "1")  # rolled back
+    champion = client.get_model_version_by_alias("calm", "champion")
+    assert str(champion.version) == "1"
+    registering = client.get_run(champion.run_id)
+    assert registering.data.tags["mlflow.parentRunId"] == os.environ["MLFLOW_RUN_ID"]
+    assert registering.info.experiment_id == os.environ["MLFLOW_EXPERIMENT_ID"]
 
     model = mlflow.pyfunc.load_model("models:/calm@champion")
     parameters = {"max_new_tokens": 6, "seed": 1}
@@ -153,3 +150,47 @@ def test_files_that_cannot_be_reached_are_one_clear_line(
     with pytest.raises(CalmError, match=r"^models:/kept/1: cannot be loaded from .*SignatureDoesNotMatch") as failure:
         load_generator(registered.facts.model_uri)
     assert len(str(failure.value).splitlines()) == 1 and "check that it is there" in str(failure.value)
+
+
+@pytest.mark.parametrize("server", [PROXIED], indirect=True, ids=["proxied"])
+def test_registering_while_the_database_is_away(
+    client: mlflow.MlflowClient,
+    postgres: Postgres,
+    model_uris: tuple[str, str],
+    evaluation_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Below a pipeline's run it is waited for; else, or if it is too long, the same command does it later."""
+    config = RegistryConfig(model_name="late")
+
+    def register() -> str:
+        return register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "out")).facts.version
+
+    monkeypatch.setenv(PARENT_RUN_VARIABLE, client.create_run("0").info.run_id)
+    monkeypatch.setenv(PROGRESS_FILE_VARIABLE, str(tmp_path / "progress.jsonl"))
+    postgres.stop()
+    with monkeypatch.context() as patch:
+        patch.setattr("calm_core.telemetry.mlflow_store.PATIENCE_SECONDS", 0.0)
+        with pytest.raises(CalmError, match=r"MLflow does not answer \(HTTP 50\d\); .*run the same command") as away:
+            register()
+    assert away.value.can_pass
+
+    def make_and_crash(*arguments: Any) -> str:
+        number = new_version(*arguments)
+        postgres.crash()
+        return number
+
+    new_version = stage._new_version
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
+        patch.setattr(stage, "_new_version", make_and_crash)
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # else MLflow's client tries for minutes
+        registering = pool.submit(register)
+        wait_until(lambda: (tmp_path / "progress.jsonl").read_text().count("waiting for MLflow") == 2)
+        postgres.start()
+        with pytest.raises(CalmError, match=r"MLflow does not answer \(") as crashed:
+            registering.result()
+    assert len(str(crashed.value).splitlines()) == 1
+    postgres.start()
+    assert register() == "1" == register()
+    assert str(client.get_model_version_by_alias("late", "champion").version) == "1"

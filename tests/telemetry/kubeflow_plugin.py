@@ -1,7 +1,7 @@
 """What Kubeflow Pipelines' MLflow plugin does before a task's pod starts, and the environment that it starts with.
 
-Its source (2.17) is backend/src/v2/common/plugins/mlflow/handler.go: `OnTaskStart` makes a run for the task below that of
-the pipeline run, and `RetrieveUserContainerEnvVars` names it, where the plugin's setting `injectUserEnvVars` is true.
+Its source (2.17) is backend/src/v2/common/plugins/mlflow/handler.go: `OnTaskStart` makes a run for the task below that
+of the pipeline run; `RetrieveUserContainerEnvVars` names it, where the plugin has `injectUserEnvVars: true`.
 """
 
 from mlflow import MlflowClient

@@ -96,7 +96,7 @@ def test_a_stage_of_a_run_that_mlflow_has_answered_waits_for_it(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
     monkeypatch.setenv("CALM_PARENT_RUN_ID", "0123")
     monkeypatch.setattr("calm_core.telemetry.mlflow_store.PATIENCE_SECONDS", 0.0)
-    with pytest.raises(CalmError, match="nothing listens there.*then run the same command again"):
+    with pytest.raises(CalmError, match=r"nothing listens there.*then run the same command again"):
         start_run("find", {})
 
 
@@ -205,9 +205,7 @@ def test_tables_of_an_older_mlflow_are_not_changed_without_a_copy(
     for uri in (postgres.make("older"), f"sqlite:///{tmp_path}/older.db"):
         make_older(uri, "71994744cf8e")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        with pytest.raises(
-            CalmError, match=r": its tables are of an older MLflow \(71994744cf8e\) .*mlflow db upgrade"
-        ):
+        with pytest.raises(CalmError, match=r": its tables are of an older MLflow \(71994744cf8e\).*mlflow db upgrade"):
             start_run("find", {})
         assert "71994744cf8e" in known_revisions()
 

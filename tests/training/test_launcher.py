@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -310,6 +311,18 @@ def test_ranks_that_are_asked_twice_still_save_what_they_are_at() -> None:
             os.kill(os.getpid(), number)
             time.sleep(0.05)
         assert process.wait() == EXIT_INTERRUPTED
+
+
+def test_a_thread_may_train_too() -> None:
+    """Python lets it have no signals."""
+
+    def wait() -> int:
+        with saving(0) as process:
+            process.terminate()
+            return process.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(wait).result(timeout=60) == EXIT_INTERRUPTED
 
 
 def test_a_later_sigterm_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
