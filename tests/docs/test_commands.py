@@ -67,7 +67,10 @@ NOT_RUN = (
     (r"\. \.venv/bin/activate|export \w+=", "changes the reader's shell"),
     (r"python -m benchmarks", "minutes of measuring; tests/benchmarks runs what it measures with"),
     (r"python tests/reliability", "minutes; tests/reliability runs a part of it"),
-    (r"pip install|curl|printf|mlflow models serve|mlflow server|hf download", "needs a package index or a server"),
+    (
+        r"pip install|curl|printf|mlflow (models serve|artifacts download)|hf download",
+        "needs a package index or a server; tests/registry/test_consumer.py has what concerns MLflow",
+    ),
     (r"mlflow (server|db upgrade)", "needs PostgreSQL and S3; tests/registry/test_mlflow_on_postgres.py starts them"),
     (r"calm ui", "serves until Ctrl-C"),
     (r"calm prepare .*(tokenizer\.model|--extends)", "tests/data has that file, and grown datasets"),
