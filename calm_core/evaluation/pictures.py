@@ -100,7 +100,7 @@ def training_curve(curve: Curve, name: str) -> Markup:
                 continue
             told.append(f"{label} from {points[0][1]:.4g} to {points[-1][1]:.4g}")
             points = [*points[:: math.ceil(len(points) / _MOST_POINTS)], points[-1]]
-            marker = {} if len(points) < 30 else {"marker": ""}
+            marker: dict[str, Any] = {} if len(points) < 30 else {"marker": ""}
             axes.plot([x for x, _ in points], [y for _, y in points], label=label, **marker)
         axes.set(xlabel="step")
         axes.grid()
@@ -229,7 +229,7 @@ def _picture(height: float = _HEIGHT) -> Iterator[tuple[Figure, Axes]]:
 
 def _name_places(axes: Axes, names: Sequence[str]) -> None:
     """Names below the places 0, 1, ...; many of them aslant."""
-    aslant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
+    aslant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
     axes.set_xticks(range(len(names)), names, **aslant)
 
 

@@ -144,12 +144,16 @@ def _template(name: str) -> jinja2.Template:
     environment.filters |= {
         "number": lambda score: f"{score.value:z.2f}",
         "count": lambda value: f"{value:,}",
-        "percent": lambda share, digits=2: f"{100 * share:z.{digits}f} %",
+        "percent": _percent,
         "power": _power,
         "duration": _duration,
         "shown": lambda value: lines_of(str(value)),
     }
     return environment.get_template(name)
+
+
+def _percent(share: float, digits: int = 2) -> str:
+    return f"{100 * share:z.{digits}f} %"
 
 
 def _power(value: float) -> str:
