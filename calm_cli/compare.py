@@ -72,29 +72,20 @@ def compare(
 
       calm compare models:/calm@champion out/evaluation --plot comparison.svg
 
-      calm compare out/baseline out/first out/second --json
+      calm compare out/baseline out/evaluation models:/calm/1 --json
     """
     file_format = _format_of(plot)
     with ExitStack() as stack:
         found = {uri: _evaluation(uri, stack) for uri in dict.fromkeys(evaluations)}
         if len(found) < 2:
             raise ConfigError(f"EVALUATION: {evaluations[0]} is compared with nothing; name two or more")
-        from calm_core.evaluation.comparison import compare_evaluations
-
-        base, *others = found.values()
-        differences = compare_evaluations(base, others, resamples=resamples, confidence=confidence, seed=_SEED)
+        differences = _compared(found, resamples, confidence)
         if plot is not None:
             _draw(plot, file_format, found, differences)
         if json_:
             print_json(_as_json(found, differences))
-            return
-        console = Screen()
-        _show_models(found, console)
-        for number, (evaluation, difference) in enumerate(zip(others, differences, strict=True), 2):
-            console.print()
-            _show_difference(number, base, evaluation, difference, console)
-        console.print()
-        _show_bars(differences, console)
+        else:
+            _show(found, differences, Screen())
 
 
 def _evaluation(uri: str, stack: ExitStack) -> Artifact[EvaluationFacts]:
@@ -111,6 +102,19 @@ def _evaluation(uri: str, stack: ExitStack) -> Artifact[EvaluationFacts]:
             f"{uri}: was registered by an earlier version, without its evaluation; `calm evaluate {uri}` makes one"
         )
     return found
+
+
+def _compared(found: Evaluations, resamples: int, confidence: float) -> list[Difference]:
+    from calm_core.evaluation.comparison import compare_evaluations
+
+    base, *others = found.values()
+    try:
+        return compare_evaluations(base, others, resamples=resamples, confidence=confidence, seed=_SEED)
+    except CalmError as error:
+        message = str(error)
+        for uri, evaluation in found.items():  # that of a registered model lies where nobody has put it
+            message = message.replace(evaluation.uri, uri)
+        raise CalmError(message) from None
 
 
 def _format_of(plot: Path | None) -> str:
@@ -146,6 +150,16 @@ def _as_json(found: Evaluations, differences: Sequence[Difference]) -> dict[str,
             for uri, each in zip(uris[1:], differences, strict=True)
         ],
     }
+
+
+def _show(found: Evaluations, differences: Sequence[Difference], console: Console) -> None:
+    _show_models(found, console)
+    base, *others = found.values()
+    for number, (evaluation, difference) in enumerate(zip(others, differences, strict=True), 2):
+        console.print()
+        _show_difference(number, base, evaluation, difference, console)
+    console.print()
+    _show_bars(differences, console)
 
 
 def _show_models(found: Evaluations, console: Console) -> None:
@@ -197,7 +211,7 @@ def _sentence(number: int, difference: Difference) -> str:
     p = f"p = {difference.brierlm.deciding_p_value:.2g} on {difference.documents:,} documents"
     match difference.verdict:
         case "undecided":
-            return f"{number} and 1 cannot be told apart ({p}); more held-out text may"
+            return f"{number} and 1 cannot be told apart ({p}); more held-out text might"
         case verdict:
             return f"{number} is {verdict} than 1 ({p})"
 

@@ -4,8 +4,9 @@ import json
 import os
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -13,6 +14,9 @@ from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.errors import CalmError
 from pipelines.local.object_store import BUCKET, s3_server
 from tests.object_store import environment
+from tests.postgres import Postgres, postgres_server
+
+ServerT = TypeVar("ServerT")
 
 # The models of these tests are so small that a second thread only waits for the first one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,11 +56,21 @@ def dataset_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real S3 server; where its program cannot be installed the tests are skipped, but never in CI."""
     with ExitStack() as stack:
-        try:
-            endpoint = stack.enter_context(s3_server(tmp_path_factory.mktemp("s3")))
-        except CalmError as error:
-            pytest.fail(str(error)) if os.environ.get("CI") else pytest.skip(str(error))
-        yield endpoint
+        yield _entered(stack, s3_server(tmp_path_factory.mktemp("s3")))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL server; where it is not installed the tests are skipped, but never in CI."""
+    with ExitStack() as stack:
+        yield _entered(stack, postgres_server())
+
+
+def _entered(stack: ExitStack, server: AbstractContextManager[ServerT]) -> ServerT:
+    try:
+        return stack.enter_context(server)
+    except CalmError as error:
+        pytest.fail(str(error)) if os.environ.get("CI") else pytest.skip(str(error))
 
 
 @pytest.fixture

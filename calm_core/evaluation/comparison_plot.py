@@ -34,22 +34,21 @@ def draw(names: Sequence[str], scores: Sequence[Score], found: Sequence[Differen
     """The picture as a file's bytes; equal arguments give equal ones.
 
     Args:
-        names: Of the models.
+        names: Of the models, which begin with their numbers.
         scores: BrierLM of each.
-        found: Of each model but the first, its difference to the first.
+        found: Of each model but the first, its scores less those of the first.
         file_format: Of the file.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 1.9 + 0.6 * len(names)), layout="constrained")
         above, below = figure.subplots(2, 1, height_ratios=[len(names) + 0.5, len(names) - 0.5])
         verdicts = [each.verdict for each in found]
-        _intervals(above, dict(zip(names, scores, strict=True)), ["", *verdicts])
+        _intervals(above, dict(zip(names, scores, strict=True)), ["", *verdicts], sign="z")
         above.set_title("BrierLM", loc="left", fontsize="medium")
-        _intervals(below, dict(zip(names[1:], [each.brierlm for each in found], strict=True)), verdicts)
+        _intervals(below, dict(zip(names[1:], [each.brierlm for each in found], strict=True)), verdicts, sign="+z")
         below.axvline(0, color=_INK, linewidth=0.8)
-        level = f"{found[0].confidence:.4g}".removeprefix("0.") if found else ""
-        below.set_title(f"difference to {names[0]}", loc="left", fontsize="medium")
-        below.set_xlabel(f"intervals hold the true number in {level} of 100 cases" if len(level) == 2 else "")
+        below.set_title("difference to 1", loc="left", fontsize="medium")
+        below.set_xlabel(f"{100 * found[0].confidence:.4g} % of such intervals hold the true number")
         buffer = io.BytesIO()
         metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}
         figure.savefig(buffer, format=file_format, dpi=160, metadata=metadata[file_format])
@@ -57,7 +56,7 @@ def draw(names: Sequence[str], scores: Sequence[Score], found: Sequence[Differen
     return data.replace(b"<defs>", _DARK.encode() + b"<defs>", 1) if file_format == "svg" else data
 
 
-def _intervals(axes: Axes, scores: Mapping[str, Score], verdicts: Sequence[str]) -> None:
+def _intervals(axes: Axes, scores: Mapping[str, Score], verdicts: Sequence[str], sign: str) -> None:
     """A line for each score, the first one on top."""
     places = range(len(scores))
     for place, score, verdict in zip(places, scores.values(), verdicts, strict=True):
@@ -66,12 +65,13 @@ def _intervals(axes: Axes, scores: Mapping[str, Score], verdicts: Sequence[str])
             axes.plot([score.low, score.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
         axes.plot([score.value], [place], _MARKS.get(verdict, "o"), color=colour, markersize=7)
         axes.annotate(
-            f"{score.value:.2f} {score.interval()}",
+            f"{score.value:{sign}.2f} {score.interval()}",
             (score.value, place),
-            xytext=(0, 7),
+            xytext=(0, 8),
             textcoords="offset points",
             ha="center",
             fontsize="small",
+            bbox={"boxstyle": "square,pad=0.1", "color": _PAPER, "alpha": 0.8},  # a line may be behind it
         )
     axes.set_yticks(list(places), list(scores))
     axes.set_ylim(len(scores) - 0.5, -0.7)

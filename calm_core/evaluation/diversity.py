@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
-from sacrebleu.metrics import BLEU
+from sacrebleu import BLEU
 
 from calm_core.errors import CalmError
 from calm_core.generation.text import Written

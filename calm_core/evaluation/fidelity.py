@@ -16,6 +16,8 @@ from calm_core.store.facts import Accuracy, AutoencoderQuality, FrequencyAccurac
 
 NOISE_SCALES = tuple(2.0**power for power in range(-4, 7))
 """Standard deviations of the noise on the mean latent; trained posteriors have 0.05 to 0.5."""
+NOISE_TOKENS = 2**14
+"""Of the first sequences, one at least, that are decoded at each scale: a share of these is right to half a percent."""
 BROKEN = 0.5
 """The curve ends with the first scale at which fewer of the tokens than this come back."""
 ACTIVE_VARIANCE = 0.01
@@ -50,6 +52,7 @@ def measure(
     mean, sampled = _Correct(), _Correct()
     noisy = {scale: _Correct() for scale in NOISE_SCALES}
     moments, stds, frequencies = _Moments(), _Quantiles(), _Frequencies(train_counts_V)
+    sequences = 0
     for tokens_BT, noise in batches:
         chunks_BPK = to_chunks(tokens_BT, autoencoder.config.chunk_size)
         real_BPK = chunks_BPK != pad_id
@@ -60,10 +63,13 @@ def measure(
         sampled.add(hits_BPK, real_BPK)
         frequencies.add(chunks_BPK[real_BPK], hits_BPK[real_BPK])
         mean.add(autoencoder.decode(posterior.mean) == chunks_BPK, real_BPK)
+        first = slice(max(max(NOISE_TOKENS // tokens_BT.shape[1], 1) - sequences, 0))
+        sequences += len(tokens_BT)
+        mean_BPL = posterior.mean[first]
         # The same noise at every scale: the curve then tells scales apart, and not draws.
-        normal_BPL = noise.normal(*posterior.mean.shape[1:])
+        normal_BPL = noise.rows(range(len(mean_BPL))).normal(*mean_BPL.shape[1:])
         for scale, correct in noisy.items():
-            correct.add(autoencoder.decode(posterior.mean + scale * normal_BPL) == chunks_BPK, real_BPK)
+            correct.add(autoencoder.decode(mean_BPL + scale * normal_BPL) == chunks_BPK[first], real_BPK[first])
         moments.add(posterior.mean[counted_BP])
         stds.add(posterior.std[counted_BP])
     if not mean.tokens:
@@ -82,6 +88,8 @@ def measure(
 def _until_broken(noisy: dict[float, "_Correct"]) -> list[NoiseAccuracy]:
     curve = []
     for scale, correct in noisy.items():
+        if not correct.tokens:  # the first sequences are padding
+            break
         accuracy = correct.accuracy()
         curve.append(NoiseAccuracy(scale=scale, tokens=accuracy.tokens, chunks=accuracy.chunks))
         if accuracy.tokens < BROKEN:

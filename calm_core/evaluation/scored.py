@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from calm_core.evaluation.costs import costs, inference_flops_per_token
 from calm_core.evaluation.samplers import BrierModel, CalmSampler, DrawingModel, TransformerScorer
 from calm_core.generation.text import CalmChunks, NextChunk, TextGenerator, TransformerTokens
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.layers import freeze
 from calm_core.models.noise import derive_seed
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import CalmFacts, ModelFacts, TransformerFacts
+from calm_core.store.facts import CalmFacts, ModelFacts, TrainingCost, TransformerFacts
 from calm_core.weights.curves import Curve, curve_of
 from calm_core.weights.lineage import autoencoder_of
 from calm_core.weights.load import (
@@ -37,6 +39,8 @@ class Scored:
         generator: What writes text.
         curves: Points of training curves, by the picture's title and the curve's name.
         settings: Of each model and its training, by its name.
+        costs: What the training of each model has taken, by its kind.
+        flops_per_token: What a token takes that is written in a context of so many.
         autoencoder: Of a model over chunks.
     """
 
@@ -48,6 +52,8 @@ class Scored:
     generator: TextGenerator
     curves: dict[tuple[str, str], Curve]
     settings: dict[str, dict[str, Any]]
+    costs: dict[str, TrainingCost]
+    flops_per_token: Callable[[int], float]
     autoencoder: Autoencoder | None = None
 
     def untrained(self, interval: int, seed: int) -> BrierModel:
@@ -75,6 +81,8 @@ def _calm(artifact: Artifact[CalmFacts], autoencoder_uri: str, device: torch.dev
             ("CALM: loss of the head", calm.mlp_generator.loss_name): curve_of(artifact),
         },
         settings={"autoencoder": autoencoder_artifact.manifest.config, "CALM": artifact.manifest.config},
+        costs=costs(artifact, autoencoder_artifact),
+        flops_per_token=partial(inference_flops_per_token, artifact, autoencoder_artifact),
         autoencoder=autoencoder,
     )
 
@@ -90,6 +98,8 @@ def _transformer(artifact: Artifact[TransformerFacts], autoencoder_uri: str, dev
         generator=_generator(TransformerTokens(model), artifact),
         curves={("Transformer: cross-entropy, nats a token", "cross_entropy"): curve_of(artifact)},
         settings={"Transformer": artifact.manifest.config},
+        costs=costs(artifact),
+        flops_per_token=partial(inference_flops_per_token, artifact, None),
     )
 
 

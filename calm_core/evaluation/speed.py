@@ -52,7 +52,7 @@ def measure(
 def _seconds_to_first_chunk(generator: TextGenerator, prompt: str, sampling: Sampling, seed: int) -> float:
     """From a prompt to its first new tokens, with nothing else in the batch."""
     started = time.monotonic()
-    next(generator.pieces([prompt], max_new_tokens=generator.model.chunk_size, sampling=sampling, seed=seed))
+    next(generator.pieces([prompt], max_new_tokens=generator.model.chunk_size, sampling=sampling, seed=seed), None)
     return time.monotonic() - started  # the tokens are on the host: no work is left on the device
 
 

@@ -12,7 +12,7 @@ from calm_core.config.base import parse_section
 from calm_core.data.reading.dataset import Dataset, open_dataset, require_whole_chunks
 from calm_core.data.tokenizers.stored import TOKENIZER_NAME
 from calm_core.errors import ArtifactError, CalmError, ConfigError
-from calm_core.evaluation import diversity
+from calm_core.evaluation import diversity, speed
 from calm_core.evaluation.documents import DocumentScores
 from calm_core.evaluation.evaluator import Evaluator
 from calm_core.evaluation.prompts import beginnings
@@ -29,6 +29,7 @@ from calm_core.store.facts import (
     EvaluationFacts,
     ModelFacts,
     References,
+    SpeedFacts,
     WrittenTexts,
 )
 from calm_core.store.protocol import differences
@@ -184,6 +185,7 @@ def _measure(evaluator: Evaluator, scored: Scored, dataset_uri: str) -> tuple[Ev
     references = _references(evaluator, scored, text)
     prompts = _prompts(evaluator)
     written = _written(evaluator, scored, prompts)
+    measured = _speed(evaluator, scored, prompts)
     shown = [one.texts[: len(prompts)] for one in written if one.temperature == evaluator.config.temperature]
     facts = EvaluationFacts(
         model=scored.label,
@@ -195,8 +197,12 @@ def _measure(evaluator: Evaluator, scored: Scored, dataset_uri: str) -> tuple[Ev
         autoencoder=fidelity,
         language_model=studied.quality,
         written=written,
+        inference_flops_per_token=scored.flops_per_token(evaluator.dataset.sequence_length),
+        speed=measured,
+        costs=scored.costs,
         evaluated=datetime.now(UTC).isoformat(timespec="seconds"),
         score_seconds=studied.seconds,
+        generation_tokens_per_second=measured.tokens_per_second if measured else 0.0,
     )
     return facts, studied.documents
 
@@ -236,6 +242,25 @@ def _written(evaluator: Evaluator, scored: Scored, prompts: tuple[str, ...]) -> 
         evaluator.unfinished.record(f"texts-{temperature}", WrittenTexts, partial(write, temperature))
         for temperature in sorted({config.temperature, *config.temperatures})
     ]
+
+
+def _speed(evaluator: Evaluator, scored: Scored, prompts: tuple[str, ...]) -> SpeedFacts | None:
+    """How fast the model writes the texts that are shown; of no prompt, unknown."""
+    config = evaluator.config
+    if not prompts:
+        return None
+    evaluator.stage.report(note="measuring how fast it writes")
+    return evaluator.unfinished.record(
+        "speed",
+        SpeedFacts,
+        lambda: speed.measure(
+            scored.generator,
+            prompts,
+            max_new_tokens=config.prompt_tokens,
+            sampling=Sampling(config.temperature, config.temperature_samples),
+            seed=evaluator.seed,
+        ),
+    )
 
 
 def _metrics(facts: EvaluationFacts) -> dict[str, float]:

@@ -5,8 +5,8 @@ seen by all who look later: so versions are decided about in that order. Whoever
 earlier ones that nobody has decided about yet, as their owners would, and so all come to the same decisions.
 
 A decision stands in one tag of its version, before the alias moves; whoever moves the alias looks once more whether
-another version has followed meanwhile. What an interrupted process leaves undone, the next one does. Only decisions that
-are new, or were never carried out, move an alias: what somebody has moved or removed by hand stays so.
+another version has followed meanwhile. What an interrupted process leaves undone, the next one does. Only decisions
+that are new, or were never carried out, move an alias: what somebody has moved or removed by hand stays so.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 DECISION_TAG = "calm.decision"
 PROMOTION_TAG = "calm.promotion"
 """Tag with the line that says why a version has become champion or not."""
+MEASURED_TAG = "calm.measured"
+"""Tag with how good a version is, as JSON."""
 EVALUATION_TAG = "calm.evaluation_digest"
 """Tag that tells a model with its scores from others."""
 
@@ -50,9 +52,9 @@ class Decision(Record):
     """
 
     state: Literal["undecided", "promoting", "promoted", "kept", "rolled back"]
-    rules: dict[str, Any] = {}
+    rules: Annotated[dict[str, Any], Field(default_factory=dict)]
     decided: Decided = Decided(promoted=False)
-    earlier: Annotated[list[Told], Field(max_length=_MOST_EARLIER)] = []
+    earlier: Annotated[list[Told], Field(max_length=_MOST_EARLIER, default_factory=list)]
 
     @classmethod
     def begun(cls, config: RegistryConfig) -> "Decision":
@@ -122,7 +124,7 @@ class Aliases:
         if decision.state == "undecided" or self._holder(self._config.challenger_alias) is None:
             self._name_challenger()
         for each in self._open_until(number):
-            with nullcontext() if each == number else _may_be_deleted():
+            with nullcontext() if each == number else may_be_deleted():
                 self._decide(each, known)
         return self._answer(number)
 
@@ -132,7 +134,7 @@ class Aliases:
         Raises:
             CalmError: It is champion already.
         """
-        known = self._known() - {number}
+        known = self._known()
         before = self._settle(known) or ""
         if before == number:
             raise CalmError(f"version {number} of {self._config.model_name} is {self._config.alias} already")
@@ -292,7 +294,7 @@ class Aliases:
 
 
 @contextmanager
-def _may_be_deleted() -> Iterator[None]:
+def may_be_deleted() -> Iterator[None]:
     """Whoever makes a version of what is registered already withdraws it."""
     from mlflow.exceptions import MlflowException
 

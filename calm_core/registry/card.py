@@ -3,13 +3,11 @@
 Strings that come from outside (names of files, of models, of reasons) are shown as code, where nothing in them acts.
 """
 
-import re
 import shlex
-from importlib.resources import files
 
 import jinja2
 
-from calm_core.registry.files import DATA_FOLDER, EVALUATION_FOLDER
+from calm_core.registry.files import DATA_FOLDER
 from calm_core.shown import shortened
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import (
@@ -17,6 +15,7 @@ from calm_core.store.facts import (
     CalmFacts,
     DatasetFacts,
     EvaluationFacts,
+    Facts,
     MixtureFacts,
     ModelFacts,
     TrainingCost,
@@ -25,32 +24,37 @@ from calm_core.store.facts import (
 LONGEST = 5_000
 """Characters of a description that MLflow's store takes."""
 
-_TEMPLATE = "card.md"
 _MOST = 3  # of sources, reasons and models that are named
 _LONGEST_NAME = 72
 
 
 def model_card(
     model_name: str,
+    report: str,
     evaluation: Artifact[EvaluationFacts],
     calm: Artifact[CalmFacts],
     autoencoder: Artifact[AutoencoderFacts],
-    dataset: Artifact[DatasetFacts | MixtureFacts] | None = None,
+    dataset: Artifact[Facts] | None = None,
 ) -> str:
     """The card of a version, as Markdown of at most `LONGEST` characters.
 
     Args:
         model_name: Of the registered model.
+        report: Where the report of the evaluation is.
         evaluation: Its scores.
         calm, autoencoder: The weights.
-        dataset: What it was evaluated on, and trained; unset, the card says nothing of it.
+        dataset: The dataset or mixture that it was evaluated on, and trained; unset, the card says nothing of it.
     """
     facts, parents = evaluation.facts, evaluation.manifest.parents
     data = dataset.facts if dataset else None
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"code": _as_code, "number": "{:,}".format, "percent": _percent, "hours": _hours}
-    template = files("calm_core.registry").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("calm_core.registry"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"code": _as_code, "number": "{:,}".format, "percent": _percent, "time": _time}
+    return environment.get_template("card.md").render(
         name=model_name,
         uri=f"models:/{model_name}/NUMBER",
         evaluation=facts,
@@ -69,7 +73,7 @@ def model_card(
         code=calm.manifest.code_version,
         seed=calm.manifest.config.get("seed"),
         folder=DATA_FOLDER,
-        report=f"{DATA_FOLDER}/{EVALUATION_FOLDER}/report.html",
+        report=report,
         quote=shlex.quote,
     )
 
@@ -80,15 +84,14 @@ def _known_cost(model: ModelFacts) -> TrainingCost:
 
 
 def _as_code(value: object) -> str:
-    """Anything as a code span, in which neither Markdown nor HTML is read; its fence is longer than any inside."""
-    text = shortened(str(value), _LONGEST_NAME)
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
+    """Anything as a code span, in which neither Markdown nor HTML is read; what would end it becomes an apostrophe."""
+    text = shortened(str(value), _LONGEST_NAME).replace("`", "'")
+    return f"`{text or ' '}`"
 
 
 def _percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.2f} h"
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 3600:,.2f} h"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ _TEXT_TRIES = 4
 _NOT_NOW = {401, 403, 408, 429}  # a token that has expired may be renewed; and all from 500 on
 _REFUSALS = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "MALFORMED_REQUEST", "RESOURCE_DOES_NOT_EXIST"}
 """MLflow's codes for what no other try helps."""
+_OVERLOADED = re.compile(r"QueuePool limit|sqlalche\.me/e/\w+/rvf5")
+"""In a BAD_REQUEST all the same: no connection to the database is free, or the one that was is gone."""
 
 
 class _Entry(NamedTuple):
@@ -354,4 +357,4 @@ def _number(value: float) -> float | str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    return getattr(error, "error_code", "") in _REFUSALS
+    return getattr(error, "error_code", "") in _REFUSALS and not _OVERLOADED.search(str(error))

@@ -1,7 +1,8 @@
 """MLflow: one parent run for a pipeline run, one child run for each stage.
 
 A stage logs when MLFLOW_TRACKING_URI is set. The parent's id comes from the environment, never through a pipeline
-parameter, so that it takes no part in a cache key.
+parameter, so that it takes no part in a cache key: CALM_PARENT_RUN_ID of `calm run`, else MLflow's own MLFLOW_RUN_ID,
+in which Kubeflow Pipelines' MLflow plugin names the run that it has made for the task.
 """
 
 import os
@@ -18,6 +19,7 @@ from calm_core.telemetry.mlflow_store import (
     place_of,
     reach_mlflow,
     tracking_place,
+    wait_for_mlflow,
 )
 from calm_core.telemetry.outbox import (
     MOST_METRICS,
@@ -37,9 +39,10 @@ from calm_core.telemetry.progress import report
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
-PARENT_RUN_VARIABLE = "CALM_PARENT_RUN_ID"
+PARENT_RUN_VARIABLE, RUN_VARIABLE = "CALM_PARENT_RUN_ID", "MLFLOW_RUN_ID"
 COMMAND_VARIABLE = "CALM_RUN_COMMAND"
 """The command that began the pipeline's run, for people."""
 STAGE_TAG = "calm.stage"
@@ -142,26 +145,54 @@ def _parts(values: Mapping[str, _Value], most: int) -> Iterator[dict[str, _Value
     return (dict(items[start : start + most]) for start in range(0, len(items), most))
 
 
+def parent_run_id() -> str:
+    """The MLflow run below which this process records its own; empty where there is none."""
+    return os.environ.get(PARENT_RUN_VARIABLE) or os.environ.get(RUN_VARIABLE, "")
+
+
 def start_run(name: str, tags: Mapping[str, str]) -> Run:
-    """Start an MLflow run, below the pipeline's parent run if there is one; the null run without a tracking server.
+    """Start an MLflow run, below the parent run and in its experiment if there is one; the null run without a server.
+
+    MLflow has answered for a parent's run already. If it does not now, it may be restarting, and is waited for.
 
     Raises:
-        CalmError: MLflow does not answer, or the experiment has been deleted.
+        CalmError: MLflow does not answer, there is no such parent, or the experiment has been deleted.
     """
     if not os.environ.get(TRACKING_URI_VARIABLE):
         return Run()
     from mlflow import MlflowClient
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    parent = os.environ.get(PARENT_RUN_VARIABLE)
-    if not parent:  # for which MLflow has answered already: if it is restarting now, that is waited for
+    parent = parent_run_id()
+    if parent:
+        wait_for_mlflow(name)
+    else:
         reach_mlflow()
     all_tags = {**tags, **({MLFLOW_PARENT_RUN_ID: parent} if parent else {})}
     with mlflow_answers():
         client = MlflowClient()
-        experiment = experiment_id(client, os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT))
+        if parent:
+            experiment = _active(client, _experiment_of(client, parent))
+        else:
+            experiment = experiment_id(client, os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT))
         run_id = client.create_run(experiment, tags=all_tags, run_name=name).info.run_id
     return Run(run_id, name)
+
+
+def _experiment_of(client: "MlflowClient", run_id: str) -> "Experiment":
+    """The experiment of a parent's run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_experiment(client.get_run(run_id).info.experiment_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        variable = PARENT_RUN_VARIABLE if os.environ.get(PARENT_RUN_VARIABLE) else RUN_VARIABLE
+        raise CalmError(
+            f"{variable} {brief(run_id)}: there is no such run in {tracking_place()}; name one that is there, or unset "
+            f"{variable} to record this without a run above it"
+        ) from None
 
 
 def experiment_id(client: "MlflowClient", name: str, artifact_location: str | None = None) -> str:
@@ -178,13 +209,22 @@ def experiment_id(client: "MlflowClient", name: str, artifact_location: str | No
     found = client.get_experiment_by_name(name)
     if found is None:
         return str(client.create_experiment(name, artifact_location=artifact_location))
-    if found.lifecycle_stage != "active":
+    return _active(client, found)
+
+
+def _active(client: "MlflowClient", experiment: "Experiment") -> str:
+    """The id of an experiment.
+
+    Raises:
+        CalmError: It has been deleted.
+    """
+    if experiment.lifecycle_stage != "active":
         raise CalmError(
-            f"{tracking_place()}: the experiment {brief(name)} has been deleted; choose another with "
-            f"--set experiment=NAME, or bring it back with `mlflow experiments restore -x {found.experiment_id}` and "
-            f"this {TRACKING_URI_VARIABLE}: {client.tracking_uri}"
+            f"{tracking_place()}: the experiment {brief(experiment.name)} has been deleted; choose another with "
+            f"--set experiment=NAME, or bring it back with `mlflow experiments restore -x {experiment.experiment_id}` "
+            f"and this {TRACKING_URI_VARIABLE}: {client.tracking_uri}"
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import ssl
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import lru_cache
@@ -16,13 +17,18 @@ from urllib.parse import urlsplit
 
 from calm_core.errors import CalmError, first_line
 from calm_core.shown import redacted, shortened
+from calm_core.telemetry.progress import report
 
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 REGISTRY_URI_VARIABLE = "MLFLOW_REGISTRY_URI"
+WORKSPACE_VARIABLE = "MLFLOW_WORKSPACE"
+PATIENCE_SECONDS = 120.0
+"""How long a stage that begins waits for an MLflow that has answered the run above it, and does not answer now."""
 
 _PROBE_SECONDS = 5  # a server at work answers within a fraction of it
 _PROBE = "/api/2.0/mlflow/experiments/search"  # only MLflow answers it, and a server with users asks who it is
 _PROBE_ANSWER = {"experiments", "next_page_token"}
+_WAIT_SECONDS = 2.0  # between two questions to one that may be restarting
 _SQLITE = ("sqlite:", "sqlite+")
 _LONGEST_REASON = 300  # characters
 
@@ -34,11 +40,6 @@ _TO_DO = (
     (r"readonly|read-only|Permission denied", "make it and its folder writable, or choose another place"),
     (r"unable to open|[dD]irectory", "it has to be a file in a folder that you may write to"),
     (r"disk is full|No space|disk I/O", f"free space there, then {_AGAIN}"),
-    (
-        r"out-of-date database schema|Can't locate revision",
-        "its database is of another MLflow: of an older one, take a copy and run `mlflow db upgrade URI` with it; of a "
-        "newer one, install that version",
-    ),
     (r"not installed", "install it, or choose another place"),
 )
 """What helps against what MLflow and its databases say, by patterns."""
@@ -54,10 +55,16 @@ def tracking_place() -> str:
 def place_of(uri: str) -> str:
     """What stays the same of a tracking URI, whoever logs in: the file of a database, else the URI without a user.
 
+    MLflow's workspaces know nothing of each other's runs, so the one that is set is part of it.
+
     Raises:
         CalmError: It is to name a file of SQLite, and does not.
     """
-    return str(_sqlite_file(uri)) if uri.startswith(_SQLITE) else redacted(uri).replace("***@", "").rstrip("/")
+    if uri.startswith(_SQLITE):
+        return str(_sqlite_file(uri))
+    workspace = os.environ.get(WORKSPACE_VARIABLE)
+    place = redacted(uri).replace("***@", "").rstrip("/")
+    return f"{place} (workspace {workspace})" if workspace else place
 
 
 @contextmanager
@@ -92,6 +99,30 @@ def reach_mlflow(*, to_read: bool = False) -> None:
             if to_read and uri.startswith(_SQLITE) and not _sqlite_file(uri).exists():
                 raise CalmError(f"{_place(uri)}: there is no such database; set {_variable(uri)} to {_PLACES}")
             _reach(uri)
+
+
+def wait_for_mlflow(stage: str) -> None:
+    """Wait until MLflow answers that has answered before, since it may be restarting: `PATIENCE_SECONDS` at most.
+
+    Args:
+        stage: Who says that it is waited for.
+
+    Raises:
+        CalmError: It does not answer in this time, or something is wrong with it that does not pass.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    waiting = False
+    while True:
+        try:
+            _reach.cache_clear()  # what it has answered before says nothing of now
+            return reach_mlflow()
+        except CalmError as error:
+            if not error.can_pass or time.monotonic() > deadline:
+                raise
+            if not waiting:
+                report(stage, note=f"waiting for MLflow, {PATIENCE_SECONDS:.0f} s at most ({error})")
+            waiting = True
+        time.sleep(_WAIT_SECONDS)
 
 
 def quiet_mlflow() -> None:
@@ -170,7 +201,49 @@ def _ask_sqlite(file: Path) -> None:
 
     if file.exists():  # or MLflow makes it
         with closing(sqlite3.connect(file, timeout=_PROBE_SECONDS)) as database:
-            database.execute("SELECT name FROM sqlite_master").fetchall()
+            _require_current(str(file), sqlite_revision(database))
+
+
+def sqlite_revision(database: sqlite3.Connection) -> str:
+    """Which revision of MLflow's tables a database has; empty for one without any."""
+    if not database.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'").fetchall():
+        return ""
+    found = database.execute("SELECT version_num FROM alembic_version").fetchone()
+    return str(found[0]) if found else ""
+
+
+@lru_cache
+def known_revisions() -> tuple[str, ...]:
+    """The revisions of its tables that the installed MLflow knows, its own first."""
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    return tuple(script.revision for script in scripts.walk_revisions())
+
+
+def _require_current(place: str, revision: str) -> None:
+    """Refuse the tables of another MLflow: it would change those of an older one without a copy, or fail later.
+
+    Args:
+        place: The database, for people.
+        revision: Of its tables.
+
+    Raises:
+        CalmError: They are of another MLflow.
+    """
+    from mlflow import __version__ as installed
+
+    if revision in known_revisions()[1:]:
+        raise CalmError(
+            f"{place}: its tables are of an older MLflow ({revision}) than {installed}, which is installed; "
+            "take a copy of it, then run `mlflow db upgrade URI` with it"
+        )
+    if revision and revision not in known_revisions():
+        raise CalmError(
+            f"{place}: its tables are of a newer MLflow ({revision}) than {installed}, which is installed; "
+            "install that version, or choose another place"
+        )
 
 
 def _sqlite_file(uri: str) -> Path:
@@ -186,15 +259,17 @@ def _sqlite_file(uri: str) -> Path:
 
 
 def _ask_database(uri: str) -> None:
-    import sqlalchemy
+    from alembic.migration import MigrationContext
     from mlflow.store.db.utils import create_sqlalchemy_engine
 
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(_PROBE_SECONDS))
     engine = create_sqlalchemy_engine(uri)
     try:
-        sqlalchemy.inspect(engine)
+        with engine.connect() as connection:
+            revision = MigrationContext.configure(connection).get_current_revision()
     finally:
         engine.dispose()
+    _require_current(_place(uri), revision or "")
 
 
 @contextmanager

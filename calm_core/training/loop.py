@@ -25,6 +25,7 @@ from calm_core.telemetry.sinks import Curves, Point, Sinks
 from calm_core.training.bad_rows import BadRows
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.distributed import all_reduce_sum, gathered, largest_of
+from calm_core.training.energy import EnergyMeter
 from calm_core.training.engine import Engine
 from calm_core.training.guards import Guards, Verdict
 from calm_core.training.meter import CostMeter, Peak, SpeedMeter, Spent, most_memory
@@ -65,6 +66,7 @@ class Trainer:
         tell: Shows one line to whoever watches; of ranks that report nothing, it shows nothing.
         profiler: Traces some of the steps.
         peak: Of the hardware, None where it is not known.
+        must_resume: Whether to go on from a checkpoint, or not to train at all.
         step: Optimiser steps done.
     """
 
@@ -81,9 +83,10 @@ class Trainer:
     folder: str
     tell: Callable[[str], object]
     profiler: StepProfiler
-    costs: CostMeter
+    costs: CostMeter = field(default_factory=lambda: CostMeter(EnergyMeter(None)))
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
     peak: Peak | None = None
+    must_resume: bool = False
     step: int = 0
     meter: SpeedMeter = field(init=False)
     guards: Guards = field(init=False)
@@ -96,6 +99,7 @@ class Trainer:
 
         Raises:
             Interrupted: SIGTERM came; a checkpoint of the step that was under way is saved.
+            ConfigError: No checkpoint can be used, and it shall go on from one.
             CalmError: Too much was not finite; the last good checkpoint stands.
         """
         self.guards = Guards(self.config)
@@ -126,7 +130,7 @@ class Trainer:
         self.meter = SpeedMeter(self.step, self.config.steps, tokens, self.peak)
 
     def _resume(self) -> None:
-        if found := self.checkpointer.load_latest():
+        if found := self.checkpointer.load_latest(is_required=self.must_resume):
             facts, curves = found
             self.step = facts.step
             self.costs.before = Spent(facts.seconds, facts.accelerator_seconds, facts.energy_joules)

@@ -177,6 +177,7 @@ def _make_trainer(
         costs=costs,
         watchdog=watchdog,
         peak=_peak(spec, inputs),
+        must_resume=spec.resume,
     )
 
 

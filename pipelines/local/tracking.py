@@ -1,25 +1,34 @@
 """MLflow of the runs on one machine: a SQLite file, unless MLFLOW_TRACKING_URI names a server."""
 
 import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
+from itertools import chain, count
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from calm_core.errors import CalmError
+from calm_core.shown import brief
 from calm_core.telemetry import outbox
 from calm_core.telemetry.delivery import Delivery
 from calm_core.telemetry.mlflow_run import EXPERIMENT_VARIABLE, STAGE_TAG, Run, experiment_id
 from calm_core.telemetry.mlflow_store import (
     TRACKING_URI_VARIABLE,
     explained,
+    known_revisions,
     mlflow_answers,
     quiet_mlflow,
     reach_mlflow,
+    sqlite_revision,
 )
+from calm_core.telemetry.progress import report
 from pipelines.local.home import Home
 
 _EMBEDDED_SCHEME = "sqlite:"
+_STAGE = "mlflow"  # as which progress tells of it
 _LOCATIONS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -77,11 +86,88 @@ def send_what_is_left(home: Home) -> None:
 
 
 def _point(home: Home) -> None:
-    _follow(home)
+    if tracking_uri(home) == _own_uri(home) and home.mlflow_database.exists():
+        with explained(_own_uri(home)):
+            _upgrade(home)
+            _follow(home)
     os.environ[TRACKING_URI_VARIABLE] = tracking_uri(home)
     os.environ.setdefault(outbox.OUTBOX_VARIABLE, str(home.outbox))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # of the children, whose lines go to logs
     quiet_mlflow()
+
+
+def _upgrade(home: Home) -> None:
+    """Give the database of a home's own MLflow the tables of the installed version, if an older one has made it.
+
+    A copy of it as it was stays beside it. Another one is upgraded, and written back at once when that is done, so that
+    nothing is half done however this ends. It stays the same file: others may have it open.
+
+    Raises:
+        CalmError: MLflow cannot upgrade it.
+        sqlite3.Error: It cannot be read or written.
+    """
+    database = home.mlflow_database
+    with closing(sqlite3.connect(database, isolation_level=None)) as original:
+        if not _is_older(sqlite_revision(original)):
+            return
+        original.execute("BEGIN IMMEDIATE")  # nobody writes to what is replaced
+        revision = sqlite_revision(original)
+        if not _is_older(revision):  # another process has done it
+            return
+        new = database.with_name(f"{database.name}.upgrading")
+        backup = _free(database.with_name(f"{database.name}.{revision}.backup"))
+        try:
+            for copy in (backup, new):
+                _copy(database, copy)
+            _run_upgrade(database, new)
+            original.execute("ROLLBACK")
+            with closing(sqlite3.connect(new)) as upgraded:
+                upgraded.backup(original)
+        except BaseException:
+            backup.unlink(missing_ok=True)
+            raise
+        finally:
+            new.unlink(missing_ok=True)
+    report(_STAGE, note=f"{database}: was of an older MLflow, and has been upgraded; as it was, it is {backup}")
+
+
+def _is_older(revision: str) -> bool:
+    """Whether tables are of an older MLflow than the installed one."""
+    return revision in known_revisions()[1:]
+
+
+def _free(file: Path) -> Path:
+    """A name that nothing has."""
+    others = (file.with_name(f"{file.name}-{number}") for number in count(2))
+    return next(name for name in chain([file], others) if not name.exists())
+
+
+def _copy(database: Path, file: Path) -> None:
+    """Write a whole database to a file, for the same users."""
+    part = file.with_name(f"{file.name}.part")
+    part.unlink(missing_ok=True)  # left by one that was killed
+    with closing(sqlite3.connect(database)) as original, closing(sqlite3.connect(part)) as copy:
+        original.backup(copy)
+    shutil.copymode(database, part)
+    part.replace(file)
+
+
+def _run_upgrade(database: Path, copy: Path) -> None:
+    """Upgrade a copy of a database.
+
+    Raises:
+        CalmError: MLflow cannot.
+    """
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"{_EMBEDDED_SCHEME}///{copy}"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    with closing(sqlite3.connect(copy)) as upgraded:
+        if ended.returncode == 0 and sqlite_revision(upgraded) == known_revisions()[0]:
+            return
+    reason = (ended.stderr.strip() or ended.stdout.strip() or f"exit code {ended.returncode}").splitlines()[-1]
+    raise CalmError(
+        f"{database}: is of an older MLflow, which cannot be upgraded ({brief(reason)}); it is as it was: install the "
+        "MLflow that has made it, or move it away, and a new one is made"
+    )
 
 
 def _follow(home: Home) -> None:
@@ -91,12 +177,10 @@ def _follow(home: Home) -> None:
     stays as it is: it may be shared.
 
     Raises:
-        CalmError: The records cannot be changed.
+        sqlite3.Error: The records cannot be changed.
     """
-    if tracking_uri(home) != _own_uri(home) or not home.mlflow_database.exists():
-        return
     new = home.mlflow_artifacts.as_uri()
-    with explained(_own_uri(home)), closing(sqlite3.connect(home.mlflow_database)) as database, database:
+    with closing(sqlite3.connect(home.mlflow_database)) as database, database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master").fetchall()}
         if "experiments" not in tables:  # it is new, and MLflow has not filled it yet
             return

@@ -96,6 +96,20 @@ def test_batches_change_nothing() -> None:
     assert whole == parts
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 6])
+def test_noise_is_tried_on_the_first_sequences(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding at every scale is most of the work, and a few thousand tokens tell enough."""
+    autoencoder, tokens = trained("mlp", 4), sequences(4)
+    whole, first = measured(autoencoder, tokens, batch_size=6), measured(autoencoder, tokens[:3], batch_size=3)
+    monkeypatch.setattr(fidelity, "NOISE_TOKENS", 3 * tokens.shape[1] + 1)
+    some = measured(autoencoder, tokens, batch_size)
+    assert some.under_noise == first.under_noise != whole.under_noise
+    assert some.sampled == whole.sampled
+    monkeypatch.setattr(fidelity, "NOISE_TOKENS", 1)
+    assert measured(autoencoder, tokens, batch_size).under_noise == measured(autoencoder, tokens[:1], 1).under_noise
+    assert measured(autoencoder, torch.cat([0 * tokens[:1], tokens]), batch_size).under_noise == []
+
+
 def test_a_sequence_of_padding_changes_nothing() -> None:
     autoencoder, tokens = trained("mlp", 4), sequences(4)
     padded = torch.cat([tokens, torch.full_like(tokens[:1], PAD)])

@@ -117,7 +117,7 @@ def test_a_damaged_piece_is_measured_again(
     made = go_on(dataset_uri, model_uris, killed)
     assert len(draws) == PIECES - 1
     assert made.digest == uninterrupted.digest
-    assert f"{piece} is damaged; measuring it again" in capsys.readouterr().out
+    assert f"{piece} is damaged; measuring it again" in capsys.readouterr().err
 
 
 def test_another_evaluation_begins_anew(

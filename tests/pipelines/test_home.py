@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -11,8 +12,10 @@ import pytest
 
 from calm_core.errors import CalmError
 from calm_core.telemetry.outbox import OUTBOX_VARIABLE, Outbox, Tags
+from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, parse
 from pipelines.local.home import HOME_VARIABLE, Home
 from pipelines.local.tracking import read_tracking, send_what_is_left, use_tracking
+from tests.mlflow_tables import make_older
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +138,40 @@ def test_what_mlflow_was_not_told_is_told_where_the_home_was_moved_to(
     while list(moved.outbox.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert mlflow.MlflowClient().get_run(run_id).data.tags["calm.digest"] == "abc"
+
+
+@pytest.mark.parametrize(
+    "revision",
+    ["4465047574b1", "71994744cf8e"],
+    ids=["MLflow 2, without logged models", "MLflow 3.2"],
+)
+def test_the_database_of_an_older_mlflow_is_upgraded_and_a_copy_of_it_stays(
+    revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade of MLflow; once, and by a command that only reads too."""
+    (tmp_path / "home").mkdir()
+    database = tmp_path / "home" / "mlflow.db"
+    make_older(f"sqlite:///{database}", revision)
+    database.chmod(0o600)
+    (tmp_path / "home" / "mlflow.db.upgrading.part").write_text("left by one that was killed")
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    monkeypatch.setenv(PROGRESS_FILE_VARIABLE, str(tmp_path / "progress.jsonl"))
+    with closing(sqlite3.connect(database)) as other:  # of a process that goes on
+        read_tracking(Home.find(make=False))
+        with other:
+            other.execute("INSERT INTO tags (key, value, run_uuid) VALUES ('told', 'later', '0123')")
+    home = begin(tmp_path / "home", monkeypatch)
+    run = mlflow.MlflowClient().get_run("0123")
+    assert (run.data.metrics, run.data.tags, run.info.experiment_id) == ({"loss": 0.5}, {"told": "later"}, "7")
+    assert run.info.artifact_uri == f"{home.mlflow_artifacts.as_uri()}/0123"
+    assert [model.name for model in mlflow.MlflowClient().search_registered_models()] == ["calm"]
+    log("and on")
+
+    [told] = [parse(line).note for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    backup = database.with_name(f"mlflow.db.{revision}.backup")
+    assert told == f"{database}: was of an older MLflow, and has been upgraded; as it was, it is {backup}"
+    with closing(sqlite3.connect(backup)) as copy:
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [(revision,)]
+        assert copy.execute("SELECT count(*) FROM runs").fetchall() == [(1,)]
+    assert {file.stat().st_mode & 0o777 for file in (database, backup)} == {0o600}
+    assert sorted(file.name for file in database.parent.glob("mlflow.db*")) == ["mlflow.db", backup.name]

@@ -1,19 +1,23 @@
 """When aliases move, in a real MLflow store; the versions have no files, and a table says which one beats which."""
 
+import functools
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from contextlib import suppress
+from typing import Any, ClassVar
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag, RegisteredModel, RegisteredModelAlias
+from mlflow.store.entities.paged_list import PagedList
 
 from calm_core.config import RegistryConfig
 from calm_core.errors import CalmError
 from calm_core.registry.aliases import DECISION_TAG, EVALUATION_TAG, PROMOTION_TAG, Aliases, Decision
 from calm_core.registry.gate import Contender, judge
-from calm_core.store.facts import Decided, Difference, Score
+from calm_core.store.facts import Decided, Difference, ScoreDifference
 
 
 class Killed(BaseException):
@@ -47,10 +51,14 @@ class Registry:
             self.judged.append((int(number), int(champion or 0)))
             better = champion is not None and (int(number), int(champion)) in self.beats
             difference = Difference(
-                brierlm=Score(value=2.0 if better else 0.5, low=-1.0, high=3.0),
-                brier={n: Score(value=0.01) for n in "1234"},
-                p_value=0.001 if better else 0.4,
+                brierlm=ScoreDifference(
+                    value=2.0 if better else 0.5, low=-1.0, high=3.0, p_value=0.001 if better else 0.4
+                ),
+                brier={n: ScoreDifference(value=0.01, p_value=1.0) for n in "1234"},
                 documents=30,
+                positions=900,
+                resamples=99,
+                confidence=0.95,
             )
             return judge(rules, Contender(number), Contender(champion) if champion else None, difference)
 
@@ -136,7 +144,7 @@ def test_the_champion_gives_way_to_a_significantly_better_version_alone(store: C
 
 
 def test_a_decision_is_made_once(store: Callable[..., Registry]) -> None:
-    """As an old command does whose stages all come from the cache: neither a champion of old nor what lost comes back."""
+    """As an old command does whose stages all come from the cache: no champion of old comes back."""
     registry = store((2, 1), (4, 2))
     for _ in range(3):
         registry.register()
@@ -213,113 +221,152 @@ def test_a_decision_tag_that_is_nothing_of_ours_is_none(store: Callable[..., Reg
     assert not registry.register().promoted
 
 
-@pytest.fixture
-def before_call(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None]], None]:
-    """Lets something be called before each call of MLflow's store, with its name."""
-    hook: list[Callable[[str], None]] = []
-
-    def wrapped(name: str) -> None:
-        method = getattr(SqlAlchemyStore, name)
-
-        def called(self: SqlAlchemyStore, *arguments: Any, **named: Any) -> Any:
-            for each in hook:
-                each(name)
-            return method(self, *arguments, **named)
-
-        monkeypatch.setattr(SqlAlchemyStore, name, called)
-
-    for name in CALLS:
-        wrapped(name)
-
-    def use(new: Callable[[str], None]) -> None:
-        hook[:] = [new]
-
-    return use
-
-
-CALLS = ("search_model_versions", "get_registered_model", "set_model_version_tag", "set_registered_model_alias")
-ORDERS: dict[str, tuple[set[tuple[int, int]], str]] = {
-    "neither is better than the champion": (set(), "1"),
-    "only the first is": ({(2, 1)}, "2"),
-    "only the second is": ({(3, 1)}, "3"),
+BEATS_BOTH_WAYS: dict[str, tuple[set[tuple[int, int]], str]] = {
+    "only the second is better": ({(3, 1)}, "3"),
     "both are, and are alike": ({(2, 1), (3, 1)}, "2"),
-    "both are, and the second is better": ({(2, 1), (3, 1), (3, 2)}, "3"),
-    "both are, and the first is better": ({(2, 1), (3, 1), (2, 3)}, "2"),
+    "both are, and the second more so": ({(2, 1), (3, 1), (3, 2)}, "3"),
     "in a circle": ({(2, 1), (3, 2), (1, 3)}, "3"),
 }
 """Which of version 1, the champion, and versions 2 and 3 beats which, and who is champion in the end."""
 
 
-@pytest.mark.parametrize("order", ORDERS)
+def three_versions(make: Callable[..., Registry], beats: Iterable[tuple[int, int]]) -> Registry:
+    """A champion, and two versions about which nothing has been decided."""
+    registry = make(*beats)
+    first = Decision(state="promoted", decided=Decided(promoted=True, reason="champion, since no version was"))
+    registry.client.create_model_version(registry.name, "file:///nowhere", tags=first.tags)
+    registry.point("1")
+    registry.version()
+    registry.version()
+    return registry
+
+
+class Memory:
+    """What is asked of MLflow's client, without its database: there are thousands of calls before which to interrupt.
+
+    Attributes:
+        models: By name, tags by version, and versions by alias.
+    """
+
+    models: ClassVar[dict[str, tuple[dict[int, dict[str, str]], dict[str, str]]]] = {}
+    before_call: ClassVar[Callable[[str], None]] = staticmethod(lambda name: None)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name != "models":
+            type(self).before_call(name)
+        return super().__getattribute__(name)
+
+    def create_registered_model(self, name: str) -> None:
+        self.models[name] = ({}, {})
+
+    def create_model_version(self, name: str, source: str, tags: dict[str, str]) -> ModelVersion:
+        versions, _ = self.models[name]
+        versions[len(versions) + 1] = dict(tags)
+        return ModelVersion(name, str(len(versions)), 0)
+
+    def search_model_versions(self, filter_string: str, max_results: int = 0, page_token: str = "") -> Any:
+        name = filter_string.split("'")[1]
+        tags = {
+            number: [ModelVersionTag(*tag) for tag in tags.items()] for number, tags in self.models[name][0].items()
+        }
+        return PagedList([ModelVersion(name, str(number), 0, tags=tags[number]) for number in tags], None)
+
+    def get_registered_model(self, name: str) -> Any:
+        return RegisteredModel(name, aliases=[RegisteredModelAlias(*each) for each in self.models[name][1].items()])
+
+    def get_model_version(self, name: str, number: str) -> ModelVersion:
+        found: list[ModelVersion] = self.search_model_versions(f"name = '{name}'")
+        return found[int(number) - 1]
+
+    def set_model_version_tag(self, name: str, number: str, key: str, value: str) -> None:
+        self.models[name][0][int(number)][key] = value
+
+    def set_registered_model_alias(self, name: str, alias: str, number: str) -> None:
+        self.models[name][1][alias] = number
+
+
+class At:
+    """Does something once, before one of the calls of MLflow's client.
+
+    Attributes:
+        call: The name of that call; empty until then.
+    """
+
+    def __init__(self, place: int, do: Callable[[], object]) -> None:
+        self.call, self._place, self._do, self._count = "", place, do, 0
+
+    def __call__(self, name: str) -> None:
+        self._count += 1
+        if self._count == self._place:
+            self.call = name
+            self._do()
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Registry]:
+    """Makes registries as `store` does, in memory."""
+    monkeypatch.setattr(mlflow, "MlflowClient", Memory)
+    monkeypatch.setattr(sys.modules[__name__], "MlflowClient", Memory)
+    return lambda *beats: Registry("calm", beats)
+
+
+@pytest.fixture
+def before_call(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None]], None]:
+    """Lets something be called before each call of MLflow's client, with its name."""
+    return lambda do: monkeypatch.setattr(Memory, "before_call", staticmethod(do))
+
+
+@pytest.mark.parametrize("order", BEATS_BOTH_WAYS)
 @pytest.mark.parametrize("slow", ["2", "3"])
 def test_two_registered_at_once_end_alike_wherever_one_overtakes_the_other(
-    order: str, slow: str, store: Callable[..., Registry], before_call: Callable[[Callable[[str], None]], None]
+    order: str, slow: str, memory: Callable[..., Registry], before_call: Callable[[Callable[[str], None]], None]
 ) -> None:
     """One is decided about as a whole before some call of the other one, for every call."""
-    beats, champion = ORDERS[order]
-    fast = "3" if slow == "2" else "2"
-    expected = None
-    for place in itertools.count():
-        registry = store(*beats)
-        registry.register()
-        for _ in range(2):
-            registry.version()
-        calls, has_overtaken = itertools.count(), []
-
-        def overtake(name: str) -> None:
-            if next(calls) == place:
-                has_overtaken.append(name)
-                registry.decide(fast)
-
-        before_call(overtake)
+    beats, champion = BEATS_BOTH_WAYS[order]
+    fast, expected = "3" if slow == "2" else "2", {}
+    for place in itertools.count(1):
+        registry = three_versions(memory, beats)
+        overtaking = At(place, functools.partial(registry.decide, fast))
+        before_call(overtaking)
         registry.decide(slow)
         before_call(lambda name: None)
-        if not has_overtaken:
+        if not overtaking.call:
             registry.decide(fast)
-        registry.decide("2")
         expected = expected or registry.whole_state
-        assert registry.whole_state == expected, f"overtaken before call {place}: {has_overtaken}"
-        assert registry.champion == champion and registry.alias("challenger") == "3"
-        states = {number: registry.state(number) for number in "123"}
-        assert set(states.values()) <= {"promoted", "kept"}
-        if not has_overtaken:
-            assert place > 8  # every call has had its turn
+        assert registry.whole_state == expected, f"overtaken before call {place}, {overtaking.call}"
+        assert (registry.champion, registry.alias("challenger")) == (champion, "3")
+        assert {registry.state(number) for number in "123"} <= {"promoted", "kept"}
+        if not overtaking.call:
+            assert place > 12  # every call has had its turn
             return
 
 
-@pytest.mark.parametrize("order", ORDERS)
+def killed() -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("order", [*BEATS_BOTH_WAYS][:3])
 def test_whatever_a_crash_leaves_the_next_run_brings_to_the_same_end(
-    order: str, store: Callable[..., Registry], before_call: Callable[[Callable[[str], None]], None]
+    order: str, memory: Callable[..., Registry], before_call: Callable[[Callable[[str], None]], None]
 ) -> None:
-    """Killed before each call in turn; and then either the same registration runs again, or a later one alone."""
-    beats, champion = ORDERS[order]
-    expected = None
-    for place in itertools.count():
-        registry = store(*beats)
-        registry.register()
-        registry.version()
-        calls, is_killed = itertools.count(), []
-
-        def kill(name: str) -> None:
-            if next(calls) == place:
-                is_killed.append(name)
-                raise Killed
-
-        before_call(kill)
-        try:
+    """Killed before each call in turn; then the same registration runs again, or a later one alone."""
+    beats, champion = BEATS_BOTH_WAYS[order]
+    expected: dict[str, Any] = {}
+    for place in itertools.count(1):
+        registry = three_versions(memory, beats)
+        killing = At(place, killed)
+        before_call(killing)
+        with suppress(Killed):
             registry.decide("2")
-        except Killed:
-            before_call(lambda name: None)
-            if place % 2:
-                registry.decide("2")
         before_call(lambda name: None)
-        registry.version()
+        if place % 2:
+            registry.decide("2")
         registry.decide("3")
         expected = expected or registry.whole_state
-        assert registry.whole_state == expected, f"killed before call {place}: {is_killed}"
-        assert registry.champion == champion
-        if not is_killed:
-            assert place > 8
+        assert registry.whole_state == expected, f"killed before call {place}, {killing.call}"
+        assert (registry.champion, registry.alias("challenger")) == (champion, "3")
+        if not killing.call:
+            assert place > 12
             return
 
 
@@ -371,7 +418,7 @@ def test_by_hand_and_back(store: Callable[..., Registry]) -> None:
         "promoted",
         promoted.reason,
     )
-    with pytest.raises(CalmError, match="^version 2 of model-[0-9]+ is champion already"):
+    with pytest.raises(CalmError, match=r"^version 2 of model-[0-9]+ is champion already"):
         registry.aliases().promote("2", "again")
     assert registry.aliases().roll_back("it was not") == ("2", "3")
     assert registry.tags("2")[PROMOTION_TAG] == "rolled back to version 3: it was not"
@@ -381,20 +428,20 @@ def test_by_hand_and_back(store: Callable[..., Registry]) -> None:
     assert len(decision.earlier) == 2
     for number in "23":  # old commands again
         assert not registry.decide(number).promoted
-    with pytest.raises(CalmError, match="no tag of model-[0-9]+ says which version was champion before version 1"):
+    with pytest.raises(CalmError, match=r"no tag of model-[0-9]+ says which version was champion before version 1"):
         registry.aliases().roll_back("further")
     assert registry.champion == "1"
 
 
 def test_there_is_no_way_back_to_a_deleted_version_or_from_none(store: Callable[..., Registry]) -> None:
     registry = store((2, 1))
-    with pytest.raises(CalmError, match="no version of model-[0-9]+ is champion"):
+    with pytest.raises(CalmError, match=r"no version of model-[0-9]+ is champion"):
         registry.aliases().roll_back("why not")
     registry.register()
     registry.register()
     registry.client.delete_model_version(registry.name, "1")
     with pytest.raises(
-        CalmError, match="version 1 of model-[0-9]+, which was champion before version 2, has been deleted"
+        CalmError, match=r"version 1 of model-[0-9]+, which was champion before version 2, has been deleted"
     ):
         registry.aliases().roll_back("why not")
     assert registry.champion == "2"

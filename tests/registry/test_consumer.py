@@ -1,4 +1,4 @@
-"""A consumer: an environment with the core alone loads a registered model from an MLflow server, and serves it."""
+"""A consumer: an environment with what a registered model names loads it from an MLflow server, and serves it."""
 
 import json
 import os
@@ -26,7 +26,19 @@ from pipelines.local.object_store import free_port
 MODEL = "models:/calm@champion"
 PROMPTS = ["the river", "the old port"]
 PARAMETERS = {"max_new_tokens": 8, "temperature": 0.5, "seed": 1}
+PAYLOADS = {
+    "dataframe_split": {"columns": ["prompt"], "data": [[prompt] for prompt in PROMPTS]},
+    "dataframe_records": [{"prompt": prompt} for prompt in PROMPTS],
+    "inputs": PROMPTS,
+    "instances": PROMPTS,
+}
 PREDICT = f"""
+import socket
+connect = socket.socket.connect
+def connect_to_this_machine(self, address):
+    assert not isinstance(address, tuple) or address[0] == "127.0.0.1", address
+    return connect(self, address)
+socket.socket.connect = connect_to_this_machine
 import importlib.util, json, sys, mlflow, pandas, calm_core
 for name in ("kfp", "deepspeed", "typer", "pyarrow", "pytest"):
     assert importlib.util.find_spec(name) is None, name
@@ -148,10 +160,13 @@ def test_the_core_alone_loads_a_registered_model(programs: Path, environment: di
 
 def test_the_core_alone_serves_a_registered_model(programs: Path, environment: dict[str, str], tmp_path: Path) -> None:
     command = [str(programs / "mlflow"), "models", "serve", "--model-uri", MODEL, "--env-manager=local"]
-    question = {"dataframe_records": [{"prompt": prompt} for prompt in PROMPTS], "params": PARAMETERS}
+    texts = expected()
     with server(command, environment, tmp_path / "log") as address:
-        request = urllib.request.Request(
-            f"{address}/invocations", json.dumps(question).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            assert json.load(answer)["predictions"] == expected()
+        for form, prompts in PAYLOADS.items():
+            request = urllib.request.Request(
+                f"{address}/invocations",
+                json.dumps({form: prompts, "params": PARAMETERS}).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.load(answer)["predictions"] == texts, form

@@ -224,14 +224,14 @@ def test_a_version_that_cannot_be_loaded_is_not_answered(
 def test_what_cannot_be_loaded_once_it_is_registered_is_withdrawn(
     model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register = mlflow.register_model
+    create = mlflow.MlflowClient.create_model_version
 
-    def register_and_lose(*arguments: Any, **options: Any) -> Any:
-        made = register(*arguments, **options)
+    def create_and_lose(*arguments: Any, **options: Any) -> Any:
+        made = create(*arguments, **options)
         shutil.rmtree(files_of(made.version, made.name))
         return made
 
-    monkeypatch.setattr(mlflow, "register_model", register_and_lose)
+    monkeypatch.setattr(mlflow.MlflowClient, "create_model_version", create_and_lose)
     with pytest.raises(CalmError, match=r"^models:/lost/1: its files are gone"):
         register_model(RegistryConfig(model_name="lost"), model_uris[1], evaluation_uri, str(tmp_path / "out"))
     assert numbers("lost") == []

@@ -13,8 +13,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from sqlalchemy import create_engine
+from sqlalchemy.exc import DataError, InterfaceError, TimeoutError
+from sqlalchemy.pool import QueuePool
 
-from calm_core.telemetry.delivery import Delivery
+from calm_core.telemetry.delivery import Delivery, _is_refusal
 from calm_core.telemetry.mlflow_run import Run, start_run
 from calm_core.telemetry.outbox import OUTBOX_VARIABLE, Outbox, Text
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE
@@ -263,3 +267,14 @@ def test_what_cannot_be_sent_of_another_run_holds_nothing_up(database: Path, out
     assert in_mlflow(database, run) == losses(1)
     assert f"what it is to be told (1 records) waits in {outbox}" in told()[-1]
     assert list(outbox.glob("*.jsonl")) == [left.path]
+
+
+def test_a_database_that_has_no_connection_left_has_not_refused_anything() -> None:
+    """MLflow calls whatever its database library raises a bad request, but for what that calls operational."""
+    engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    with engine.connect(), pytest.raises(TimeoutError) as busy:
+        engine.connect()
+    gone, impossible = (kind("INSERT", {}, Exception("why")) for kind in (InterfaceError, DataError))
+    for error, is_refusal in ((busy.value, False), (gone, False), (impossible, True)):
+        assert _is_refusal(mlflow.MlflowException(error, BAD_REQUEST)) == is_refusal
+    engine.dispose()

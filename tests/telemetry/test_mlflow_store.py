@@ -14,7 +14,17 @@ import pytest
 
 from calm_core.errors import CalmError
 from calm_core.telemetry.mlflow_run import start_run
-from calm_core.telemetry.mlflow_store import explained, mlflow_answers, reach_mlflow
+from calm_core.telemetry.mlflow_store import (
+    explained,
+    known_revisions,
+    mlflow_answers,
+    place_of,
+    reach_mlflow,
+    wait_for_mlflow,
+)
+from calm_core.telemetry.progress import parse
+from tests.mlflow_tables import make_older
+from tests.postgres import Postgres
 
 
 @pytest.fixture(autouse=True)
@@ -73,12 +83,20 @@ def test_what_has_answered_is_not_asked_again(starting: str, monkeypatch: pytest
     reach_mlflow()
 
 
-def test_a_stage_of_a_run_that_mlflow_has_answered_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_of_a_run_that_mlflow_has_answered_waits_for_it(
+    starting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as is set, and says so once."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", starting)
+    monkeypatch.setenv("CALM_PROGRESS_FILE", str(tmp_path / "progress.jsonl"))
+    monkeypatch.setattr("calm_core.telemetry.mlflow_store._WAIT_SECONDS", 0.0)
+    wait_for_mlflow("find")  # the third question is answered
+    [told] = [parse(line).note for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert told.startswith("waiting for MLflow, 120 s at most (") and "HTTP 503" in told
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
     monkeypatch.setenv("CALM_PARENT_RUN_ID", "0123")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr("calm_core.telemetry.mlflow_run.reach_mlflow", None)
-    with pytest.raises(CalmError, match="nothing listens there"):  # said by MLflow's own call
+    monkeypatch.setattr("calm_core.telemetry.mlflow_store.PATIENCE_SECONDS", 0.0)
+    with pytest.raises(CalmError, match=r"nothing listens there.*then run the same command again"):
         start_run("find", {})
 
 
@@ -134,7 +152,7 @@ def test_what_was_being_handled_before_is_no_reason(monkeypatch: pytest.MonkeyPa
         ("UPDATE experiments SET lifecycle_stage = 'deleted'", r"experiment 'stages' has been deleted"),
         (
             "UPDATE alembic_version SET version_num = 'fedcba987654'",
-            r"mlflow.db: cannot be used \(Detected out-of",
+            r"mlflow.db: its tables are of a newer MLflow \(fedcba987654\) than .*; install that version",
         ),
     ],
 )
@@ -178,3 +196,21 @@ def test_the_bare_library_says_what_a_database_needs(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
     with pytest.raises(CalmError, match=r"mlflow.db: .*\(sqlalchemy, which it needs .* is not installed\); install it"):
         reach_mlflow()
+
+
+def test_tables_of_an_older_mlflow_are_not_changed_without_a_copy(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow itself would upgrade them: under a server of that older version, and with nothing to go back to."""
+    for uri in (postgres.make("older"), f"sqlite:///{tmp_path}/older.db"):
+        make_older(uri, "71994744cf8e")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(CalmError, match=r": its tables are of an older MLflow \(71994744cf8e\).*mlflow db upgrade"):
+            start_run("find", {})
+        assert "71994744cf8e" in known_revisions()
+
+
+def test_workspaces_are_places_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one was to be told is not sent to another, which knows no such run."""
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    assert place_of("https://user:word@mlflow/") == "https://mlflow (workspace team-a)"

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
 _START_SECONDS = 240  # it takes 5 s on an idle machine
+_STOP_SECONDS = 60
 Fault = Literal["", "503", "401", "hangs", "refused", "answer lost"]
 
 
@@ -28,24 +29,30 @@ def free_port() -> int:
 
 
 class TrackingServer:
-    """MLflow's server on a database of SQLite.
+    """MLflow's server, on a database of SQLite and a folder of files unless others are named.
+
+    Args:
+        folder: Where its log lies, and its database and files.
+        store_uri: Of another database.
+        files: The options that say where it keeps files.
 
     Attributes:
         uri: Where it listens.
-        database: Its file.
+        database: The file of its own database.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store_uri: str = "", files: Sequence[str] = ()) -> None:
         self._folder, self._port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
         self.database = folder / "mlflow.db"
+        self._store_uri = store_uri or f"sqlite:///{self.database}"
+        self._files = files or ("--artifacts-destination", str(folder / "artifacts"))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self._port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.database}"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        command += ["--backend-store-uri", self._store_uri, *self._files]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         environment.pop("MLFLOW_TRACKING_URI", None)
         with open(self._folder / "server.log", "ab") as log:
@@ -54,10 +61,18 @@ class TrackingServer:
             )
         wait_until(self._answers, _START_SECONDS)
 
+    def stop(self) -> None:
+        """Ask it to end, as a cluster does, and wait until it has."""
+        if self._process:
+            self._process.terminate()
+            self._process.wait(_STOP_SECONDS)
+            self.kill()  # what it may have left
+
     def kill(self) -> None:
         """Kill it as it is."""
         if self._process:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
@@ -76,11 +91,13 @@ class Proxy:
     Attributes:
         uri: Where it listens.
         fault: How it fails; empty to pass all on.
+        headers: Of all requests, in their order.
     """
 
     def __init__(self, server_uri: str) -> None:
         self.fault: Fault = ""
         self.failed = 0
+        self.headers: list[dict[str, str]] = []
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler(server_uri.split("//")[1]))
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -97,6 +114,7 @@ class Proxy:
         class Handler(http.server.BaseHTTPRequestHandler):
             def _pass_on(self) -> None:
                 content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                proxy.headers.append(dict(self.headers))
                 tells = self.path.split("?")[0].endswith(("log-batch", "runs/update", ".html"))
                 fault = proxy.fault if tells else ""
                 proxy.failed += bool(fault)

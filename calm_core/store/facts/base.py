@@ -101,8 +101,12 @@ class Facts(Record):
 
     def part(self, part: Part) -> dict[str, Any]:
         """The values that belong to one part of the manifest, as JSON values; unset ones are left out."""
-        names = {name for name in type(self).model_fields if self._part_of(name) == part}
-        return self.model_dump(mode="json", include=names, exclude_none=True)
+        return self.model_dump(mode="json", include=self.names_of(part), exclude_none=True)
+
+    @classmethod
+    def names_of(cls, part: Part) -> set[str]:
+        """The names of the values that belong to one part."""
+        return {name for name in cls.model_fields if cls._part_of(name) == part}
 
     @classmethod
     def _part_of(cls, name: str) -> Part:

@@ -157,7 +157,7 @@ class AutoencoderQuality(Record):
 
     Attributes:
         mean, sampled: From the mean latent, and from a latent drawn around it.
-        under_noise: With growing noise on the mean latent.
+        under_noise: With growing noise on the mean latent, of the first sequences, up to where it breaks.
         latent_size: l.
         active_dimensions: Those whose mean varies with the text by more than 0.01 (Burda et al. 2016).
         latent_std: The encoder's standard deviations over chunks and dimensions: quantiles by their level, e.g. "0.5".

@@ -173,7 +173,7 @@ def _blocked(path: str) -> Callable[[Path], object]:
 _DEAD = "http://127.0.0.1:9"  # the discard port: nothing listens
 _NO_PLACE = "MLflow keeps nothing in such a place; write http://HOST:PORT of an MLflow server or sqlite:"
 _NO_MLFLOW = "what answers there is no MLflow server"
-_OTHER_SCHEMA = "its database is of another MLflow"
+_NEWER = "{folder}/home/mlflow.db: its tables are of a newer MLflow (fedcba987654) than "
 
 MISTAKES: list[Mistake] = [
     _uri("nothing listens", _DEAD, f"MLFLOW_TRACKING_URI {_DEAD}: MLflow does not answer (nothing listens there)"),
@@ -218,13 +218,18 @@ MISTAKES: list[Mistake] = [
         "damaged database", _truncated, "{folder}/home/mlflow.db: cannot be used (database disk image is malformed)"
     ),
     _store("locked database", _locked, "{folder}/home/mlflow.db: cannot be used (database is locked); another process"),
-    _store("newer schema", _homes("UPDATE alembic_version SET version_num = 'fedcba987654'"), _OTHER_SCHEMA),
+    _store("newer schema", _homes("UPDATE alembic_version SET version_num = 'fedcba987654'"), _NEWER),
     _store(
         "newer schema with fewer tables",
         _homes("UPDATE alembic_version SET version_num = 'fedcba987654'", "DROP TABLE logged_model_tags"),
-        _OTHER_SCHEMA,
+        _NEWER,
     ),
-    _store("older schema", _homes("UPDATE alembic_version SET version_num = '0584bdc529eb'"), _OTHER_SCHEMA),
+    _store(
+        "older schema, which it is not",
+        _homes("UPDATE alembic_version SET version_num = '0584bdc529eb'"),
+        "{folder}/home/mlflow.db: is of an older MLflow, which cannot be upgraded (",
+        "it is as it was",
+    ),
     _store(
         "deleted experiment",
         _homes("UPDATE experiments SET lifecycle_stage = 'deleted' WHERE name = 'calm'"),
