@@ -105,9 +105,7 @@ def test_the_first_run_does_every_stage_and_registers_a_model(first_run: subproc
     assert [line for line in first_run.stderr.splitlines() if not line.endswith(" ...")] == []
 
 
-def test_it_ends_with_the_page_about_the_run(
-    first_run: subprocess.CompletedProcess[str], workplace: Workplace
-) -> None:
+def test_it_ends_with_the_page_about_the_run(first_run: subprocess.CompletedProcess[str], workplace: Workplace) -> None:
     last = first_run.stdout.rstrip().splitlines()[-1]
     page = Path(last.removeprefix("report: ")).read_text()
     assert re.search(r"<h1>calm version \d+ is champion</h1>", page)
