@@ -132,7 +132,7 @@ def by_place(places: Sequence[PlaceScores], label: str) -> Markup:
     """BrierLM by ranges of tokens."""
     with _picture() as (figure, axes):
         scores = [place.scores.brierlm for place in places]
-        names = [f"{place.begin:,}-{place.end - 1:,}" for place in places]
+        names = [_range(place.begin, place.end - 1) for place in places]
         axes.errorbar(range(len(places)), [score.value for score in scores], yerr=_errors(scores))
         _name_places(axes, names)
         axes.set(xlabel=label, ylabel="BrierLM")
@@ -178,7 +178,7 @@ def accuracy_under_noise(quality: AutoencoderQuality) -> Markup:
 def accuracy_by_frequency(quality: AutoencoderQuality) -> Markup:
     """Accuracy of an autoencoder by how often a token occurs."""
     groups = [each for each in quality.by_frequency if each.tokens]
-    names = [f"{each.least:,}" if each.least == each.most else f"{each.least:,}-{each.most:,}" for each in groups]
+    names = [_range(each.least, each.most) for each in groups]
     with _picture() as (figure, axes):
         axes.bar(range(len(groups)), [100 * each.accuracy for each in groups], 0.6)
         _name_places(axes, names)
@@ -225,6 +225,10 @@ def _picture(height: float = _HEIGHT) -> Iterator[tuple[Figure, Axes]]:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         yield figure, figure.subplots()
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first:,}" if first == last else f"{first:,}-{last:,}"
 
 
 def _name_places(axes: Axes, names: Sequence[str]) -> None:
