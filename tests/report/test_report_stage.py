@@ -62,6 +62,20 @@ def test_the_page_is_vouched_for(uris: dict[str, str], tmp_path: Path) -> None:
     again.check_files()
 
 
+def test_the_report_of_another_run_is_replaced_when_that_is_asked_for_with_its_page(
+    uris: dict[str, str], tmp_path: Path
+) -> None:
+    first = written(uris, tmp_path / "report")
+    other = write_run(tmp_path / "other", seed=1)
+    with pytest.raises(ArtifactError, match="holds another report"):
+        written(other, tmp_path / "report")
+    first.check_files()
+    report(*(other[kind] for kind in INPUTS), first.uri, overwrite=True).check_files()
+    (tmp_path / "report" / "mine.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"also holds mine\.txt, not listed"):
+        report(*(uris[kind] for kind in INPUTS), first.uri, overwrite=True)
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [("evaluation", "is the evaluation of another"), ("registration", "is the registration of another")],
