@@ -24,7 +24,7 @@ from calm_core.registry.files import registered_evaluation
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import DatasetFacts, EvaluationFacts, RegistrationFacts, Score
+from calm_core.store.facts import DatasetFacts, EvaluationFacts, RegistrationFacts
 from calm_core.telemetry.progress import parse
 from tests.registry.made_up_scores import scored_otherwise
 
