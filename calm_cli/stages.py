@@ -292,7 +292,7 @@ def register(
         str,
         typer.Option(
             metavar="URI",
-            help="What it was scored on: for the model card, and to score a champion on that was not. [default: none]",
+            help="The dataset of the evaluation, for the model card, and to score the champion on. [default: none]",
             show_default=False,
         ),
     ] = "",
@@ -302,7 +302,10 @@ def register(
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Register a scored model in MLflow, with its lineage.
+    """Register a scored model in MLflow, with its lineage; it becomes champion if it is significantly better.
+
+    Both are compared on the same documents: on those of the evaluation, on which the champion is scored if it was not,
+    which needs --dataset.
 
     Example:
 
