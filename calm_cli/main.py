@@ -15,6 +15,7 @@ from calm_cli.compare import compare
 from calm_cli.estimate import estimate
 from calm_cli.inspect import inspect
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
+from calm_cli.registry import registry_app
 from calm_cli.report import report
 from calm_cli.run import run
 from calm_cli.runs import runs
@@ -95,6 +96,7 @@ data_app = App(help="Prepare datasets, look at them, and mix them.")
 for of_data in (stages.prepare, inspect, data.verify, data.mix):
     data_app.command()(of_data)
 app.add_typer(data_app, name="data")
+app.add_typer(registry_app, name="registry")
 for command in (stages.prepare, stages.train, stages.evaluate, compare, stages.register):
     app.command(rich_help_panel="Single stages")(command)
 

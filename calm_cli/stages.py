@@ -288,24 +288,45 @@ def register(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="URI of a CALM model of `calm train`.")],
     evaluation: Annotated[str, typer.Option(metavar="URI", help="Its scores, of `calm evaluate`.")],
     output: OutputOption,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            metavar="URI",
+            help="What it was scored on: for the model card, and to score a champion on that was not. [default: none]",
+            show_default=False,
+        ),
+    ] = "",
     autoencoder: AutoencoderOption = "",
     overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Register a scored model in MLflow, with its lineage.
+    """Register a scored model in MLflow, with its lineage; it becomes champion if it is significantly better.
+
+    Both are compared on the same documents: on those of the evaluation, on which the champion is scored if it was not,
+    which needs --dataset.
 
     Example:
 
-      calm register out/calm --evaluation out/evaluation --output out/registration
+      calm register out/calm --evaluation out/evaluation --dataset out/dataset --output out/registration
     """
     started = time.monotonic()
     config = configuration(profile, set_)
     require_model(model, autoencoder, CalmFacts)
     require("--evaluation", evaluation, EvaluationFacts)
+    if dataset:
+        require("--dataset", dataset, DatasetFacts, MixtureFacts)
     _begin(config, "registration", output)
     from calm_core.registry.stage import register_model
 
-    made = register_model(config.registry, model, evaluation, output, autoencoder_uri=autoencoder, overwrite=overwrite)
+    made = register_model(
+        config.registry,
+        model,
+        evaluation,
+        output,
+        dataset_uri=dataset,
+        autoencoder_uri=autoencoder,
+        overwrite=overwrite,
+    )
     show_result(made, started, json_, [f"calm generate PROMPT --model {quote(made.facts.model_uri)}"])

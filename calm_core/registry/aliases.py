@@ -9,6 +9,7 @@ another version has followed meanwhile. What an interrupted process leaves undon
 that are new, or were never carried out, move an alias: what somebody has moved or removed by hand stays so.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -48,12 +49,14 @@ class Decision(Record):
         state: `promoting` until the alias has moved; `rolled back` once it has been moved away by `Aliases.roll_back`.
         rules: Those of the registry when the version was registered, and by which it is decided about.
         decided: The decision, once there is one.
+        was_promoted: Whether the version has ever been champion, also if it was decided about again.
         earlier: Reasons of the decisions before.
     """
 
     state: Literal["undecided", "promoting", "promoted", "kept", "rolled back"]
     rules: Annotated[dict[str, Any], Field(default_factory=dict)]
     decided: Decided = Decided(promoted=False)
+    was_promoted: bool = False
     earlier: Annotated[list[Told], Field(max_length=_MOST_EARLIER, default_factory=list)]
 
     @classmethod
@@ -87,7 +90,8 @@ class Decision(Record):
 
     def followed_by(self, state: Literal["promoting", "kept", "rolled back"], decided: Decided) -> "Decision":
         """Another decision, which remembers this one's reason."""
-        return Decision(state=state, rules=self.rules, decided=decided, earlier=self.reasons)
+        was_promoted = self.was_promoted or state == "promoting"
+        return Decision(state=state, rules=self.rules, decided=decided, was_promoted=was_promoted, earlier=self.reasons)
 
     @property
     def reasons(self) -> list[str]:
@@ -266,7 +270,7 @@ class Aliases:
     def _name_challenger(self) -> None:
         """Let the challenger be the newest version, also if another one is registered at the same time."""
         while (newest := [*self._versions()][-1]) != self._holder(self._config.challenger_alias):
-            self._client.set_registered_model_alias(self._config.model_name, self._config.challenger_alias, newest)
+            self._point(newest, self._config.challenger_alias)
 
     def _versions(self) -> "dict[str, ModelVersion]":
         return versions_of(self._client, self._config.model_name)
@@ -287,10 +291,11 @@ class Aliases:
 
     def _write(self, number: str, decision: Decision) -> None:
         for name, value in decision.tags.items():
-            self._client.set_model_version_tag(self._config.model_name, number, name, value)
+            _set(self._client.set_model_version_tag, self._config.model_name, number, name, value)
 
-    def _point(self, number: str) -> None:
-        self._client.set_registered_model_alias(self._config.model_name, self._config.alias, number)
+    def _point(self, number: str, alias: str = "") -> None:
+        name = alias or self._config.alias
+        _set(self._client.set_registered_model_alias, self._config.model_name, name, number)
 
 
 @contextmanager
@@ -303,3 +308,18 @@ def may_be_deleted() -> Iterator[None]:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
+
+
+def _set(write: Callable[..., None], *arguments: str) -> None:
+    """Set a tag or an alias, also if another process makes it at the same time.
+
+    MLflow looks for one before it makes one, without a lock; its database then refuses the second one.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        write(*arguments)
+    except MlflowException as error:
+        if not re.search("unique|duplicate", str(error), re.IGNORECASE):
+            raise
+        write(*arguments)

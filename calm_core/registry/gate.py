@@ -149,7 +149,9 @@ def _comparison_checks(rules: RegistryConfig, comparison: Difference | str) -> I
     yield Check(
         rule="significance",
         passed=is_better,
-        told=f"is better: {told}" if is_better else f"is not significantly better: {told}, for {rules.significance:g}",
+        told=f"is better: {told}"
+        if is_better
+        else f"is not significantly better: {told}, and {rules.significance:g} is asked for",
     )
 
 

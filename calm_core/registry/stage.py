@@ -182,17 +182,20 @@ def _version_of(config: RegistryConfig, scored: ScoredModel, stage: Stage) -> st
     Raises:
         CalmError: What has been registered cannot be loaded; it is withdrawn.
     """
-    made = ""
-    first, *others = _versions_of(config.model_name, scored) or [""]
-    if not first:
+    found = _versions_of(config.model_name, scored)
+    if not found:
         stage.report(note="logging the model")
         made = _new_version(config, scored, stage)
-        first, *others = _versions_of(config.model_name, scored) or ["", made]
+        found = _versions_of(config.model_name, scored)
+    if not found:
+        try:
+            _check(_uri(config.model_name, made), scored)  # says what is wrong with it
+        finally:
+            _withdraw(config, made)
+        raise CalmError(f"{_uri(config.model_name, made)}: could not be loaded for a moment; register it again")
+    first, *others = found
     for number in others:
         _withdraw(config, number)
-    if not first:
-        _check(_uri(config.model_name, made), scored)  # says what is wrong with it
-        raise CalmError(f"{_uri(config.model_name, made)}: was withdrawn while it was registered; register it again")
     return first
 
 
@@ -274,6 +277,7 @@ def _new_version(config: RegistryConfig, scored: ScoredModel, stage: Stage) -> s
         tags=lineage | {_REPORT_TAG: report} | Decision.begun(config).tags,
         description=card,
         model_id=logged.model_id,
+        await_creation_for=0,  # another process may have withdrawn it, and its files are there
     )
     return str(version.version)
 

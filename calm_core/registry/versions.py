@@ -42,7 +42,7 @@ def exact_uri(uri: str) -> str:
 
     with mlflow_answers():
         client = MlflowClient()
-        model = _model(client, uri, address["name"])
+        model = registered_model(client, uri, address["name"])
         number = _number(client, uri, model, address["alias"], address["version"])
         version = client.get_model_version(model.name, number)
     if version.status != "READY":
@@ -63,7 +63,17 @@ def versions_of(client: "MlflowClient", name: str) -> "dict[str, ModelVersion]":
     return {str(number): alike[number] for number in sorted(alike)}
 
 
-def _model(client: "MlflowClient", uri: str, name: str) -> "RegisteredModel":
+def registered_model(client: "MlflowClient", uri: str, name: str) -> "RegisteredModel":
+    """The registered model of a name.
+
+    Args:
+        client: Of MLflow.
+        uri: How somebody has named it.
+        name: The name in there.
+
+    Raises:
+        CalmError: There is none; the line says what there is.
+    """
     from mlflow.exceptions import MlflowException
 
     try:

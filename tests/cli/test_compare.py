@@ -80,7 +80,7 @@ def test_json_has_the_evaluations_and_the_differences(
     assert all(list(one) == KEYS for one in told["evaluations"])
     [difference] = told["differences"]
     assert (difference.pop("uri"), difference.pop("less"), difference.pop("verdict")) == (second, first, "better")
-    found = Difference.model_validate_json(str(difference).replace("'", '"').replace("None", "null"))
+    found = Difference.model_validate(difference)
     assert (found.resamples, found.confidence) == (1000, 0.9)
     assert found.brierlm.corrected_p_value is None and found.verdict == "better"
     scores = [Artifact(uri, EvaluationFacts).facts.brierlm.value for uri in (first, second)]

@@ -25,6 +25,7 @@ from calm_core.config import RegistryConfig
 from calm_core.config import text as settings_text
 from calm_core.data.mixture import mix_datasets
 from calm_core.errors import ConfigError
+from calm_core.registry.aliases import Aliases
 from calm_core.registry.stage import register_model
 from calm_core.training.launcher import TorchrunLauncher
 from pipelines.compile import TRAIN_PIPELINE
@@ -66,7 +67,10 @@ NOT_RUN = (
     (r"\. \.venv/bin/activate|export \w+=", "changes the reader's shell"),
     (r"python -m benchmarks", "minutes of measuring; tests/benchmarks runs what it measures with"),
     (r"python tests/reliability", "minutes; tests/reliability runs a part of it"),
-    (r"pip install|curl|printf|mlflow models serve|hf download", "needs a package index or a server"),
+    (
+        r"pip install|curl|printf|mlflow (models serve|artifacts download)|hf download",
+        "needs a package index or a server; tests/registry/test_consumer.py has what concerns MLflow",
+    ),
     (r"mlflow (server|db upgrade)", "needs PostgreSQL and S3; tests/registry/test_mlflow_on_postgres.py starts them"),
     (r"calm ui", "serves until Ctrl-C"),
     (r"calm prepare .*(tokenizer\.model|--extends)", "tests/data has that file, and grown datasets"),
@@ -75,7 +79,10 @@ NOT_RUN = (
 """Commands that are not run, and why."""
 
 
-SNIPPETS_NOT_RUN = ((r"https?://(localhost|127\.0\.0\.1)", "asks a server; tests/registry/test_serving.py starts one"),)
+SNIPPETS_NOT_RUN = (
+    (r"https?://(localhost|127\.0\.0\.1)", "asks a server; tests/registry/test_serving.py starts one"),
+    (r"create_webhook", "needs a server; tests/registry/test_registry_server.py starts one"),
+)
 
 
 class Started(BaseException):
@@ -112,6 +119,7 @@ def place(
         home = Home.find()
         use_tracking(home, "calm")
         register_model(RegistryConfig(), calm, evaluation_uri, str(folder / "out" / "registration"))
+        _promote_another(folder)
         run = home.logs / "run-20261125-181530-abcdefgh"
         run.mkdir(parents=True)
         (run / "outputs.json").write_text(json.dumps({"evaluation_report": str(folder / "out" / "evaluation")}))
@@ -159,6 +167,17 @@ def _evaluate_baseline(folder: Path) -> None:
 
     config = EvaluationConfig(samples=2, max_sequences=16, prompts=("the river",), prompt_tokens=4)  # as the other one
     evaluate(config, "out/dataset", "out/transformer", str(folder / "out" / "baseline"), seed=0)
+
+
+def _promote_another(folder: Path) -> None:
+    """A second version, of the same model with other noise, which somebody has made champion."""
+    from calm_core.config import EvaluationConfig
+    from calm_core.evaluation.stage import evaluate
+
+    config = EvaluationConfig(samples=2, max_sequences=16, prompts=("the river",), prompt_tokens=4)  # as the other one
+    scores = evaluate(config, "out/dataset", "out/calm", str(folder / "second"), seed=1)
+    second = register_model(RegistryConfig(promote="never"), "out/calm", scores.uri, str(folder / "second-version"))
+    Aliases(RegistryConfig(), lambda *_: None).promote(second.facts.version, "to be rolled back")
 
 
 def _own_environment(patch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_the_champion_gives_way_to_a_significantly_better_version_alone(store: C
     kept = registry.register()
     assert kept.reason == (
         "champion stays with version 1, since this one is not significantly better: "
-        "BrierLM +0.50 [-1.00, 3.00] on 30 documents, p = 0.4, for 0.05"
+        "BrierLM +0.50 [-1.00, 3.00] on 30 documents, p = 0.4, and 0.05 is asked for"
     )
     better = registry.register()
     assert better.reason == "champion instead of version 1: BrierLM +2.00 [-1.00, 3.00] on 30 documents, p = 0.001"

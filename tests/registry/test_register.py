@@ -1,5 +1,7 @@
 """Registration in a real MLflow store, and the registered model as a consumer finds it."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,13 +19,14 @@ from calm_core.config import EvaluationConfig, RegistryConfig
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.evaluation.stage import evaluate
 from calm_core.generation.text import Sampling
-from calm_core.registry import stage
+from calm_core.registry import evidence, stage
 from calm_core.registry.files import registered_evaluation
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import EvaluationFacts, RegistrationFacts, Score
+from calm_core.store.facts import DatasetFacts, EvaluationFacts, RegistrationFacts
 from calm_core.telemetry.progress import parse
+from tests.registry.made_up_scores import scored_otherwise
 
 
 @pytest.fixture(scope="module")
@@ -65,63 +68,74 @@ def test_registering_the_same_model_again_keeps_its_version(
     assert len(mlflow.MlflowClient().search_model_versions("name = 'calm'")) == 1
 
 
-def scored_otherwise(evaluation_uri: str, brierlm: float, output: Path) -> str:
-    """An evaluation of the same model that found another score."""
-    evaluation = Artifact(evaluation_uri, EvaluationFacts)
-    brier = {n: Score(value=brierlm / 100) for n in evaluation.facts.brier}
-    with ArtifactWriter(str(output), EvaluationFacts, {}, evaluation.manifest.parents) as writer:
-        writer.facts = evaluation.facts.model_copy(update={"brierlm": Score(value=brierlm), "brier": brier})
-    return str(output)
-
-
 def test_a_worse_model_is_registered_and_the_champion_stays(
     model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CALM_PROGRESS_FILE", str(tmp_path / "progress.jsonl"))
     config, facts = RegistryConfig(model_name="judged"), []
-    for name, score in ("good", 18.417), ("worse", 12.3), ("better", 18.5):
-        scored = scored_otherwise(evaluation_uri, score, tmp_path / name)
+    for name, score in ("good", 18.0), ("worse", 12.0), ("better", 21.0), ("equal", 21.0):
+        scored = scored_otherwise(evaluation_uri, score, tmp_path / name, seed=len(facts))
         facts.append(register_model(config, model_uris[1], scored, str(tmp_path / f"{name} registered")).facts)
-    assert [(each.version, each.promoted) for each in facts] == [("1", True), ("2", False), ("3", True)]
+    assert [(each.version, each.promoted, each.champion) for each in facts] == [
+        ("1", True, ""),
+        ("2", False, "1"),
+        ("3", True, "1"),
+        ("4", False, "3"),
+    ]
     notes = [parse(line).note for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     for note in (
         "judged version 1; champion, since no version was",
-        "judged version 2; champion stays with version 1 (18.42 against 12.30)",
-        "judged version 3; champion instead of version 1 (18.50 against 18.42)",
+        r"judged version 2; champion stays with version 1, since this one is not significantly better: BrierLM -6\.00 ",
+        r"judged version 3; champion instead of version 1: BrierLM \+3\.00 \[.*\] on 40 documents, p = 0\.0001",
+        r"judged version 4; champion stays with version 3, since .* BrierLM [+-]0\.00 .*, and 0\.05 is asked for",
     ):
-        assert note in notes
+        assert any(re.match(note, each) for each in notes), note
     version = mlflow.MlflowClient().get_model_version("judged", "2")
-    assert version.tags["calm.promotion"] == facts[1].reason == "champion stays with version 1 (18.42 against 12.30)"
+    assert version.tags["calm.promotion"] == facts[1].reason
+    assert json.loads(version.tags["calm.measured"])["brierlm"]["value"] == pytest.approx(12)
+    aliases = mlflow.MlflowClient().get_registered_model("judged").aliases
+    assert {name: str(number) for name, number in aliases.items()} == {"champion": "3", "challenger": "4"}
 
 
 def test_a_champion_whose_storage_is_away_for_a_moment_is_not_replaced(
     model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, read = RegistryConfig(model_name="away"), stage.registered_artifacts
-    good, worse = (scored_otherwise(evaluation_uri, score, tmp_path / str(score)) for score in (18.417, 12.3))
+    config = RegistryConfig(model_name="away")
+    good, worse = (scored_otherwise(evaluation_uri, score, tmp_path / str(score)) for score in (18.0, 12.0))
     register_model(config, model_uris[1], good, str(tmp_path / "registered"))
 
-    def away(uri: str) -> Any:
-        if uri == "models:/away/1":
-            raise CalmError(f"{uri}: the storage does not answer", can_pass=True)
-        return read(uri)
+    def away(read: Callable[[str], Any]) -> Callable[[str], Any]:
+        def fails(uri: str) -> Any:
+            if uri == "models:/away/1":
+                raise CalmError(f"{uri}: the storage does not answer", can_pass=True)
+            return read(uri)
 
-    monkeypatch.setattr(stage, "registered_artifacts", away)
-    with pytest.raises(CalmError, match="does not answer"):
-        register_model(config, model_uris[1], worse, str(tmp_path / "worse registered"))
-    assert mlflow.MlflowClient().get_model_version_by_alias("away", "champion").tags["calm.brierlm_value"] == "18.417"
+        return fails
+
+    for name in ("registered_artifacts", "registered_evaluation"):
+        with monkeypatch.context() as patch:
+            patch.setattr(evidence, name, away(getattr(evidence, name)))
+            with pytest.raises(CalmError, match="does not answer"):
+                register_model(config, model_uris[1], worse, str(tmp_path / "worse registered"))
+        assert str(mlflow.MlflowClient().get_model_version_by_alias("away", "champion").version) == "1"
+    assert not register_model(config, model_uris[1], worse, str(tmp_path / "worse registered")).facts.promoted
+    assert numbers("away") == [1, 2]
 
 
+@pytest.mark.parametrize("schema_version", [2, 3])
 def test_a_registration_of_earlier_code_says_that_the_alias_moved(
-    registration: Artifact[RegistrationFacts], tmp_path: Path
+    schema_version: int, registration: Artifact[RegistrationFacts], tmp_path: Path
 ) -> None:
     manifest = registration.manifest
-    earlier = {name: value for name, value in manifest.results.items() if name not in ("promoted", "reason")}
-    manifest = manifest.model_copy(update={"schema_version": 2, "results": earlier})
+    names = {2: ("model_name", "version", "alias", "model_uri"), 3: ("promoted", "reason")}
+    known = [name for version, new in names.items() if version <= schema_version for name in new]
+    earlier = {name: manifest.results[name] for name in known}
+    manifest = manifest.model_copy(update={"schema_version": schema_version, "results": earlier})
     manifest = manifest.model_copy(update={"checksum": manifest.own_checksum})
     (tmp_path / "manifest.json").write_text(manifest.model_dump_json())
     facts = Artifact(str(tmp_path), RegistrationFacts).facts
-    assert facts.promoted and facts.reason == "" and facts.version == registration.facts.version
+    assert facts.promoted and facts.version == registration.facts.version and facts.comparison is None
+    assert facts.reason == (registration.facts.reason if schema_version == 3 else "")
 
 
 def test_a_consumer_predicts_with_a_data_frame(registration: Artifact[RegistrationFacts]) -> None:
@@ -219,6 +233,36 @@ def test_a_version_that_cannot_be_loaded_is_not_answered(
     again = register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "again")).facts
     assert numbers(config.model_name) == [1, 2] and again.version == "2"
     assert load_generator(f"models:/{config.model_name}@champion").generate(["the"], max_new_tokens=1)
+
+
+def test_a_dataset_that_the_scores_are_not_of_is_refused(
+    dataset_uri: str, model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path
+) -> None:
+    dataset = Artifact(dataset_uri, DatasetFacts)
+    with ArtifactWriter(str(tmp_path / "dataset"), DatasetFacts, {"another": 1}, {}) as writer:
+        writer.copy(dataset, {entry.path: entry.path for entry in dataset.manifest.files})
+        writer.facts = dataset.facts
+    with pytest.raises(ArtifactError, match=rf"was not measured on {tmp_path}/dataset; name the dataset that it was"):
+        register_model(
+            RegistryConfig(),
+            model_uris[1],
+            evaluation_uri,
+            str(tmp_path / "out"),
+            dataset_uri=str(tmp_path / "dataset"),
+        )
+
+
+def test_the_description_is_the_model_card_and_the_report_is_found(
+    dataset_uri: str, model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path
+) -> None:
+    config = RegistryConfig(model_name="described")
+    register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "out"), dataset_uri=dataset_uri)
+    version = mlflow.MlflowClient().get_model_version("described", "1")
+    assert version.description.startswith("# `described`: ") and "texts.jsonl`" in version.description
+    report = version.tags["calm.report"]
+    assert report in version.description
+    page = Path(mlflow.artifacts.download_artifacts(report))
+    assert page.read_bytes() == Artifact(evaluation_uri, EvaluationFacts).read("report.html")
 
 
 def test_what_cannot_be_loaded_once_it_is_registered_is_withdrawn(

@@ -16,7 +16,7 @@ def register_model(
     registration: dsl.Output[dsl.Artifact],
     decision: dsl.Output[dsl.Markdown],
 ) -> None:
-    """Register the model in MLflow, with its lineage; the alias moves to it if it is better.
+    """Register the model in MLflow, with its lineage; it becomes champion if it is better than the present one.
 
     Args:
         registry: Settings of the registry (`RegistryConfig`).

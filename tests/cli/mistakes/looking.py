@@ -116,9 +116,9 @@ MISTAKES: list[Mistake] = [
         exit_code=2,
     ),
     Mistake(
-        name="comparing with a registered model that there is not",
+        name="comparing with a registered model before any run",
         command=("compare", "models:/calm@champion", "{evaluation}"),
-        says=("models:/calm@champion: no model is registered yet",),
+        says=("home: no run here yet; `calm run` trains and registers a model",),
     ),
     Mistake(
         name="inspecting a split that there is not",

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.mistakes import commands, looking, outputs, running, settings, sources, tracking, training
+from tests.cli.mistakes import commands, looking, outputs, registry, running, settings, sources, tracking, training
 from tests.cli.mistakes.frame import Mistake, check
 
-TABLES = (commands, looking, outputs, running, settings, sources, tracking, training)
+TABLES = (commands, looking, outputs, registry, running, settings, sources, tracking, training)
 MISTAKES = [mistake for table in TABLES for mistake in table.MISTAKES]
 
 

@@ -1,0 +1,178 @@
+"""`calm registry` on a real MLflow store; most versions have no files."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from calm_cli.main import main
+from calm_core.config import RegistryConfig
+from calm_core.registry import evidence
+from calm_core.registry.aliases import MEASURED_TAG, Aliases, Decision
+from calm_core.registry.gate import Contender, judge
+from calm_core.store.facts import Decided, Difference, ScoreDifference
+
+BETTER = {"2": "1", "4": "2"}
+"""Versions, and what they are significantly better than."""
+
+
+def decide(number: str, champion: str | None, rules: RegistryConfig) -> Decided:
+    better = BETTER.get(number) == champion
+    difference = Difference(
+        brierlm=ScoreDifference(value=2.5 if better else -1.0, low=-2.0, high=4.0, p_value=0.01 if better else 0.3),
+        brier={n: ScoreDifference(value=0.01, p_value=0.5) for n in "1234"},
+        documents=30,
+        positions=900,
+        resamples=99,
+        confidence=0.95,
+    )
+    return judge(rules, Contender(number), Contender(champion) if champion else None, difference)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    MlflowClient(uri).create_registered_model("empty")
+    return uri
+
+
+@pytest.fixture
+def client(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+    monkeypatch.setenv("CALM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.setenv("COLUMNS", "200")
+    mlflow.set_tracking_uri(database)
+    yield MlflowClient()
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
+
+
+@pytest.fixture
+def model(client: MlflowClient, request: pytest.FixtureRequest) -> str:
+    """A model with five versions: 1, 2 and 4 became champion, one after the other."""
+    name = request.node.name.replace("[", "-").replace("]", "")
+    client.create_registered_model(name)
+    config = RegistryConfig(model_name=name)
+    for number in range(1, 6):
+        measured = {"brierlm": {"value": 10.0 + number, "low": 9.0, "high": 16.0}, "autoencoder_accuracy": 0.9}
+        tags = Decision.begun(config).tags | {MEASURED_TAG: json.dumps(measured), "calm.code_version": "abc"}
+        client.create_model_version(name, "file:///nowhere", tags=tags)
+        Aliases(config, decide).decide(str(number))
+    return name
+
+
+@pytest.fixture
+def calm(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs `calm registry`; gives what it prints, or the line of its error."""
+
+    def run(*arguments: str, exit_code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ending:
+            main(["registry", *arguments])
+        output, error = capsys.readouterr()
+        assert ending.value.code == exit_code, error
+        return output if exit_code == 0 else error
+
+    return run
+
+
+def champion(client: MlflowClient, model: str) -> str:
+    return str(client.get_model_version_by_alias(model, "champion").version)
+
+
+def test_versions_are_listed_the_newest_first(model: str, calm: Callable[..., str]) -> None:
+    heading, *rows = calm("list", "--model", model).splitlines()
+    assert heading.split() == ["version", "aliases", "BrierLM", "registered", "decision"]
+    assert [row.split()[0] for row in rows[:5]] == ["5", "4", "3", "2", "1"]
+    assert " challenger " in rows[0] and " champion " in rows[1]
+    assert "15.00" in rows[0] and "[ 9.00, 16.00]" in rows[0].replace("[9.00", "[ 9.00")
+    assert "champion instead of version 2: BrierLM +2.50 [-2.00, 4.00]" in rows[1]
+    assert "all about one, e.g. the whole reason: calm registry show 5" in rows[-1]
+
+
+def test_scripts_get_json(model: str, calm: Callable[..., str]) -> None:
+    listed: list[dict[str, Any]] = json.loads(calm("list", "--model", model, "--json"))
+    assert [each["version"] for each in listed] == ["5", "4", "3", "2", "1"]
+    assert listed[1]["aliases"] == ["champion"] and listed[1]["state"] == "promoted"
+    assert listed[1]["decision"]["champion"] == "2" and listed[1]["decision"]["comparison"]["documents"] == 30
+    assert listed[0]["brierlm"] == {"value": 15.0, "low": 9.0, "high": 16.0}
+    shown = json.loads(calm("show", "4", "--model", model, "--json"))
+    assert shown == listed[1] | {"tags": shown["tags"]} and shown["tags"]["calm.code_version"] == "abc"
+
+
+def test_one_version_is_shown_whole(model: str, calm: Callable[..., str]) -> None:
+    told = calm("show", "3", "--model", model)
+    for part in (
+        f"models:/{model}/3",
+        "kept",
+        "champion stays with version 2, since this one is not significantly better: BrierLM -1.00",
+        "no: is not significantly better",
+        "90.00%",
+        "calm.code_version",
+        "abc",
+    ):
+        assert part in told
+
+
+def test_a_model_without_versions_and_none_at_all(client: MlflowClient, calm: Callable[..., str]) -> None:
+    assert calm("list", "--model", "empty") == "empty has no version; `calm run` registers one\n"
+    assert "there is no registered model emtpy; did you mean models:/empty?" in calm(
+        "list", "--model", "emtpy", exit_code=1
+    )
+
+
+def test_a_version_is_promoted_by_hand_and_rolled_back(
+    client: MlflowClient, model: str, calm: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(evidence, "is_whole", lambda uri: not asked.append(uri))
+    told = calm("promote", "3", "--reason", "the tone is right", "--model", model)
+    assert told == f"version 3 of {model}: champion instead of version 4, by hand: the tone is right\n"
+    assert champion(client, model) == "3" and asked == [f"models:/{model}/3"]
+    assert client.get_model_version(model, "3").tags["calm.promotion"].endswith("by hand: the tone is right")
+    for before, now in (("3", "4"), ("4", "2"), ("2", "1")):
+        told = calm("rollback", "--reason", "it is not", "--model", model)
+        assert told == f"champion of {model}: version {now} instead of version {before}\n"
+        assert champion(client, model) == now
+    assert "which version was champion before version 1" in calm(
+        "rollback", "--reason", "further", "--model", model, exit_code=1
+    )
+
+
+def test_a_version_whose_files_are_gone_is_not_promoted(
+    client: MlflowClient, model: str, calm: Callable[..., str]
+) -> None:
+    error = calm("promote", "3", "--reason", "why not", "--model", model, exit_code=1)
+    assert f"models:/{model}/3: its files are missing or damaged; promote another version" in error
+    assert champion(client, model) == "4"
+
+
+def test_unused_versions_are_listed_and_then_deleted(
+    client: MlflowClient, model: str, calm: Callable[..., str]
+) -> None:
+    """Champions of old stay, as do aliases, the newest, and what this library has not decided about."""
+    client.create_model_version(model, "file:///elsewhere")
+    config = RegistryConfig(model_name=model)
+    for _ in range(3):
+        client.create_model_version(model, "file:///nowhere", tags=Decision.begun(config).tags)
+        newest = client.search_model_versions(f"name = '{model}'")[0].version
+        Aliases(config, decide).decide(str(newest))
+    client.set_registered_model_alias(model, "kept-by-hand", "7")
+    assert calm("delete-unused", "--model", model, "--keep", "2") == (
+        f"unused versions of {model}: 3, 5\nwith --yes they are deleted\n"
+    )
+    assert json.loads(calm("delete-unused", "--model", model, "--json", "--keep", "5")) == {"unused": ["3"]}
+    assert calm("delete-unused", "--model", model, "--keep", "2", "--yes") == f"deleted versions of {model}: 3, 5\n"
+    left = {int(each.version) for each in client.search_model_versions(f"name = '{model}'")}
+    assert left == {1, 2, 4, 6, 7, 8, 9}
+    assert calm("delete-unused", "--model", model, "--keep", "2", "--yes") == f"{model}: no version is unused\n"
+
+
+def test_a_champion_that_was_rolled_back_is_no_unused_version(
+    client: MlflowClient, model: str, calm: Callable[..., str]
+) -> None:
+    calm("rollback", "--reason", "it is not", "--model", model)
+    told = calm("delete-unused", "--model", model, "--keep", "1")
+    assert told.splitlines()[0] == f"unused versions of {model}: 3"
