@@ -12,7 +12,7 @@ help:
 	@echo "make test   install, and run the tests"
 	@echo "make lint   check lint, format, types and import boundaries"
 	@echo "make format format the code"
-	@echo "make compile  write the compiled pipeline and the components' READMEs anew"
+	@echo "make compile  write the compiled pipeline, the components' READMEs and the schema of evaluations anew"
 	@echo "make clean  remove the environment and all that runs have made"
 
 # DS_BUILD_OPS=0: no compiler is needed. constraints.txt pins every version.
@@ -42,6 +42,7 @@ format: $(VENV)/installed
 compile: $(VENV)/installed
 	$(BIN)/python -m pipelines.compile
 	$(BIN)/python -m components.readme
+	$(BIN)/python -m calm_core.evaluation.schema
 
 clean:
 	rm -rf $(VENV) .calm build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -24,7 +24,8 @@ from calm_core.errors import CalmError
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
 from calm_core.store.facts import Facts
-from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
+from calm_core.weights.curves import CURVES_NAME
+from calm_core.weights.load import WEIGHTS_NAME
 
 KINDS = ("autoencoder", "calm energy", "calm flow", "transformer")
 STEPS, LEARNING_RATE, CHECKPOINT_INTERVAL = 100, 5e-3, 10

@@ -8,6 +8,7 @@ from calm_core.telemetry.progress import ProgressEvent
 
 STAGES = ("prepare", "train-autoencoder", "train-calm", "evaluate", "register")
 BASELINE_STAGES = ("train-transformer", "evaluate-transformer")
+LAST_STAGES = ("report",)
 
 RowState = Literal["waiting", "running", "done", "cached", "failed"]
 

@@ -1,11 +1,15 @@
 """Inputs of commands, looked at in their manifests before anything is imported that takes seconds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
-from calm_core.errors import ArtifactError
+from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import AutoencoderFacts, Facts, ModelFacts
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, Facts, ModelFacts, TransformerFacts
+from calm_core.telemetry.mlflow_run import REGISTERED
 from calm_core.weights.lineage import require_autoencoder
+from pipelines.local.home import Home
 
 FactsT = TypeVar("FactsT", bound=Facts)
 
@@ -34,3 +38,25 @@ def require_model(uri: str, autoencoder_uri: str, *kinds: type[ModelFacts]) -> A
         require("--autoencoder", autoencoder_uri, AutoencoderFacts)
     require_autoencoder(model, autoencoder_uri)
     return model
+
+
+@contextmanager
+def model_artifacts(uri: str, autoencoder_uri: str) -> Iterator[tuple[str, str]]:
+    """Where a language model and its autoencoder lie; those of a registered one, while the block lasts.
+
+    Raises:
+        CalmError: As `require_model`; or there is no such registered model.
+        ConfigError: An autoencoder is named for a registered model.
+    """
+    if not uri.startswith(REGISTERED):
+        require_model(uri, autoencoder_uri, CalmFacts, TransformerFacts)
+        yield uri, autoencoder_uri
+        return
+    if autoencoder_uri:
+        raise ConfigError("autoencoder_uri: a registered model brings its autoencoder; leave it out")
+    from calm_core.registry.files import registered_artifacts
+    from pipelines.local.tracking import read_tracking
+
+    read_tracking(Home.find(make=False))
+    with registered_artifacts(uri) as (autoencoder, calm):
+        yield calm.uri, autoencoder.uri

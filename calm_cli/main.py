@@ -11,9 +11,11 @@ import typer
 from rich.text import Text
 
 from calm_cli import checkpoints, data, models, stages
+from calm_cli.compare import compare
 from calm_cli.estimate import estimate
 from calm_cli.inspect import inspect
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
+from calm_cli.report import report
 from calm_cli.run import run
 from calm_cli.runs import runs
 from calm_cli.screen import Screen
@@ -59,6 +61,8 @@ def calm(
 
       calm runs                                 # what has run here
 
+      calm report                               # the page about the newest run
+
       calm ui                                   # curves, settings and models
     """
 
@@ -78,6 +82,7 @@ def config(profile: ProfileOption = DEFAULT_PROFILE, set_: SetOption = None) -> 
 
 app.command()(run)
 app.command()(runs)
+app.command()(report)
 app.command()(config)
 app.command()(estimate)
 app.command()(models.generate)
@@ -90,7 +95,7 @@ data_app = App(help="Prepare datasets, look at them, and mix them.")
 for of_data in (stages.prepare, inspect, data.verify, data.mix):
     data_app.command()(of_data)
 app.add_typer(data_app, name="data")
-for command in (stages.prepare, stages.train, stages.evaluate, stages.compare, stages.register):
+for command in (stages.prepare, stages.train, stages.evaluate, compare, stages.register):
     app.command(rich_help_panel="Single stages")(command)
 
 

@@ -20,6 +20,7 @@ from calm_core.store.facts import (
     MixtureFacts,
     ModelFacts,
     RegistrationFacts,
+    ReportFacts,
 )
 
 
@@ -91,12 +92,16 @@ def artifact_lines(artifact: Artifact[Facts]) -> Iterator[tuple[str, str]]:
                 yield "alias", f"models:/{facts.model_name}@{facts.alias}"
             if facts.reason:
                 yield "reason", facts.reason
+        case ReportFacts():
+            yield "verdict", facts.headline
+            yield "reason", facts.reason
+            yield "page", storage.join(artifact.uri, facts.page.path)
         case _:
             yield from plain_lines(artifact.manifest.results)
 
 
 def model_lines(facts: ModelFacts) -> Iterator[tuple[str, str]]:
-    """How large a model is, how good on held-out text, what went wrong in training, and how quickly it was trained."""
+    """How large a model is, how good on held-out text, what went wrong in training, and what training took."""
     yield "parameters", f"{facts.parameters:,}"
     if facts.trained_tokens is not None:
         yield "trained tokens", f"{facts.trained_tokens:,}"
@@ -106,6 +111,10 @@ def model_lines(facts: ModelFacts) -> Iterator[tuple[str, str]]:
     if facts.tokens_per_second:
         yield "training time", clock(facts.seconds)
         yield "training tokens/s", f"{facts.tokens_per_second:,.0f}"
+    if facts.accelerator_seconds is not None:
+        yield "accelerator-hours", f"{facts.accelerator_seconds / 3600:,.4g}"
+    if facts.energy_joules is not None:
+        yield "energy", f"{facts.energy_joules / 3.6e6:,.4g} kWh"
     if facts.model_flops_utilisation is not None:
         yield "FLOPs utilisation", f"{facts.model_flops_utilisation:.1%} of {facts.peak_tflops:,.6g} TFLOP/s a rank"
     if facts.trace_uri:

@@ -1,5 +1,6 @@
 """`calm run`: the whole pipeline, watched."""
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -8,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from calm_cli import summary
-from calm_cli.board import BASELINE_STAGES, STAGES, Board
+from calm_cli.board import BASELINE_STAGES, LAST_STAGES, STAGES, Board
 from calm_cli.display import display_for
 from calm_cli.options import (
     DEFAULT_PROFILE,
@@ -24,6 +25,7 @@ from calm_cli.screen import Screen, told
 from calm_core.config import Config
 from calm_core.errors import CalmError, Stopped
 from calm_core.telemetry.mlflow_run import (
+    COMMAND_VARIABLE,
     FLUSH_SECONDS,
     FLUSH_SECONDS_AFTER_FAILURE,
     PARENT_RUN_VARIABLE,
@@ -96,7 +98,8 @@ def run_pipeline(
         Stopped: This process was asked to end.
     """
     with _parent_run(config) as parent:
-        pipeline = LocalRun.start(arguments, home, lock, {PARENT_RUN_VARIABLE: parent.run_id}, asked)
+        told = {PARENT_RUN_VARIABLE: parent.run_id, COMMAND_VARIABLE: shlex.join(asked["command"])}
+        pipeline = LocalRun.start(arguments, home, lock, told, asked)
         console.print(f"log: {pipeline.log}", soft_wrap=True)
         board = watch(pipeline, _stages(config), console)
         if pipeline.poll():
@@ -109,7 +112,7 @@ def run_pipeline(
 
 def _stages(config: Config) -> tuple[str, ...]:
     """The stages of a run, in the order in which Kubeflow's local runner begins them."""
-    return STAGES + BASELINE_STAGES if config.train_baseline else STAGES
+    return STAGES + (BASELINE_STAGES if config.train_baseline else ()) + LAST_STAGES
 
 
 def watch(pipeline: LocalRun, stages: Sequence[str], console: Console) -> Board:

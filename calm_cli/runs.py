@@ -22,9 +22,10 @@ from calm_core.errors import CalmError
 from calm_core.shown import by_dotted_name, redacted, visible
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import EvaluationFacts, Facts, RegistrationFacts, Score
+from calm_core.store.facts import EvaluationFacts, Facts, RegistrationFacts, ReportFacts, Score
 from components.quoting import unquoted
 from pipelines.local.home import HOME_VARIABLE, Home
+from pipelines.local.run import RUN_REPORT
 from pipelines.local.runs import PastRun, past_runs
 
 _ENDED, _CHANGED = "BrierLM, or how it ended", "changed settings"
@@ -68,6 +69,25 @@ def runs(
         )
     if not run and not json_ and (unfinished := _unfinished(home)):
         Screen(soft_wrap=True).print(unfinished)
+
+
+def report_of(wanted: str = "") -> str:
+    """URI of the artifact with the page about a run; of a run of an earlier version, with that of its scores.
+
+    Args:
+        wanted: Its number, or the beginning of its name; empty: the newest one that has a page.
+
+    Raises:
+        CalmError: There is no such run, or it has no page.
+    """
+    home = Home.find(make=False)
+    found = [_Run(past) for past in past_runs(home)]
+    chosen = [_chosen(found, wanted)] if wanted else [each for each in reversed(found) if each.report][:1]
+    if not chosen:
+        raise CalmError(f"{home.path}: no run here has a report yet; `calm run` makes one")
+    if not chosen[0].report:
+        raise CalmError(f"{wanted}: this run has no report, since it {chosen[0].ending}; `calm runs` lists all")
+    return chosen[0].report.rpartition("/")[0]
 
 
 def _unfinished(home: Home) -> str:
@@ -140,7 +160,10 @@ class _Run:
 
     @property
     def report(self) -> str:
-        """URI of the report, empty if there is none."""
+        """URI of the page about the run, of an earlier version that of its scores; empty if there is none."""
+        facts: ReportFacts | None = self.facts_of(ReportFacts, RUN_REPORT)
+        if facts:
+            return storage.join(self.past.artifacts[RUN_REPORT], facts.page.path)
         return storage.join(self.past.outputs["evaluation_report"], REPORT_NAME) if self.score else ""
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from calm_cli.inputs import require, require_model
+from calm_cli.inputs import model_artifacts, require, require_model
 from calm_cli.options import (
     DEFAULT_PROFILE,
     AutoencoderOption,
@@ -23,10 +23,8 @@ from calm_cli.options import (
     configuration,
     with_text,
 )
-from calm_cli.result import document, print_json, show_result
+from calm_cli.result import show_result
 from calm_cli.screen import Screen
-from calm_cli.summary import aligned
-from calm_cli.tables import show_table
 from calm_core.config import HEADS, Config, TrainingConfig
 from calm_core.errors import ConfigError
 from calm_core.shown import brief
@@ -39,7 +37,6 @@ from calm_core.store.facts import (
     EvaluationFacts,
     Facts,
     MixtureFacts,
-    TransformerFacts,
 )
 from pipelines.local.home import Home
 from pipelines.local.preflight import check_environment, check_training
@@ -232,11 +229,16 @@ def train(
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="URI of a CALM model or a Transformer of `calm train`.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="URI of a CALM model or a Transformer of `calm train` or `calm import`, or of a registered model.",
+        ),
     ],
     dataset: DatasetOption,
     output: OutputOption,
     autoencoder: AutoencoderOption = "",
+    checkpoints: CheckpointsOption = None,
     overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     set_: SetOption = None,
@@ -244,66 +246,42 @@ def evaluate(
 ) -> None:
     """Score a language model with BrierLM on held-out text, and let it write.
 
+    One that was stopped goes on where it was.
+
     Examples:
 
       calm evaluate out/calm --dataset out/dataset --output out/evaluation
 
       calm evaluate out/transformer --dataset out/dataset --output out/baseline
+
+      calm evaluate models:/calm@champion --dataset out/dataset --output out/champion
     """
     started = time.monotonic()
     config = configuration(profile, set_)
-    require_model(model, autoencoder, CalmFacts, TransformerFacts)
-    require("--dataset", dataset, DatasetFacts, MixtureFacts)
-    check_environment()  # before torch reads it
-    from calm_core.evaluation import stage
+    if checkpoints:
+        storage.filesystem_of(checkpoints)
+    with model_artifacts(model, autoencoder) as (model_uri, autoencoder_uri):
+        require("--dataset", dataset, DatasetFacts, MixtureFacts)
+        check_environment()  # before torch reads it
+        from calm_core.evaluation import stage
 
-    stage.check_inputs(dataset, model, autoencoder)
-    _begin(config, "evaluation", output)
-    made = stage.evaluate(
-        config.evaluation,
-        dataset,
-        model,
-        output,
-        seed=config.seed,
-        autoencoder_uri=autoencoder,
-        overwrite=overwrite,
-    )
-    if "calm" in made.manifest.parents:
+        stage.check_inputs(dataset, model_uri, autoencoder_uri)
+        home = _begin(config, "evaluation", output)
+        made = stage.evaluate(
+            config.evaluation,
+            dataset,
+            model_uri,
+            output,
+            seed=config.seed,
+            autoencoder_uri=autoencoder_uri,
+            checkpoint_root=checkpoints or str(home.checkpoints),
+            overwrite=overwrite,
+        )
+    if "calm" in made.manifest.parents and model_uri == model:
         next_ = f"calm register {quote(model)} --evaluation {quote(output)} --output REGISTRATION"
     else:
         next_ = f"calm compare {quote(output)} EVALUATION"
     show_result(made, started, json_, [next_])
-
-
-def compare(
-    evaluations: Annotated[
-        list[str], typer.Argument(metavar="EVALUATION", help="URIs of evaluations.", show_default=False)
-    ],
-    json_: JsonOption = False,
-) -> None:
-    """Show scores side by side; those with different protocols are refused.
-
-    Example:
-
-      calm compare out/evaluation out/baseline
-    """
-    from calm_core.evaluation.comparison import require_same_protocol
-
-    artifacts = [require("EVALUATION", uri, EvaluationFacts) for uri in evaluations]
-    require_same_protocol(artifacts)
-    if json_:
-        print_json([document(artifact) for artifact in artifacts])
-        return
-    console = Screen()
-    numbers = [str(number) for number, _ in enumerate(artifacts, 1)]
-    names = [[number, one.facts.model, one.uri] for number, one in zip(numbers, artifacts, strict=True)]
-    show_table(["", "model", "evaluation"], names, console)
-    console.print()
-    scores = [artifact.facts.shown() for artifact in artifacts]
-    brierlm = aligned([score["BrierLM"] for score in scores])
-    terms = [[f"{score[name].value:z.2f}" for name in scores[0] if name != "BrierLM"] for score in scores]
-    rows = [[number, headline, *row] for number, headline, row in zip(numbers, brierlm, terms, strict=True)]
-    show_table(["x 100", *scores[0]], rows, console, right=range(2, len(scores[0]) + 1))
 
 
 def register(

@@ -22,11 +22,12 @@ from calm_core.store.facts import (
     EvaluationFacts,
     ModelFacts,
     RegistrationFacts,
+    ReportFacts,
     Score,
     TextSample,
     TransformerFacts,
 )
-from pipelines.local.run import BASELINE_MODEL, BASELINE_REPORT
+from pipelines.local.run import BASELINE_MODEL, BASELINE_REPORT, RUN_REPORT
 
 REPORT_NAME = "report.html"
 _SHOWN_REJECTS = 5
@@ -59,6 +60,7 @@ class Finished:
     calm_model: Artifact[CalmFacts]
     evaluation_report: Artifact[EvaluationFacts]
     registration: Artifact[RegistrationFacts]
+    run_report: Artifact[ReportFacts]
     baseline: Baseline | None = None
 
     @classmethod
@@ -70,13 +72,14 @@ class Finished:
             Artifact(uris["calm_model"], CalmFacts),
             Artifact(uris["evaluation_report"], EvaluationFacts),
             Artifact(uris["registration"], RegistrationFacts),
+            Artifact(uris[RUN_REPORT], ReportFacts),
             Baseline.read(uris),
         )
 
     @property
     def report(self) -> str:
-        """URI of the evaluation's report."""
-        return storage.join(self.evaluation_report.uri, REPORT_NAME)
+        """URI of the page about the run."""
+        return storage.join(self.run_report.uri, self.run_report.facts.page.path)
 
     def scores(self) -> dict[str, float]:
         """The headline numbers, for the run in MLflow."""
@@ -174,7 +177,6 @@ def next_lines(finished: Finished, command: Sequence[str]) -> Iterator[str]:
         uri = f"models:/{name}@{registration.alias}"
     reason = f"; {registration.reason}" if registration.reason else ""
     yield f"registered: {name} version {registration.version} ({uri}){reason}"
-    yield f"report: {finished.report}"
     yield ""
     yield "next:"
     model = "" if uri == DEFAULT_MODEL else f" --model {shlex.quote(uri)}"
@@ -183,11 +185,14 @@ def next_lines(finished: Finished, command: Sequence[str]) -> Iterator[str]:
         f"calm generate {prompt}{model} --temperature 0.5 --seed 1": "",
         f"{shlex.join(command)} --set calm.learning_rate=5e-4": "reruns only what depends on it",
         "calm runs": "all runs, and where what they made lies",
+        "calm report": "opens the page about the newest run",
         "calm ui": "curves, settings, lineage",
     }
     width = max(len(line) for line, about in commands.items() if about and len(line) <= _COMMAND_WIDTH)
     for line, about in commands.items():
         yield f"  {line:<{width}}   # {about}" if about else f"  {line}"
+    yield ""
+    yield f"report: {finished.report}"
 
 
 def _short_prompt(samples: Sequence[TextSample]) -> str:

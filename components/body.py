@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from calm_core.store.artifact import Artifact
     from calm_core.store.facts import Facts
 
+MOST_SHOWN_BYTES = 8 << 20
+"""Of a page: Kubeflow's user interface loads it whole. Ours have some 200 KB."""
+_TOO_LARGE = b"This is too large to be shown here; it lies in the artifact beside it.\n"
+
 SectionT = TypeVar("SectionT", bound="Section")
 
 
@@ -62,16 +66,37 @@ def describe(
     output: dsl.Artifact, artifact: "Artifact[Facts]", numbers: Mapping[str, float | str] | None = None
 ) -> None:
     """Show an artifact's digest and headline numbers where Kubeflow shows the output."""
-    output.metadata.update({"digest": artifact.digest, **(numbers or {})})
+    output.metadata.update({"digest": artifact.digest, **_strict(numbers or {})})
 
 
-def log_metrics(metrics: dsl.Metrics, numbers: Mapping[str, float]) -> None:
-    """Log numbers, and write them to the output's file: Kubeflow's local cache misses an output without a file."""
+def log_metrics(metrics: dsl.Metrics, numbers: Mapping[str, Any]) -> None:
+    """Log numbers, and write them to the output's file: Kubeflow's local cache misses an output without a file.
+
+    What is no finite number is left out: JSON has none, and Kubeflow's launcher would fail the finished task.
+    """
     import json
+
+    logged = {name: value for name, value in _strict(numbers).items() if isinstance(value, int | float)}
+    for name, value in logged.items():
+        metrics.log_metric(name, value)
+    show(metrics, json.dumps(logged, indent=1, allow_nan=False) + "\n")
+
+
+def show(output: dsl.Artifact, content: str | bytes) -> None:
+    """Write what Kubeflow shows of an output (`dsl.HTML`, `dsl.Markdown`) to its file.
+
+    Content that is larger than its pages take is left to the artifact that holds it.
+    """
     from pathlib import Path
 
-    for name, value in numbers.items():
-        metrics.log_metric(name, value)
-    path = Path(metrics.path)
+    data = content.encode() if isinstance(content, str) else content
+    path = Path(output.path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(numbers), indent=1) + "\n")
+    path.write_bytes(data if len(data) <= MOST_SHOWN_BYTES else _TOO_LARGE)
+
+
+def _strict(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that strict JSON has."""
+    import math
+
+    return {name: value for name, value in numbers.items() if not isinstance(value, float) or math.isfinite(value)}

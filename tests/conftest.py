@@ -128,7 +128,7 @@ def evaluation_uri(dataset_uri: str, model_uris: tuple[str, str], tmp_path_facto
     from calm_core.config import EvaluationConfig
     from calm_core.evaluation.stage import evaluate
 
-    config = EvaluationConfig(samples=2, max_sequences=2, prompts=("the river",), prompt_tokens=4)
+    config = EvaluationConfig(samples=2, max_sequences=16, prompts=("the river",), prompt_tokens=4)  # of some documents
     autoencoder, calm = model_uris
     output = str(tmp_path_factory.mktemp("evaluation"))
     return evaluate(config, dataset_uri, calm, output, seed=0, autoencoder_uri=autoencoder).uri

@@ -40,7 +40,7 @@ class EvaluationConfig(Section):
     max_sequences: int = Field(256, ge=1, le=2**24, description="held-out sequences that are scored")
     batch_size: int = Field(8, ge=1, le=2**16, description="sequences scored at a time")
     bootstrap_resamples: int = Field(
-        1000, ge=100, le=100_000, description="resamples of sequences for the confidence intervals"
+        1000, ge=100, le=100_000, description="resamples of documents for the confidence intervals"
     )
     confidence: float = Field(
         0.95, ge=0.5, lt=1, description="level of the confidence intervals; at most 1 - 2 / bootstrap_resamples"
@@ -52,6 +52,14 @@ class EvaluationConfig(Section):
     )
     prompt_tokens: int = Field(64, ge=1, le=2**20, description="tokens written for each prompt")
     temperature: float = Field(0.5, ge=MIN_TEMPERATURE, le=1, description="temperature of the texts that are shown")
+    temperatures: tuple[Annotated[float, Field(ge=MIN_TEMPERATURE, le=1)], ...] = Field(
+        (0.3, 0.5, 1.0),
+        max_length=16,
+        description="temperatures at which the variety of texts is measured, beside `temperature`; []: that one alone",
+    )
+    texts_per_prompt: int = Field(
+        4, ge=1, le=1000, description="texts for each prompt whose variety is measured, at each temperature"
+    )
     temperature_samples: int = Field(200, ge=1, le=2**20, description="samples per chunk of the temperature sampler")
 
     @model_validator(mode="after")

@@ -6,13 +6,10 @@ first, then BrierLM = 100 * (product over n = 1..4 of max(Brier-n, 0))^(1/4).
 """
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from calm_core.config.evaluation import SCORED_TOKENS
-from calm_core.errors import CalmError
-from calm_core.evaluation.resampling import FloatArray, resampled_means, with_interval
-from calm_core.store.facts import BrierScores, Score
+from calm_core.evaluation.resampling import FloatArray
 
 MAX_N = SCORED_TOKENS
 
@@ -42,51 +39,6 @@ def brierlm(brier_n: FloatArray) -> FloatArray:
     return result
 
 
-class BrierAccumulator:
-    """Sums Brier terms by sequence; memory is a few numbers for each sequence, whatever its length."""
-
-    def __init__(self) -> None:
-        self._sums: list[FloatArray] = []
-        self._counts: list[FloatArray] = []
-
-    def add(self, terms_BPT: Tensor, counted_BP: Tensor) -> None:
-        """Terms of every position [B, P, T], and which of them count."""
-        self._sums.append((terms_BPT * counted_BP.unsqueeze(-1)).sum(1).cpu().numpy())
-        self._counts.append(counted_BP.sum(1).double().cpu().numpy())
-
-    @property
-    def positions(self) -> int:
-        """Positions that counted."""
-        return int(sum(counts.sum() for counts in self._counts))
-
-    def scores(self, resamples: int, confidence: float, seed: int) -> BrierScores:
-        """Brier-1..4 and BrierLM, with bootstrap intervals over the sequences in which a position counts.
-
-        Of one such sequence the numbers have no interval: nothing tells how another one would have done.
-
-        Raises:
-            CalmError: No position counts.
-        """
-        if not self.positions:
-            raise CalmError("no position counts, so there is nothing to score")
-        sums_RT, counts_R = np.concatenate(self._sums), np.concatenate(self._counts)
-        sums_RT, counts_R = sums_RT[counts_R > 0], counts_R[counts_R > 0]
-        mean_T = sums_RT.sum(0) / counts_R.sum()
-        if len(counts_R) == 1:
-            return BrierScores(
-                brierlm=Score(value=float(brierlm(mean_T))),
-                brier={str(n): Score(value=mean) for n, mean in enumerate(mean_T.tolist(), start=1)},
-            )
-        resampled_XT = resampled_means(sums_RT, counts_R, resamples, seed)
-        return BrierScores(
-            brierlm=with_interval(float(brierlm(mean_T)), brierlm(resampled_XT), confidence),
-            brier={
-                str(n): with_interval(mean, resampled_XT[:, n - 1], confidence)
-                for n, mean in enumerate(mean_T.tolist(), start=1)
-            },
-        )
-
-
 def next_tokens(tokens_BT: Tensor, interval: int, chunk_size: int, real_BT: Tensor) -> tuple[Tensor, Tensor]:
     """The true next `MAX_N` tokens after every `interval` tokens, and where all of them are real.
 
@@ -99,10 +51,3 @@ def next_tokens(tokens_BT: Tensor, interval: int, chunk_size: int, real_BT: Tens
     targets = tokens_BT[:, interval:].unfold(1, whole, interval)[..., :MAX_N]
     real = real_BT[:, interval:].unfold(1, whole, interval)[..., :MAX_N].all(-1)
     return targets, real
-
-
-def frequencies(tokens: Tensor, vocab_size: int, pad_id: int) -> Tensor:
-    """Share of each token among the real ones, fp64 [V]; the model that ignores all context."""
-    counts = torch.bincount(tokens.flatten(), minlength=vocab_size).double()
-    counts[pad_id] = 0
-    return counts / counts.sum()

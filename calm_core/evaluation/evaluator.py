@@ -1,7 +1,11 @@
 """Scores of models on the same held-out positions, by the same protocol."""
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,13 +14,52 @@ from torch import Tensor
 from calm_core.config import EvaluationConfig
 from calm_core.data.reading.dataset import Dataset
 from calm_core.errors import ArtifactError
-from calm_core.evaluation.brier import MAX_N, BrierAccumulator, next_tokens
-from calm_core.evaluation.samplers import BrierModel
-from calm_core.models.autoencoders.base import Autoencoder, reconstruct, to_chunks
+from calm_core.evaluation import fidelity
+from calm_core.evaluation.brier import MAX_N, next_tokens
+from calm_core.evaluation.documents import DocumentNumbers, DocumentScores, Places, Stretches
+from calm_core.evaluation.language_model_quality import (
+    LATENTS,
+    Counted,
+    agreement,
+    distances,
+    known_text,
+    quality,
+    target_latents,
+)
+from calm_core.evaluation.resampling import FloatArray
+from calm_core.evaluation.samplers import BrierModel, DrawingModel, Draws
+from calm_core.evaluation.training_text import TrainingText
+from calm_core.evaluation.unfinished import Arrays, Unfinished
+from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.noise import SequenceNoise, derive_seed
-from calm_core.store.facts import BrierScores
+from calm_core.store.facts import AutoencoderQuality, BrierScores, LanguageModelQuality
 from calm_core.store.protocol import NO_START
 from calm_core.telemetry.stage import Stage
+
+_PIECES = 64  # of a purpose, that are kept of an unfinished evaluation; each is of one batch or several
+
+
+class Batch(NamedTuple):
+    """Sequences int64 [B, T], their numbers in the split, their places in documents, and their noise."""
+
+    indices: list[int]
+    tokens_BT: Tensor
+    places: Places
+    noise: SequenceNoise
+
+
+class Studied(NamedTuple):
+    """What is found of a language model.
+
+    Attributes:
+        documents: Its Brier terms.
+        quality: Where and how it is right.
+        seconds: That the terms have taken.
+    """
+
+    documents: DocumentScores
+    quality: LanguageModelQuality
+    seconds: float
 
 
 @dataclass
@@ -31,7 +74,7 @@ class Evaluator:
         seed: Of all noise.
         device: Where the models compute.
         stage: To which progress is reported.
-        positions: How many positions counted in the last score; the same for every model.
+        unfinished: Where what has been measured is kept until all is.
     """
 
     config: EvaluationConfig
@@ -41,20 +84,37 @@ class Evaluator:
     seed: int
     device: torch.device
     stage: Stage
-    positions: int = field(default=0, init=False)
+    unfinished: Unfinished = field(default_factory=Unfinished)
 
     @property
     def sequences(self) -> int:
         """Sequences that are scored."""
         return min(self.config.max_sequences, self.dataset.num_sequences)
 
-    def _batches(self, purpose: str) -> Iterator[tuple[Tensor, SequenceNoise]]:
-        """Sequences int64 [B, T], and their noise, which depends on the purpose and not on the batch."""
-        for start in range(0, self.sequences, self.config.batch_size):
-            indices = np.arange(start, min(start + self.config.batch_size, self.sequences))
-            seeds = [derive_seed(self.seed, purpose, i) for i in indices.tolist()]
-            yield torch.from_numpy(self.dataset.rows(indices)).to(self.device), SequenceNoise(seeds, self.device)
+    def _batches(self, purpose: str, first: int, end: int, numbers: DocumentNumbers) -> Iterator[Batch]:
+        """The sequences [first, end), and their noise, which depends on the purpose and not on the batch."""
+        for start in range(first, end, self.config.batch_size):
+            indices = np.arange(start, min(start + self.config.batch_size, end))
+            rows = self.dataset.rows(indices)
+            noise = self._noise(purpose, indices.tolist())
+            yield Batch(indices.tolist(), torch.from_numpy(rows).to(self.device), numbers.of(rows), noise)
             self.stage.report(done=int(indices[-1]) + 1, total=self.sequences, note=purpose)
+
+    def _noise(self, purpose: str, indices: list[int]) -> SequenceNoise:
+        return SequenceNoise([derive_seed(self.seed, purpose, i) for i in indices], self.device)
+
+    def _measured(self, purpose: str, measure: Callable[[Batch], Arrays]) -> Arrays:
+        """Arrays of all batches, joined along their first dimension; those of an interrupted evaluation are kept."""
+        numbers, pieces = DocumentNumbers(self.dataset), []
+        batches = math.ceil(self.sequences / self.config.batch_size)
+        step = self.config.batch_size * math.ceil(batches / _PIECES)
+        for first in range(0, self.sequences, step):
+            piece = self._batches(purpose, first, min(first + step, self.sequences), numbers)
+            name = f"{purpose.lower().replace(' ', '-')}-{first}"
+            pieces.append(self.unfinished.arrays(name, partial(_joined_batches, measure, piece)))
+            for _ in piece:  # it was kept, and its documents are numbered all the same
+                pass
+        return _joined(pieces)
 
     def require_positions(self) -> None:
         """Refuse held-out text with nothing to score, before the work.
@@ -73,33 +133,98 @@ class Evaluator:
             "evaluation.max_sequences or data.validation_fraction, or prepare longer documents"
         )
 
-    def autoencoder_accuracy(self, autoencoder: Autoencoder) -> float:
-        """Share of real tokens that come back from sampled latents."""
-        correct, total = 0, 0
-        for tokens_BT, noise in self._batches("autoencoder accuracy"):
-            chunks_BPK = to_chunks(tokens_BT, self.chunk_size)
-            real_BPK = chunks_BPK != self.dataset.pad_id
-            correct += int(((reconstruct(autoencoder, chunks_BPK, noise) == chunks_BPK) & real_BPK).sum())
-            total += int(real_BPK.sum())
-        return correct / total
+    def autoencoder(self, autoencoder: Autoencoder, text: TrainingText) -> AutoencoderQuality:
+        """How well an autoencoder's latents carry the held-out text."""
+        purpose = "autoencoder accuracy"
+        batches = self._batches(purpose, 0, self.sequences, DocumentNumbers(self.dataset))
+        return self.unfinished.record(
+            "autoencoder",
+            AutoencoderQuality,
+            lambda: fidelity.measure(
+                autoencoder,
+                ((batch.tokens_BT, batch.noise) for batch in batches),
+                pad_id=self.dataset.pad_id,
+                train_counts_V=text.counts_V,
+            ),
+        )
 
-    def score(self, model: BrierModel, purpose: str) -> BrierScores:
-        """Brier-1..4 and BrierLM of a model, each with its interval.
+    def score(self, model: BrierModel, purpose: str) -> DocumentScores:
+        """Brier terms of a model, by document.
 
         Args:
             model: Any kind of model.
             purpose: What is scored, for whoever watches; other noise for each.
-        """
-        accumulator = BrierAccumulator()
-        for tokens_BT, noise in self._batches(purpose):
-            real_BT = tokens_BT != self.dataset.pad_id
-            targets_BPT, counted_BP = next_tokens(tokens_BT, self.interval, self.chunk_size, real_BT)
-            accumulator.add(model.terms(tokens_BT, targets_BPT, noise, self.config.samples), counted_BP)
-        self.positions = accumulator.positions
-        return accumulator.scores(self.config.bootstrap_resamples, self.config.confidence, self.seed)
 
-    def protocol(self) -> dict[str, str | int]:
-        """All that two scores must share to be compared; after a score, which counts the positions."""
+        Raises:
+            CalmError: No position counts.
+        """
+
+        def measure(batch: Batch) -> Arrays:
+            targets_BPT, counted_BP = self._positions(batch.tokens_BT)
+            terms_BPT = model.terms(batch.tokens_BT, targets_BPT, batch.noise, self.config.samples)
+            return self._counted(batch, counted_BP, terms_BPT).stretches().arrays("document")
+
+        return DocumentScores.of(Stretches.from_arrays(self._measured(purpose, measure), "document"))
+
+    def study(
+        self, model: DrawingModel, purpose: str, text: TrainingText, autoencoder: Autoencoder | None = None
+    ) -> Studied:
+        """Brier terms of a model as `score` gives them, and all that its samples tell beside.
+
+        Args:
+            model: Any kind of trained model.
+            purpose: As that of `score`.
+            text: What is known of training text.
+            autoencoder: Of a model over chunks.
+        """
+
+        def measure(batch: Batch) -> Arrays:
+            started = time.monotonic()
+            targets_BPT, counted_BP = self._positions(batch.tokens_BT)
+            draws = model.draw(batch.tokens_BT, targets_BPT, batch.noise, self.config.samples)
+            counted = self._counted(batch, counted_BP, draws.terms_BPT)
+            seconds = time.monotonic() - started
+            arrays = counted.stretches().arrays("document") | {"seconds": np.array([seconds])}
+            arrays |= counted.by_range(counted.offset_N).arrays("offset")
+            arrays |= counted.by_range(counted.context_N).arrays("context")
+            arrays |= agreement(draws.samples_BPST[counted_BP], targets_BPT[counted_BP][:, 0])
+            arrays |= known_text(draws, targets_BPT, counted_BP, text)
+            if autoencoder is not None:
+                arrays["distances"] = self._distances(batch, draws, counted_BP, autoencoder)
+            return arrays
+
+        arrays = self._measured(purpose, measure)
+        documents = DocumentScores.of(Stretches.from_arrays(arrays, "document"))
+        return Studied(documents, quality(arrays, self.scores, text), float(arrays["seconds"].sum()))
+
+    def _positions(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The true tokens after each scored position, and whether it counts."""
+        return next_tokens(tokens_BT, self.interval, self.chunk_size, tokens_BT != self.dataset.pad_id)
+
+    def _counted(self, batch: Batch, counted_BP: Tensor, terms_BPT: Tensor) -> Counted:
+        row_N, place_N = np.nonzero(counted_BP.cpu().numpy())
+        context_N = self.interval * (place_N + 1)
+        document_N, offset_N = (places_RT[row_N, context_N] for places_RT in batch.places)
+        return Counted(row_N, document_N, offset_N, context_N, terms_BPT[counted_BP].cpu().numpy())
+
+    def _distances(self, batch: Batch, draws: Draws, counted_BP: Tensor, autoencoder: Autoencoder) -> FloatArray:
+        """Sums over the positions of each sequence that count, fp64 [B, 3]."""
+        assert draws.latents_BPSL is not None
+        samples_BPSL = draws.latents_BPSL[:, :, :LATENTS]
+        positions, samples = samples_BPSL.shape[1:3]
+        noise = self._noise("target latents", batch.indices)
+        targets_BPML = target_latents(autoencoder, batch.tokens_BT, self.interval, positions, samples, noise)
+        sums_B3 = np.zeros((len(batch.indices), 3))
+        found_N3 = distances(samples_BPSL[counted_BP], targets_BPML[counted_BP])
+        np.add.at(sums_B3, np.nonzero(counted_BP.cpu().numpy())[0], found_N3.cpu().numpy())
+        return sums_B3
+
+    def scores(self, documents: DocumentScores) -> BrierScores:
+        """Brier-1..4 and BrierLM, each with its interval."""
+        return documents.scores(self.config.bootstrap_resamples, self.config.confidence, self.seed)
+
+    def protocol(self, documents: DocumentScores) -> dict[str, str | int]:
+        """All that two scores must share to be compared."""
         return {
             "metric": "BrierLM",
             "split": "validation",
@@ -114,7 +239,16 @@ class Evaluator:
             "document_boundaries": "packed; attention crosses them; a position counts if its next 4 tokens are real",
             "samples": self.config.samples,
             "sequences": self.sequences,
-            "positions": self.positions,
-            "interval": f"{self.config.confidence:.0%} bootstrap over sequences",
+            "documents": len(documents.documents_D),
+            "positions": documents.positions,
+            "interval": f"{self.config.confidence:.0%} bootstrap over documents",
             "resamples": self.config.bootstrap_resamples,
         }
+
+
+def _joined_batches(measure: Callable[[Batch], Arrays], batches: Iterable[Batch]) -> Arrays:
+    return _joined([measure(batch) for batch in batches])
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,43 +1,83 @@
-"""The evaluation as one self-contained HTML page.
+"""A self-contained HTML page: of one evaluation, or of the whole run that it belongs to.
 
-The same evaluation gives the same bytes, since the page takes part in the artifact's digest. So it holds digests and
-settings, but neither a date nor a code version: those stand in the manifest.
+The same evaluation gives the same bytes, since its page takes part in the artifact's digest. So the page of an
+evaluation alone holds digests and settings, but no date, no seconds, and no code version.
 """
 
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
-import matplotlib
-from cycler import cycler
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
+from calm_core.evaluation import pictures
+from calm_core.shown import by_dotted_name, lines_of
+from calm_core.store.facts import (
+    DatasetFacts,
+    EvaluationFacts,
+    ModelFacts,
+    RegistrationFacts,
+    StageTime,
+    TrainingCost,
+)
+from calm_core.weights.curves import Curve
 
-from calm_core.shown import lines_of
-from calm_core.store.facts import EvaluationFacts, Score
+PAGE_NAME = "report.html"
+"""Of the page in an artifact."""
+MAIN_STAGES = ("prepare", "train-autoencoder", "train-calm", "evaluate", "register")
+BASELINE_STAGES = ("train-transformer", "evaluate-transformer")
+_MOST_TEXTS, _LONGEST_TEXT = 40, 4000  # prompts, and characters of each text
+_MOST_SOURCES = 20
+_LONGEST_VALUE = 2000  # characters of a setting
 
-_TEMPLATE = "report.html"
-# Colours that stand in a picture for those of the page, which differ in light and dark.
-_INK, _FIRST, _SECOND = "#010101", "#010102", "#010103"
-_OF_THE_PAGE = {_INK: "currentColor", _FIRST: "var(--first)", _SECOND: "var(--second)"}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "calm",  # names of parts are the same each time
-    "font.size": 11,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), "none"),
-    "axes.prop_cycle": cycler(color=[_FIRST, _SECOND]),
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
-Curve = Sequence[Mapping[str, float]]
+@dataclass(frozen=True)
+class WholeRun:
+    """What a page tells beside an evaluation, as far as it is there.
+
+    Attributes:
+        models: By the names of `settings` of `render_report`.
+        registration: What has become of the model.
+        champion, baseline: Scores of the version that was champion before, and of the Transformer of the same run.
+        not_compared: Why other scores are left out, a line each.
+        stages: In their order.
+        command: That started the run.
+        code_version: Of what has trained the model.
+    """
+
+    dataset: DatasetFacts | None = None
+    models: Mapping[str, ModelFacts] = field(default_factory=dict)
+    registration: RegistrationFacts | None = None
+    champion: EvaluationFacts | None = None
+    baseline: EvaluationFacts | None = None
+    not_compared: Sequence[str] = ()
+    stages: Sequence[StageTime] = ()
+    command: str = ""
+    code_version: str = ""
+
+    @property
+    def others(self) -> dict[str, EvaluationFacts]:
+        """What the model is compared with, by name."""
+        named = {"champion": self.champion, "baseline": self.baseline}
+        return {name: facts for name, facts in named.items() if facts}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a page begins with: what has become of the model, why, and whether that is a success."""
+
+    headline: str
+    reason: str = ""
+    promoted: bool | None = None
+
+    @classmethod
+    def of(cls, registration: RegistrationFacts) -> "Verdict":
+        """The verdict on a registered model."""
+        name = f"{registration.model_name} version {registration.version}"
+        told = f"{name} is {registration.alias}" if registration.promoted else f"{name} is not {registration.alias}"
+        return cls(told, registration.reason, registration.promoted)
 
 
 def render_report(
@@ -46,98 +86,137 @@ def render_report(
     settings: Mapping[str, Any],
     models: Mapping[str, Mapping[str, Any]],
     parents: Mapping[str, str],
+    run: WholeRun | None = None,
 ) -> str:
-    """HTML with the scores, the learning curves, the texts and the settings; pictures are inside.
+    """A page with the verdict, the scores, the learning curves, the texts and the settings; pictures are inside.
 
     Args:
         evaluation: What was measured.
         curves: Points of training curves, by the picture's title and the curve's name.
         settings: Of the evaluation.
         models: Settings of each model, by its name.
-        parents: Digests of what was evaluated, by kind.
+        parents: Digests of what the page tells of, by kind.
+        run: What else is told; unset, the page is of the evaluation alone.
     """
-    source = files("calm_core.evaluation").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    with matplotlib.rc_context(_STYLE):
-        pictures = {"Brier-1 to Brier-4, times 100, with intervals": _brier_picture(evaluation)}
-        pictures |= {title: _curve_picture(points, name) for (title, name), points in curves.items() if points}
-    return environment.from_string(source).render(
+    told = run or WholeRun()
+    return _template("report.html").render(
         evaluation=evaluation,
+        run=told,
+        is_whole=run is not None,
+        verdict=Verdict.of(told.registration) if told.registration else Verdict(evaluation.model),
         scores=evaluation.shown(),
         unigram=evaluation.references.unigram.shown(),
         untrained=evaluation.references.untrained.shown(),
-        pictures=pictures,
-        settings=dict(_flat(settings)),
-        models={name: dict(_flat(values)) for name, values in models.items()},
+        curves=_curves(curves),
+        compute=_compute(evaluation, told) if run else None,
+        costs=_costs(evaluation, told) if run else {},
+        texts=_texts(evaluation, settings),
+        left_out=max(0, len(evaluation.samples) - _MOST_TEXTS),
+        settings=_named(settings),
+        models={name: _named(values) for name, values in models.items()},
         parents=parents,
-        number=_number,
-        shown=lambda value: lines_of(str(value)),
+        pictures=pictures,
+        most_sources=_MOST_SOURCES,
+        main_stages=_stages(told, MAIN_STAGES),
+        baseline_stages=_stages(told, BASELINE_STAGES),
     )
 
 
-def _number(score: Score) -> str:
-    return f"{score.value:z.2f}"
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by their dotted names; unset ones, and the prompts, which stand above their texts, are left out."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value is not None and name != "prompts":
-            yield prefix + name, value
-
-
-def _figure() -> Figure:
-    return Figure(figsize=(6.4, 3.2), layout="constrained")
-
-
-def _brier_picture(evaluation: EvaluationFacts) -> Markup:
-    terms = {name: score for name, score in evaluation.shown().items() if name != "BrierLM"}
-    unigram = evaluation.references.unigram.shown()
-    values = [score.value for score in terms.values()]
-    low = [math.nan if score.low is None else score.value - score.low for score in terms.values()]  # nan: no mark
-    high = [math.nan if score.high is None else score.high - score.value for score in terms.values()]
-    places = range(len(terms))
-    figure = _figure()
-    axes = figure.subplots()
-    axes.bar([p - 0.2 for p in places], values, 0.4, yerr=[low, high], capsize=4, label="this model", ecolor=_INK)
-    axes.bar([p + 0.2 for p in places], [unigram[name].value for name in terms], 0.4, label="token frequency")
-    axes.set_xticks(list(places), list(terms))
-    axes.axhline(0, color=_INK, linewidth=0.8)
-    axes.legend()
-    told = ", ".join(f"{name} {_number(score)} {score.interval()}" for name, score in terms.items())
-    return _as_svg(figure, f"Bars, and for each the one of token frequency: {told}")
-
-
-def _curve_picture(curve: Curve, name: str) -> Markup:
-    figure = _figure()
-    axes = figure.subplots()
-    told = []
-    for key, label in ((name, "training"), (f"validation_{name}", "validation")):
-        if not (points := [(record["step"], record[key]) for record in curve if key in record]):
-            continue
-        told.append(f"{label} from {points[0][1]:.4g} to {points[-1][1]:.4g}")
-        axes.plot([x for x, _ in points], [y for _, y in points], label=label, marker="." if len(points) < 30 else "")
-    axes.set(xlabel="step")
-    axes.grid(color=_INK, alpha=0.15)
-    axes.legend()
-    return _as_svg(figure, f"Lines over the steps: {', '.join(told)}")
-
-
-def _as_svg(figure: Figure, told: str) -> Markup:
-    """A picture as an element of the page, in its colours, without anything that differs between two runs.
+def render_training(title: str, facts: ModelFacts, curves: Mapping[tuple[str, str], Curve]) -> str:
+    """A page with the curves and numbers of one training.
 
     Args:
-        figure: The picture.
-        told: What it shows, for those who do not see it.
+        title: Heads the page.
+        facts: Of the model.
+        curves: As of `render_report`.
     """
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for colour, of_the_page in _OF_THE_PAGE.items():
-        svg = svg.replace(colour, of_the_page)
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(told)}" ', 1))
+    return _template("training.html").render(title=title, facts=facts, curves=_curves(curves))
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("calm_core.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": lambda score: f"{score.value:z.2f}",
+        "count": lambda value: f"{value:,}",
+        "percent": lambda share, digits=2: f"{100 * share:z.{digits}f} %",
+        "power": _power,
+        "duration": _duration,
+        "shown": lambda value: lines_of(str(value)),
+    }
+    return environment.get_template(name)
+
+
+def _power(value: float) -> str:
+    """A large number with three digits and its power of ten."""
+    return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}".replace("e+", "e")
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in words, the two largest units."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _named(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings by their dotted names; unset ones, and the prompts, which stand above their texts, are left out."""
+    named = {name: str(value) for name, value in by_dotted_name(settings) if value is not None and name != "prompts"}
+    return {name: _cut(value, _LONGEST_VALUE) for name, value in named.items()}
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _curves(curves: Mapping[tuple[str, str], Curve]) -> dict[str, Markup]:
+    return {title: pictures.training_curve(points, name) for (title, name), points in curves.items() if points}
+
+
+def _stages(run: WholeRun, names: Sequence[str]) -> list[StageTime]:
+    told = {stage.stage: stage for stage in run.stages}
+    return [told[name] for name in names if name in told]
+
+
+def _costs(evaluation: EvaluationFacts, run: WholeRun) -> dict[str, TrainingCost]:
+    """What the trainings of the run have cost; where no evaluation says it, as far as the models do."""
+    costs = evaluation.costs | (run.baseline.costs if run.baseline else {})
+    return costs or {
+        name: TrainingCost(tokens=facts.trained_tokens, seconds=facts.seconds)
+        for name, facts in run.models.items()
+        if facts.trained_tokens is not None
+    }
+
+
+def _compute(evaluation: EvaluationFacts, run: WholeRun) -> Markup | None:
+    """The picture of quality against compute; None unless the evaluation knows what its model took."""
+    points = {
+        name: (flops, facts.brierlm)
+        for name, facts in {"this model": evaluation, **run.others}.items()
+        if (flops := math.fsum(cost.flops or 0 for cost in facts.costs.values()))
+    }
+    return pictures.quality_against_compute(points) if "this model" in points else None
+
+
+def _texts(evaluation: EvaluationFacts, settings: Mapping[str, Any]) -> dict[str, list[tuple[float, str]]]:
+    """The texts with their temperatures, by their prompts; long ones are cut."""
+    by_temperature = {float(settings.get("temperature", 1)): evaluation.samples}
+    by_temperature |= {each.temperature: each.texts for each in evaluation.written}
+    found: dict[str, list[tuple[float, str]]] = {}
+    for temperature, samples in sorted(by_temperature.items()):
+        for sample in samples[:_MOST_TEXTS]:
+            found.setdefault(_end(sample.prompt), []).append((temperature, _cut(sample.text, _LONGEST_TEXT)))
+    return found
+
+
+def _end(prompt: str) -> str:
+    return prompt if len(prompt) <= _LONGEST_TEXT else f"…{prompt[-_LONGEST_TEXT:]}"

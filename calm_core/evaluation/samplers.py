@@ -6,7 +6,7 @@
 Scored positions are those after every `interval` tokens, the same for every model.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,29 @@ class BrierModel(Protocol):
         ...
 
 
+class Draws(NamedTuple):
+    """What was drawn to score positions.
+
+    Attributes:
+        terms_BPT: As `BrierModel.terms`.
+        samples_BPST: int64, the samples: the first token of each, and all tokens of the first one. Of the others the
+            rest may be missing, where it can no longer change a term.
+        latents_BPSL: Of a model over chunks: what the first chunks were decoded from.
+    """
+
+    terms_BPT: Tensor
+    samples_BPST: Tensor
+    latents_BPSL: Tensor | None = None
+
+
+class DrawingModel(BrierModel, Protocol):
+    """A model that shows what it has drawn."""
+
+    def draw(self, tokens_BT: Tensor, targets_BPT: Tensor, noise: SequenceNoise, samples: int) -> Draws:
+        """What `terms` is computed from, and the terms; arguments as there."""
+        ...
+
+
 class CalmSampler:
     """A CALM model at temperature 1: samples are compared with the truth and with each other.
 
@@ -47,8 +70,17 @@ class CalmSampler:
         self.autoencoder = autoencoder
         self.interval = interval
 
-    @torch.no_grad()
     def terms(self, tokens_BT: Tensor, targets_BPT: Tensor, noise: SequenceNoise, samples: int) -> Tensor:
+        return self._draw(tokens_BT, targets_BPT, noise, samples, whole_first=False).terms_BPT
+
+    def draw(self, tokens_BT: Tensor, targets_BPT: Tensor, noise: SequenceNoise, samples: int) -> Draws:
+        return self._draw(tokens_BT, targets_BPT, noise, samples, whole_first=True)
+
+    @torch.no_grad()
+    def _draw(
+        self, tokens_BT: Tensor, targets_BPT: Tensor, noise: SequenceNoise, samples: int, *, whole_first: bool
+    ) -> Draws:
+        """As `draw`; whether the first sample of each position is drawn to its end, whatever it is."""
         calm, size = self.calm, self.calm.chunk_size
         batch, positions, _ = targets_BPT.shape
         # A position lies between two chunks, and is predicted from the state after the chunk that ends there.
@@ -63,24 +95,34 @@ class CalmSampler:
         sampled_XT[:, :size] = self.autoencoder.decode(latents_BPSL).flatten(0, 2)
 
         truth_XT = targets_BPT.flatten(0, 1).repeat_interleave(samples, 0)
+        needed_X = sampled_XT.new_zeros(len(sampled_XT), dtype=torch.bool)
+        needed_X[::samples] = whole_first
         tree = Continuations(calm.transformer, calm.vocab_size, prefix, start_P, batch=batch, samples=samples)
         for done in range(size, steps * size, size):
             drawn_XE = calm.sampling_noise(noise, positions * samples).flatten(0, 1)
-            self._draw_next_chunk(tree, sampled_XT, truth_XT, done, drawn_XE)
+            self._draw_next_chunk(tree, sampled_XT, truth_XT, done, drawn_XE, needed_X)
         sampled = sampled_XT[:, :MAX_N].unflatten(0, (batch * positions, samples))
-        return brier_terms(sampled, targets_BPT.flatten(0, 1)).view(batch, positions, MAX_N)
+        terms = brier_terms(sampled, targets_BPT.flatten(0, 1)).view(batch, positions, MAX_N)
+        return Draws(terms, sampled.view(batch, positions, samples, MAX_N), latents_BPSL)
 
     def _draw_next_chunk(
-        self, tree: Continuations, sampled_XT: Tensor, truth_XT: Tensor, done: int, drawn_XE: Tensor
+        self,
+        tree: Continuations,
+        sampled_XT: Tensor,
+        truth_XT: Tensor,
+        done: int,
+        drawn_XE: Tensor,
+        needed_X: Tensor,
     ) -> None:
         """Write the chunk after the first `done` tokens into the rows of `sampled_XT` whose continuation can matter.
 
-        The rows of the others stay zero from here on: they differ already, and a term asks for equality of all tokens
-        so far. Their noise is drawn all the same, so that what a continuation draws does not depend on which are alive.
+        And into those that are needed all the same. The rows of the others stay zero from here on: they differ already,
+        and a term asks for equality of all tokens so far. Their noise is drawn all the same, so that what a
+        continuation draws does not depend on which are alive.
         """
         size, alive_A = self.calm.chunk_size, tree.alive_A
         true_A = (sampled_XT[alive_A, :done] == truth_XT[alive_A, :done]).all(-1)
-        hidden_UD = tree.advance(sampled_XT[alive_A, done - size : done], self.calm.embed, true_A)
+        hidden_UD = tree.advance(sampled_XT[alive_A, done - size : done], self.calm.embed, true_A | needed_X[alive_A])
         latents_USL = self.calm.sample(hidden_UD, tree.by_node(drawn_XE[tree.alive_A]))
         chunks_AK = self.autoencoder.decode(tree.by_continuation(latents_USL))
         sampled_XT[tree.alive_A, done : done + size] = chunks_AK
@@ -97,8 +139,11 @@ class TransformerScorer:
         self.transformer = transformer
         self.interval = interval
 
-    @torch.no_grad()
     def terms(self, tokens_BT: Tensor, targets_BPT: Tensor, noise: SequenceNoise, samples: int) -> Tensor:
+        return self.draw(tokens_BT, targets_BPT, noise, samples).terms_BPT
+
+    @torch.no_grad()
+    def draw(self, tokens_BT: Tensor, targets_BPT: Tensor, noise: SequenceNoise, samples: int) -> Draws:
         model, positions = self.transformer, targets_BPT.shape[1]
         last = self.interval * positions  # the last scored position; its true tokens, but the fourth, are read too
         hidden_BTD, prefix = model.transformer(model.embed(tokens_BT[:, : last + MAX_N - 1]))
@@ -106,8 +151,8 @@ class TransformerScorer:
         tree = Continuations(
             model.transformer, model.vocab_size, prefix, start_P, batch=len(tokens_BT), samples=samples
         )
-        collision_BPT = self._collisions(tree, hidden_BTD[:, start_P], noise, samples)
-        return 2 * self._true_probabilities(hidden_BTD, targets_BPT) - collision_BPT
+        collision_BPT, samples_BPST = self._collisions(tree, hidden_BTD[:, start_P], noise, samples)
+        return Draws(2 * self._true_probabilities(hidden_BTD, targets_BPT) - collision_BPT, samples_BPST)
 
     def _true_probabilities(self, hidden_BTD: Tensor, targets_BPT: Tensor) -> Tensor:
         """P(y) of the first n true tokens after each position, for n = 1..4, fp64 [B, P, MAX_N].
@@ -120,8 +165,12 @@ class TransformerScorer:
         true_R = self.transformer.probability(read_BPTD.flatten(0, 2), targets_BPT.flatten())
         return true_R.view_as(targets_BPT).cumprod(-1)
 
-    def _collisions(self, tree: Continuations, hidden_BPD: Tensor, noise: SequenceNoise, samples: int) -> Tensor:
+    def _collisions(
+        self, tree: Continuations, hidden_BPD: Tensor, noise: SequenceNoise, samples: int
+    ) -> tuple[Tensor, Tensor]:
         """Estimates of sum_x P(x)^2 over all x of n tokens, for n = 1..4, fp64 [B, P, MAX_N]: a mean over prefixes.
+
+        And the samples that the prefixes are of, int64 [B, P, S, MAX_N].
 
         No continuation is dropped: each is a prefix whose own probability is its weight, true or not. So A is
         B * P * S throughout.
@@ -130,17 +179,18 @@ class TransformerScorer:
         batch, positions, _ = hidden_BPD.shape
         hidden_UD = hidden_BPD.flatten(0, 1)
         weight_A = torch.ones(len(tree.alive_A), dtype=torch.float64, device=hidden_UD.device)  # P(x')
-        collision_BPT = []
+        collision_BPT, samples_BPST = [], []
         for n in range(1, MAX_N + 1):
             uniform_A = noise.uniform(positions * samples).flatten()
             drawn = model.next_token(hidden_UD, tree.by_node(uniform_A))
             collision_A = weight_A * drawn.collision_R[tree.node_A]
             collision_BPT.append(collision_A.view(batch, positions, samples).mean(-1))
+            token_A = tree.by_continuation(drawn.token_RS)
+            samples_BPST.append(token_A.view(batch, positions, samples))
             if n < MAX_N:
                 weight_A = weight_A * tree.by_continuation(drawn.probability_RS)
-                token_A = tree.by_continuation(drawn.token_RS)
                 hidden_UD = tree.advance(token_A.unsqueeze(-1), lambda token: model.embed(token.squeeze(-1)))
-        return torch.stack(collision_BPT, dim=-1)
+        return torch.stack(collision_BPT, dim=-1), torch.stack(samples_BPST, dim=-1)
 
 
 class UnigramSampler:

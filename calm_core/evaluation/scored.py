@@ -1,23 +1,23 @@
 """How each kind of model is scored. Another kind needs one function here, and one line in `SCORED`."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from calm_core.evaluation.report import Curve
-from calm_core.evaluation.samplers import BrierModel, CalmSampler, TransformerScorer
+from calm_core.evaluation.costs import costs, inference_flops_per_token
+from calm_core.evaluation.samplers import BrierModel, CalmSampler, DrawingModel, TransformerScorer
 from calm_core.generation.text import CalmChunks, NextChunk, TextGenerator, TransformerTokens
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.layers import freeze
 from calm_core.models.noise import derive_seed
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import CalmFacts, ModelFacts, TransformerFacts
+from calm_core.store.facts import CalmFacts, ModelFacts, TrainingCost, TransformerFacts
+from calm_core.weights.curves import Curve, curve_of
 from calm_core.weights.lineage import autoencoder_of
 from calm_core.weights.load import (
-    CURVES_NAME,
     load_autoencoder,
     load_calm,
     load_tokenizer,
@@ -39,17 +39,21 @@ class Scored:
         generator: What writes text.
         curves: Points of training curves, by the picture's title and the curve's name.
         settings: Of each model and its training, by its name.
+        costs: What the training of each model has taken, by its kind.
+        flops_per_token: What a token takes that is written in a context of so many.
         autoencoder: Of a model over chunks.
     """
 
     label: str
     chunk_size: int
     parents: dict[str, str]
-    trained: Callable[[int], BrierModel]
+    trained: Callable[[int], DrawingModel]
     new: Callable[[int], BrierModel]
     generator: TextGenerator
     curves: dict[tuple[str, str], Curve]
     settings: dict[str, dict[str, Any]]
+    costs: dict[str, TrainingCost]
+    flops_per_token: Callable[[int], float]
     autoencoder: Autoencoder | None = None
 
     def untrained(self, interval: int, seed: int) -> BrierModel:
@@ -73,10 +77,12 @@ def _calm(artifact: Artifact[CalmFacts], autoencoder_uri: str, device: torch.dev
         new=lambda interval: CalmSampler(freeze(new_calm(artifact).to(device)), autoencoder, interval),
         generator=_generator(CalmChunks(calm, autoencoder), artifact),
         curves={
-            ("Autoencoder: token accuracy", "accuracy"): _curve(autoencoder_artifact),
-            ("CALM: loss of the head", calm.mlp_generator.loss_name): _curve(artifact),
+            ("Autoencoder: token accuracy", "accuracy"): curve_of(autoencoder_artifact),
+            ("CALM: loss of the head", calm.mlp_generator.loss_name): curve_of(artifact),
         },
         settings={"autoencoder": autoencoder_artifact.manifest.config, "CALM": artifact.manifest.config},
+        costs=costs(artifact, autoencoder_artifact),
+        flops_per_token=partial(inference_flops_per_token, artifact, autoencoder_artifact),
         autoencoder=autoencoder,
     )
 
@@ -90,8 +96,10 @@ def _transformer(artifact: Artifact[TransformerFacts], autoencoder_uri: str, dev
         trained=lambda interval: TransformerScorer(model, interval),
         new=lambda interval: TransformerScorer(freeze(new_transformer(artifact).to(device)), interval),
         generator=_generator(TransformerTokens(model), artifact),
-        curves={("Transformer: cross-entropy, nats a token", "cross_entropy"): _curve(artifact)},
+        curves={("Transformer: cross-entropy, nats a token", "cross_entropy"): curve_of(artifact)},
         settings={"Transformer": artifact.manifest.config},
+        costs=costs(artifact),
+        flops_per_token=partial(inference_flops_per_token, artifact, None),
     )
 
 
@@ -104,13 +112,3 @@ SCORED: Mapping[type[ModelFacts], Callable[[Artifact[Any], str, torch.device], S
 
 def _generator(model: NextChunk, artifact: Artifact[Any]) -> TextGenerator:
     return TextGenerator(model, load_tokenizer(artifact), artifact.facts.packing)
-
-
-def _curve(artifact: Artifact[ModelFacts]) -> Curve:
-    try:
-        rows = [json.loads(line) for line in artifact.read(CURVES_NAME).splitlines()]
-    except (ValueError, RecursionError):
-        rows = [None]
-    if not all(isinstance(row, dict) and "step" in row and {*map(type, row.values())} <= {int, float} for row in rows):
-        raise artifact.damaged(CURVES_NAME, "no curves")
-    return rows

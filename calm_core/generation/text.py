@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -196,6 +197,19 @@ class TransformerTokens(NextChunk):
         return self.transformer.next_token(hidden_BD, noise.uniform(1), sampling.temperature).token_RS
 
 
+class Written(NamedTuple):
+    """A continuation, or a piece of one.
+
+    Attributes:
+        text: As it is handed out.
+        tokens: That the model wrote for it, without one that ends the text. Some may stand for characters that are held
+            back, or cut off by a stop string.
+    """
+
+    text: str
+    tokens: list[int]
+
+
 @dataclass
 class _Text:
     """One continuation, as far as it is written.
@@ -253,13 +267,28 @@ class TextGenerator:
         Raises:
             CalmError: A prompt or setting is none or out of range, or the exact sampler's budget ran out.
         """
+        written = self.write(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop)
+        return [one.text for one in written]
+
+    def write(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        sampling: Sampling | None = None,
+        seed: int | Sequence[int] = 0,
+        stop: str | Sequence[str] = (),
+    ) -> list[Written]:
+        """The continuation of each prompt with its tokens; arguments and errors as in `generate`."""
         prompts = texts_of("prompt", prompts)
         texts = [""] * len(prompts)
-        for number, piece in self.stream(
+        tokens: list[list[int]] = [[] for _ in prompts]
+        for number, piece in self.pieces(
             prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop
         ):
-            texts[number] += piece
-        return texts
+            texts[number] += piece.text
+            tokens[number] += piece.tokens
+        return [Written(text, own) for text, own in zip(texts, tokens, strict=True)]
 
     def stream(
         self,
@@ -275,15 +304,28 @@ class TextGenerator:
         A piece holds whole characters, and nothing that may turn out to begin a stop string. Arguments and errors as in
         `generate`; the arguments are checked at once.
         """
+        pieces = self.pieces(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop)
+        return ((number, piece.text) for number, piece in pieces if piece.text)
+
+    def pieces(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        sampling: Sampling | None = None,
+        seed: int | Sequence[int] = 0,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[tuple[int, Written]]:
+        """What `stream` gives, a piece for each chunk, with its tokens; there may be no text that can be handed out."""
         prompts = texts_of("prompt", prompts)
         seeds, stop = seeds_of(seed, len(prompts)), stop_strings_of(stop)
         length = whole_number("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS)
-        return self._stream(prompts, length, sampling or Sampling(), seeds, stop)
+        return self._pieces(prompts, length, sampling or Sampling(), seeds, stop)
 
     @torch.no_grad()
-    def _stream(
+    def _pieces(
         self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seeds: Sequence[int], stop: Sequence[str]
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Iterator[tuple[int, Written]]:
         encoded = [self._encoded(prompt, number) for number, prompt in enumerate(prompts, 1)]
         for numbers in _groups([len(tokens) + max_new_tokens for tokens in encoded]):
             noise = SequenceNoise([derive_seed(seeds[i], "generate") for i in numbers], self.device)
@@ -297,7 +339,7 @@ class TextGenerator:
         sampling: Sampling,
         noise: SequenceNoise,
         stop: Sequence[str],
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Iterator[tuple[int, Written]]:
         """Pieces of the continuations of some prompts, all in one batch."""
         texts, hidden_BD, branches = self._read(prompts)
         living = list(range(len(prompts)))  # the prompt of each row of the batch; a text that has ended leaves it
@@ -305,8 +347,7 @@ class TextGenerator:
             begun_BK = self._begun([texts[i] for i in living])
             chunk_BK = self._next_chunks(hidden_BD, begun_BK, noise.rows(living), sampling)
             for i, chunk in zip(living, chunk_BK.tolist(), strict=True):
-                if piece := self._write(texts[i], chunk, max_new_tokens, stop):
-                    yield i, piece
+                yield i, self._write(texts[i], chunk, max_new_tokens, stop)
             kept = [row for row, i in enumerate(living) if not texts[i].ended]
             if not kept:
                 return
@@ -373,8 +414,8 @@ class TextGenerator:
         kept = len(tokens) // size * size
         return boundary + tokens[:kept], tokens[kept:]
 
-    def _write(self, text: _Text, chunk: list[int], max_new_tokens: int, stop: Sequence[str]) -> str:
-        """Append a chunk; returns the characters that are certain now."""
+    def _write(self, text: _Text, chunk: list[int], max_new_tokens: int, stop: Sequence[str]) -> Written:
+        """Append a chunk; returns its tokens, and the characters that are certain now."""
         new, text.begun = chunk[len(text.begun) :], []
         ends = (self.tokenizer.eos_id, self.tokenizer.bos_id)  # of contiguous documents the next one's start ends one
         if (end := next((i for i, token in enumerate(new) if token in ends), None)) is not None:
@@ -391,7 +432,7 @@ class TextGenerator:
         else:
             piece = text.held if text.ended else _certain(text.held, stop)
         text.held = text.held[len(piece) :]
-        return piece
+        return Written(piece, new)
 
 
 def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -1,187 +1,305 @@
-"""Names that point to a version of a registered model, and when one moves to another version."""
+"""The aliases of a registered model, and when they move.
 
-import json
-import math
+MLflow has no transaction that could compare an alias and set it. But versions are numbered in their order, and each is
+seen by all who look later: so versions are decided about in that order. Whoever registers one first decides about the
+earlier ones that nobody has decided about yet, as their owners would, and so all come to the same decisions.
+
+A decision stands in one tag of its version, before the alias moves; whoever moves the alias looks once more whether
+another version has followed meanwhile. What an interrupted process leaves undone, the next one does. Only decisions
+that are new, or were never carried out, move an alias: what somebody has moved or removed by hand stays so.
+"""
+
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
 
 from calm_core.config import RegistryConfig
-from calm_core.store.artifact import digest_of
-from calm_core.store.facts import EvaluationFacts
-from calm_core.store.protocol import Protocol, complete, differences
+from calm_core.errors import CalmError
+from calm_core.registry.versions import versions_of
+from calm_core.shown import shortened
+from calm_core.store.facts import LONGEST_TOLD, Decided
+from calm_core.store.facts.base import Record
+from calm_core.store.facts.registry import Told
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-SCORE_TAG, PROTOCOL_TAG, PROTOCOL_DIGEST_TAG = "calm.brierlm_value", "calm.protocol", "calm.protocol_digest"
+DECISION_TAG = "calm.decision"
 PROMOTION_TAG = "calm.promotion"
-"""Tag with the line that says whether the alias has moved; `_UNDECIDED` while that is being found out."""
+"""Tag with the line that says why a version has become champion or not."""
+MEASURED_TAG = "calm.measured"
+"""Tag with how good a version is, as JSON."""
+EVALUATION_TAG = "calm.evaluation_digest"
+"""Tag that tells a model with its scores from others."""
 
-_UNDECIDED = "undecided"
-_MOST_NAMES = 4  # of settings in which two protocols differ; the evaluations have all
+_RULES = frozenset({"promote", "significance", "min_autoencoder_accuracy", "max_regression"})
+_MOST_EARLIER = 16
+
+Judge = Callable[[str, str | None, RegistryConfig], Decided | None]
+"""Decides about a version, from its number, that of the champion, and rules; None where that cannot be told here."""
 
 
-@dataclass(frozen=True)
-class Promotion:
-    """Whether an alias points to a version, and why, for people."""
+class Decision(Record):
+    """What has been decided about a version.
 
-    promoted: bool
-    reason: str
+    Attributes:
+        state: `promoting` until the alias has moved; `rolled back` once it has been moved away by `Aliases.roll_back`.
+        rules: Those of the registry when the version was registered, and by which it is decided about.
+        decided: The decision, once there is one.
+        earlier: Reasons of the decisions before.
+    """
 
-
-@dataclass(frozen=True)
-class Measured:
-    """A BrierLM, and how it was measured: the protocol names the held-out text by its dataset's digest."""
-
-    brierlm: float
-    protocol: Protocol
+    state: Literal["undecided", "promoting", "promoted", "kept", "rolled back"]
+    rules: Annotated[dict[str, Any], Field(default_factory=dict)]
+    decided: Decided = Decided(promoted=False)
+    earlier: Annotated[list[Told], Field(max_length=_MOST_EARLIER, default_factory=list)]
 
     @classmethod
-    def of(cls, evaluation: EvaluationFacts) -> "Measured":
-        """What an evaluation says."""
-        return cls(evaluation.brierlm.value, complete(evaluation.protocol))
+    def begun(cls, config: RegistryConfig) -> "Decision":
+        """That of a version that is about to be registered."""
+        return cls(state="undecided", rules=config.model_dump(mode="json", include=set(_RULES)))
 
     @classmethod
-    def read(cls, tags: Mapping[str, str]) -> "Measured | None":
-        """What the tags of a version say; None if they say nothing, as those of earlier versions of this library."""
+    def read(cls, tags: Mapping[str, str]) -> "Decision | None":
+        """What a version's tags say; None if that is nothing, as of those that an earlier version has registered."""
         try:
-            score, protocol = float(tags[SCORE_TAG]), json.loads(tags[PROTOCOL_TAG])
-        except (KeyError, ValueError, RecursionError):
+            return cls.model_validate_json(tags[DECISION_TAG])
+        except (KeyError, ValidationError, RecursionError):
             return None
-        return cls(score, protocol) if math.isfinite(score) and isinstance(protocol, dict) else None
 
     @property
     def tags(self) -> dict[str, str]:
-        """What later registrations compare with: in the registry, where it is as long as the version is."""
-        text = json.dumps(self.protocol, sort_keys=True)
-        return {SCORE_TAG: repr(self.brierlm), PROTOCOL_TAG: text, PROTOCOL_DIGEST_TAG: self.protocol_digest}
+        """Tags that say it: for people, and then for `read`."""
+        told = {} if self.state == "undecided" else {PROMOTION_TAG: self.decided.reason}
+        return told | {DECISION_TAG: self.model_dump_json(exclude_defaults=True)}
 
     @property
-    def protocol_digest(self) -> str:
-        """Scores with equal ones may be compared."""
-        return digest_of(self.protocol)
+    def is_open(self) -> bool:
+        """Whether something remains to be done."""
+        return self.state in ("undecided", "promoting")
 
     @property
-    def counts(self) -> bool:
-        """Whether it says anything: earlier versions gave scores of no position."""
-        return math.isfinite(self.brierlm) and self.protocol.get("positions") != 0
+    def is_promoted(self) -> bool:
+        """Whether the version has become champion, or is about to."""
+        return self.state in ("promoting", "promoted")
 
-    def is_better_than(self, other: "Measured") -> bool:
-        """Whether both were measured alike, and this one is higher."""
-        return self.counts and not differences(self.protocol, other.protocol) and self.brierlm > other.brierlm
+    def followed_by(self, state: Literal["promoting", "kept", "rolled back"], decided: Decided) -> "Decision":
+        """Another decision, which remembers this one's reason."""
+        return Decision(state=state, rules=self.rules, decided=decided, earlier=self.reasons)
+
+    @property
+    def reasons(self) -> list[str]:
+        """This decision's reason, and those before."""
+        return [*self.earlier, self.decided.reason][-_MOST_EARLIER:] if self.decided.reason else self.earlier
 
 
 class Aliases:
-    """The alias of a registered model.
+    """The aliases of a registered model.
 
     Args:
-        config: Names of the model and the alias, and when it moves.
-        can_be_loaded: Says of a version's number whether its files are whole.
+        config: Names of the model and the aliases, and the rules of promotion.
+        judge: Applies the rules.
     """
 
-    def __init__(self, config: RegistryConfig, can_be_loaded: Callable[[str], bool]) -> None:
+    def __init__(self, config: RegistryConfig, judge: Judge) -> None:
         from mlflow import MlflowClient  # import costs seconds: only where it is used
 
         self._client = MlflowClient()
         self._config = config
-        self._can_be_loaded = can_be_loaded
+        self._judge = judge
 
-    def promote(self, number: str, measured: Measured) -> Promotion:
-        """Let the alias point to a version if it may; how that ended stands in the version's tags.
+    def decide(self, number: str) -> Decided:
+        """Decide whether a version becomes champion, and let the aliases move; how that ended stands in its tags.
+
+        It is decided about once: again only by other rules, and if it has never been champion.
+        """
+        known = self._known()
+        decision = self._decision(number)
+        begun = Decision.begun(self._config)
+        if decision is None or (decision.state == "kept" and decision.rules != begun.rules):
+            decision = begun.model_copy(update={"earlier": decision.reasons if decision else []})
+            self._write(number, decision)
+        if decision.state == "undecided" or self._holder(self._config.challenger_alias) is None:
+            self._name_challenger()
+        for each in self._open_until(number):
+            with nullcontext() if each == number else may_be_deleted():
+                self._decide(each, known)
+        return self._answer(number)
+
+    def promote(self, number: str, why: str) -> Decided:
+        """Let a version be champion by hand; the reason stands in its tags.
+
+        Raises:
+            CalmError: It is champion already.
+        """
+        known = self._known()
+        before = self._settle(known) or ""
+        if before == number:
+            raise CalmError(f"version {number} of {self._config.model_name} is {self._config.alias} already")
+        instead = f" instead of version {before}" if before else ""
+        reason = shortened(f"{self._config.alias}{instead}, by hand: {why}", LONGEST_TOLD)
+        decision = self._decision(number) or Decision.begun(self._config)
+        decided = Decided(promoted=True, reason=reason, champion=before)
+        self._write(number, decision.followed_by("promoting", decided))
+        self._decide(number, known)
+        return self._answer(number)
+
+    def roll_back(self, why: str) -> tuple[str, str]:
+        """Let the version be champion again that was it before the present one.
+
+        Returns:
+            The numbers of the version that was champion, and of the one that now is.
+
+        Raises:
+            CalmError: There is no champion, or none before it that is still there.
+        """
+        model, alias = self._config.model_name, self._config.alias
+        holder = self._settle(self._known())
+        if holder is None:
+            raise CalmError(f"no version of {model} is {alias}; choose one: calm registry promote NUMBER")
+        decision = self._decision(holder)
+        before = decision.decided.champion if decision else ""
+        if decision is None or not before:
+            raise CalmError(
+                f"no tag of {model} says which version was {alias} before version {holder}; choose one: "
+                "calm registry promote NUMBER"
+            )
+        if before not in self._versions():
+            raise CalmError(
+                f"version {before} of {model}, which was {alias} before version {holder}, has been deleted; choose "
+                "another: calm registry promote NUMBER"
+            )
+        reason = shortened(f"rolled back to version {before}: {why}", LONGEST_TOLD)
+        decided = Decided(promoted=False, reason=reason, champion=before)
+        self._write(holder, decision.followed_by("rolled back", decided))
+        self._point(before)
+        return holder, before
+
+    def _answer(self, number: str) -> Decided:
+        """The decision about a version, as far as the alias still says so."""
+        decision = self._decision(number)
+        if decision is None or decision.is_open:
+            raise CalmError(f"version {number} of {self._config.model_name} could not be decided about; run it again")
+        holder = self._holder()
+        if not decision.is_promoted or holder == number:
+            return decision.decided
+        now = f"{self._config.alias} stays with version {holder}" if holder else f"no version is {self._config.alias}"
+        return decision.decided.model_copy(
+            update={"promoted": False, "reason": f"{now}; this one was {self._config.alias} before"}
+        )
+
+    def _decide(self, number: str, known: set[str]) -> None:
+        """Decide about a version if nobody has, and let the alias move.
 
         Args:
             number: Of the version.
-            measured: Its score.
+            known: Versions that had become champion before this process began.
         """
-        decided_before = {each.version for each in self._alike(measured) if _is_decided(each)}
-        for name, value in (measured.tags | {PROMOTION_TAG: _UNDECIDED}).items():
-            self._client.set_model_version_tag(self._config.model_name, number, name, value)
-        promotion = self._decided(number, measured)
-        if promotion.promoted and self._config.promote == "better":
-            promotion = self._outdone(number, measured, decided_before) or promotion
-        self._client.set_model_version_tag(self._config.model_name, number, PROMOTION_TAG, promotion.reason)
-        return promotion
+        while True:
+            champion = self._settle(known)
+            decision = self._decision(number)  # if it is open now, it has not been followed when the alias was read
+            if decision is None or not decision.is_open:
+                return
+            if decision.state == "promoting" and self._came_before(number, champion):
+                self._write(number, decision.model_copy(update={"state": "promoted"}))
+                return
+            decided = self._judged(number, champion, decision)
+            if decided is None:
+                return
+            if self._settle(known) != champion:  # it took a while
+                continue
+            self._write(number, decision.followed_by("promoting" if decided.promoted else "kept", decided))
 
-    def _decided(self, number: str, measured: Measured) -> Promotion:
-        alias, promote = self._config.alias, self._config.promote
-        holder = self._holder()
-        if holder == number:
-            return Promotion(True, f"{alias} already")
-        stays = f"{alias} stays with version {holder}" if holder else f"no version is {alias}"
-        if promote == "never":
-            return Promotion(False, f"{stays}, since registry.promote is never")
-        if promote == "better" and not measured.counts:
-            return Promotion(False, f"{stays}, since the score of this one is of no position; evaluate on more text")
-        if holder is None:
-            self._point(number)
-            return Promotion(True, f"{alias}, since no version was")
-        if promote == "always":
-            self._point(number)
-            return Promotion(True, f"{alias} instead of version {holder}, since registry.promote is always")
-        theirs = Measured.read(self._client.get_model_version(self._config.model_name, holder).tags)
-        if theirs and measured.is_better_than(theirs):
-            self._point(number)
-            return Promotion(True, f"{alias} instead of version {holder} ({_against(measured, theirs)})")
-        if not self._can_be_loaded(holder):  # a champion that nobody can use
-            self._point(number)
-            return Promotion(True, f"{alias} instead of version {holder}, which cannot be loaded")
-        if theirs and theirs.counts and not differences(measured.protocol, theirs.protocol):
-            return Promotion(False, f"{stays} ({_against(theirs, measured)})")
-        return Promotion(
-            False,
-            f"{stays}, which {_why_not_compared(measured, theirs)}; this one is "
-            f"models:/{self._config.model_name}/{number}, and with --set registry.promote=always it becomes {alias}",
-        )
-
-    def _outdone(self, number: str, measured: Measured, decided_before: set[str]) -> Promotion | None:
-        """What has become of the alias if a better version was registered at the same time.
-
-        MLflow has no transaction that could compare and set. But whoever registers says so in a tag before looking at
-        the alias, and looks after setting it at all who did so meanwhile: they are seen by whoever sets it last.
-        Versions that were decided before are left out: somebody may have moved the alias away from them by hand.
-        """
-        best, score = number, measured
-        while rivals := [
-            (theirs, str(each.version))
-            for each in self._alike(measured)
-            if each.version not in decided_before and PROMOTION_TAG in each.tags
-            if (theirs := Measured.read(each.tags)) and theirs.is_better_than(score)
-        ]:
-            score, best = max(rivals, key=lambda rival: (rival[0].brierlm, -int(rival[1])))
-            self._point(best)
-        if best == number:
+    def _judged(self, number: str, champion: str | None, decision: Decision) -> Decided | None:
+        if champion == number:
+            return Decided(promoted=True, reason=f"{self._config.alias} already")
+        try:
+            rules = RegistryConfig.model_validate(self._config.model_dump() | decision.rules)
+        except ValidationError:  # from a registry
             return None
-        return Promotion(False, f"{self._config.alias} stays with version {best} ({_against(score, measured)})")
+        return self._judge(number, champion, rules)
 
-    def _alike(self, measured: Measured) -> "Iterator[ModelVersion]":
-        """The model's versions that were scored alike."""
-        # Of all models: a name in the filter would have to be quoted.
-        found = self._client.search_model_versions(f"tags.`{PROTOCOL_DIGEST_TAG}` = '{measured.protocol_digest}'")
-        return (each for each in found if each.name == self._config.model_name)
+    def _settle(self, known: set[str]) -> str | None:
+        """Let the alias move to where decisions that were made lately want it; returns the champion's number."""
+        while True:
+            holder = self._holder()
+            lately = {
+                decision.decided.champion: version
+                for version, decision in reversed(self._decisions().items())
+                if decision.state == "promoting" or (decision.state == "promoted" and version not in known)
+            }
+            champion = holder or ""
+            while champion in lately:
+                champion = lately.pop(champion)
+            if champion == (holder or ""):
+                return holder
+            self._point(champion)
 
-    def _holder(self) -> str | None:
-        """Number of the version that has the alias; a deleted version has none."""
+    def _came_before(self, number: str, champion: str | None) -> bool:
+        """Whether a version is champion, or was followed by it."""
+        decisions = self._decisions()
+        seen: set[str] = set()
+        while champion and champion not in seen:
+            if champion == number:
+                return True
+            seen.add(champion)
+            champion = decisions[champion].decided.champion if champion in decisions else None
+        return False
+
+    def _open_until(self, number: str) -> list[str]:
+        """Versions up to this one that are to be decided about, in their order; less those registered twice at once."""
+        seen: set[str] = set()
+        found = []
+        for each, version in self._versions().items():
+            decision = Decision.read(version.tags)
+            digest = version.tags.get(EVALUATION_TAG, each)
+            if int(each) <= int(number) and decision and decision.is_open and (digest not in seen or each == number):
+                found.append(each)
+            seen.add(digest)
+        return found
+
+    def _known(self) -> set[str]:
+        return {version for version, decision in self._decisions().items() if decision.state == "promoted"}
+
+    def _name_challenger(self) -> None:
+        """Let the challenger be the newest version, also if another one is registered at the same time."""
+        while (newest := [*self._versions()][-1]) != self._holder(self._config.challenger_alias):
+            self._client.set_registered_model_alias(self._config.model_name, self._config.challenger_alias, newest)
+
+    def _versions(self) -> "dict[str, ModelVersion]":
+        return versions_of(self._client, self._config.model_name)
+
+    def _decisions(self) -> dict[str, Decision]:
+        read = ((number, Decision.read(version.tags)) for number, version in self._versions().items())
+        return {number: decision for number, decision in read if decision}
+
+    def _decision(self, number: str) -> Decision | None:
+        version = self._versions().get(number)
+        return Decision.read(version.tags) if version else None
+
+    def _holder(self, alias: str = "") -> str | None:
+        """Number of the version that has the alias, champion unless another is named; a deleted version has none."""
         aliases: Mapping[str, Any] = self._client.get_registered_model(self._config.model_name).aliases
-        return str(aliases[self._config.alias]) if self._config.alias in aliases else None
+        number = aliases.get(alias or self._config.alias)
+        return None if number is None else str(number)
+
+    def _write(self, number: str, decision: Decision) -> None:
+        for name, value in decision.tags.items():
+            self._client.set_model_version_tag(self._config.model_name, number, name, value)
 
     def _point(self, number: str) -> None:
         self._client.set_registered_model_alias(self._config.model_name, self._config.alias, number)
 
 
-def _is_decided(version: "ModelVersion") -> bool:
-    return version.tags.get(PROMOTION_TAG, _UNDECIDED) != _UNDECIDED
+@contextmanager
+def may_be_deleted() -> Iterator[None]:
+    """Whoever makes a version of what is registered already withdraws it."""
+    from mlflow.exceptions import MlflowException
 
-
-def _against(first: Measured, second: Measured) -> str:
-    return f"{first.brierlm:.2f} against {second.brierlm:.2f}"
-
-
-def _why_not_compared(measured: Measured, theirs: Measured | None) -> str:
-    if theirs is None:
-        return "has no score to compare with"
-    if not theirs.counts:
-        return "has a score of no position"
-    names = [name.replace("_", " ") for name in differences(measured.protocol, theirs.protocol)]
-    more = " and more" if len(names) > _MOST_NAMES else ""
-    return f"was scored with another {', '.join(names[:_MOST_NAMES])}{more}"
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise

@@ -7,7 +7,7 @@ files lie. Those of a CALM model are data, which `calm_core.registry.load` reads
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +17,18 @@ from calm_core.errors import ArtifactError, CalmError, StorageError
 from calm_core.registry.versions import exact_uri
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, Manifest
-from calm_core.store.facts import AutoencoderFacts, CalmFacts
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts
 from calm_core.telemetry.mlflow_store import reach_mlflow, reason_of, tracking_place
 
 if TYPE_CHECKING:
+    from mlflow.entities import FileInfo
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 LOADER_MODULE = "calm_core.registry.load"
 """What a registered CALM model names as its loader."""
-AUTOENCODER_FOLDER, CALM_FOLDER = "autoencoder", "calm"
+DATA_FOLDER = "data/model"
+"""Where a model's data lie in its files; those of earlier versions of this library elsewhere below `data`."""
+AUTOENCODER_FOLDER, CALM_FOLDER, EVALUATION_FOLDER = "autoencoder", "calm", "evaluation"
 
 _MLMODEL = "MLmodel"
 _LARGEST_MLMODEL = 1 << 17  # bytes; ours has about 2,000
@@ -42,25 +45,67 @@ def registered_artifacts(uri: str) -> Iterator[tuple[Artifact[AutoencoderFacts],
     Raises:
         CalmError: There is no such model, it is none of ours, or its files are missing or damaged.
     """
+    with _registered(uri, _Files.bring_model) as data:
+        autoencoder = Artifact(storage.child(data, AUTOENCODER_FOLDER), AutoencoderFacts)
+        yield autoencoder, Artifact(storage.child(data, CALM_FOLDER), CalmFacts)
+
+
+@contextmanager
+def registered_evaluation(uri: str) -> Iterator[Artifact[EvaluationFacts] | None]:
+    """The evaluation that a registered CALM model carries, on this machine while the block lasts.
+
+    Its files are checked when they are read.
+
+    Args:
+        uri: As that of `registered_artifacts`.
+
+    Yields:
+        The evaluation; None where the version carries none, as those of earlier versions of this library.
+
+    Raises:
+        CalmError: There is no such model, it is none of ours, its files are missing or damaged, or it carries the
+            evaluation of another model.
+    """
+    with _registered(uri, _Files.bring_evaluation) as data:
+        place = storage.child(data, EVALUATION_FOLDER)
+        if not storage.exists(storage.child(place, MANIFEST_NAME)):
+            yield None
+            return
+        evaluation = Artifact(place, EvaluationFacts)
+        for name in (AUTOENCODER_FOLDER, CALM_FOLDER):
+            if evaluation.manifest.parents.get(name) != Manifest.read(storage.child(data, name)).digest:
+                raise CalmError(f"{uri}: carries the evaluation of another {name}; register the model again")
+        yield evaluation
+
+
+@contextmanager
+def _registered(uri: str, bring: "Callable[[_Files, str], None]") -> Iterator[str]:
+    """The local folder with a registered model's data, while the block lasts.
+
+    Args:
+        uri: Of the model.
+        bring: Brings what is needed of the data to this machine.
+    """
+    data = ""
     with tempfile.TemporaryDirectory(prefix="calm-registered-") as empty:
         try:
-            data = _data_folder(uri, empty)
-            autoencoder = Artifact(storage.child(data, AUTOENCODER_FOLDER), AutoencoderFacts)
-            yield autoencoder, Artifact(storage.child(data, CALM_FOLDER), CalmFacts)
+            data = _data_folder(uri, empty, bring)
+            yield data
         except ArtifactError as error:
+            if data not in str(error):  # of another artifact that is read in the block
+                raise
             reason = str(error).partition(";")[0]  # what it says to do is for an artifact where its stage wrote it
             raise CalmError(f"{uri}: its files are missing or damaged ({reason}); register the model again") from None
 
 
-def _data_folder(uri: str, empty: str) -> str:
+def _data_folder(uri: str, empty: str, bring: "Callable[[_Files, str], None]") -> str:
     """The local folder with a model's data: where MLflow keeps it, or a copy in a folder that is empty so far."""
     reach_mlflow(to_read=True)
     exact = exact_uri(uri)
     try:
         files = _located(exact, empty)
         data = _data_path(uri, files.read(_MLMODEL, _LARGEST_MLMODEL))
-        files.bring_artifact(f"{data}/{AUTOENCODER_FOLDER}")
-        files.bring_artifact(f"{data}/{CALM_FOLDER}")
+        bring(files, data)
         return storage.child(files.folder, data)
     except StorageError as error:
         raise CalmError(f"{uri}: is not a CALM model, or cannot be read ({error})", can_pass=error.can_pass) from None
@@ -109,11 +154,27 @@ class _Files:
         self.bring(path, limit)
         return storage.read(storage.child(self.folder, path), 0, limit)
 
+    def bring_model(self, data: str) -> None:
+        """Bring the artifacts of the weights from the folder with the model's data."""
+        for name in (AUTOENCODER_FOLDER, CALM_FOLDER):
+            self.bring_artifact(f"{data}/{name}")
+
+    def bring_evaluation(self, data: str) -> None:
+        """Bring the evaluation, if there is one, and the manifests of what it has to be the evaluation of."""
+        for name in (AUTOENCODER_FOLDER, CALM_FOLDER):
+            self.bring(f"{data}/{name}/{MANIFEST_NAME}", _LARGEST_MODEL_MANIFEST)
+        if self.has(f"{data}/{EVALUATION_FOLDER}"):
+            self.bring_artifact(f"{data}/{EVALUATION_FOLDER}")
+
     def bring_artifact(self, path: str) -> None:
         """Bring the files of an artifact into the folder; they are checked when they are read."""
         self.bring(f"{path}/{MANIFEST_NAME}", _LARGEST_MODEL_MANIFEST)
         for entry in Manifest.read(storage.child(self.folder, path)).files:
             self.bring(f"{path}/{entry.path}", entry.size)
+
+    def has(self, folder: str) -> bool:
+        """Whether the model has a folder."""
+        return storage.is_folder(storage.child(self.folder, folder))
 
     def bring(self, path: str, limit: int) -> None:
         """Bring one file into the folder, where it is already."""
@@ -132,6 +193,10 @@ class _RemoteFiles(_Files):
         super().__init__(f"{target}/{place}".rstrip("/"))
         self._target, self._repository, self._place = target, repository, place
 
+    def has(self, folder: str) -> bool:
+        entry = self._entry(folder)
+        return entry is not None and entry.is_dir
+
     def bring(self, path: str, limit: int) -> None:
         """Copy one file into the folder.
 
@@ -139,15 +204,20 @@ class _RemoteFiles(_Files):
             StorageError: The path leaves the folder.
             ArtifactError: The file is missing, or longer than the limit or what the disk can take.
         """
-        storage.child(self.folder, path)
-        place = self._place + path
-        listed = {info.path: info for info in self._repository.list_artifacts(place.rpartition("/")[0] or None)}
-        if place not in listed or listed[place].is_dir:
+        entry = self._entry(path)
+        if entry is None or entry.is_dir:
             raise ArtifactError(f"{path} is missing")
-        size = listed[place].file_size or 0
+        size = entry.file_size or 0
         if size > min(limit, shutil.disk_usage(self._target).free):
             raise ArtifactError(f"{path} has {size:,} bytes, more than expected or than the disk has left")
-        self._repository.download_artifacts(place, self._target)
+        self._repository.download_artifacts(self._place + path, self._target)
+
+    def _entry(self, path: str) -> "FileInfo | None":
+        """What the repository lists of one path."""
+        storage.child(self.folder, path)  # refuses one that leaves the folder
+        place = self._place + path
+        listed = self._repository.list_artifacts(place.rpartition("/")[0] or None)
+        return next((info for info in listed if info.path == place), None)
 
 
 def _located(uri: str, empty: str) -> _Files:

@@ -1,33 +1,53 @@
 """The registration stage: a new version of the registered model, with its lineage."""
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from calm_core.config import RegistryConfig
 from calm_core.errors import ArtifactError, CalmError
-from calm_core.registry.aliases import Aliases, Measured
-from calm_core.registry.files import AUTOENCODER_FOLDER, CALM_FOLDER, LOADER_MODULE, registered_artifacts
+from calm_core.registry.aliases import EVALUATION_TAG, MEASURED_TAG, Aliases, Decision, may_be_deleted
+from calm_core.registry.card import model_card
+from calm_core.registry.evidence import Evidence
+from calm_core.registry.files import (
+    AUTOENCODER_FOLDER,
+    CALM_FOLDER,
+    DATA_FOLDER,
+    EVALUATION_FOLDER,
+    LOADER_MODULE,
+    registered_artifacts,
+)
 from calm_core.registry.load import calm_generator
+from calm_core.registry.versions import versions_of
+from calm_core.registry.wheel import needed_packages, write_wheel
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
 from calm_core.store.code_version import code_version
-from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts, Facts, RegistrationFacts
+from calm_core.store.facts import (
+    AutoencoderFacts,
+    CalmFacts,
+    DatasetFacts,
+    EvaluationFacts,
+    Facts,
+    MixtureFacts,
+    RegistrationFacts,
+)
 from calm_core.telemetry.mlflow_run import parent_run_id
 from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, mlflow_answers
 from calm_core.telemetry.stage import Stage
 from calm_core.weights.lineage import autoencoder_of
 
 STAGE = "register"
-_EVALUATION_TAG = "calm.evaluation_digest"
 _PROMPT = "Once upon a time"  # the example of a model whose evaluation wrote nothing
-_DISTRIBUTION = "calm-pipelines"
-_RUNTIME_PACKAGES = ("torch", "tokenizers", "safetensors", "pydantic", "fsspec", "numpy", "pandas", "mlflow-skinny")
+_REPORT_TAG = "calm.report"
+"""Tag with where the pictures and texts of the evaluation are, for MLflow and for people."""
+_MEASURED = {"model", "brierlm", "autoencoder_accuracy", "evaluated"}  # what lists of versions tell
+_WHEELS_FOLDER = "wheels"
 
 
 def register_model(
@@ -36,20 +56,23 @@ def register_model(
     evaluation_uri: str,
     output_uri: str,
     *,
+    dataset_uri: str = "",
     autoencoder_uri: str = "",
     overwrite: bool = False,
 ) -> Artifact[RegistrationFacts]:
-    """Register a scored model in MLflow, and point the alias to its version if that is better (`Aliases`).
+    """Register a scored model in MLflow as challenger, and let it be champion if the rules allow it (`gate.judge`).
 
     A model with the same weights and evaluation that is registered already keeps its version, so the stage can run
     again at any time, also side by side, and its answer is never older than the registry. Whatever version it answers
     has been loaded; one whose files are gone or damaged is left as it is, and the model registered anew.
 
     Args:
-        config: Names of the model and the alias, and when the alias moves.
+        config: Names of the model and its aliases, and the rules of promotion.
         calm_uri: A `calm` artifact.
         evaluation_uri: Its scores.
         output_uri: Where the `registration` artifact is written.
+        dataset_uri: The dataset or mixture of the evaluation, which the model card tells of, and on which a champion is
+            scored that was not scored like this model; unset, neither is done.
         autoencoder_uri: The autoencoder of the model; unset, where it was when the model was trained.
         overwrite: Whether another registration that lies there is replaced (see `ArtifactWriter`).
 
@@ -61,50 +84,51 @@ def register_model(
     with Stage(STAGE, settings) as stage:
         if not os.environ.get(TRACKING_URI_VARIABLE):
             raise CalmError(f"{STAGE}: set {TRACKING_URI_VARIABLE} to the MLflow server that holds the registry")
-        scored = ScoredModel.open(calm_uri, evaluation_uri, autoencoder_uri)
+        scored = ScoredModel.open(calm_uri, evaluation_uri, autoencoder_uri, dataset_uri)
         ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests, overwrite=overwrite).check()
         stage.begin()
         scored.check_files()  # also where the model is registered already, and nothing else would read them
         with mlflow_answers():
-            number = _find_version(config.model_name, scored)
-            if number is None:
-                stage.report(note="logging the model")
-                number = _only_version(config.model_name, scored, _new_version(config.model_name, scored, stage))
-            aliases = Aliases(config, lambda other: _is_whole(_uri(config.model_name, other)))
-            promotion = aliases.promote(number, Measured.of(scored.evaluation.facts))
+            number = _version_of(config, scored, stage)
+            evidence = Evidence(config.model_name, number, scored.evaluation, dataset_uri, stage)
+            decided = Aliases(config, evidence.decide).decide(number)
         facts = RegistrationFacts(
             model_name=config.model_name,
             version=number,
             alias=config.alias,
             model_uri=_uri(config.model_name, number),
-            promoted=promotion.promoted,
-            reason=promotion.reason,
+            **dict(decided),
         )
         with ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests, overwrite=overwrite) as writer:
             writer.facts = facts
             writer.write("registration.json", json.dumps(facts.part("results"), indent=1).encode())
         registration = Artifact(output_uri, RegistrationFacts)
-        stage.finish(registration, f"{config.model_name} version {number}; {promotion.reason}")
+        stage.finish(registration, f"{config.model_name} version {number}; {decided.reason}")
     return registration
 
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """A CALM model, the autoencoder that it was trained on, and its scores."""
+    """A CALM model, the autoencoder that it was trained on, its scores, and the data if they are named."""
 
     autoencoder: Artifact[AutoencoderFacts]
     calm: Artifact[CalmFacts]
     evaluation: Artifact[EvaluationFacts]
+    dataset: Artifact[Facts] | None = None
 
     @classmethod
-    def open(cls, calm_uri: str, evaluation_uri: str, autoencoder_uri: str = "") -> "ScoredModel":
-        """The three artifacts.
+    def open(
+        cls, calm_uri: str, evaluation_uri: str, autoencoder_uri: str = "", dataset_uri: str = ""
+    ) -> "ScoredModel":
+        """The artifacts.
 
         Raises:
-            ArtifactError: One is unusable, or the evaluation is of another model.
+            ArtifactError: One is unusable, or the evaluation is of another model or dataset.
         """
         calm = Artifact(calm_uri, CalmFacts)
-        scored = cls(autoencoder_of(calm, autoencoder_uri), calm, Artifact(evaluation_uri, EvaluationFacts))
+        autoencoder, evaluation = autoencoder_of(calm, autoencoder_uri), Artifact(evaluation_uri, EvaluationFacts)
+        dataset = Artifact(dataset_uri, DatasetFacts, MixtureFacts) if dataset_uri else None
+        scored = cls(autoencoder, calm, evaluation, dataset)
         if not {"autoencoder", "calm", "dataset"} <= scored.evaluation.manifest.parents.keys():
             raise ArtifactError(
                 f"{evaluation_uri}: is no evaluation of a CALM model ({scored.evaluation.facts.model}), "
@@ -113,10 +137,12 @@ class ScoredModel:
         for name, artifact in (("autoencoder", scored.autoencoder), ("calm", scored.calm)):
             if scored.evaluation.manifest.parents.get(name) != artifact.digest:
                 raise ArtifactError(f"{evaluation_uri}: is the evaluation of another {name} than {artifact.uri}")
+        if dataset and dataset.digest != evaluation.manifest.parents["dataset"]:
+            raise ArtifactError(f"{evaluation_uri}: was not measured on {dataset_uri}; name the dataset that it was")
         return scored
 
     def check_files(self) -> None:
-        """Check every file of the three.
+        """Check every file of the model and its evaluation.
 
         Raises:
             ArtifactError: One is missing or damaged.
@@ -126,7 +152,7 @@ class ScoredModel:
 
     @property
     def digests(self) -> dict[str, str]:
-        """The digests by kind."""
+        """The digests of the model and its evaluation by kind."""
         return {a.manifest.kind: a.digest for a in (self.autoencoder, self.calm, self.evaluation)}
 
     def lineage(self) -> dict[str, str]:
@@ -136,6 +162,7 @@ class ScoredModel:
         tags["calm.dataset_digest"] = self.evaluation.manifest.parents["dataset"]
         tags["calm.code_version"] = code_version()
         tags["calm.brierlm"] = f"{score.value:.4f} {score.interval(4)}"
+        tags[MEASURED_TAG] = json.dumps(self.evaluation.facts.model_dump(mode="json", include=_MEASURED))
         if parent := parent_run_id():
             tags["calm.pipeline_run"] = parent
         return tags
@@ -145,24 +172,54 @@ def _uri(model_name: str, number: str) -> str:
     return f"models:/{model_name}/{number}"
 
 
-def _find_version(model_name: str, scored: ScoredModel, checked: str = "") -> str | None:
-    """The first version that was registered with this evaluation (and so with this model) and can be loaded, if any.
+def _version_of(config: RegistryConfig, scored: ScoredModel, stage: Stage) -> str:
+    """The number of the version with this evaluation (and so with this model), which is made if there is none.
 
-    Args:
-        model_name: Name of the registered model.
-        scored: The model.
-        checked: A version that is known to be so.
+    MLflow has no transaction that could look for a version and make one. But versions are numbered in their order, and
+    one is seen with its tags by all who look later: so the first one that can be loaded stays, and the others are
+    withdrawn by whoever sees them, unless they have been decided about.
+
+    Raises:
+        CalmError: What has been registered cannot be loaded; it is withdrawn.
     """
+    made = ""
+    first, *others = _versions_of(config.model_name, scored) or [""]
+    if not first:
+        stage.report(note="logging the model")
+        made = _new_version(config, scored, stage)
+        first, *others = _versions_of(config.model_name, scored) or ["", made]
+    for number in others:
+        _withdraw(config, number)
+    if not first:
+        _check(_uri(config.model_name, made), scored)  # says what is wrong with it
+        raise CalmError(f"{_uri(config.model_name, made)}: was withdrawn while it was registered; register it again")
+    return first
+
+
+def _versions_of(model_name: str, scored: ScoredModel) -> list[str]:
+    """Versions with this evaluation: the first one that can be loaded, and those that came after it."""
     from mlflow import MlflowClient  # import costs seconds: only where it is used
 
-    # Of all models: a name in the filter would have to be quoted.
-    found = MlflowClient().search_model_versions(f"tags.`{_EVALUATION_TAG}` = '{scored.evaluation.digest}'")
-    for number in sorted((str(each.version) for each in found if each.name == model_name), key=int):
+    digest = scored.evaluation.digest
+    versions = versions_of(MlflowClient(), model_name)
+    found = [number for number, version in versions.items() if version.tags.get(EVALUATION_TAG) == digest]
+    for place, number in enumerate(found):
         with suppress(CalmError):
-            if number != checked:
-                _check(_uri(model_name, number), scored)
-            return number
-    return None
+            _check(_uri(model_name, number), scored)
+            return found[place:]
+    return []
+
+
+def _withdraw(config: RegistryConfig, number: str) -> None:
+    """Delete a version that was made at the same time as another one of the same, if nobody has decided about it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    with may_be_deleted():
+        version = client.get_model_version(config.model_name, number)
+        decision = Decision.read(version.tags)
+        if decision and decision.state == "undecided" and config.alias not in version.aliases:
+            client.delete_model_version(config.model_name, number)
 
 
 def _check(uri: str, scored: ScoredModel) -> None:
@@ -177,80 +234,63 @@ def _check(uri: str, scored: ScoredModel) -> None:
         calm_generator(calm, autoencoder)
 
 
-def _is_whole(uri: str) -> bool:
-    """Whether the files of a registered model are there and undamaged.
-
-    Raises:
-        CalmError: That cannot be told now.
-    """
-    try:
-        with registered_artifacts(uri) as artifacts:
-            for artifact in artifacts:
-                artifact.check_files()
-    except CalmError as error:
-        if error.can_pass:
-            raise
-        return False
-    return True
-
-
-def _only_version(model_name: str, scored: ScoredModel, new: str) -> str:
-    """The version that stays, of those that were registered with this evaluation at the same time.
-
-    MLflow has no transaction that could look for a version and make one. But versions are numbered in their order, and
-    one is seen with its tags by all who look later: so the first one stays, and whoever made a later one withdraws it.
-
-    Args:
-        model_name: Name of the registered model.
-        scored: The model.
-        new: The version that this process has just made.
-
-    Raises:
-        CalmError: What has been registered cannot be loaded; it is withdrawn.
-    """
-    from mlflow import MlflowClient
-
-    first = None
-    try:
-        _check(_uri(model_name, new), scored)
-        first = _find_version(model_name, scored, checked=new)
-    finally:
-        if first != new:
-            MlflowClient().delete_model_version(model_name, new)
-    assert first is not None  # the new one is among those found
-    return first
-
-
-def _new_version(model_name: str, scored: ScoredModel, stage: Stage) -> str:
+def _new_version(config: RegistryConfig, scored: ScoredModel, stage: Stage) -> str:
     """Log the model to a run and register it; returns the version's number."""
     import mlflow
     import pandas as pd
+    from mlflow.exceptions import MlflowException
 
     from calm_core.registry.served import COLUMN, SIGNATURE
 
     prompts = [sample.prompt for sample in scored.evaluation.facts.samples] or [_PROMPT]
     example = pd.DataFrame({COLUMN: prompts[:1]})
     lineage = scored.lineage()
-    with _model_folder(scored) as folder, mlflow.start_run(run_id=stage.run.run_id):
+    logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)  # it misses the label of our wheel
+    with _model_folder(scored) as (folder, requirement), mlflow.start_run(run_id=stage.run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             loader_module=LOADER_MODULE,
-            data_path=folder,
+            data_path=str(folder),
             signature=SIGNATURE,
             input_example=(example, {"max_new_tokens": 16}),
-            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in (_DISTRIBUTION, *_RUNTIME_PACKAGES)],
+            # pip looks for the folder beside the file that names it, wherever it is called.
+            pip_requirements=[f"--find-links {DATA_FOLDER}/{_WHEELS_FOLDER}", requirement, *needed_packages()],
             tags=lineage,
         )
-    return str(mlflow.register_model(logged.model_uri, model_name, tags=lineage).version)
+    report = f"{logged.model_uri}/{DATA_FOLDER}/{EVALUATION_FOLDER}/report.html"
+    card = model_card(config.model_name, report, scored.evaluation, scored.calm, scored.autoencoder, scored.dataset)
+    client = mlflow.MlflowClient()
+    try:
+        client.create_registered_model(config.model_name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # mlflow.register_model takes no description, and whoever stopped after it would leave a version without one.
+    version = client.create_model_version(
+        config.model_name,
+        logged.model_uri,
+        logged.run_id,
+        # A decision with the version, so that nobody sees it without.
+        tags=lineage | {_REPORT_TAG: report} | Decision.begun(config).tags,
+        description=card,
+        model_id=logged.model_id,
+    )
+    return str(version.version)
 
 
 @contextmanager
-def _model_folder(scored: ScoredModel) -> Iterator[str]:
-    """A folder with what `registry.load` reads, while the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="calm-model-") as folder:
-        _download(scored.autoencoder, Path(folder) / AUTOENCODER_FOLDER)
-        _download(scored.calm, Path(folder) / CALM_FOLDER)
-        yield folder
+def _model_folder(scored: ScoredModel) -> Iterator[tuple[Path, str]]:
+    """A folder with what `registry.load` reads, the evaluation and this library, while the block lasts.
+
+    Yields:
+        The folder, and the requirement of the library that lies in it.
+    """
+    with tempfile.TemporaryDirectory(prefix="calm-registered-") as parent:
+        folder = Path(parent) / Path(DATA_FOLDER).name  # MLflow keeps this name
+        _download(scored.autoencoder, folder / AUTOENCODER_FOLDER)
+        _download(scored.calm, folder / CALM_FOLDER)
+        _download(scored.evaluation, folder / EVALUATION_FOLDER)
+        yield folder, write_wheel(folder / _WHEELS_FOLDER)
 
 
 def _download(artifact: Artifact[Facts], folder: Path) -> None:

@@ -11,7 +11,7 @@ from calm_core.telemetry.mlflow_store import mlflow_answers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 _ADDRESS = re.compile(r"models:/+(?P<name>[^/?#]+?(?<!@))(?:@(?P<alias>[^/?#@]+)|/(?P<version>[^/?#@]+))?")
 _LOGGED_MODEL = re.compile(r"models:/m-[0-9a-f]{32}")
@@ -51,6 +51,16 @@ def exact_uri(uri: str) -> str:
             "register the model again, or choose another version"
         )
     return f"models:/{model.name}/{number}"
+
+
+def versions_of(client: "MlflowClient", name: str) -> "dict[str, ModelVersion]":
+    """All versions of a registered model by number, in their order."""
+    found, token = [], None
+    while token != "":
+        page = client.search_model_versions(f"name = {_quoted(name)}", max_results=_MAX_FOUND, page_token=token)
+        found, token = [*found, *page], page.token or ""
+    alike = {int(each.version): each for each in found if each.name == name}  # some databases take a name in any case
+    return {str(number): alike[number] for number in sorted(alike)}
 
 
 def _model(client: "MlflowClient", uri: str, name: str) -> "RegisteredModel":

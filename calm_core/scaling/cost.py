@@ -87,22 +87,48 @@ def training_flops_per_token(
         vocab_size: Of the tokenizer.
         sequence_length: In tokens.
     """
-    match config:
-        case AutoencoderConfig():
-            with _without_storage():
-                trained = make_autoencoder(config.model, vocab_size)
+    match _model(config, autoencoder, vocab_size):
+        case Autoencoder() as trained:
             return 3 * _autoencoder_forward(trained)
-        case CalmConfig():
-            assert autoencoder is not None
-            shape = autoencoder.model
-            with _without_storage():
-                frozen = make_autoencoder(shape, vocab_size)
-                calm = Calm(config.model, vocab_size, shape.chunk_size, shape.latent_size)
-            return _calm_training(calm, frozen, sequence_length // shape.chunk_size)
-        case TransformerConfig():
-            with _without_storage():
-                transformer = Transformer(config.model, vocab_size)
+        case Calm() as calm, Autoencoder() as frozen:
+            return _calm_training(calm, frozen, sequence_length // calm.chunk_size)
+        case Transformer() as transformer:
             return 3 * _transformer_forward(transformer, sequence_length)
+
+
+def inference_flops_per_token(
+    config: TrainingConfig, autoencoder: AutoencoderConfig | None, vocab_size: int, context_length: int
+) -> float:
+    """Operations of one generated token: what `estimate` says of this model. Of an autoencoder, to and fro.
+
+    Args:
+        config, autoencoder, vocab_size: As of `training_flops_per_token`.
+        context_length: Tokens of the context that it is generated in, its own among them.
+    """
+    match _model(config, autoencoder, vocab_size):
+        case Autoencoder() as trained:
+            return _autoencoder_forward(trained)
+        case Calm() as calm, Autoencoder() as frozen:
+            return _calm_inference(calm, frozen, context_length // calm.chunk_size)
+        case Transformer() as transformer:
+            return _transformer_forward(transformer, context_length)
+
+
+def _model(
+    config: TrainingConfig, autoencoder: AutoencoderConfig | None, vocab_size: int
+) -> Autoencoder | tuple[Calm, Autoencoder] | Transformer:
+    """The model of some settings, without storage; a CALM model with the autoencoder that it is trained on."""
+    with _without_storage():
+        match config:
+            case AutoencoderConfig():
+                return make_autoencoder(config.model, vocab_size)
+            case CalmConfig():
+                assert autoencoder is not None
+                shape = autoencoder.model
+                calm = Calm(config.model, vocab_size, shape.chunk_size, shape.latent_size)
+                return calm, make_autoencoder(shape, vocab_size)
+            case TransformerConfig():
+                return Transformer(config.model, vocab_size)
     raise TypeError(f"{type(config).__name__} is of no model")
 
 
@@ -189,6 +215,12 @@ def _calm_training(calm: Calm, autoencoder: Autoencoder, positions: int) -> floa
     return (3 * (_calm_backbone(calm, positions) + head) + _encoder_flops(autoencoder)) / calm.chunk_size
 
 
+def _calm_inference(calm: Calm, autoencoder: Autoencoder, positions: int) -> float:
+    """Generating one token in a context of so many chunks: the head runs once, the decoder for each token."""
+    head = forward_flops(calm.mlp_generator.sample, *_one_draw(calm))
+    return (_calm_backbone(calm, positions) + head + _decoder_flops(autoencoder)) / calm.chunk_size
+
+
 def _calm_backbone(calm: Calm, positions: int) -> float:
     """Forward pass over one chunk of a sequence of so many, without the head."""
     embedded = forward_flops(calm.embed, (1, calm.chunk_size), dtype=torch.int64)
@@ -228,12 +260,10 @@ def _autoencoder(config: Config, autoencoder: Autoencoder, gpus: int) -> Cost:
 
 
 def _calm(config: Config, calm: Calm, autoencoder: Autoencoder, gpus: int) -> Cost:
-    model, training, chunk, head = config.calm.model, config.calm, calm.chunk_size, calm.mlp_generator
-    positions = config.data.sequence_length // chunk
-    one_draw = _one_draw(calm)
-    inference = _calm_backbone(calm, positions) + forward_flops(head.sample, *one_draw) + _decoder_flops(autoencoder)
+    model, training, head = config.calm.model, config.calm, calm.mlp_generator
+    positions = config.data.sequence_length // calm.chunk_size
     kept = _backbone_activations(model, training.activation_checkpointing)
-    kept += model.head.model_samples * saved_numbers(head, head.training_pass, *one_draw)
+    kept += model.head.model_samples * saved_numbers(head, head.training_pass, *_one_draw(calm))
     parts = {
         "embedding": parameters(calm.transformer.embed_tokens),
         "input projection": parameters(calm.embed_proj),
@@ -245,7 +275,7 @@ def _calm(config: Config, calm: Calm, autoencoder: Autoencoder, gpus: int) -> Co
         parameters=parts,
         training_tokens=_training_tokens(config, training),
         training_flops_per_token=_calm_training(calm, autoencoder, positions),
-        inference_flops_per_token=inference / chunk,
+        inference_flops_per_token=_calm_inference(calm, autoencoder, positions),
         state_bytes={stage: size + frozen for stage, size in state_bytes(sum(parts.values()), training, gpus).items()},
         activation_bytes=_bytes(training) * kept * training.micro_batch_size * positions,
     )

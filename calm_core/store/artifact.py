@@ -21,8 +21,9 @@ from calm_core.shown import listed
 from calm_core.store import storage
 from calm_core.store.code_version import code_version
 from calm_core.store.facts import MANIFEST_NAME as MANIFEST_NAME
-from calm_core.store.facts import ORIGIN, TIMING, Count, Facts, FilePath, Sha256
+from calm_core.store.facts import ORIGIN, TIMING, Facts
 from calm_core.store.facts import UNFINISHED_NAME as UNFINISHED_NAME
+from calm_core.store.facts import FileEntry as FileEntry
 from calm_core.store.lock import is_lock
 from calm_core.store.mistaken import why_no_artifact, with_article
 
@@ -37,15 +38,6 @@ FactsT_co = TypeVar("FactsT_co", bound=Facts, covariant=True)
 
 
 KindName = Annotated[str, Field(pattern=r"^[a-z][a-z -]{0,63}$")]
-
-
-class FileEntry(BaseModel):
-    """One file of an artifact: path relative to its folder, size in bytes, SHA-256 as hex."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    path: FilePath
-    size: Count
-    sha256: Sha256
 
 
 class Manifest(BaseModel):
@@ -281,7 +273,7 @@ class ArtifactWriter(Generic[FactsT]):
         manifest = self._whole_one()
         if manifest is None:
             return [MANIFEST_NAME]
-        ours = [MANIFEST_NAME, *(entry.path for entry in manifest.files)]
+        ours = [MANIFEST_NAME, *(entry.path for entry in manifest.files), *self._aside()]
         if not (manifest.is_of(self._config, self._parents, self._regardless_of) and is_same(manifest)):
             if not self._overwrite:
                 raise ArtifactError(
@@ -320,6 +312,12 @@ class ArtifactWriter(Generic[FactsT]):
         self._refuse_kind(manifest.kind)
         return manifest
 
+    def _aside(self) -> list[str]:
+        """Files of the artifact that lies there and is of this kind, beside those that its manifest lists."""
+        with suppress(ArtifactError):
+            return [entry.path for entry in Artifact.of_any_kind(self.uri).facts.aside]
+        return []
+
     def _unfinished_kind(self) -> str:
         told = b""
         with suppress(*_NO_FILE):  # another writer has finished since
@@ -349,6 +347,12 @@ class ArtifactWriter(Generic[FactsT]):
         """Write one file from memory."""
         with self.create(path) as file:
             file.write(data)
+
+    def write_aside(self, path: str, data: bytes) -> FileEntry:
+        """Write one file from memory that the facts vouch for (`Facts.aside`), and that the digest leaves out."""
+        with storage.create(storage.child(self.uri, path)) as file:
+            file.write(data)
+        return FileEntry(path=path, size=file.size, sha256=file.sha256)
 
     @contextmanager
     def create(self, path: str) -> Iterator[storage.DigestingFile]:
@@ -480,7 +484,7 @@ class Artifact(Generic[FactsT_co]):
 
     @cached_property
     def _entries(self) -> dict[str, FileEntry]:
-        return {entry.path: entry for entry in self.manifest.files}
+        return {entry.path: entry for entry in (*self.manifest.files, *self.facts.aside)}
 
     def entry(self, path: str) -> FileEntry:
         """The manifest's entry of one file."""

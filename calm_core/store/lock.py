@@ -31,7 +31,7 @@ than an object store is asked again for."""
 ENDING_SECONDS = 60.0
 """What the processes that a dead holder has started may take to end."""
 _LOOK_SECONDS = 0.5
-_CLOCK_SECONDS = 60.0  # by which two answers to when a process has started may differ: the system's clock is set
+_SAME_START_SECONDS = 2.0  # by which two answers to when a process has started may differ
 _NAME = re.compile(r"\.calm-lock-([1-9][0-9]{0,9})")
 _LARGEST = 4096  # bytes
 
@@ -49,8 +49,9 @@ class Holder(Record):
         token: Of this lock alone.
         host: Name of its machine, for people.
         machine: Tells it, since it was last started, and within it a container's own count of processes, from others.
-        pid, started: The process, and when it started; of equal numbers, the time tells which.
-        since: When it took the lock; seconds since the epoch by its clock, as `started`.
+        pid, started: The process, and when it started, in seconds since the machine did, which no setting of the clock
+            changes; of equal numbers, the time tells which.
+        since: When it took the lock; seconds since the epoch by its clock.
         beat: How often it has shown itself.
     """
 
@@ -76,7 +77,7 @@ class Holder(Record):
     def is_alive(self) -> bool:
         """Whether the process runs, of one that is here."""
         started = _start_of(self.pid)
-        return started is not None and abs(started - self.started) < _CLOCK_SECONDS
+        return started is not None and abs(started - self.started) < _SAME_START_SECONDS
 
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
@@ -96,13 +97,13 @@ def machine() -> str:
 
 
 def _start_of(pid: int) -> float | None:
-    """When a process has started; None if there is none of this number."""
+    """When a process has started, in seconds since the machine did; None if there is none of this number."""
     import psutil
 
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:
-            return float(process.create_time())
+            return max(float(process.create_time() - psutil.boot_time()), 0.0)
     return None
 
 

@@ -16,6 +16,7 @@ import hashlib
 import io
 import os
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -407,13 +408,18 @@ def create(uri: str) -> Iterator["DigestingFile"]:
         raise
 
 
+def _partial_of(target: Path) -> Path:
+    """What a file is called until it is whole: in containers that share a disk, two writers may have the same pid."""
+    return target.with_name(f".{target.name}.{os.getpid()}{secrets.randbelow(10**9):09d}{_PARTIAL}")
+
+
 class _LocalFile(io.BufferedWriter):
     """A file that gets its name when it is committed, as fsspec's remote files do."""
 
     def __init__(self, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         self._target = target
-        self._partial = target.with_name(f".{target.name}.{os.getpid()}{_PARTIAL}")
+        self._partial = _partial_of(target)
         super().__init__(io.FileIO(self._partial, "w"))
 
     def commit(self) -> None:
@@ -694,8 +700,7 @@ def _claim_local(target: Path, data: bytes) -> bool:
 
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}{_PARTIAL}")
-    partial.unlink(missing_ok=True)
+    partial = _partial_of(target)
     os.link(source.resolve(), partial)
     partial.replace(target)
 

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 PARENT_RUN_VARIABLE, RUN_VARIABLE = "CALM_PARENT_RUN_ID", "MLFLOW_RUN_ID"
+COMMAND_VARIABLE = "CALM_RUN_COMMAND"
+"""The command that began the pipeline's run, for people."""
 STAGE_TAG = "calm.stage"
 DIGEST_TAG = "calm.artifact_digest"
 DEFAULT_EXPERIMENT = "calm"

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
@@ -44,6 +45,12 @@ def machine_bytes() -> int:
             with suppress(OSError, ValueError):  # not there, or "max"
                 limits.append(int((group / name).read_text()))
     return min(limits)
+
+
+def peak_bytes() -> int:
+    """Largest resident set that this process has had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def oom_kills() -> int:

@@ -21,14 +21,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from calm_core.config import TrainingConfig
-from calm_core.errors import ArtifactError, CalmError, StorageError, first_line
+from calm_core.errors import ArtifactError, CalmError, ConfigError, StorageError, first_line
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, FileEntry, publish
 from calm_core.store.facts import CheckpointFacts
 from calm_core.store.lock import LockLostError
 from calm_core.training.distributed import all_reduce_sum, gathered
 from calm_core.training.engine import Engine
-from calm_core.weights.load import CURVES_NAME
+from calm_core.weights.curves import CURVES_NAME
 
 _PART_BYTES = 256 << 20  # of a file; what a thread holds twice while it writes
 _TAG = "step-"
@@ -276,19 +276,25 @@ class Checkpointer:
         if self._config.keep_best and scores:
             yield min(scores, key=lambda step: (scores[step], step))
 
-    def load_latest(self, until: int | None = None) -> tuple[CheckpointFacts, bytes] | None:
+    def load_latest(
+        self, until: int | None = None, *, is_required: bool = False
+    ) -> tuple[CheckpointFacts, bytes] | None:
         """Restore the engine from the latest checkpoint; one that is damaged gives way to the one before.
 
         Args:
             until: The last step to go back to; what was saved after it is removed.
+            is_required: Whether there shall be one.
 
         Returns:
             The loop's state, and the curves; None where there is no checkpoint.
 
         Raises:
+            ConfigError: None can be used, and one is required.
             StorageError: The storage failed, so nobody knows whether one is whole.
         """
         steps: list[int] = _of_first(self._steps)
+        if until is None:
+            self._tell_unfinished(steps)
         for step in steps:
             if until is not None and step > until:
                 continue
@@ -305,9 +311,20 @@ class Checkpointer:
                 if until is not None:
                     self._remove([later for later in steps if later > until])
             return read.facts, read.curves
-        if steps and until is None and self._rank == 0:
+        if is_required:
+            raise ConfigError(f"resume=True: no checkpoint in {self._uri} can be used; leave it out to begin anew")
+        if until is None and self._rank == 0 and (steps or self._useless):
             self._tell("no checkpoint can be used; training starts anew")
         return None
+
+    def _tell_unfinished(self, steps: list[int]) -> None:
+        """Tell of those that would be the latest ones, had they been saved to their end."""
+        for step in sorted(self._useless, reverse=True):  # of rank 0
+            if step > max(steps, default=-1):
+                self._tell(
+                    f"the checkpoint of step {step:,} is left out: {self._folder(step)} has no {MANIFEST_NAME}, which "
+                    "is written last"
+                )
 
     def _steps(self) -> list[int]:
         """Steps of which there is a checkpoint that counts, the latest first."""

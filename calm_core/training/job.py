@@ -43,6 +43,7 @@ class TrainingSpec(Record):
         dataset_uri, autoencoder_uri: The inputs.
         output_uri: Where the trained artifact is written.
         overwrite: Whether another artifact of its kind that lies there is replaced.
+        resume: Whether to go on from a checkpoint, or not to train at all.
         seed: Of everything random.
         run_id: MLflow run that rank 0 logs to, empty for none.
         lock: Token of the lock that whoever has started the ranks holds.
@@ -56,6 +57,7 @@ class TrainingSpec(Record):
     autoencoder_uri: str = ""
     output_uri: str
     overwrite: bool = False
+    resume: bool = False
     seed: int
     run_id: str = ""
     lock: str = ""
@@ -244,9 +246,9 @@ class Job:
 
     def steps(self) -> list[int]:
         """After which steps a checkpoint of this job lies there."""
-        names = [name for name in storage.names_in(self.uri) if name.startswith("step-")]
+        steps = {name: name.removeprefix("step-") for name in storage.names_in(self.uri) if name.startswith("step-")}
         return [
-            int(name.removeprefix("step-"))
-            for name in names
-            if storage.exists(storage.join(self.uri, name, MANIFEST_NAME))
+            int(step)
+            for name, step in steps.items()
+            if step.isdecimal() and storage.exists(storage.join(self.uri, name, MANIFEST_NAME))  # else a copy
         ]

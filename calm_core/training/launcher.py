@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -309,7 +310,8 @@ def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
             raise Stopped(signum, "run the same command again to continue from the last checkpoint, if there is one")
 
     before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-    for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    is_told = threading.current_thread() is threading.main_thread()  # Python tells no other thread of signals
+    for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if is_told else ():
         if signal.getsignal(caught) != signal.SIG_IGN:  # as nohup asks for
             before[caught] = signal.signal(caught, pass_on)
     try:
@@ -323,7 +325,8 @@ def _kill_all(pid: int) -> None:
     """Kill a process and all below it; torchrun's ranks are in sessions of their own."""
     import psutil
 
-    top = psutil.Process(pid)
-    for process in (*top.children(recursive=True), top):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    with suppress(psutil.NoSuchProcess):  # it has ended just now
+        top = psutil.Process(pid)
+        for process in (*top.children(recursive=True), top):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()

@@ -5,10 +5,9 @@ computes the same global batches with the same noise.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -26,9 +25,10 @@ from calm_core.telemetry.sinks import Curves, Point, Sinks
 from calm_core.training.bad_rows import BadRows
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.distributed import all_reduce_sum, gathered, largest_of
+from calm_core.training.energy import EnergyMeter
 from calm_core.training.engine import Engine
 from calm_core.training.guards import Guards, Verdict
-from calm_core.training.meter import Peak, SpeedMeter, most_memory
+from calm_core.training.meter import CostMeter, Peak, SpeedMeter, Spent, most_memory
 from calm_core.training.optimizer import learning_rate_factor, learning_rates
 from calm_core.training.profiler import StepProfiler
 from calm_core.training.stopping import StopRequest
@@ -60,13 +60,14 @@ class Trainer:
         config: Batch sizes, schedule, intervals.
         seed: Of all noise.
         stage: Name that an error tells.
+        costs: What training takes.
         watchdog: Is told of each step.
         folder: URI of the folder where is noted which sequences have stopped it.
         tell: Shows one line to whoever watches; of ranks that report nothing, it shows nothing.
         profiler: Traces some of the steps.
         peak: Of the hardware, None where it is not known.
+        must_resume: Whether to go on from a checkpoint, or not to train at all.
         step: Optimiser steps done.
-        seconds: Of training before this start, as its checkpoint tells.
     """
 
     task: Task[Any]
@@ -82,13 +83,13 @@ class Trainer:
     folder: str
     tell: Callable[[str], object]
     profiler: StepProfiler
+    costs: CostMeter = field(default_factory=lambda: CostMeter(EnergyMeter(None)))
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
     peak: Peak | None = None
+    must_resume: bool = False
     step: int = 0
-    seconds: float = 0.0
     meter: SpeedMeter = field(init=False)
     guards: Guards = field(init=False)
-    _started: float = field(default_factory=time.monotonic)
     _told: dict[Verdict, int] = field(default_factory=dict)  # the step from which on the next one is told
     _suspects: list[int] = field(default_factory=list)  # positions whose loss was not finite at the last, bad steps
     stop: StopRequest = field(default_factory=StopRequest)
@@ -98,6 +99,7 @@ class Trainer:
 
         Raises:
             Interrupted: SIGTERM came; a checkpoint of the step that was under way is saved.
+            ConfigError: No checkpoint can be used, and it shall go on from one.
             CalmError: Too much was not finite; the last good checkpoint stands.
         """
         self.guards = Guards(self.config)
@@ -128,9 +130,10 @@ class Trainer:
         self.meter = SpeedMeter(self.step, self.config.steps, tokens, self.peak)
 
     def _resume(self) -> None:
-        if found := self.checkpointer.load_latest():
+        if found := self.checkpointer.load_latest(is_required=self.must_resume):
             facts, curves = found
-            self.step, self.seconds = facts.step, facts.seconds
+            self.step = facts.step
+            self.costs.before = Spent(facts.seconds, facts.accelerator_seconds, facts.energy_joules)
             self.curves.load(curves)
             self.sinks.begin_with(self.curves.records)
             self.loader.load_state_dict({"position": facts.position})
@@ -291,7 +294,7 @@ class Trainer:
             validation=self.curves.latest(f"validation_{self.task.objective}"),
             guards=GuardState(**self.guards.state_dict()),
             ranks=dist.get_world_size(),
-            seconds=self.seconds + time.monotonic() - self._started,
+            **asdict(self.costs.spent(self.engine.device)),
         )
         self.checkpointer.save(facts, self.curves.to_bytes())
 

@@ -1,7 +1,6 @@
 """How fast a training goes, what its steps wait for, and how much of the hardware it uses."""
 
-import resource
-import sys
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from calm_core.config import TrainingConfig
+from calm_core.telemetry.processes import peak_bytes
+from calm_core.training.distributed import all_reduce_sum
+from calm_core.training.energy import EnergyMeter
 from calm_core.training.engine import wants_bf16
 
 _PEAK_TFLOPS = {
@@ -45,8 +47,7 @@ def most_memory(device: torch.device) -> int:
     """Bytes that this rank has had at most: allocated on its GPU, or its resident set on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_bytes()
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,52 @@ class Peak:
 
     tflops: float
     tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a training has taken, over all its starts.
+
+    Attributes:
+        seconds: Wall time.
+        accelerator_seconds: Wall time of each rank, added up; None where a checkpoint of earlier code does not tell.
+        energy_joules: Of the devices of all ranks; None where some of it was not measured.
+    """
+
+    seconds: float = 0.0
+    accelerator_seconds: float | None = 0.0
+    energy_joules: float | None = 0.0
+
+
+class CostMeter:
+    """What a training takes. What was done after the last checkpoint before it was interrupted is not known any more.
+
+    Args:
+        energy: Of this rank.
+
+    Attributes:
+        before: What it had taken before this start.
+    """
+
+    def __init__(self, energy: EnergyMeter) -> None:
+        self._energy = energy
+        self._started = time.monotonic()
+        self.before = Spent()
+
+    def spent(self, device: torch.device) -> Spent:
+        """So far; every rank calls it, and gets the same but for its own clock's wall time."""
+        seconds, joules = time.monotonic() - self._started, self._energy.joules()
+        own = torch.tensor([seconds, math.nan if joules is None else joules], dtype=torch.float64)
+        of_ranks, energy = all_reduce_sum(own, device).tolist()
+        return Spent(
+            seconds=self.before.seconds + seconds,
+            accelerator_seconds=_sum(self.before.accelerator_seconds, of_ranks),
+            energy_joules=_sum(self.before.energy_joules, None if math.isnan(energy) else energy),
+        )
+
+
+def _sum(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first + second
 
 
 class SpeedMeter:

@@ -60,7 +60,7 @@ def train(
             all points of the curves; unset, standard error alone has it.
 
     Raises:
-        ConfigError: `resume` is asked for, and there is nothing to go on from.
+        ConfigError: `resume` is asked for, and there is nothing to go on from, or nothing that is whole.
         Interrupted: The job was asked to stop; running it again continues from its checkpoint.
         CalmError: An input is unusable, another training is at work on the same or writes to the same output, or a rank
             failed.
@@ -73,6 +73,7 @@ def train(
         autoencoder_uri=autoencoder_uri,
         output_uri=output_uri,
         overwrite=overwrite,
+        resume=resume,
         seed=seed,
     )
 
@@ -190,6 +191,8 @@ def _headline(spec: TrainingSpec, job: Job, ending: Ending, log: str) -> str:
         )
     if outcome and outcome.exit_code == EXIT_INTERRUPTED:
         raise Interrupted(outcome.message)
+    if ending.exit_code == EXIT_INTERRUPTED and outcome and not outcome.exit_code:
+        return outcome.message  # the model was written when they were asked
     if ending.exit_code == EXIT_INTERRUPTED:  # before the first step, or while a rank was lost
         raise Interrupted("stopped; run again to continue from the last checkpoint, if there is one")
     again = f"run the same command again to continue from the last checkpoint{where}"

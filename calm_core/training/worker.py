@@ -13,10 +13,10 @@ import logging
 import os
 import re
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import Any
 
 import deepspeed
@@ -37,16 +37,18 @@ from calm_core.telemetry.mlflow_run import FLUSH_SECONDS, Run
 from calm_core.telemetry.progress import report
 from calm_core.telemetry.sinks import Curves, JsonlSink, MetricSink, MlflowSink, ProgressSink, Sinks
 from calm_core.training.checkpoint import Checkpointer
+from calm_core.training.energy import energy_meter
 from calm_core.training.engine import Engine, wants_bf16
 from calm_core.training.job import Job, TrainingSpec, open_inputs
 from calm_core.training.loop import Trainer
-from calm_core.training.meter import Peak, peak_tflops
+from calm_core.training.meter import CostMeter, Peak, Spent, peak_tflops
 from calm_core.training.profiler import StepProfiler
 from calm_core.training.tasks.base import Inputs, Task
 from calm_core.training.tasks.make import make_task
 from calm_core.training.validation import Validator
 from calm_core.training.watchdog import Watchdog
-from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME, settings_of
+from calm_core.weights.curves import CURVES_NAME
+from calm_core.weights.load import WEIGHTS_NAME, settings_of
 
 _LOST = re.compile("Connection (closed|reset) by|Broken pipe|remote process exited|Socket closed")
 """What gloo and NCCL say of another rank that has gone."""
@@ -62,7 +64,8 @@ def main(spec_uri: str) -> None:
         with Watchdog(spec.config.stuck_after_seconds) as watchdog:
             _start_distributed()
             watchdog.alive()
-            _train(spec, job, watchdog)
+            with energy_meter(_device(), int(os.environ["LOCAL_RANK"])) as energy:
+                _train(spec, job, watchdog, CostMeter(energy))
     except Exception as error:  # whatever it was, whoever waits for the ranks gets one line; the error passes on
         told = _explained(error, spec.stage)
         with suppress(StorageError):  # it must not hide the error, which elastic's own file tells too
@@ -112,22 +115,22 @@ def _start_distributed() -> None:
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
 
 
-def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog) -> None:
-    started = time.monotonic()
+def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog, costs: CostMeter) -> None:
     inputs = open_inputs(spec, _device(), torch.bfloat16 if wants_bf16(spec.config) else torch.float32)
     torch.manual_seed(spec.seed)  # initial weights
     task = make_task(spec.config, inputs)
     with _mlflow_run(spec) as run:
-        trainer = _make_trainer(spec, job, task, inputs, run, watchdog)
+        trainer = _make_trainer(spec, job, task, inputs, run, watchdog, costs)
         watchdog.alive()
         with trainer.stop.listening(), trainer.checkpointer as checkpointer:  # after the last step nothing stops it
             trainer.fit()
             checkpointer.finish()  # before the artifact, which may fail: the last step is saved
             weights = trainer.engine.whole_weights()
+            spent = costs.spent(inputs.device)
             watchdog.stop()
             if dist.get_rank() == 0:
                 job.require_lock()
-                _write(spec, trainer, inputs, weights, trainer.seconds + time.monotonic() - started)
+                _write(spec, trainer, inputs, weights, spent)
                 with suppress(StorageError):  # the model is there, whatever becomes of the words
                     job.write_outcome(OutcomeFacts(message=trainer.result()))
             dist.barrier()  # torchrun of another node waits only 300 s for this one's ranks to end
@@ -144,7 +147,7 @@ def _mlflow_run(spec: TrainingSpec) -> Iterator[Run]:
 
 
 def _make_trainer(
-    spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs, run: Run, watchdog: Watchdog
+    spec: TrainingSpec, job: Job, task: Task[Any], inputs: Inputs, run: Run, watchdog: Watchdog, costs: CostMeter
 ) -> Trainer:
     config, rank, curves = spec.config, dist.get_rank(), Curves()
     engine = Engine(task.model, config)
@@ -171,8 +174,10 @@ def _make_trainer(
         folder=job.uri,
         tell=tell if rank == 0 else lambda line: None,
         profiler=StepProfiler(config.profile_steps if rank == 0 else None, spec.output_uri, tell),
+        costs=costs,
         watchdog=watchdog,
         peak=_peak(spec, inputs),
+        must_resume=spec.resume,
     )
 
 
@@ -186,7 +191,7 @@ def _peak(spec: TrainingSpec, inputs: Inputs) -> Peak | None:
 
 
 def _write(
-    spec: TrainingSpec, trainer: Trainer, inputs: Inputs, weights: dict[str, torch.Tensor], seconds: float
+    spec: TrainingSpec, trainer: Trainer, inputs: Inputs, weights: dict[str, torch.Tensor], spent: Spent
 ) -> None:
     task, dataset, last = trainer.task, inputs.dataset, trainer.curves.records[-1]
     if wrong := next((name for name, value in weights.items() if not value.isfinite().all()), ""):
@@ -206,7 +211,7 @@ def _write(
             trained_tokens=spec.config.steps * spec.config.global_batch_size * dataset.sequence_length,
             validation=_validation(last),
             **trainer.guards.counts,
-            seconds=seconds,
+            **asdict(spent),
             trace_uri=trainer.profiler.trace_uri or None,
             **{name: value for name, value in trainer.meter.totals.items() if name in task.facts.model_fields},
             **task.own_facts(inputs),

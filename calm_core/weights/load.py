@@ -19,7 +19,7 @@ from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts, TransformerFacts
 from calm_core.weights.lineage import require_own_autoencoder
 
-WEIGHTS_NAME, CURVES_NAME = "weights.safetensors", "curves.jsonl"
+WEIGHTS_NAME = "weights.safetensors"
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 ModelT = TypeVar("ModelT", bound=nn.Module)

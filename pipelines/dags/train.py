@@ -12,6 +12,7 @@ from components.data_processing.tokenize_partition import tokenize_partition
 from components.data_processing.train_tokenizer import train_tokenizer
 from components.deployment.register_model import register_model
 from components.evaluation.evaluate import evaluate
+from components.evaluation.report import report
 from components.training.train_autoencoder import train_autoencoder
 from components.training.train_calm import train_calm
 from components.training.train_transformer import train_transformer
@@ -111,6 +112,7 @@ def calm_train(
     evaluation_report = evaluate(
         evaluation=evaluation,
         seed=seed,
+        checkpoint_root=checkpoint_root,
         code_version=code_version,
         dataset=dataset,
         model=calm_model,
@@ -122,9 +124,20 @@ def calm_train(
         autoencoder_model=autoencoder_model,
         calm_model=calm_model,
         evaluation_report=evaluation_report,
+        dataset=dataset,
     )
     registration.set_caching_options(enable_caching=False)  # the registry can lose what the cache remembers
 
+    made = {
+        "code_version": code_version,
+        "dataset": dataset,
+        "autoencoder_model": autoencoder_model,
+        "calm_model": calm_model,
+        "evaluation_report": evaluation_report,
+        "registration": registration.outputs["registration"],
+    }
+    # A report in each branch, since Kubeflow's local runner hands on no artifact of a branch, not even by dsl.OneOf.
+    # Neither is cached: what became of the model and how long it took is of this run.
     with dsl.If(train_baseline == True, name="baseline"):  # noqa: E712 # Kubeflow's own form of a condition
         transformer_model = train_transformer(
             transformer=transformer,
@@ -133,5 +146,15 @@ def calm_train(
             code_version=code_version,
             dataset=dataset,
         ).outputs["transformer_model"]
-        evaluate(evaluation=evaluation, seed=seed, code_version=code_version, dataset=dataset, model=transformer_model)
+        baseline_report = evaluate(
+            evaluation=evaluation,
+            seed=seed,
+            checkpoint_root=checkpoint_root,
+            code_version=code_version,
+            dataset=dataset,
+            model=transformer_model,
+        ).outputs["evaluation_report"]
+        report(**made, baseline_report=baseline_report).set_caching_options(enable_caching=False)
+    with dsl.If(train_baseline == False, name="no-baseline"):  # noqa: E712
+        report(**made).set_caching_options(enable_caching=False)
     return Outputs(dataset, autoencoder_model, calm_model, evaluation_report, registration.outputs["registration"])

@@ -108,7 +108,7 @@ def check(output: dsl.Artifact) -> None:
     Raises:
         CalmError: It is not.
     """
-    if isinstance(output, dsl.Metrics):  # a file of numbers for display
+    if isinstance(output, dsl.Metrics | dsl.HTML | dsl.Markdown):  # a file for display
         return
     artifact = Artifact.of_any_kind(output.uri)
     if artifact.digest != output.metadata.get("digest"):

@@ -24,6 +24,8 @@ STOP_SECONDS = 30.0
 """How long stopped tasks may take to save what they are at."""
 BASELINE_MODEL, BASELINE_REPORT = "baseline_model", "baseline_report"
 """Names of two more outputs of a run that trains the baseline."""
+RUN_REPORT = "run_report"
+"""Name of the output of a run with the page about it."""
 LOG_NAME, PROGRESS_NAME, OUTPUTS_NAME = "pipeline.log", "progress.jsonl", "outputs.json"
 REQUEST_NAME, ENDED_NAME, _FAILURE_NAME = "request.json", "ended.json", "failure.json"
 _LAST_BYTES = 256 << 10  # of a log, in which the reason of a failure is looked for

@@ -23,7 +23,7 @@ from calm_core.shown import SafeStream
 from calm_core.telemetry.processes import end_with_parent
 from pipelines.compile import TRAIN_PIPELINE
 from pipelines.local.cache import use_checked_cache
-from pipelines.local.run import BASELINE_MODEL, BASELINE_REPORT, STOP_SECONDS
+from pipelines.local.run import BASELINE_MODEL, BASELINE_REPORT, RUN_REPORT, STOP_SECONDS
 
 
 def run(request: dict[str, Any]) -> None:
@@ -47,6 +47,7 @@ def run(request: dict[str, Any]) -> None:
     task = components.load_component_from_file(str(TRAIN_PIPELINE))(**request["arguments"])
     outputs = {name: artifact.uri for name, artifact in task.outputs.items()}
     outputs |= _baseline(outputs["evaluation_report"])
+    [outputs[RUN_REPORT]] = map(str, Path(outputs["registration"]).parents[1].glob(f"*/{RUN_REPORT}"))
     Path(request["outputs"]).write_text(json.dumps(outputs, indent=1), encoding="utf-8")
 
 

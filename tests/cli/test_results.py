@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import pytest
 
 from calm_cli.result import print_json
-from calm_core.store.artifact import Artifact
-from calm_core.store.facts import EvaluationFacts
+from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import EvaluationFacts, TransformerFacts
 from tests.cli.test_main import call
 from tests.weights.public_folders import (
     AUTOENCODER_CONFIG,
@@ -107,41 +107,13 @@ def test_progress_goes_beside_the_result(
     assert "[" not in captured.out.replace("[unknown]", "").replace(" [", "")
 
 
-@pytest.fixture
-def evaluations(
-    evaluation_uri: str, dataset_uri: str, transformer_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> list[str]:
-    """Of two models by the same protocol, in folders whose long names differ in the middle."""
-    places = [f"{tmp_path}/{'runs/' * 20}{name}/evaluate/evaluation_report" for name in ("first", "second")]
-    changes = ("samples=2", "max_sequences=2", "prompts=[]")
-    for place in places:
-        arguments = ["--dataset", dataset_uri, "--output", place, *settings("evaluation", *changes)]
-        assert call("evaluate", transformer_uri, *arguments) == 0
-    capfd.readouterr()
-    return [evaluation_uri, *places]
-
-
-def test_compared_evaluations_are_told_apart_and_their_scores_stand_below_each_other(
-    evaluations: list[str], capfd: pytest.CaptureFixture[str]
+def test_an_evaluation_without_prompts_writes_nothing(
+    dataset_uri: str, transformer_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("compare", *evaluations) == 0
-    names, scores = capfd.readouterr().out.split("\n\n")
-    for number, (line, uri) in enumerate(zip(names.splitlines()[1:], evaluations, strict=True), 1):
-        assert line.startswith(f"{number}  ") and line.endswith(f"  {uri}")
-    heading, *rows = scores.splitlines()
-    assert len(heading) <= 80 and {len(row) for row in rows} == {len(heading)}
-    for row, uri in zip(rows, evaluations, strict=True):
-        facts = Artifact(uri, EvaluationFacts).facts
-        assert row.split()[1] == f"{facts.brierlm.value:.2f}" and facts.brierlm.low is not None
-        assert row.split()[-4:] == [f"{100 * facts.brier[n].value:z.2f}" for n in "1234"]
-    assert call("compare", *evaluations, "--json") == 0
-    documents = strict(capfd.readouterr().out)
-    assert [document["uri"] for document in documents] == evaluations
-    assert all(list(document) == KEYS for document in documents)
-
-
-def test_an_evaluation_without_prompts_writes_nothing(evaluations: list[str]) -> None:
-    facts = Artifact(evaluations[1], EvaluationFacts).facts
+    changes = settings("evaluation", *EVALUATION, "prompts=[]")
+    arguments = ["--dataset", dataset_uri, "--output", f"{tmp_path}/out"]
+    assert call("evaluate", transformer_uri, *arguments, *changes) == 0
+    facts = Artifact(f"{tmp_path}/out", EvaluationFacts).facts
     assert facts.samples == [] and facts.generation_tokens_per_second == 0
 
 
@@ -201,3 +173,18 @@ def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[
     print_json({"loss": float("nan"), "rates": [float("inf"), 1.5], "text": "\ud800é\x1b"})
     out = capsys.readouterr().out
     assert out.isascii() and strict(out) == {"loss": None, "rates": [None, 1.5], "text": "\ud800é\x1b"}
+
+
+def test_a_model_tells_what_its_training_took_where_that_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ranks for an hour; 1,800,000 J."""
+    facts = {"vocab_size": 9, "pad_id": 0, "eos_id": 1, "parameters": 5, "seconds": 3600.0}
+    measured = {"accelerator_seconds": 7200.0, "energy_joules": 1.8e6}
+    for name, own in (("measured", measured), ("unknown", {})):
+        with ArtifactWriter(str(tmp_path / name), TransformerFacts, {}, {}) as writer:
+            writer.facts = TransformerFacts(**facts, **own)
+        assert call("inspect", str(tmp_path / name)) == 0
+    told, untold = capsys.readouterr().out.split("settings")[:2]
+    assert re.search(r"accelerator-hours +2\n", told) and re.search(r"energy +0.5 kWh\n", told)
+    assert "accelerator" not in untold and "energy" not in untold

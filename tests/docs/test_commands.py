@@ -93,6 +93,7 @@ def place(
     """A folder with everything that documented commands read, by the names that they use."""
     folder = tmp_path_factory.mktemp("documented")
     _write_texts(folder, _lines(40))
+    (folder / "prompts.csv").write_text("id,prompt\n1,The climate of\n2,The economy\n")
     autoencoder, calm = model_uris
     made = {"autoencoder": autoencoder, "calm": calm, "transformer": transformer_uri, "evaluation": evaluation_uri}
     made |= {"calm-m/autoencoder": autoencoder, "calm-m/calm": calm, "score": evaluation_uri}
@@ -154,7 +155,7 @@ def _evaluate_baseline(folder: Path) -> None:
     from calm_core.config import EvaluationConfig
     from calm_core.evaluation.stage import evaluate
 
-    config = EvaluationConfig(samples=2, max_sequences=2, prompts=("the river",), prompt_tokens=4)
+    config = EvaluationConfig(samples=2, max_sequences=16, prompts=("the river",), prompt_tokens=4)  # as the other one
     evaluate(config, "out/dataset", "out/transformer", str(folder / "out" / "baseline"), seed=0)
 
 

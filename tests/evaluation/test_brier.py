@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from calm_core.errors import CalmError
-from calm_core.evaluation.brier import BrierAccumulator, brier_terms, brierlm, frequencies, next_tokens
+from calm_core.evaluation.brier import brier_terms, brierlm, next_tokens
 from calm_core.evaluation.samplers import UnigramSampler
+from calm_core.evaluation.training_text import TrainingText
 from calm_core.models.noise import SequenceNoise
 
 
@@ -51,51 +51,6 @@ def test_each_brier_n_is_clamped_alone() -> None:
     assert brierlm(np.array([0.16, 0.04, 0.02, 0.005])) == pytest.approx(100 * (0.16 * 0.04 * 0.02 * 0.005) ** 0.25)
 
 
-def test_positions_are_averaged_before_the_geometric_mean() -> None:
-    """One sequence with perfect positions and one with none: 50 %, not the mean of 100 and 0 after the root."""
-    accumulator = BrierAccumulator()
-    terms = torch.zeros(2, 3, 4, dtype=torch.float64)
-    terms[0] = torch.tensor([1.0, 0.5, 0.25, 0.125])
-    accumulator.add(terms, torch.ones(2, 3, dtype=torch.bool))
-    scores = accumulator.scores(resamples=100, confidence=0.9, seed=0)
-    assert scores.brierlm.value == pytest.approx(100 * (0.5 * 0.25 * 0.125 * 0.0625) ** 0.25)
-    assert scores.brier["2"].value == 0.25
-    assert accumulator.positions == 6
-
-
-def test_positions_that_do_not_count_change_nothing() -> None:
-    terms = torch.tensor([[[0.5] * 4, [-9.0] * 4]], dtype=torch.float64)
-    accumulator = BrierAccumulator()
-    accumulator.add(terms, torch.tensor([[True, False]]))
-    assert accumulator.scores(100, 0.95, 0).brier["1"].value == 0.5
-
-
-def test_of_no_position_there_is_no_score() -> None:
-    accumulator = BrierAccumulator()
-    accumulator.add(torch.ones(2, 3, 4, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.bool))
-    with pytest.raises(CalmError, match="nothing to score"):
-        accumulator.scores(100, 0.95, 0)
-
-
-def test_of_one_sequence_with_positions_there_is_no_interval() -> None:
-    accumulator = BrierAccumulator()
-    accumulator.add(torch.full((2, 3, 4), 0.5, dtype=torch.float64), torch.tensor([[False] * 3, [True] * 3]))
-    scores = accumulator.scores(100, 0.95, 0)
-    assert scores.brierlm.value == pytest.approx(50)
-    for score in (scores.brierlm, *scores.brier.values()):
-        assert (score.low, score.high, score.interval()) == (None, None, "[unknown]")
-
-
-def test_sequences_without_a_position_change_neither_number_nor_interval() -> None:
-    """Drawn alone, they would be means of nothing."""
-    terms, counted = torch.rand(3, 2, 4, dtype=torch.float64), torch.ones(3, 2, dtype=torch.bool)
-    with_empty, without = BrierAccumulator(), BrierAccumulator()
-    for accumulator in (with_empty, without):
-        accumulator.add(terms, counted)
-    with_empty.add(terms, torch.zeros(3, 2, dtype=torch.bool))
-    assert with_empty.scores(100, 0.9, 0) == without.scores(100, 0.9, 0)
-
-
 @pytest.mark.parametrize(
     ("chunk_size", "starts"),
     [(1, range(1, 9)), (2, range(2, 9, 2)), (3, range(3, 7, 3)), (4, range(4, 9, 4)), (6, [6])],
@@ -120,7 +75,7 @@ def test_the_unigram_sampler_reaches_the_score_of_its_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
     shares = torch.tensor([0.0, 0.5, 0.3, 0.2])
     tokens = torch.multinomial(shares, 64 * 64, replacement=True, generator=generator).view(64, 64)
-    counted = frequencies(tokens, 4, pad_id=0)
+    counted = TrainingText(torch.bincount(tokens.flatten(), minlength=4), None).frequencies
     assert torch.allclose(counted, shares.double(), atol=0.03)  # 4,096 draws: a deviation is below 0.008
     sampler = UnigramSampler(counted)
     targets, real = next_tokens(tokens, 4, 4, tokens > 0)

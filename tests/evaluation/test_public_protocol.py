@@ -80,10 +80,11 @@ def test_a_contiguous_set_is_scored_as_the_public_code_scores_it() -> None:
     config = EvaluationConfig(samples=2, batch_size=3, max_sequences=1000)
     with Stage("evaluate", {}) as stage:
         evaluator = Evaluator(config, dataset, K, K, 5, torch.device("cpu"), stage)  # type: ignore[arg-type]  # a stand-in
-        score = evaluator.score(sampler, "score")
+        documents = evaluator.score(sampler, "score")
     rows = torch.from_numpy(dataset.rows(np.arange(dataset.num_sequences)))
     expected = public_score(sampler, rows, 5)
     assert expected > 1
-    assert score.brierlm.value == pytest.approx(expected, rel=1e-9)
-    assert evaluator.positions == dataset.num_sequences * (T // K - 1)
-    assert (evaluator.protocol()["packing"], evaluator.protocol()["start_of_text"]) == ("contiguous", BOS)
+    assert evaluator.scores(documents).brierlm.value == pytest.approx(expected, rel=1e-9)
+    assert documents.positions == dataset.num_sequences * (T // K - 1)
+    protocol = evaluator.protocol(documents)
+    assert (protocol["packing"], protocol["start_of_text"]) == ("contiguous", BOS)

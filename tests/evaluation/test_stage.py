@@ -6,22 +6,26 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
+import jsonschema
 import pytest
 import torch
 
 from calm_core.config import DataConfig, EvaluationConfig, TokenizerConfig, resolve_config
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, ConfigError
-from calm_core.evaluation import scored
+from calm_core.evaluation import schema, scored
 from calm_core.evaluation.comparison import require_same_protocol
+from calm_core.evaluation.documents import DocumentScores
 from calm_core.evaluation.evaluator import Evaluator
-from calm_core.evaluation.stage import evaluate
+from calm_core.evaluation.schema import SCHEMA, evaluation_schema
+from calm_core.evaluation.stage import evaluate, score_documents
 from calm_core.models.transformer import Transformer
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import AutoencoderFacts, DatasetFacts, EvaluationFacts, TransformerFacts
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, parse
+from calm_core.telemetry.stage import Stage
 from calm_core.weights.load import load_transformer
 
 Evaluation = Artifact[EvaluationFacts]
@@ -84,13 +88,24 @@ def test_every_number_has_its_interval_and_its_protocol(evaluation: Evaluation) 
 
 
 def test_the_numbers_can_be_read_as_json_too(evaluation: Evaluation, baseline: Evaluation) -> None:
-    """The same ones as in the manifest; an autoencoder's accuracy is there only where there is an autoencoder."""
-    for artifact, names in ((evaluation, {"autoencoder_accuracy"}), (baseline, set())):
+    """The same ones as in the manifest, as the schema says; those of an autoencoder only where there is one."""
+    common = {"brier", "brierlm", "inference_flops_per_token", "language_model", "model", "protocol", "references"}
+    common |= {"samples", "written"}
+    for artifact, names in ((evaluation, {"autoencoder", "autoencoder_accuracy"}), (baseline, set[str]())):
         numbers = artifact.read_json("evaluation.json")
         assert numbers == artifact.manifest.results
-        common = {"brier", "brierlm", "model", "protocol", "references", "samples"}
         assert numbers.keys() == common | names
         assert numbers["brierlm"].keys() == {"value", "low", "high"}
+        jsonschema.validate(numbers, evaluation_schema(), cls=jsonschema.Draft202012Validator)
+        for key, value in (("brierlm", {"value": "high"}), ("unheard", 1), ("samples", None)):
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(numbers | {key: value}, evaluation_schema())
+
+
+def test_the_published_schema_is_that_of_the_facts() -> None:
+    """`make compile` writes it."""
+    assert SCHEMA.read_text(encoding="utf-8") == schema.text()
+    jsonschema.Draft202012Validator.check_schema(evaluation_schema())
 
 
 def test_the_untrained_reference_does_not_depend_on_what_was_built_before(
@@ -114,12 +129,18 @@ def test_scores_and_report_repeat_byte_for_byte_in_any_batch_size(
     assert again.digest == evaluation.digest
     assert again.read("report.html") == evaluation.read("report.html")
     smaller = evaluate_calm(dataset_uri, model_uris, tmp_path / "smaller", CONFIG.model_copy(update={"batch_size": 1}))
-    assert smaller.facts.part("results") == evaluation.facts.part("results")
+    ours, theirs = (one.facts.part("results") for one in (smaller, evaluation))
+    # The only numbers that are no counts, sums of counts, or shares: matrix products of other shapes round otherwise.
+    found, expected = (one["language_model"].pop("distances") for one in (ours, theirs))
+    assert found == pytest.approx(expected, rel=1e-5)
+    stds, expected = (one["autoencoder"].pop("latent_std") for one in (ours, theirs))
+    assert stds == pytest.approx(expected, rel=1e-3)
+    assert ours == theirs
 
 
 def test_the_report_needs_nothing_from_outside(evaluation: Evaluation) -> None:
     html = evaluation.read("report.html").decode()
-    assert html.count("<svg ") == 3
+    assert html.count("<svg ") == html.count('<svg role="img" aria-label="') > 3
     assert not re.findall(r'(?:src|href)="(?!#)', html)
     assert "the river" in html
 
@@ -272,3 +293,77 @@ def test_without_prompts_the_model_continues_held_out_text_of_the_data_set(
     )
     assert len(facts.samples) == 3
     assert all(f"\n{sample.prompt} " in f"\n{held_out}" and sample.text for sample in facts.samples)
+
+
+def test_another_model_is_scored_as_an_evaluation_was(
+    evaluation: Evaluation, baseline: Evaluation, dataset_uri: str, model_uris: tuple[str, str], transformer_uri: str
+) -> None:
+    """As the gate does it with the champion: the same numbers that an evaluation of its own has."""
+    with Stage("register", {}) as stage:
+        scores = score_documents(transformer_uri, dataset_uri, evaluation, stage)
+        again = score_documents(model_uris[1], dataset_uri, evaluation, stage, autoencoder_uri=model_uris[0])
+    for found, own in ((scores, baseline), (again, evaluation)):
+        expected = DocumentScores.read(own)
+        assert found.documents_D.tolist() == expected.documents_D.tolist()
+        assert (found.sums_DT == expected.sums_DT).all() and (found.counts_D == expected.counts_D).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "protocol", "told"),
+    [
+        ({"seed": None}, {}, "its settings are not understood"),
+        ({"samples": "many"}, {}, "its settings are not understood"),
+        ({}, {"dataset": "0" * 64}, "is not the dataset of the evaluation"),
+        ({}, {"samples": 4}, "cannot be scored by the protocol of .*: samples 4 against 3"),
+        ({}, {"packing": "contiguous"}, "packing contiguous against documents"),
+    ],
+)
+def test_what_cannot_be_scored_as_an_evaluation_was_is_refused(
+    settings: dict[str, Any],
+    protocol: dict[str, Any],
+    told: str,
+    evaluation: Evaluation,
+    dataset_uri: str,
+    transformer_uri: str,
+    tmp_path: Path,
+) -> None:
+    config = {name: value for name, value in (evaluation.manifest.config | settings).items() if value is not None}
+    with ArtifactWriter(str(tmp_path / "like"), EvaluationFacts, config, evaluation.manifest.parents) as writer:
+        writer.facts = evaluation.facts.model_copy(update={"protocol": evaluation.facts.protocol | protocol})
+    like = Artifact(str(tmp_path / "like"), EvaluationFacts)
+    with Stage("register", {}) as stage, pytest.raises(CalmError, match=told):
+        score_documents(transformer_uri, dataset_uri, like, stage)
+
+
+def test_texts_are_written_at_each_temperature_and_the_shown_ones_are_among_them(
+    dataset_uri: str, transformer_uri: str, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(
+        update={"prompts": ("the river", "a small town"), "temperatures": (1.0, 0.25), "texts_per_prompt": 2}
+    )
+    facts = evaluate(config, dataset_uri, transformer_uri, str(tmp_path / "out"), seed=3).facts
+    assert [one.temperature for one in facts.written] == [0.25, 0.5, 1.0]
+    for one in facts.written:
+        assert [text.prompt for text in one.texts] == ["the river", "a small town"] * 2
+    assert facts.samples == facts.written[1].texts[:2]
+    # The seed of each is its own: what is written for a prompt does not depend on how many texts there are.
+    alone = config.model_copy(update={"texts_per_prompt": 1, "temperatures": ()})
+    facts_alone = evaluate(alone, dataset_uri, transformer_uri, str(tmp_path / "alone"), seed=3).facts
+    assert facts_alone.samples == facts.samples and len(facts_alone.written) == 1
+    assert facts.speed is not None and facts.speed.tokens_per_second > 0
+    assert set(facts.costs) == {"transformer"}
+
+
+def test_an_evaluation_of_the_third_schema_version_is_read(evaluation: Evaluation, tmp_path: Path) -> None:
+    """It had BrierLM, an accuracy and texts; and its protocol is another, since it drew sequences."""
+    manifest = evaluation.manifest
+    known = {"model", "autoencoder_accuracy", "protocol", "references", "samples", "brier", "brierlm"}
+    results = {name: value for name, value in manifest.results.items() if name in known}
+    results["protocol"] = results["protocol"] | {"interval": "95% bootstrap over sequences"}
+    earlier = manifest.model_copy(update={"schema_version": 3, "results": results, "timings": {}})
+    earlier = earlier.model_copy(update={"checksum": earlier.own_checksum})
+    (tmp_path / "manifest.json").write_text(earlier.model_dump_json())
+    old: Evaluation = Artifact(str(tmp_path), EvaluationFacts)
+    assert old.facts.brierlm == evaluation.facts.brierlm and old.facts.language_model is None
+    with pytest.raises(CalmError, match="interval 95% bootstrap over sequences against 95% bootstrap over documents"):
+        require_same_protocol([old, evaluation])

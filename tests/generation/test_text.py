@@ -85,9 +85,9 @@ def test_a_batch_writes_what_reading_everything_anew_would(generator: TextGenera
     """No cache, one prompt at a time: the whole context through the backbone for each chunk, with the same noise."""
     from calm_core.models.noise import SequenceNoise, derive_seed
 
-    texts = generator.generate(PROMPTS, seed=3, max_new_tokens=12)
+    texts = generator.write(PROMPTS, seed=3, max_new_tokens=12)
     assert isinstance(generator.model, CalmChunks)
-    for prompt, text in zip(PROMPTS, texts, strict=True):
+    for prompt, (text, tokens) in zip(PROMPTS, texts, strict=True):
         noise = SequenceNoise([derive_seed(3, "generate")])
         ids = generator.tokenizer.encode(prompt)
         whole, begun = ids[: len(ids) // K * K], ids[len(ids) // K * K :]
@@ -102,7 +102,8 @@ def test_a_batch_writes_what_reading_everything_anew_would(generator: TextGenera
             if generator.tokenizer.eos_id in written:
                 written = written[: written.index(generator.tokenizer.eos_id)]
                 break
-        assert text == generator.tokenizer.decode(written[:12])
+        assert tokens == written[:12]
+        assert text == generator.tokenizer.decode(tokens)
 
 
 def test_more_prompts_than_a_batch_holds_are_written_in_several(

@@ -1,8 +1,7 @@
-"""A consumer: an environment with the core alone loads a registered model from an MLflow server, and serves it."""
+"""A consumer: an environment with what a registered model names loads it from an MLflow server, and serves it."""
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -27,12 +26,24 @@ from pipelines.local.object_store import free_port
 MODEL = "models:/calm@champion"
 PROMPTS = ["the river", "the old port"]
 PARAMETERS = {"max_new_tokens": 8, "temperature": 0.5, "seed": 1}
-REPOSITORY = Path(__file__).parents[2]
+PAYLOADS = {
+    "dataframe_split": {"columns": ["prompt"], "data": [[prompt] for prompt in PROMPTS]},
+    "dataframe_records": [{"prompt": prompt} for prompt in PROMPTS],
+    "inputs": PROMPTS,
+    "instances": PROMPTS,
+}
 PREDICT = f"""
-import importlib.util, json, mlflow, pandas
+import socket
+connect = socket.socket.connect
+def connect_to_this_machine(self, address):
+    assert not isinstance(address, tuple) or address[0] == "127.0.0.1", address
+    return connect(self, address)
+socket.socket.connect = connect_to_this_machine
+import importlib.util, json, sys, mlflow, pandas, calm_core
 for name in ("kfp", "deepspeed", "typer", "pyarrow", "pytest"):
     assert importlib.util.find_spec(name) is None, name
 model = mlflow.pyfunc.load_model("{MODEL}")
+assert calm_core.__file__.startswith(sys.prefix), calm_core.__file__
 print(json.dumps(model.predict(pandas.DataFrame({{"prompt": {PROMPTS}}}), params={PARAMETERS})))
 """
 
@@ -52,25 +63,33 @@ def needed_by(ours: Distribution) -> list[Distribution]:
     return list({inner.name: inner for inner in found.values()}.values())
 
 
-def our_wheel(folder: Path) -> Path:
-    """This library, built as it would be published; from a copy, since a build leaves folders behind."""
-    source = folder / "source"
-    for name in ("calm_core", "calm_cli", "components", "pipelines"):
-        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*command, f"--wheel-dir={folder}", str(source)], check=True, capture_output=True)
-    return next(folder.glob("*.whl"))
+@pytest.fixture(scope="module")
+def registry(dataset_uri: str, model_uris: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an MLflow server that holds a champion."""
+    folder = tmp_path_factory.mktemp("registry")
+    autoencoder, calm = model_uris
+    protocol = EvaluationConfig(samples=2, max_sequences=2, prompts=tuple(PROMPTS), prompt_tokens=4)
+    evaluation = evaluate(protocol, dataset_uri, calm, str(folder / "evaluation"), seed=0, autoencoder_uri=autoencoder)
+    command = [sys.executable, "-m", "mlflow", "server", f"--backend-store-uri=sqlite:///{folder}/mlflow.db"]
+    command += [f"--artifacts-destination={folder}/artifacts"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with server(command, environment, folder / "log") as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        mlflow.set_tracking_uri(address)
+        register_model(RegistryConfig(), model_uris[1], evaluation.uri, str(folder / "registration"))
+        yield address
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of a virtual environment with our core and nothing else; its files are links."""
+def programs(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of programs of a virtual environment with the library that the model brings, what that needs, and
+    nothing else; its files are links."""
     folder = tmp_path_factory.mktemp("consumer")
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder / "venv")
     site = next(folder.glob("venv/lib/python*/site-packages"))
-    shutil.unpack_archive(our_wheel(folder), site, "zip")
+    requirements = Path(mlflow.pyfunc.get_model_dependencies(MODEL))
+    install_ours(requirements, site)
     for needed in needed_by(Distribution.at(next(site.glob("calm_pipelines-*.dist-info")))):
         files = [file for file in needed.files or [] if ".." not in file.parts]
         for parent in {site / file.parent for file in files}:
@@ -82,6 +101,17 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             program.write_text(f"#!{folder}/venv/bin/python\nfrom {entry.module} import {entry.attr} as main\nmain()\n")
             program.chmod(0o755)
     return folder / "venv/bin"
+
+
+def install_ours(requirements: Path, target: Path) -> None:
+    """Install what a model's requirements say of this library alone, without an index, from another folder."""
+    ours = requirements.with_name("ours.txt")
+    lines = requirements.read_text().splitlines()
+    ours.write_text("\n".join(line for line in lines if line.startswith(("--find-links", "calm-pipelines=="))))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", f"--target={target}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    done = subprocess.run([*command, f"--requirement={ours}"], cwd="/", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @contextmanager
@@ -108,24 +138,6 @@ def server(command: list[str], environment: Mapping[str, str], log: Path) -> Ite
             process.terminate()
 
 
-@pytest.fixture(scope="module")
-def registry(dataset_uri: str, model_uris: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an MLflow server that holds a champion."""
-    folder = tmp_path_factory.mktemp("registry")
-    autoencoder, calm = model_uris
-    protocol = EvaluationConfig(samples=2, max_sequences=2, prompts=tuple(PROMPTS), prompt_tokens=4)
-    evaluation = evaluate(protocol, dataset_uri, calm, str(folder / "evaluation"), seed=0, autoencoder_uri=autoencoder)
-    command = [sys.executable, "-m", "mlflow", "server", f"--backend-store-uri=sqlite:///{folder}/mlflow.db"]
-    command += [f"--artifacts-destination={folder}/artifacts"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with server(command, environment, folder / "log") as address, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", address)
-        mlflow.set_tracking_uri(address)
-        register_model(RegistryConfig(), model_uris[1], evaluation.uri, str(folder / "registration"))
-        yield address
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
-
-
 @pytest.fixture
 def environment(programs: Path, registry: str) -> dict[str, str]:
     """The consumer's environment: nothing of this repository but the installed library."""
@@ -142,15 +154,19 @@ def test_the_core_alone_loads_a_registered_model(programs: Path, environment: di
     command = [programs / "python", "-c", PREDICT]
     answer = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
+    assert "mismatch" not in answer.stderr  # which MLflow would say of other versions than the model names
     assert json.loads(answer.stdout) == expected()
 
 
 def test_the_core_alone_serves_a_registered_model(programs: Path, environment: dict[str, str], tmp_path: Path) -> None:
     command = [str(programs / "mlflow"), "models", "serve", "--model-uri", MODEL, "--env-manager=local"]
-    question = {"dataframe_records": [{"prompt": prompt} for prompt in PROMPTS], "params": PARAMETERS}
+    texts = expected()
     with server(command, environment, tmp_path / "log") as address:
-        request = urllib.request.Request(
-            f"{address}/invocations", json.dumps(question).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            assert json.load(answer)["predictions"] == expected()
+        for form, prompts in PAYLOADS.items():
+            request = urllib.request.Request(
+                f"{address}/invocations",
+                json.dumps({form: prompts, "params": PARAMETERS}).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.load(answer)["predictions"] == texts, form

@@ -1,8 +1,6 @@
-"""Models of others in a real MLflow store: nothing that they bring along is run."""
+"""The files of registered models in a real MLflow store: which are read, and as what."""
 
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -15,25 +13,10 @@ from calm_core.registry.files import _RemoteFiles
 from calm_core.registry.load import load_generator
 
 
-class Payload(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]  # of MLflow's lazy module
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return os.mkdir, (str(self.trace),)
-
-    def predict(self, context: object, model_input: list[str]) -> list[str]:
-        return model_input
-
-
 @pytest.fixture(scope="module", autouse=True)
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An experiment in a new store; returns its id."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    yield mlflow.create_experiment("evil", (folder / "artifacts").as_uri())
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+    yield
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unset, or it would count for all tests after these
 
 
@@ -42,53 +25,6 @@ def register_folder(folder: Path) -> str:
     name = folder.parent.name
     mlflow.MlflowClient().create_registered_model(name)
     return f"models:/{name}/{mlflow.MlflowClient().create_model_version(name, folder.as_uri()).version}"
-
-
-def addresses(logged: "mlflow.models.model.ModelInfo") -> list[str]:
-    """All the ways in which MLflow names a registered model."""
-    version = mlflow.register_model(logged.model_uri, "evil").version
-    mlflow.MlflowClient().set_registered_model_alias("evil", "champion", version)
-    return [f"models:/evil/{version}", "models:/evil@champion", logged.model_uri, f"runs:/{logged.run_id}/model"]
-
-
-def test_a_pickled_model_is_not_unpickled(experiment: str, tmp_path: Path) -> None:
-    trace = tmp_path / "ran"
-    with mlflow.start_run(experiment_id=experiment):
-        logged = mlflow.pyfunc.log_model(name="model", python_model=Payload(trace), pip_requirements=[])
-    for uri in addresses(logged):
-        with pytest.raises(CalmError, match=f"{uri}: is not a CALM model"):
-            load_generator(uri)
-    assert not trace.exists()
-
-
-def log_with_code(experiment: str, tmp_path: Path, loader: str) -> "mlflow.models.model.ModelInfo":
-    """Log a model that brings a module of the loader's name along, which leaves a file behind when it is imported."""
-    module = tmp_path / "code" / f"{loader.replace('.', '/')}.py"
-    module.parent.mkdir(parents=True)
-    module.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef _load_pyfunc(path): return None\n")
-    (tmp_path / "data").mkdir(exist_ok=True)
-    with mlflow.start_run(experiment_id=experiment):
-        return mlflow.pyfunc.log_model(
-            name="model",
-            loader_module=loader,
-            data_path=str(tmp_path / "data"),
-            code_paths=[str(tmp_path / "code" / loader.split(".")[0]) + ("" if "." in loader else ".py")],
-            pip_requirements=[],
-        )
-
-
-@pytest.mark.parametrize("loader", ["evil_loader", "calm_core.registry.load"])
-def test_code_that_a_model_brings_along_is_not_imported(
-    loader: str, experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    logged = log_with_code(experiment, tmp_path, loader)
-    (tmp_path / "ran").unlink(missing_ok=True)
-    monkeypatch.delitem(sys.modules, "evil_loader", raising=False)
-    for uri in addresses(logged):
-        with pytest.raises(CalmError, match=f"{uri}: is not a CALM model"):
-            load_generator(uri)
-    assert not (tmp_path / "ran").exists()
 
 
 BOMB = "b0: &b0 {x: 1}\n" + "".join(f"b{n + 1}: &b{n + 1} {{<<: [*b{n}, *b{n}]}}\n" for n in range(40))

@@ -18,6 +18,7 @@ from calm_core.errors import ArtifactError, CalmError
 from calm_core.evaluation.stage import evaluate
 from calm_core.generation.text import Sampling
 from calm_core.registry import stage
+from calm_core.registry.files import registered_evaluation
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact, ArtifactWriter
@@ -223,14 +224,14 @@ def test_a_version_that_cannot_be_loaded_is_not_answered(
 def test_what_cannot_be_loaded_once_it_is_registered_is_withdrawn(
     model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register = mlflow.register_model
+    create = mlflow.MlflowClient.create_model_version
 
-    def register_and_lose(*arguments: Any, **options: Any) -> Any:
-        made = register(*arguments, **options)
+    def create_and_lose(*arguments: Any, **options: Any) -> Any:
+        made = create(*arguments, **options)
         shutil.rmtree(files_of(made.version, made.name))
         return made
 
-    monkeypatch.setattr(mlflow, "register_model", register_and_lose)
+    monkeypatch.setattr(mlflow.MlflowClient, "create_model_version", create_and_lose)
     with pytest.raises(CalmError, match=r"^models:/lost/1: its files are gone"):
         register_model(RegistryConfig(model_name="lost"), model_uris[1], evaluation_uri, str(tmp_path / "out"))
     assert numbers("lost") == []
@@ -255,3 +256,57 @@ def test_a_model_that_was_asked_to_write_nothing_is_registered(
     assert silent.facts.samples == [] and silent.facts.generation_tokens_per_second == 0
     register_model(RegistryConfig(model_name="silent"), model_uris[1], silent.uri, str(tmp_path / "registration"))
     assert len(mlflow.pyfunc.load_model("models:/silent@champion").input_example) == 1
+
+
+def test_a_version_carries_its_evaluation(registration: Artifact[RegistrationFacts], evaluation_uri: str) -> None:
+    original = Artifact(evaluation_uri, EvaluationFacts)
+    with registered_evaluation("models:/calm@champion") as evaluation:
+        assert evaluation is not None
+        assert (evaluation.digest, evaluation.facts) == (original.digest, original.facts)
+        evaluation.check_files()
+
+
+def test_a_version_of_earlier_code_carries_no_evaluation(
+    registration: Artifact[RegistrationFacts], tmp_path: Path
+) -> None:
+    uri = copied(tmp_path)
+    shutil.rmtree(tmp_path / "model/data/model/evaluation")
+    with registered_evaluation(uri) as evaluation:
+        assert evaluation is None
+
+
+def test_an_evaluation_of_another_model_or_with_damaged_files_is_refused(
+    registration: Artifact[RegistrationFacts], evaluation_uri: str, tmp_path: Path
+) -> None:
+    uri, folder = copied(tmp_path), tmp_path / "model/data/model/evaluation"
+    (folder / "evaluation.json").write_bytes(b"{}")
+    with (
+        pytest.raises(CalmError, match=rf"^{uri}: its files are missing or damaged \(.*evaluation.json"),
+        registered_evaluation(uri) as evaluation,
+    ):
+        assert evaluation is not None
+        evaluation.read("evaluation.json")
+    other = ArtifactWriter(
+        str(tmp_path / "other"),
+        EvaluationFacts,
+        {},
+        Artifact(evaluation_uri, EvaluationFacts).manifest.parents | {"calm": "0" * 64},
+    )
+    with other:
+        other.facts = Artifact(evaluation_uri, EvaluationFacts).facts
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "other", folder)
+    with (
+        pytest.raises(CalmError, match=f"^{uri}: carries the evaluation of another calm"),
+        registered_evaluation(uri),
+    ):
+        pass
+
+
+def copied(folder: Path) -> str:
+    """A version whose files are a copy of the champion's, in a folder `model`."""
+    champion = mlflow.artifacts.download_artifacts("models:/calm@champion")
+    files = shutil.copytree(champion, folder / "model")
+    client = mlflow.MlflowClient()
+    client.create_registered_model(folder.name)
+    return f"models:/{folder.name}/{client.create_model_version(folder.name, files.as_uri()).version}"

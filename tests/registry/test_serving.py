@@ -185,12 +185,19 @@ def test_documented_requests_are_answered_alike(address: str) -> None:
     assert len(answers[-1]) == 2
 
 
-def test_the_documented_program_runs(model_folder: str, generator: TextGenerator) -> None:
-    (program,) = blocks("python")
-    names: dict[str, Any] = {}
-    exec(program.replace("models:/calm@champion", model_folder), names)
+def test_the_documented_programs_run(
+    model_folder: str, generator: TextGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"id": [7, 8], "prompt": PROMPTS}).to_csv("prompts.csv", index=False)
+    calls: dict[str, Any] = {}
+    batch: dict[str, Any] = {}
+    for program, names in zip(blocks("python"), (calls, batch), strict=True):
+        exec(program.replace("models:/calm@champion", model_folder), names)
     texts = generator.generate(["The climate of"], max_new_tokens=16, sampling=Sampling(0.5), seed=1)
-    assert names["model"].predict("The climate of", params=names["settings"]) == texts
+    assert calls["model"].predict("The climate of", params=calls["settings"]) == texts
+    assert list(batch["rows"]["text"]) == generator.generate(PROMPTS, max_new_tokens=16, seed=1)
+    assert list(batch["rows"]["id"]) == [7, 8]
 
 
 BAD_PROMPTS: dict[str, tuple[object, str]] = {

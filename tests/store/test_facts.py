@@ -115,7 +115,7 @@ def test_a_model_of_the_first_schema_version_is_read(head: str, own: dict[str, A
     results = {"chunk_size": 4, "latent_size": 8, f"validation_{metric}": 2.5, "curve": metric, "headline": "loss 2.5"}
     content = first_version(tmp_path, "calm", {"hidden_size": 16, "head": head, **HEADS_BEFORE}, results)
     calm = Artifact(str(tmp_path), CalmFacts)
-    assert calm.manifest.schema_version == CalmFacts.schema_version == 4
+    assert calm.manifest.schema_version == CalmFacts.schema_version == 5
     shared = {"kind": head, "num_layers": 2, "model_samples": 4}
     assert calm.manifest.config["model"] == {"hidden_size": 16, "head": shared | own}
     assert (calm.facts.validation, calm.facts.chunk_size) == ({metric: 2.5}, 4)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from calm_core.errors import CalmError, StorageError
@@ -135,10 +136,25 @@ def test_what_a_dead_holder_has_started_is_not_waited_for_without_end(
         pass
 
 
-def test_a_process_that_has_the_number_of_a_dead_holder_is_none(tmp_path: Path) -> None:
-    left(str(tmp_path), holder_of(machine=lock.machine(), pid=os.getpid(), started=time.time() - 1e6))
+@pytest.mark.parametrize("seconds", [5, 1e6])
+def test_a_process_that_has_the_number_of_a_dead_holder_is_none(tmp_path: Path, seconds: float) -> None:
+    """Where a container starts again after seconds, its processes have the numbers that they had."""
+    started = psutil.Process().create_time() - psutil.boot_time() + seconds
+    left(str(tmp_path), holder_of(machine=lock.machine(), pid=os.getpid(), started=started))
     with FolderLock(str(tmp_path), ADVICE):
         assert [path.name for path in tmp_path.iterdir()] == [".calm-lock-2"]
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_a_holder_here_is_alive_however_the_clock_is_set(
+    tmp_path: Path, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FolderLock(str(tmp_path), ADVICE):
+        boot_time = psutil.boot_time()
+        # The kernel tells it by the clock as it is set now.
+        monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time + seconds)
+        with pytest.raises(CalmError, match="is being worked on by"), FolderLock(str(tmp_path), ADVICE):
+            pass
 
 
 @pytest.mark.parametrize("content", [holder_of(), b"", b'{"token": "half', b"{}"], ids=["whole", "empty", "half", "no"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -271,6 +273,20 @@ def test_a_rank_that_dies_after_the_first_has_finished_is_no_good_news(dataset_u
         )
 
 
+def test_a_training_that_is_asked_to_stop_when_its_model_is_written_has_finished(
+    dataset_uri: str, model_uris: tuple[str, str], tmp_path: Path
+) -> None:
+    """Ranks that end need a second, in which they no longer listen."""
+
+    class Written(Told):
+        def run(self, spec_uri: str, processes: int | None, log: str) -> Ending:
+            shutil.copytree(model_uris[0], tmp_path / "out", dirs_exist_ok=True)
+            return super().run(spec_uri, processes, log)
+
+    train_by(Written(Ending(75), OutcomeFacts(message="accuracy 99.00%")), dataset_uri, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 SAVES = (
     "import signal, sys, time\n"
     "signal.signal(signal.SIGTERM, lambda *_: (time.sleep({}), sys.exit(75)))\n"
@@ -297,6 +313,18 @@ def test_ranks_that_are_asked_twice_still_save_what_they_are_at() -> None:
         assert process.wait() == EXIT_INTERRUPTED
 
 
+def test_a_thread_may_train_too() -> None:
+    """Python lets it have no signals."""
+
+    def wait() -> int:
+        with saving(0) as process:
+            process.terminate()
+            return process.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(wait).result(timeout=60) == EXIT_INTERRUPTED
+
+
 def test_a_later_sigterm_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher_module, "_AT_ONCE", 0.1)
     with pytest.raises(Stopped) as stopped, saving(60) as process:
@@ -306,6 +334,16 @@ def test_a_later_sigterm_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         process.wait()
     assert stopped.value.signal_number == signal.SIGTERM
     assert process.wait() == -signal.SIGKILL
+
+
+def test_a_process_that_has_just_ended_is_asked_twice_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher_module, "_AT_ONCE", 0.0)
+    with pytest.raises(Stopped), saving(60) as process:
+        process.kill()
+        process.wait()
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
 
 
 class Run:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from calm_core.config import TransformerConfig
-from calm_core.errors import ArtifactError, CalmError, Interrupted
+from calm_core.errors import ArtifactError, CalmError, ConfigError, Interrupted
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import ModelFacts, TransformerFacts
@@ -77,7 +77,9 @@ class Training:
         self.said: list[str] = []
         self.first_step = 0
 
-    def start(self, faults: Mapping[int, Fault] | None = None, **settings: Any) -> Artifact[ModelFacts]:
+    def start(
+        self, faults: Mapping[int, Fault] | None = None, *, resume: bool = False, **settings: Any
+    ) -> Artifact[ModelFacts]:
         """Start it, with a point of the curves at each step.
 
         Raises:
@@ -94,6 +96,7 @@ class Training:
                     seed=0,
                     checkpoint_root=self.checkpoints,
                     autoencoder_uri=self._autoencoder_uri,
+                    resume=resume,
                     launcher=ForkedLauncher(faults),
                 )
         finally:
@@ -206,6 +209,7 @@ REASONS: dict[Damage, str] = {
     flipped: r"\.safetensors: file is damaged \(SHA-256 differs\)",
     with_an_empty_file: r"\.safetensors: file is damaged \(SHA-256 differs\)",
     without_a_file: r"\.safetensors: file is missing",
+    without_a_manifest: r" has no manifest\.json, which is written last",
     with_an_empty_manifest: r"manifest\.json: damaged manifest \(.+\)",
     with_an_edited_manifest: r"manifest\.json: damaged manifest \(its checksum differs\)",
 }
@@ -233,13 +237,9 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
         damage(training.checkpoint(newest))
         training.is_killed(2 * INTERVAL + 1)
         assert training.first_step == newest - INTERVAL + 1
-        told = [line for line in training.said if "left out" in line]
-        if damage is without_a_manifest:  # it was never said to be complete
-            assert told == []
-        else:
-            (line,) = told
-            where = re.escape(f"step-{newest:08d}/")
-            assert re.fullmatch(rf"the checkpoint of step {newest} is left out: \S+{where}\S*{REASONS[damage]}", line)
+        (line,) = [line for line in training.said if "left out" in line]
+        where = re.escape(f"step-{newest:08d}")
+        assert re.fullmatch(rf"the checkpoint of step {newest} is left out: \S+{where}\S*{REASONS[damage]}", line)
         newest += INTERVAL
     check_same(training.start(), undisturbed(kind), training)
     assert training.first_step == newest + 1
@@ -255,6 +255,21 @@ def test_where_no_checkpoint_is_whole_training_starts_anew_and_says_so(
     check_same(training.start(), undisturbed("transformer"), training)
     assert training.first_step == 1
     assert "no checkpoint can be used; training starts anew" in training.said
+
+
+@pytest.mark.parametrize("damage", [flipped, without_a_manifest])
+def test_to_resume_where_no_checkpoint_is_whole_is_refused(
+    damage: Damage, new_training: Callable[[str, str], Training]
+) -> None:
+    training = new_training("transformer", "local")
+    training.is_killed(AFTER_6)
+    for step in (4, 6):
+        damage(training.checkpoint(step))
+    with pytest.raises(ConfigError, match="resume=True: "):
+        training.start(resume=True)
+    assert training.first_step == 0
+    assert not [line for line in training.said if "starts anew" in line]
+    assert {"step-00000004", "step-00000006"} <= set(storage.names_in(training.job))
 
 
 @pytest.mark.parametrize(("kind", "place"), [("autoencoder", "s3"), ("calm", "local")])

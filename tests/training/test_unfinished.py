@@ -210,6 +210,16 @@ def test_nothing_is_said_of_one_that_is_another_or_at_work_or_unreadable_or_neve
         shutil.rmtree(next(job for job in jobs(tmp_path) if job != saved))
 
 
+def test_a_copy_of_a_checkpoint_under_another_name_is_in_nobodys_way(dataset_uri: str, tmp_path: Path) -> None:
+    stopped(dataset_uri, tmp_path)
+    (first,) = jobs(tmp_path)
+    (first / "step-00000004").rename(first / "step-00000004.kept")
+    with pytest.raises(ConfigError, match="no unfinished training"):
+        stopped(dataset_uri, tmp_path, resume=True)
+    stopped(dataset_uri, tmp_path)
+    stopped(dataset_uri, tmp_path, seed=1)
+
+
 def test_to_resume_is_to_go_on_or_to_be_refused(
     dataset_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

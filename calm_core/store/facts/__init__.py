@@ -32,6 +32,9 @@ from calm_core.store.facts.base import (
     Facts as Facts,
 )
 from calm_core.store.facts.base import (
+    FileEntry as FileEntry,
+)
+from calm_core.store.facts.base import (
     FilePath as FilePath,
 )
 from calm_core.store.facts.base import (
@@ -131,6 +134,9 @@ from calm_core.store.facts.evaluation import (
     CalibrationBin as CalibrationBin,
 )
 from calm_core.store.facts.evaluation import (
+    Difference as Difference,
+)
+from calm_core.store.facts.evaluation import (
     EvaluationFacts as EvaluationFacts,
 )
 from calm_core.store.facts.evaluation import (
@@ -156,6 +162,9 @@ from calm_core.store.facts.evaluation import (
 )
 from calm_core.store.facts.evaluation import (
     Score as Score,
+)
+from calm_core.store.facts.evaluation import (
+    ScoreDifference as ScoreDifference,
 )
 from calm_core.store.facts.evaluation import (
     SpeedFacts as SpeedFacts,
@@ -185,7 +194,22 @@ from calm_core.store.facts.models import (
     TransformerFacts as TransformerFacts,
 )
 from calm_core.store.facts.registry import (
+    LONGEST_TOLD as LONGEST_TOLD,
+)
+from calm_core.store.facts.registry import (
+    Check as Check,
+)
+from calm_core.store.facts.registry import (
+    Decided as Decided,
+)
+from calm_core.store.facts.registry import (
     RegistrationFacts as RegistrationFacts,
+)
+from calm_core.store.facts.report import (
+    ReportFacts as ReportFacts,
+)
+from calm_core.store.facts.report import (
+    StageTime as StageTime,
 )
 from calm_core.store.facts.training import (
     CheckpointFacts as CheckpointFacts,

@@ -44,6 +44,14 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class FileEntry(Record):
+    """One file of an artifact: path relative to its folder, size in bytes, SHA-256 as hex."""
+
+    path: FilePath
+    size: Count
+    sha256: Sha256
+
+
 class Facts(Record):
     """Base of the kinds of artifacts; a subclass names its kind.
 
@@ -85,10 +93,20 @@ class Facts(Record):
         """Files of the artifact that the facts name; the manifest lists all of them."""
         return []
 
+    @property
+    def aside(self) -> list[FileEntry]:
+        """Files that are of one run, as times are: what is written here vouches for them, and the digest leaves them
+        out."""
+        return []
+
     def part(self, part: Part) -> dict[str, Any]:
         """The values that belong to one part of the manifest, as JSON values; unset ones are left out."""
-        names = {name for name in type(self).model_fields if self._part_of(name) == part}
-        return self.model_dump(mode="json", include=names, exclude_none=True)
+        return self.model_dump(mode="json", include=self.names_of(part), exclude_none=True)
+
+    @classmethod
+    def names_of(cls, part: Part) -> set[str]:
+        """The names of the values that belong to one part."""
+        return {name for name in cls.model_fields if cls._part_of(name) == part}
 
     @classmethod
     def _part_of(cls, name: str) -> Part:

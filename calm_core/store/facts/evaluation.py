@@ -1,7 +1,7 @@
 """Facts of scores."""
 
 import math
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,7 +9,7 @@ from calm_core.store.facts.base import ROUNDING, TIMING, Count, Facts, Number, R
 
 
 class Score(Record):
-    """A number with its confidence interval, which is unknown where there was one sequence to resample."""
+    """A number with its confidence interval, which is unknown where there was one document to resample."""
 
     value: Number
     low: Number | None = None
@@ -65,6 +65,54 @@ class TextSample(Record):
     text: str
 
 
+class ScoreDifference(Score):
+    """How much higher one model's score is than another's on the same documents; negative, it is lower.
+
+    Attributes:
+        p_value: How often equally good models lie as far apart or farther, by chance.
+        corrected_p_value: The same for the most extreme of several comparisons; None of a single one.
+    """
+
+    p_value: Share
+    corrected_p_value: Share | None = None
+
+    @property
+    def deciding_p_value(self) -> float:
+        """The one that a verdict rests on: the corrected one, if there is one."""
+        return self.p_value if self.corrected_p_value is None else self.corrected_p_value
+
+
+class Difference(Record):
+    """How much higher a first model's scores are than a second one's, on the same documents.
+
+    Attributes:
+        brierlm: On BrierLM's scale; the verdict rests on this one.
+        brier: Of Brier-1 to Brier-4 as shares, by n: where the difference lies.
+        documents, positions: How many were compared.
+        resamples: How often documents were drawn, and places exchanged.
+        confidence: Of the intervals.
+    """
+
+    brierlm: ScoreDifference
+    brier: dict[str, ScoreDifference]
+    documents: Count
+    positions: Count
+    resamples: Count
+    confidence: Share
+
+    @property
+    def p_value(self) -> float:
+        """Of BrierLM."""
+        return self.brierlm.p_value
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "undecided"]:
+        """What the first model is, if the level is that of the intervals."""
+        if self.brierlm.value == 0 or self.brierlm.deciding_p_value > 1 - self.confidence:
+            return "undecided"
+        return "better" if self.brierlm.value > 0 else "worse"
+
+
 class References(Record):
     """What scores are compared with: the same model before training, and tokens by their frequency."""
 
@@ -109,7 +157,7 @@ class AutoencoderQuality(Record):
 
     Attributes:
         mean, sampled: From the mean latent, and from a latent drawn around it.
-        under_noise: With growing noise on the mean latent.
+        under_noise: With growing noise on the mean latent, of the first sequences, up to where it breaks.
         latent_size: l.
         active_dimensions: Those whose mean varies with the text by more than 0.01 (Burda et al. 2016).
         latent_std: The encoder's standard deviations over chunks and dimensions: quantiles by their level, e.g. "0.5".
@@ -194,14 +242,15 @@ class LanguageModelQuality(Record):
     Attributes:
         by_document_position: By tokens since the document began.
         by_context_length: By tokens since the sequence began.
+        known_4grams: None where a dataset holds no training text.
         distances: Of a model over chunks.
         calibration: Of its first sampled tokens.
     """
 
     by_document_position: list[PlaceScores]
     by_context_length: list[PlaceScores]
-    known_4grams: KnownText
     calibration: Calibration
+    known_4grams: KnownText | None = None
     distances: SampleDistances | None = None
 
 
@@ -268,7 +317,7 @@ class EvaluationFacts(Facts, BrierScores, kind="evaluation"):
         evaluated: When, in ISO 8601; artifacts of schema version 2 do not say it.
     """
 
-    schema_version: ClassVar[int] = 3
+    schema_version: ClassVar[int] = 4
 
     model: str
     autoencoder_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -289,5 +338,5 @@ class EvaluationFacts(Facts, BrierScores, kind="evaluation"):
     def upgrade(
         cls, version: int, config: dict[str, Any], results: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Until version 2, nothing said when."""
-        return (config, results) if version == 2 else super().upgrade(version, config, results)
+        """Version 2 did not say when; version 3 had BrierLM alone, and the accuracy from sampled latents."""
+        return (config, results) if version in (2, 3) else super().upgrade(version, config, results)

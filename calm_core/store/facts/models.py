@@ -18,6 +18,9 @@ class ModelFacts(Facts, Vocabulary):
         validation: Metrics on held-out text after the last step.
         bad_steps, skipped_steps, loss_spikes, rewinds: What went wrong in training (see `Guards`); None of a model
             that earlier code has trained, or that was trained elsewhere.
+        seconds: Of training in all, by the clock.
+        accelerator_seconds: The same of each rank, added up; None where a part was done by code that did not count it.
+        energy_joules: Of the devices of all ranks, on CPU of the whole machine; None where some was not measured.
         tokens_per_second, loader_wait_seconds, checkpoint_wait_seconds, validation_seconds: Of the process that ended
             training (see `SpeedMeter`).
         memory_bytes: Of the rank that had most, at its worst moment.
@@ -26,7 +29,7 @@ class ModelFacts(Facts, Vocabulary):
         trace_uri: Of the steps that were profiled.
     """
 
-    schema_version: ClassVar[int] = 4
+    schema_version: ClassVar[int] = 5
     checksum_since: ClassVar[int] = 3
 
     packing: Packing = "documents"
@@ -38,6 +41,8 @@ class ModelFacts(Facts, Vocabulary):
     loss_spikes: Count | None = None
     rewinds: Count | None = None
     seconds: Seconds = 0.0
+    accelerator_seconds: Measured = None
+    energy_joules: Measured = None
     tokens_per_second: Rate = 0.0
     loader_wait_seconds: Seconds = 0.0
     checkpoint_wait_seconds: Seconds = 0.0
@@ -58,8 +63,8 @@ class ModelFacts(Facts, Vocabulary):
         cls, version: int, config: dict[str, Any], results: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Version 1 had metrics beside the numbers, two strings for display, no kinds of heads; 2 no checksum; 3 did
-        not say what went wrong."""
-        if version in (2, 3):
+        not say what went wrong; 4 not what accelerators had done."""
+        if version in (2, 3, 4):
             return config, results
         if version != 1:
             raise ValueError

@@ -1,10 +1,10 @@
 """Facts of a training job and its checkpoints."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from calm_core.store.facts.base import ORIGIN, Count, Facts, Number, Record, Seconds
+from calm_core.store.facts.base import ORIGIN, Count, Facts, Measured, Number, Record, Seconds
 
 
 class SpecFacts(Facts, kind="training-spec"):
@@ -56,8 +56,10 @@ class CheckpointFacts(Facts, kind="checkpoint"):
         validation: The latest value on held-out text of what is minimised; none before there is one.
         guards: What went wrong so far.
         ranks: That wrote it; any other number can go on from it.
-        seconds: Of training in all.
+        seconds, accelerator_seconds, energy_joules: What training has taken in all (see `Spent`).
     """
+
+    schema_version: ClassVar[int] = 3
 
     step: Count
     position: Count
@@ -66,6 +68,15 @@ class CheckpointFacts(Facts, kind="checkpoint"):
     guards: GuardState = GuardState()
     ranks: Annotated[Count, ORIGIN] = 1
     seconds: Seconds = 0.0
+    accelerator_seconds: Measured = None
+    energy_joules: Measured = None
+
+    @classmethod
+    def upgrade(
+        cls, version: int, config: dict[str, Any], results: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Until version 2, nothing told what accelerators had done."""
+        return (config, results) if version == 2 else super().upgrade(version, config, results)
 
     @model_validator(mode="after")
     def _steps_add_up(self) -> Self:

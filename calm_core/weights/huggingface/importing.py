@@ -23,6 +23,7 @@ from calm_core.shown import brief, listed, visible
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, ArtifactWriter, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts
+from calm_core.weights.curves import CURVES_NAME
 from calm_core.weights.huggingface.config import (
     CONFIG_NAME,
     PublicAutoencoder,
@@ -40,7 +41,7 @@ from calm_core.weights.huggingface.files import (
     read_weights,
     why_not_here,
 )
-from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
+from calm_core.weights.load import WEIGHTS_NAME
 
 ORIGINAL = "original-"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

@@ -15,6 +15,7 @@ def merge_partitions(
     duplicates: dsl.Input[dsl.Dataset],
     tokenizer_model: dsl.Input[dsl.Model],
     dataset: dsl.Output[dsl.Dataset],
+    card: dsl.Output[dsl.Markdown],
 ) -> None:
     """Join all partitions into one dataset, and check that no document is lost.
 
@@ -27,11 +28,13 @@ def merge_partitions(
         duplicates: For each partition, the documents to leave out.
         tokenizer_model: The trained tokenizer.
         dataset: Shards for training and validation, the tokenizer, and the counts of documents.
+        card: What became of the documents, and what the dataset holds.
     """
     from calm_core.config import DataConfig
     from calm_core.data.preparing import merge as step
     from calm_core.data.sources.partitions import Partition
-    from components.body import describe, settings, stage
+    from calm_core.report.cards import data_card
+    from components.body import describe, settings, show, stage
 
     with stage(code_version):
         prepared = step.Prepared(
@@ -41,4 +44,6 @@ def merge_partitions(
             duplicates_uri=duplicates.uri,
             tokenizer_uri=tokenizer_model.uri,
         )
-        describe(dataset, step.merge_partitions(settings(DataConfig, data), prepared, dataset.uri))
+        artifact = step.merge_partitions(settings(DataConfig, data), prepared, dataset.uri)
+        describe(dataset, artifact)
+        show(card, data_card(artifact.facts))

@@ -12,7 +12,9 @@ def register_model(
     autoencoder_model: dsl.Input[dsl.Model],
     calm_model: dsl.Input[dsl.Model],
     evaluation_report: dsl.Input[dsl.Artifact],
+    dataset: dsl.Input[dsl.Dataset],
     registration: dsl.Output[dsl.Artifact],
+    decision: dsl.Output[dsl.Markdown],
 ) -> None:
     """Register the model in MLflow, with its lineage; the alias moves to it if it is better.
 
@@ -22,11 +24,14 @@ def register_model(
         autoencoder_model: The model of `train_autoencoder`.
         calm_model: The model of `train_calm`.
         evaluation_report: The scores of `evaluate`.
+        dataset: The dataset, on which a champion is scored that has not been.
         registration: Name and version of the registered model, and whether its alias points to it.
+        decision: Whether it is the champion, and why.
     """
     from calm_core.config import RegistryConfig
     from calm_core.registry.stage import register_model
-    from components.body import describe, settings, stage
+    from calm_core.report.cards import decision_card
+    from components.body import describe, settings, show, stage
 
     with stage(code_version):
         artifact = register_model(
@@ -35,6 +40,8 @@ def register_model(
             evaluation_report.uri,
             registration.uri,
             autoencoder_uri=autoencoder_model.uri,
+            dataset_uri=dataset.uri,
         )
         facts = artifact.facts
         describe(registration, artifact, {"model": f"{facts.model_name} version {facts.version}; {facts.reason}"})
+        show(decision, decision_card(facts))

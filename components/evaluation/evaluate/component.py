@@ -9,11 +9,13 @@ from components.image import IMAGE
 def evaluate(
     evaluation: dict[str, Any],
     seed: int,
+    checkpoint_root: str,
     code_version: str,
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Input[dsl.Model],
     evaluation_report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
     autoencoder_model: dsl.Input[dsl.Model] = None,  # Kubeflow's form of an optional input
 ) -> None:
     """Score a language model with BrierLM on held-out text, and let it write.
@@ -21,16 +23,19 @@ def evaluate(
     Args:
         evaluation: Settings of the protocol (`EvaluationConfig`).
         seed: Seed of everything random.
+        checkpoint_root: URL of the folder where an interrupted evaluation finds what it has measured.
         code_version: Version of the code, part of the cache key.
         dataset: The dataset of `merge_partitions`.
         model: The model of `train_calm` or of `train_transformer`.
         evaluation_report: Protocol, scores with intervals, samples, and report.html.
-        metrics: The headline scores.
+        metrics: The scores.
+        page: The same report, where Kubeflow shows it.
         autoencoder_model: The autoencoder of a CALM model.
     """
     from calm_core.config import EvaluationConfig
+    from calm_core.evaluation.report import PAGE_NAME
     from calm_core.evaluation.stage import evaluate
-    from components.body import describe, log_metrics, settings, stage
+    from components.body import describe, log_metrics, settings, show, stage
 
     with stage(code_version):
         artifact = evaluate(
@@ -40,10 +45,12 @@ def evaluate(
             evaluation_report.uri,
             seed=seed,
             autoencoder_uri=autoencoder_model.uri if autoencoder_model else "",
+            checkpoint_root=checkpoint_root,
         )
         facts = artifact.facts
-        scores = {"brierlm": facts.brierlm.value}
+        scores = {"brierlm": facts.brierlm.value} | {f"brier_{n}": term.value for n, term in facts.brier.items()}
         if facts.autoencoder_accuracy is not None:
             scores["autoencoder_accuracy"] = facts.autoencoder_accuracy
-        describe(evaluation_report, artifact, scores)
+        describe(evaluation_report, artifact, {"brierlm": facts.brierlm.value})
         log_metrics(metrics, scores)
+        show(page, artifact.read(PAGE_NAME))

@@ -15,6 +15,7 @@ def train_calm(
     autoencoder_model: dsl.Input[dsl.Model],
     calm_model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
 ) -> None:
     """Train the CALM language model, which predicts the vector of the next chunk.
 
@@ -26,11 +27,13 @@ def train_calm(
         dataset: The dataset of `merge_partitions`.
         autoencoder_model: The model of `train_autoencoder`.
         calm_model: The trained weights and their settings.
-        metrics: Speed and duration of the training.
+        metrics: How good the model is on held-out text, how large, and how quickly it was trained.
+        page: The learning curves.
     """
     from calm_core.config import CalmConfig
+    from calm_core.report.training import numbers, training_page
     from calm_core.training.stage import train
-    from components.body import describe, log_metrics, settings, stage
+    from components.body import describe, log_metrics, settings, show, stage
 
     with stage(code_version):
         artifact = train(
@@ -42,4 +45,5 @@ def train_calm(
             autoencoder_uri=autoencoder_model.uri,
         )
         describe(calm_model, artifact)
-        log_metrics(metrics, artifact.manifest.timings)
+        log_metrics(metrics, numbers(artifact))
+        show(page, training_page(artifact))

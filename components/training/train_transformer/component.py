@@ -14,6 +14,7 @@ def train_transformer(
     dataset: dsl.Input[dsl.Dataset],
     transformer_model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
 ) -> None:
     """Train the token-level Transformer that CALM is compared with.
 
@@ -24,11 +25,13 @@ def train_transformer(
         code_version: Version of the code, part of the cache key.
         dataset: The dataset of `merge_partitions`.
         transformer_model: The trained weights and their settings.
-        metrics: Speed and duration of the training.
+        metrics: How good the model is on held-out text, how large, and how quickly it was trained.
+        page: The learning curves.
     """
     from calm_core.config import TransformerConfig
+    from calm_core.report.training import numbers, training_page
     from calm_core.training.stage import train
-    from components.body import describe, log_metrics, settings, stage
+    from components.body import describe, log_metrics, settings, show, stage
 
     with stage(code_version):
         artifact = train(
@@ -39,4 +42,5 @@ def train_transformer(
             checkpoint_root=checkpoint_root,
         )
         describe(transformer_model, artifact)
-        log_metrics(metrics, artifact.manifest.timings)
+        log_metrics(metrics, numbers(artifact))
+        show(page, training_page(artifact))

@@ -31,6 +31,17 @@ def _evaluate_otherwise(folder: Path) -> None:
         writer.facts = original.facts.model_copy(update={"protocol": original.facts.protocol | {"samples": 99}})
 
 
+def _evaluate_as_before(folder: Path) -> None:
+    original = Artifact(str(_artifact(folder, "evaluation")), EvaluationFacts)
+    with ArtifactWriter(str(folder / "earlier"), EvaluationFacts, {}, original.manifest.parents) as writer:
+        writer.facts = original.facts
+
+
+def _damage_scores(folder: Path) -> None:
+    _evaluate_as_before(folder)
+    (_artifact(folder, "evaluation") / "documents.parquet").write_bytes(b"no scores")
+
+
 MISTAKES: list[Mistake] = [
     Mistake(
         name="comparing what is no evaluation",
@@ -52,6 +63,47 @@ MISTAKES: list[Mistake] = [
         name="comparing nothing",
         command=("compare", "nowhere", "--json"),
         says=("nowhere: the evaluation artifact is missing",),
+    ),
+    Mistake(
+        name="comparing one evaluation",
+        command=("compare", "{evaluation}", "{evaluation}"),
+        says=("EVALUATION: {evaluation} is compared with nothing; name two or more",),
+        exit_code=2,
+    ),
+    Mistake(
+        name="comparing what an earlier version has evaluated",
+        command=("compare", "{evaluation}", "earlier"),
+        arrange=_evaluate_as_before,
+        says=("earlier: was made by an earlier version", "evaluate again"),
+    ),
+    Mistake(
+        name="comparing with damaged scores of documents",
+        command=("compare", "{evaluation}", "earlier"),
+        arrange=_damage_scores,
+        says=("{evaluation}/documents.parquet", "damaged"),
+    ),
+    Mistake(
+        name="a plot of a kind that there is not",
+        command=("compare", "{evaluation}", "other", "--plot", "a.gif"),
+        says=("--plot: expected a file that ends in .svg, .png or .pdf (got a.gif)",),
+        exit_code=2,
+    ),
+    Mistake(
+        name="a plot in a folder that there is not",
+        command=("compare", "{evaluation}", "other", "--plot", "nowhere/a.svg"),
+        says=("--plot: nowhere/a.svg lies in a folder that is not there",),
+        exit_code=2,
+    ),
+    Mistake(
+        name="comparing with a confidence in percent",
+        command=("compare", "{evaluation}", "other", "--confidence", "95"),
+        says=("--confidence", "95"),
+        exit_code=2,
+    ),
+    Mistake(
+        name="comparing with a registered model that there is not",
+        command=("compare", "models:/calm@champion", "{evaluation}"),
+        says=("models:/calm@champion: no model is registered yet",),
     ),
     Mistake(
         name="inspecting a split that there is not",

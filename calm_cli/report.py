@@ -1,0 +1,118 @@
+"""`calm report`: the page about a run, of whatever names it."""
+
+import os
+import sys
+import tempfile
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calm_cli.runs import report_of
+from calm_cli.screen import Screen
+from calm_core.errors import CalmError
+from calm_core.store import storage
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import EvaluationFacts, ReportFacts
+from calm_core.telemetry.mlflow_run import REGISTERED
+from pipelines.local.home import Home
+
+_PAGE_NAME = "report.html"
+_LARGEST_PAGE = 64 << 20  # bytes, of one that somebody else has stored; ours have some 200 KB
+
+
+def report(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="[URI]",
+            help="A run of `calm runs` (its number, or the beginning of its name), a report or an evaluation, or a "
+            "registered model. [default: the newest run that has a report]",
+            show_default=False,
+        ),
+    ] = "",
+    output: Annotated[
+        str | None,
+        typer.Option("--output", metavar="FILE", help="Write the page there, instead of opening it."),
+    ] = None,
+) -> None:
+    """Find the page about a run, print where it is, and open it where there is a screen.
+
+    Of an evaluation alone, it is the page of its scores.
+
+    Examples:
+
+      calm report
+
+      calm report 3 --output report.html
+
+      calm report out/evaluation
+
+      calm report models:/calm@champion
+    """
+    if what.startswith(REGISTERED):
+        data, place = _of_version(what), None
+    else:
+        uri = what if _is_artifact(what) else report_of(what)
+        artifact = Artifact[EvaluationFacts | ReportFacts](uri, EvaluationFacts, ReportFacts)
+        name = artifact.facts.page.path if isinstance(artifact.facts, ReportFacts) else _PAGE_NAME
+        data, place = artifact.read(name), storage.join(uri, name)
+    if output:
+        if not storage.claim(output, data):
+            raise CalmError(f"{output}: is there already; name another file with --output")
+        Screen(soft_wrap=True).print(output)
+        return
+    page = _local(place) if place and storage.is_local(place) else _copied(data)
+    Screen(soft_wrap=True).print(str(page))
+    if sys.stdout.isatty() and _has_screen():
+        webbrowser.open(page.as_uri())
+
+
+def _is_artifact(what: str) -> bool:
+    """Whether it names a place rather than a run: runs have numbers, and names of one word."""
+    return "/" in what or (not what.isdecimal() and storage.is_folder(what) if what else False)
+
+
+def _of_version(uri: str) -> bytes:
+    """The page that lies in MLflow's run of a version, or else in the version itself.
+
+    Raises:
+        CalmError: There is no such version, or it has no page.
+    """
+    from calm_core.registry.files import registered_evaluation
+    from calm_core.registry.versions import exact_uri
+    from calm_core.telemetry.mlflow_store import mlflow_answers, reach_mlflow
+    from pipelines.local.tracking import read_tracking
+
+    read_tracking(Home.find(make=False))
+    reach_mlflow(to_read=True)
+    exact = exact_uri(uri)
+    from mlflow import MlflowClient
+
+    with mlflow_answers(), tempfile.TemporaryDirectory(prefix="calm-report-") as folder:
+        client = MlflowClient()
+        _, name, number = exact.rsplit("/", 2)
+        run_id = client.get_model_version(name, number).run_id
+        pages = [file for file in client.list_artifacts(run_id) if file.path == _PAGE_NAME] if run_id else []
+        if pages and (pages[0].file_size or 0) <= _LARGEST_PAGE:
+            return Path(client.download_artifacts(run_id, _PAGE_NAME, folder)).read_bytes()
+    with registered_evaluation(exact) as evaluation:
+        if evaluation is None:
+            raise CalmError(f"{uri}: has no report; `calm runs` lists the runs that have one")
+        return evaluation.read(_PAGE_NAME)
+
+
+def _copied(data: bytes) -> Path:
+    """The page as a file of this machine, which stays: a browser reads it later."""
+    page = Path(tempfile.mkdtemp(prefix="calm-report-")) / _PAGE_NAME
+    page.write_bytes(data)
+    return page
+
+
+def _local(uri: str) -> Path:
+    return Path(storage.filesystem_of(uri)[1]).absolute()
+
+
+def _has_screen() -> bool:
+    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,0 +1,3 @@
+from components.evaluation.report.component import report
+
+__all__ = ["report"]

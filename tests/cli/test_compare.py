@@ -1,0 +1,153 @@
+"""`calm compare`: tables, a picture and JSON of the same numbers."""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import mlflow
+import pytest
+
+from calm_cli.compare import _show_bars
+from calm_cli.screen import Screen
+from calm_core.config import EvaluationConfig, RegistryConfig
+from calm_core.evaluation.stage import evaluate
+from calm_core.registry.stage import register_model
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import Difference, EvaluationFacts, ScoreDifference
+from pipelines.local.home import Home
+from pipelines.local.tracking import use_tracking
+from tests.cli.test_main import call
+from tests.cli.test_results import KEYS, strict
+
+CONFIG = EvaluationConfig(samples=2, max_sequences=16, prompts=(), prompt_tokens=4)  # as that of `evaluation_uri`
+
+
+@pytest.fixture(scope="module")
+def evaluations(
+    evaluation_uri: str, dataset_uri: str, transformer_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """Of a CALM model, and twice of a Transformer, in folders whose long names differ in the middle."""
+    folder = tmp_path_factory.mktemp("compared")
+    places = [f"{folder}/{'runs/' * 20}{name}/evaluate/evaluation_report" for name in ("first", "second")]
+    for place in places:
+        evaluate(CONFIG, dataset_uri, transformer_uri, place, seed=0)
+    return [evaluation_uri, *places]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    monkeypatch.setenv("CALM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "unset after the test, whatever is set in between")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "restored after the test")
+    yield Home.find()
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
+
+
+def test_models_are_named_and_each_is_compared_with_the_first(
+    evaluations: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call("compare", *evaluations, "--json") == 0
+    numbers = strict(capfd.readouterr().out)
+    assert call("compare", *evaluations) == 0
+    names, *tables, bars = capfd.readouterr().out.split("\n\n")
+    for number, (line, uri) in enumerate(zip(names.splitlines()[1:], evaluations, strict=True), 1):
+        facts = Artifact(uri, EvaluationFacts).facts
+        assert line.startswith(f"{number}  {facts.model}  ") and line.endswith(f"  {uri}")
+        assert f"  {facts.brierlm.value:.2f} [" in line
+    for number, (table, told) in enumerate(zip(tables, numbers["differences"], strict=True), 2):
+        heading, *rows, verdict = table.splitlines()
+        assert heading.split("  ")[0] == f"{number} against 1, x 100"
+        assert [row.split()[0] for row in rows] == ["BrierLM", *(f"Brier-{n}" for n in "1234")]
+        assert all(len(row) <= len(heading) <= 80 for row in rows)
+        brierlm = told["brierlm"]
+        assert f"{brierlm['value']:+.2f} [{brierlm['low']:z.2f}, {brierlm['high']:z.2f}]" in rows[0]
+        assert rows[0].endswith(f"  {brierlm['corrected_p_value']:.2g}")
+        assert f"{100 * told['brier']['1']['value']:+.2f} [" in rows[1]
+        assert verdict.startswith(f"{number} ") and f"on {told['documents']} documents" in verdict
+    assert len(bars.splitlines()) == len(evaluations)
+
+
+def test_json_has_the_evaluations_and_the_differences(
+    evaluations: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second, _ = evaluations
+    assert call("compare", first, second, "--json", "--resamples", "1000", "--confidence", "0.9") == 0
+    told = strict(capfd.readouterr().out)
+    assert [one["uri"] for one in told["evaluations"]] == [first, second]
+    assert all(list(one) == KEYS for one in told["evaluations"])
+    [difference] = told["differences"]
+    assert (difference.pop("uri"), difference.pop("less"), difference.pop("verdict")) == (second, first, "better")
+    found = Difference.model_validate_json(str(difference).replace("'", '"').replace("None", "null"))
+    assert (found.resamples, found.confidence) == (1000, 0.9)
+    assert found.brierlm.corrected_p_value is None and found.verdict == "better"
+    scores = [Artifact(uri, EvaluationFacts).facts.brierlm.value for uri in (first, second)]
+    assert found.brierlm.value == pytest.approx(scores[1] - scores[0])
+
+
+def test_equal_models_cannot_be_told_apart(evaluations: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert call("compare", *evaluations[1:]) == 0
+    out = capfd.readouterr().out
+    assert re.search(r"^2 and 1 cannot be told apart \(p = 1 on \d+ documents\)", out, re.MULTILINE)
+    assert out.count("+0.00 [0.00, 0.00]") == 5
+
+
+@pytest.mark.parametrize(("name", "begins"), [("a.png", b"\x89PNG"), ("a.SVG", b"<?xml"), ("a.pdf", b"%PDF")])
+def test_the_picture_is_a_file_of_the_named_kind(
+    name: str, begins: bytes, evaluations: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures = []
+    for _ in range(2):
+        assert call("compare", *evaluations, "--plot", name) == 0
+        pictures.append(Path(name).read_bytes())
+    assert pictures[0].startswith(begins) and pictures[0] == pictures[1]
+    if begins == b"<?xml":
+        texts = "".join(ElementTree.fromstring(pictures[0].decode()).itertext())
+        assert "difference to 1" in texts and "prefers-color-scheme" in texts
+
+
+def test_a_registered_model_brings_its_evaluation(
+    evaluations: list[str],
+    dataset_uri: str,
+    model_uris: tuple[str, str],
+    home: Home,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    use_tracking(home, "calm")
+    register_model(RegistryConfig(), model_uris[1], evaluations[0], str(tmp_path / "registration"))
+    capfd.readouterr()
+    assert call("compare", "models:/calm@champion", evaluations[0], "--json") == 0
+    told = strict(capfd.readouterr().out)
+    assert [one["uri"] for one in told["evaluations"]] == ["models:/calm@champion", evaluations[0]]
+    assert len({one["digest"] for one in told["evaluations"]}) == 1
+    evaluate(CONFIG.model_copy(update={"samples": 3}), dataset_uri, model_uris[1], str(tmp_path / "other"), seed=0)
+    capfd.readouterr()
+    assert call("compare", f"{tmp_path}/other", "models:/calm@champion") == 1
+    error = capfd.readouterr().err
+    assert f"{tmp_path}/other and models:/calm@champion cannot be compared" in error and "samples 3 against 2" in error
+
+
+def bars(*found: tuple[float, float | None, float | None], encoding: str = "utf-8") -> str:
+    buffer = io.BytesIO()
+    terminal = io.TextIOWrapper(buffer, encoding=encoding)
+    scores = [ScoreDifference(value=value, low=low, high=high, p_value=1) for value, low, high in found]
+    about = {"brier": {}, "documents": 9, "positions": 9, "resamples": 9, "confidence": 0.95}
+    _show_bars([Difference.model_validate(about | {"brierlm": score}) for score in scores], Screen(file=terminal))
+    terminal.flush()
+    return buffer.getvalue().decode(encoding)
+
+
+def test_bars_lie_where_their_numbers_do() -> None:
+    scale, first, second, third = bars((1, 0.5, 3), (-0.5, -1, 0.2), (2, None, None)).splitlines()
+    assert scale.startswith("BrierLM   -1.00 ") and scale.endswith(" 3.00")
+    assert first == "2 less 1  " + " " * 10 + "│" + " " * 4 + "├" + "─" * 4 + "●" + "─" * 19 + "┤"
+    assert second == "3 less 1  ├────●────┼─┤"
+    assert third == "4 less 1  " + " " * 10 + "│" + " " * 19 + "●"
+    assert (
+        bars((-0.5, -1, 1), encoding="ascii").splitlines()[1] == "2 less 1  [---------o---------+-------------------]"
+    )
+    assert bars((0, 0, 0)) == ""  # nothing to see
