@@ -7,33 +7,50 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import mlflow
+import numpy as np
 import pytest
 
+from benchmarks.resampling import USUAL, drawn_pair
 from calm_cli.compare import _show_bars
 from calm_cli.screen import Screen
-from calm_core.config import EvaluationConfig, RegistryConfig
-from calm_core.evaluation.stage import evaluate
+from calm_core.config import RegistryConfig
+from calm_core.evaluation.documents import DocumentScores
 from calm_core.registry.stage import register_model
-from calm_core.store.artifact import Artifact
-from calm_core.store.facts import Difference, EvaluationFacts, ScoreDifference
+from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import Difference, EvaluationFacts, References, ScoreDifference
 from pipelines.local.home import Home
 from pipelines.local.tracking import use_tracking
 from tests.cli.test_main import call
 from tests.cli.test_results import KEYS, strict
 
-CONFIG = EvaluationConfig(samples=2, max_sequences=16, prompts=(), prompt_tokens=4)  # as that of `evaluation_uri`
+
+def written(scores: DocumentScores, model: str, output: str, accuracy: float | None = None) -> str:
+    """An evaluation that found these scores."""
+    numbers = scores.scores(resamples=200, confidence=0.95, seed=0)
+    with ArtifactWriter(output, EvaluationFacts, {"model": model}, {"dataset": "0" * 64}) as writer:
+        scores.write(writer)
+        writer.facts = EvaluationFacts(
+            model=model,
+            autoencoder_accuracy=accuracy,
+            **dict(numbers),
+            protocol={"dataset": "0" * 64, "positions": scores.positions},
+            references=References(untrained=numbers, unigram=numbers),
+            samples=[],
+        )
+    return output
 
 
 @pytest.fixture(scope="module")
-def evaluations(
-    evaluation_uri: str, dataset_uri: str, transformer_uri: str, tmp_path_factory: pytest.TempPathFactory
-) -> list[str]:
-    """Of a CALM model, and twice of a Transformer, in folders whose long names differ in the middle."""
+def evaluations(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of a CALM model, of a Transformer that is clearly better, and of one that is equal to that, in folders whose
+    long names differ in the middle."""
     folder = tmp_path_factory.mktemp("compared")
-    places = [f"{folder}/{'runs/' * 20}{name}/evaluate/evaluation_report" for name in ("first", "second")]
-    for place in places:
-        evaluate(CONFIG, dataset_uri, transformer_uri, place, seed=0)
-    return [evaluation_uri, *places]
+    worse, better = drawn_pair(np.random.default_rng(0), USUAL, 200, (0.7, 1.0), own=0.0).by_document()
+    models = {"first": ("CALM", worse, 0.99), "second": ("Transformer", better, None), "third": ("same", better, None)}
+    return [
+        written(scores, model, f"{folder}/{'runs/' * 20}{name}/evaluate/evaluation_report", accuracy)
+        for name, (model, scores, accuracy) in models.items()
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +77,23 @@ def test_models_are_named_and_each_is_compared_with_the_first(
     for number, (table, told) in enumerate(zip(tables, numbers["differences"], strict=True), 2):
         heading, *rows, verdict = table.splitlines()
         assert heading.split("  ")[0] == f"{number} against 1, x 100"
-        assert [row.split()[0] for row in rows] == ["BrierLM", *(f"Brier-{n}" for n in "1234")]
+        assert [row.split()[0] for row in rows] == ["BrierLM", *(f"Brier-{n}" for n in "1234")]  # one has no accuracy
         assert all(len(row) <= len(heading) <= 80 for row in rows)
         brierlm = told["brierlm"]
-        assert f"{brierlm['value']:+.2f} [{brierlm['low']:z.2f}, {brierlm['high']:z.2f}]" in rows[0]
+        assert f"{brierlm['value']:+z.2f} [{brierlm['low']:z.2f}, {brierlm['high']:z.2f}]" in rows[0]
         assert rows[0].endswith(f"  {brierlm['corrected_p_value']:.2g}")
-        assert f"{100 * told['brier']['1']['value']:+.2f} [" in rows[1]
+        assert f"{100 * told['brier']['1']['value']:+z.2f} [" in rows[1]
         assert verdict.startswith(f"{number} ") and f"on {told['documents']} documents" in verdict
     assert len(bars.splitlines()) == len(evaluations)
+
+
+def test_accuracies_stand_beside_the_scores_where_both_models_have_them(
+    evaluations: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scores = DocumentScores.read(Artifact(evaluations[1], EvaluationFacts))
+    other = written(scores, "CALM", str(tmp_path / "other"), accuracy=0.985)
+    assert call("compare", evaluations[0], other) == 0
+    assert re.search(r"^token accuracy +99\.00 +98\.50 +-0\.50$", capfd.readouterr().out, re.MULTILINE)
 
 
 def test_json_has_the_evaluations_and_the_differences(
@@ -111,24 +137,21 @@ def test_the_picture_is_a_file_of_the_named_kind(
 
 def test_a_registered_model_brings_its_evaluation(
     evaluations: list[str],
-    dataset_uri: str,
+    evaluation_uri: str,
     model_uris: tuple[str, str],
     home: Home,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     use_tracking(home, "calm")
-    register_model(RegistryConfig(), model_uris[1], evaluations[0], str(tmp_path / "registration"))
+    register_model(RegistryConfig(), model_uris[1], evaluation_uri, str(tmp_path / "registration"))
     capfd.readouterr()
-    assert call("compare", "models:/calm@champion", evaluations[0], "--json") == 0
+    assert call("compare", "models:/calm@champion", evaluation_uri, "--json") == 0
     told = strict(capfd.readouterr().out)
-    assert [one["uri"] for one in told["evaluations"]] == ["models:/calm@champion", evaluations[0]]
+    assert [one["uri"] for one in told["evaluations"]] == ["models:/calm@champion", evaluation_uri]
     assert len({one["digest"] for one in told["evaluations"]}) == 1
-    evaluate(CONFIG.model_copy(update={"samples": 3}), dataset_uri, model_uris[1], str(tmp_path / "other"), seed=0)
-    capfd.readouterr()
-    assert call("compare", f"{tmp_path}/other", "models:/calm@champion") == 1
-    error = capfd.readouterr().err
-    assert f"{tmp_path}/other and models:/calm@champion cannot be compared" in error and "samples 3 against 2" in error
+    assert call("compare", evaluations[0], "models:/calm@champion") == 1
+    assert f"{evaluations[0]} and models:/calm@champion cannot be compared" in capfd.readouterr().err
 
 
 def bars(*found: tuple[float, float | None, float | None], encoding: str = "utf-8") -> str:
