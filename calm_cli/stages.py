@@ -291,7 +291,9 @@ def register(
     dataset: Annotated[
         str,
         typer.Option(
-            metavar="URI", help="The dataset of the evaluation, for the model card, and to score the champion on."
+            metavar="URI",
+            help="What it was scored on: for the model card, and to score a champion on that was not. [default: none]",
+            show_default=False,
         ),
     ] = "",
     autoencoder: AutoencoderOption = "",
@@ -307,7 +309,7 @@ def register(
 
     Example:
 
-      calm register out/calm --evaluation out/evaluation --output out/registration
+      calm register out/calm --evaluation out/evaluation --dataset out/dataset --output out/registration
     """
     started = time.monotonic()
     config = configuration(profile, set_)

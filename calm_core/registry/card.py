@@ -40,7 +40,7 @@ def model_card(
 
     Args:
         model_name: Of the registered model.
-        report: Where the report of the evaluation is.
+        report: Where the report of the evaluation is, as MLflow finds it; shown as it is.
         evaluation: Its scores.
         calm, autoencoder: The weights.
         dataset: The dataset or mixture that it was evaluated on, and trained; unset, the card says nothing of it.

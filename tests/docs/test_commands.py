@@ -57,7 +57,7 @@ WRITTEN_AS = (
     (r"\bRUN\b", "1"),
     (r"--output llama3_tokenizer\b", "--output out/new"),
     (r"\b(models:/calm/)\d+", r"\g<1>1"),
-    (r"^calm runs \d+", "calm runs 1"),
+    (r"^calm (runs|report) \d+", r"calm \1 1"),
     (r"^(calm prepare)\b", r"\1 --workers 1"),
 )
 """How what stands for something in a command is written here."""
@@ -67,7 +67,10 @@ NOT_RUN = (
     (r"\. \.venv/bin/activate|export \w+=", "changes the reader's shell"),
     (r"python -m benchmarks", "minutes of measuring; tests/benchmarks runs what it measures with"),
     (r"python tests/reliability", "minutes; tests/reliability runs a part of it"),
-    (r"pip install|curl|printf|mlflow models serve|mlflow server|hf download", "needs a package index or a server"),
+    (
+        r"pip install|curl|printf|mlflow (models serve|artifacts download)|hf download",
+        "needs a package index or a server; tests/registry/test_consumer.py has what concerns MLflow",
+    ),
     (r"mlflow (server|db upgrade)", "needs PostgreSQL and S3; tests/registry/test_mlflow_on_postgres.py starts them"),
     (r"calm ui", "serves until Ctrl-C"),
     (r"calm prepare .*(tokenizer\.model|--extends)", "tests/data has that file, and grown datasets"),
@@ -117,7 +120,9 @@ def place(
         use_tracking(home, "calm")
         register_model(RegistryConfig(), calm, evaluation_uri, str(folder / "out" / "registration"))
         _promote_another(folder)
-        (home.logs / "run-20261125-181530-abcdefgh").mkdir(parents=True)
+        run = home.logs / "run-20261125-181530-abcdefgh"
+        run.mkdir(parents=True)
+        (run / "outputs.json").write_text(json.dumps({"evaluation_report": str(folder / "out" / "evaluation")}))
     yield folder
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
 

@@ -21,7 +21,7 @@ from calm_core.store.facts import (
     TrainingCost,
 )
 
-REPORT = "models:/m-1/data/model/evaluation/report.html"
+REPORT = f"models:/m-{0:032x}/data/model/evaluation/report.html"
 EVIL = "</code>`` ``` \n# [free](javascript:alert) <img src=x onerror=alert(1)> | **b** \x1b[31m"
 
 

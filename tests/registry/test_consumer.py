@@ -88,8 +88,9 @@ def programs(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("consumer")
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder / "venv")
     site = next(folder.glob("venv/lib/python*/site-packages"))
-    requirements = Path(mlflow.pyfunc.get_model_dependencies(MODEL))
-    install_ours(requirements, site)
+    download = [sys.executable, "-m", "mlflow", "artifacts", "download", f"--artifact-uri={MODEL}"]
+    subprocess.run([*download, f"--dst-path={folder}/champion"], check=True, capture_output=True)
+    install_ours(folder / "champion/requirements.txt", site)
     for needed in needed_by(Distribution.at(next(site.glob("calm_pipelines-*.dist-info")))):
         files = [file for file in needed.files or [] if ".." not in file.parts]
         for parent in {site / file.parent for file in files}:

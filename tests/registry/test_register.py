@@ -24,7 +24,7 @@ from calm_core.registry.files import registered_evaluation
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import EvaluationFacts, RegistrationFacts
+from calm_core.store.facts import DatasetFacts, EvaluationFacts, RegistrationFacts
 from calm_core.telemetry.progress import parse
 from tests.registry.made_up_scores import scored_otherwise
 
@@ -233,6 +233,36 @@ def test_a_version_that_cannot_be_loaded_is_not_answered(
     again = register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "again")).facts
     assert numbers(config.model_name) == [1, 2] and again.version == "2"
     assert load_generator(f"models:/{config.model_name}@champion").generate(["the"], max_new_tokens=1)
+
+
+def test_a_dataset_that_the_scores_are_not_of_is_refused(
+    dataset_uri: str, model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path
+) -> None:
+    dataset = Artifact(dataset_uri, DatasetFacts)
+    with ArtifactWriter(str(tmp_path / "dataset"), DatasetFacts, {"another": 1}, {}) as writer:
+        writer.copy(dataset, {entry.path: entry.path for entry in dataset.manifest.files})
+        writer.facts = dataset.facts
+    with pytest.raises(ArtifactError, match=rf"was not measured on {tmp_path}/dataset; name the dataset that it was"):
+        register_model(
+            RegistryConfig(),
+            model_uris[1],
+            evaluation_uri,
+            str(tmp_path / "out"),
+            dataset_uri=str(tmp_path / "dataset"),
+        )
+
+
+def test_the_description_is_the_model_card_and_the_report_is_found(
+    dataset_uri: str, model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path
+) -> None:
+    config = RegistryConfig(model_name="described")
+    register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "out"), dataset_uri=dataset_uri)
+    version = mlflow.MlflowClient().get_model_version("described", "1")
+    assert version.description.startswith("# `described`: ") and "texts.jsonl`" in version.description
+    report = version.tags["calm.report"]
+    assert report in version.description
+    page = Path(mlflow.artifacts.download_artifacts(report))
+    assert page.read_bytes() == Artifact(evaluation_uri, EvaluationFacts).read("report.html")
 
 
 def test_what_cannot_be_loaded_once_it_is_registered_is_withdrawn(

@@ -297,6 +297,11 @@ STAGES = [
         ("register", "{calm}", "--evaluation", "{dataset}", "--output", "o"),
         ("is a dataset artifact, an evaluation",),
     ),
+    Mistake(
+        "registering with scores for a dataset",
+        ("register", "{calm}", "--evaluation", "{evaluation}", "--dataset", "{evaluation}", "--output", "o"),
+        ("--dataset {evaluation}: is an evaluation artifact, a dataset or mixture",),
+    ),
     Mistake("comparing models", ("compare", "{calm}", "{transformer}"), ("{calm}: is a calm artifact, an evaluation",)),
     Mistake(
         "exporting a Transformer",
