@@ -236,7 +236,7 @@ def _show(version: Version, screen: Screen) -> None:
         ("accuracy", "" if version.autoencoder_accuracy is None else f"{version.autoencoder_accuracy:.2%}"),
         ("decision", decision.state if decision else "unknown"),
         ("", decision.decided.reason if decision else ""),
-        *(("before", reason) for reason in reversed(decision.earlier if decision else [])),
+        *(("before", reason) for reason in reversed(decision.earlier if decision else ())),
         *(
             (check.rule, f"{'yes' if check.passed else 'no'}: {check.told}")
             for check in (decision.decided.checks if decision else [])

@@ -12,7 +12,7 @@ that are new, or were never carried out, move an alias: what somebody has moved 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -54,10 +54,10 @@ class Decision(Record):
     """
 
     state: Literal["undecided", "promoting", "promoted", "kept", "rolled back"]
-    rules: dict[str, Any] = Field(default_factory=dict)
+    rules: Annotated[dict[str, Any], Field(default_factory=dict)]
     decided: Decided = Decided(promoted=False)
     was_promoted: bool = False
-    earlier: list[Told] = Field(default_factory=list, max_length=_MOST_EARLIER)
+    earlier: Annotated[tuple[Told, ...], Field(max_length=_MOST_EARLIER)] = ()
 
     @classmethod
     def begun(cls, config: RegistryConfig) -> "Decision":
@@ -94,9 +94,9 @@ class Decision(Record):
         return Decision(state=state, rules=self.rules, decided=decided, was_promoted=was_promoted, earlier=self.reasons)
 
     @property
-    def reasons(self) -> list[str]:
+    def reasons(self) -> tuple[str, ...]:
         """This decision's reason, and those before."""
-        return [*self.earlier, self.decided.reason][-_MOST_EARLIER:] if self.decided.reason else self.earlier
+        return (*self.earlier, self.decided.reason)[-_MOST_EARLIER:] if self.decided.reason else self.earlier
 
 
 class Aliases:
@@ -123,7 +123,7 @@ class Aliases:
         decision = self._decision(number)
         begun = Decision.begun(self._config)
         if decision is None or (decision.state == "kept" and decision.rules != begun.rules):
-            decision = begun.model_copy(update={"earlier": decision.reasons if decision else []})
+            decision = begun.model_copy(update={"earlier": decision.reasons if decision else ()})
             self._write(number, decision)
         if decision.state == "undecided" or self._holder(self._config.challenger_alias) is None:
             self._name_challenger()

@@ -54,7 +54,7 @@ class Version:
             "autoencoder_accuracy": self.autoencoder_accuracy,
             "state": decision.state if decision else None,
             "decision": decision.decided.model_dump(mode="json") if decision else None,
-            "earlier": decision.earlier if decision else [],
+            "earlier": list(decision.earlier) if decision else [],
             "run": self.run,
         }
 

@@ -34,7 +34,7 @@ def main() -> None:
             time.sleep(0.001)
         config = RegistryConfig(model_name=model)
         version = MlflowClient().create_model_version(
-            model, "file:///nowhere", tags=Decision.begun(config).tags, await_creation_for=0
+            model, "s3://nowhere/model", tags=Decision.begun(config).tags, await_creation_for=0
         )
         decided = Aliases(config, decide).decide(str(version.version))
         print(model, version.version, decided.promoted, flush=True)

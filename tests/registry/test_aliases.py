@@ -165,7 +165,7 @@ def test_other_rules_decide_again_about_what_was_never_champion(store: Callable[
         "champion instead of version 1, since registry.promote is always"
     )
     again = Decision.read(registry.tags("2"))
-    assert first and again and again.earlier == [first.decided.reason]
+    assert first and again and again.earlier == (first.decided.reason,)
     assert not registry.decide("1", promote="always").promoted and registry.champion == "2"
 
 

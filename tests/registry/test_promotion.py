@@ -127,6 +127,7 @@ def test_what_was_interrupted_before_it_was_decided_is_decided_by_the_next_regis
     assert client.get_model_version_by_alias(registrations.name, "champion").version == 2
 
 
+@pytest.mark.timeout(1200)  # nine processes, half a minute on an idle machine
 def test_more_steps_win_fewer_do_not_and_equal_ones_change_nothing(dataset_uri: str, tmp_path: Path) -> None:
     """Models that are trained here: the first champion for two steps, and then others."""
     shape = {"hidden_size": 64, "intermediate_size": 96}
@@ -136,11 +137,11 @@ def test_more_steps_win_fewer_do_not_and_equal_ones_change_nothing(dataset_uri: 
         places = {"checkpoint_root": str(tmp_path / f"{name} checkpoints"), **inputs}
         return train(config, dataset_uri, str(tmp_path / name), seed=0, **places).uri
 
-    steps = {"steps": 400, "validation_interval": 400}
+    steps = {"steps": 120, "validation_interval": 120}
     model: dict[str, Any] = {"chunk_size": 2, "latent_size": 16, **shape}
     autoencoder = trained("autoencoder", AutoencoderConfig.model_validate(training | steps | {"model": model}))
     facts = []
-    for number, steps_ in enumerate((2, 600, 1, 600)):
+    for number, steps_ in enumerate((2, 150, 1, 150)):
         # Equal ones differ in how often they tell of themselves, or they would be one version.
         steps = {"steps": steps_, "validation_interval": steps_, "log_interval": 100 + number}
         model = {"num_hidden_layers": 1, "num_attention_heads": 2, "head": {"kind": "flow"}, **shape}

@@ -24,15 +24,15 @@ from tests.registry.deciding_worker import decide
 from tests.registry.made_up_scores import scored_otherwise
 from tests.telemetry.tracking_server import TrackingServer, wait_until
 
-ROUNDS = 6
+ROUNDS = 4
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY", Fernet.generate_key().decode())
-        patch.setenv("_MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http")  # the receiver of this test has no certificate,
-        patch.setenv("_MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")  # and listens on this machine alone
+        patch.setenv("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http")  # the receiver of this test has no certificate,
+        patch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")  # and listens on this machine alone
         server = TrackingServer(tmp_path_factory.mktemp("server"))
         server.start()
     yield server
@@ -57,7 +57,7 @@ def test_processes_at_once_make_one_champion(processes: int, tmp_path: Path) -> 
     for model in models:
         client.create_registered_model(model)
         config = RegistryConfig(model_name=model)
-        client.create_model_version(model, "file:///nowhere", tags=Decision.begun(config).tags)
+        client.create_model_version(model, "s3://nowhere/model", tags=Decision.begun(config).tags)
         Aliases(config, decide).decide("1")
     command = [sys.executable, "-m", "tests.registry.deciding_worker", str(tmp_path)]
     root = Path(__file__).parents[2]
