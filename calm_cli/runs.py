@@ -86,7 +86,7 @@ def report_of(wanted: str = "") -> str:
     if not chosen:
         raise CalmError(f"{home.path}: no run here has a report yet; `calm run` makes one")
     if not chosen[0].report:
-        raise CalmError(f"{wanted}: this run has no report, since it {chosen[0].ending}; `calm runs` lists all")
+        raise CalmError(f"{wanted}: this run has no report: {chosen[0].ending}; `calm runs` lists all")
     return chosen[0].report.rpartition("/")[0]
 
 

@@ -47,7 +47,9 @@ class Postgres:
         return self.uri(database)
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it if it does not run, and wait until it answers."""
+        if self._process:
+            return
         options = [f"-D{self._folder / 'data'}", f"-p{self._port}", "-h127.0.0.1", "-cunix_socket_directories=", "-F"]
         with open(self._folder / "log", "ab") as log:
             self._process = subprocess.Popen(

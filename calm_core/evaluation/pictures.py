@@ -100,7 +100,7 @@ def training_curve(curve: Curve, name: str) -> Markup:
                 continue
             told.append(f"{label} from {points[0][1]:.4g} to {points[-1][1]:.4g}")
             points = [*points[:: math.ceil(len(points) / _MOST_POINTS)], points[-1]]
-            marker = {} if len(points) < 30 else {"marker": ""}
+            marker: dict[str, Any] = {} if len(points) < 30 else {"marker": ""}
             axes.plot([x for x, _ in points], [y for _, y in points], label=label, **marker)
         axes.set(xlabel="step")
         axes.grid()
@@ -132,7 +132,7 @@ def by_place(places: Sequence[PlaceScores], label: str) -> Markup:
     """BrierLM by ranges of tokens."""
     with _picture() as (figure, axes):
         scores = [place.scores.brierlm for place in places]
-        names = [f"{place.begin:,}-{place.end - 1:,}" for place in places]
+        names = [_range(place.begin, place.end - 1) for place in places]
         axes.errorbar(range(len(places)), [score.value for score in scores], yerr=_errors(scores))
         _name_places(axes, names)
         axes.set(xlabel=label, ylabel="BrierLM")
@@ -178,7 +178,7 @@ def accuracy_under_noise(quality: AutoencoderQuality) -> Markup:
 def accuracy_by_frequency(quality: AutoencoderQuality) -> Markup:
     """Accuracy of an autoencoder by how often a token occurs."""
     groups = [each for each in quality.by_frequency if each.tokens]
-    names = [f"{each.least:,}" if each.least == each.most else f"{each.least:,}-{each.most:,}" for each in groups]
+    names = [_range(each.least, each.most) for each in groups]
     with _picture() as (figure, axes):
         axes.bar(range(len(groups)), [100 * each.accuracy for each in groups], 0.6)
         _name_places(axes, names)
@@ -227,9 +227,13 @@ def _picture(height: float = _HEIGHT) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.subplots()
 
 
+def _range(first: int, last: int) -> str:
+    return f"{first:,}" if first == last else f"{first:,}-{last:,}"
+
+
 def _name_places(axes: Axes, names: Sequence[str]) -> None:
     """Names below the places 0, 1, ...; many of them aslant."""
-    aslant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
+    aslant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
     axes.set_xticks(range(len(names)), names, **aslant)
 
 

@@ -98,7 +98,7 @@ def render_report(
         parents: Digests of what the page tells of, by kind.
         run: What else is told; unset, the page is of the evaluation alone.
     """
-    told = run or WholeRun()
+    told, texts = run or WholeRun(), _texts(evaluation, settings)
     return _template("report.html").render(
         evaluation=evaluation,
         run=told,
@@ -110,8 +110,8 @@ def render_report(
         curves=_curves(curves),
         compute=_compute(evaluation, told) if run else None,
         costs=_costs(evaluation, told) if run else {},
-        texts=_texts(evaluation, settings),
-        left_out=max(0, len(evaluation.samples) - _MOST_TEXTS),
+        texts=dict(list(texts.items())[:_MOST_TEXTS]),
+        left_out=max(0, len(texts) - _MOST_TEXTS),
         settings=_named(settings),
         models={name: _named(values) for name, values in models.items()},
         parents=parents,
@@ -144,12 +144,16 @@ def _template(name: str) -> jinja2.Template:
     environment.filters |= {
         "number": lambda score: f"{score.value:z.2f}",
         "count": lambda value: f"{value:,}",
-        "percent": lambda share, digits=2: f"{100 * share:z.{digits}f} %",
+        "percent": _percent,
         "power": _power,
         "duration": _duration,
         "shown": lambda value: lines_of(str(value)),
     }
     return environment.get_template(name)
+
+
+def _percent(share: float, digits: int = 2) -> str:
+    return f"{100 * share:z.{digits}f} %"
 
 
 def _power(value: float) -> str:
@@ -207,14 +211,14 @@ def _compute(evaluation: EvaluationFacts, run: WholeRun) -> Markup | None:
     return pictures.quality_against_compute(points) if "this model" in points else None
 
 
-def _texts(evaluation: EvaluationFacts, settings: Mapping[str, Any]) -> dict[str, list[tuple[float, str]]]:
-    """The texts with their temperatures, by their prompts; long ones are cut."""
+def _texts(evaluation: EvaluationFacts, settings: Mapping[str, Any]) -> dict[str, dict[float, str]]:
+    """By prompt, and then by temperature, the first text; long ones are cut."""
     by_temperature = {float(settings.get("temperature", 1)): evaluation.samples}
     by_temperature |= {each.temperature: each.texts for each in evaluation.written}
-    found: dict[str, list[tuple[float, str]]] = {}
+    found: dict[str, dict[float, str]] = {}
     for temperature, samples in sorted(by_temperature.items()):
-        for sample in samples[:_MOST_TEXTS]:
-            found.setdefault(_end(sample.prompt), []).append((temperature, _cut(sample.text, _LONGEST_TEXT)))
+        for sample in samples:
+            found.setdefault(_end(sample.prompt), {}).setdefault(temperature, _cut(sample.text, _LONGEST_TEXT))
     return found
 
 

@@ -113,7 +113,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p_values, kind="stable")
     corrected = np.empty(len(order))
     corrected[order] = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1))
-    return np.minimum(corrected, 1).tolist()
+    return [min(float(p), 1.0) for p in corrected]
 
 
 def _blocks(documents: int, resamples: int) -> Iterator[int]:

@@ -148,11 +148,11 @@ def _require(
 
 
 def _run_of(registration: RegistrationFacts) -> str:
-    """MLflow's id of the run that has registered a version; empty where none is known."""
-    if not os.environ.get(TRACKING_URI_VARIABLE):
-        return ""
-    from mlflow import MlflowClient  # import costs seconds: only where it is used
+    """MLflow's id of the run that has registered a version; empty where none is known, or MLflow is away."""
+    if os.environ.get(TRACKING_URI_VARIABLE):
+        from mlflow import MlflowClient  # import costs seconds: only where it is used
 
-    with mlflow_answers():
-        version = MlflowClient().get_model_version(registration.model_name, registration.version)
-    return str(version.run_id or "")
+        with suppress(CalmError), mlflow_answers():
+            version = MlflowClient().get_model_version(registration.model_name, registration.version)
+            return str(version.run_id or "")
+    return ""

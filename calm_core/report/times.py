@@ -57,4 +57,4 @@ def _measured(parent: str) -> dict[str, float]:
 
 
 def _seconds(run: "Run", begin: "Run") -> float:
-    return max(0.0, (run.info.end_time - begin.info.start_time) / 1000)
+    return max(0.0, float(run.info.end_time - begin.info.start_time) / 1000)

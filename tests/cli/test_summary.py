@@ -20,8 +20,10 @@ from calm_core.store.facts import (
     DatasetFacts,
     EvaluationFacts,
     Facts,
+    FileEntry,
     References,
     RegistrationFacts,
+    ReportFacts,
     Score,
     Shard,
     SplitCounts,
@@ -127,12 +129,14 @@ def artifact(facts: FactsT) -> Artifact[FactsT]:
 
 def finished(**registration: object) -> Finished:
     about = {"model_name": "calm", "version": "2", "alias": "champion", "model_uri": "models:/calm/2"}
+    page = FileEntry(path="report.html", size=1, sha256="0" * 64)
     return Finished(
         artifact(DATASET),
         artifact(model(AutoencoderFacts, 1_009_280)),
         artifact(model(CalmFacts, 3_851_072, chunk_size=4, latent_size=8)),
         artifact(evaluation(0.1326, samples=[TextSample(prompt="Notes\nWhat the cat's", text=" paws do")])),
         artifact(RegistrationFacts.model_validate(about | registration)),
+        artifact(ReportFacts(headline="calm version 2 is champion", page=page)),
     )
 
 
@@ -179,13 +183,15 @@ Notes
 What the cat's paws do
 
 registered: calm version 2 (models:/calm@champion)
-report: out/evaluation/report.html
 
 next:
   calm generate 'What the cat'"'"'s' --temperature 0.5 --seed 1
   calm run --source '*.txt' --set calm.learning_rate=5e-4   # reruns only what depends on it
-  calm runs   # all runs, and where what they made lies
-  calm ui     # curves, settings, lineage
+  calm runs     # all runs, and where what they made lies
+  calm report   # opens the page about the newest run
+  calm ui       # curves, settings, lineage
+
+report: out/report/report.html
 """.strip().splitlines()
 
 

@@ -70,6 +70,27 @@ def test_metrics_are_logged_and_written_to_their_file(tmp_path: Path) -> None:
     assert json.loads(Path(metrics.path).read_text()) == {"brierlm": 0.25}
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_of_json_is_left_out(number: float, tmp_path: Path) -> None:
+    """A bare NaN in an output's metadata fails the finished task in Kubeflow's launcher."""
+    metrics = dsl.Metrics(uri=str(tmp_path / "metrics"))
+    body.log_metrics(metrics, {"brierlm": 0.25, "loss": number, "unset": None})
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    text = Path(metrics.path).read_text()
+    assert metrics.metadata == json.loads(text, parse_constant=refuse) == {"brierlm": 0.25}
+
+
+def test_what_kubeflow_shows_lies_at_the_place_of_the_output_and_is_bounded(tmp_path: Path) -> None:
+    page = dsl.HTML(uri=str(tmp_path / "task" / "page"))
+    body.show(page, "<p>é</p>")
+    assert Path(page.path).read_bytes() == "<p>é</p>".encode()
+    body.show(page, b"x" * (body.MOST_SHOWN_BYTES + 1))
+    assert Path(page.path).stat().st_size < 100
+
+
 def test_a_fault_of_ours_ends_a_task_with_its_traceback_but_without_secrets(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ending, body.stage("image@sha256:1"):
         raise RuntimeError("cannot reach https://user:s3cr3t@host/x\x1b[2J")

@@ -57,7 +57,7 @@ WRITTEN_AS = (
     (r"\bRUN\b", "1"),
     (r"--output llama3_tokenizer\b", "--output out/new"),
     (r"\b(models:/calm/)\d+", r"\g<1>1"),
-    (r"^calm runs \d+", "calm runs 1"),
+    (r"^calm (runs|report) \d+", r"calm \1 1"),
     (r"^(calm prepare)\b", r"\1 --workers 1"),
 )
 """How what stands for something in a command is written here."""
@@ -120,7 +120,9 @@ def place(
         use_tracking(home, "calm")
         register_model(RegistryConfig(), calm, evaluation_uri, str(folder / "out" / "registration"))
         _promote_another(folder)
-        (home.logs / "run-20261125-181530-abcdefgh").mkdir(parents=True)
+        run = home.logs / "run-20261125-181530-abcdefgh"
+        run.mkdir(parents=True)
+        (run / "outputs.json").write_text(json.dumps({"evaluation_report": str(folder / "out" / "evaluation")}))
     yield folder
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
 

@@ -24,6 +24,8 @@ SECTIONS_OF_TASK = {
     "train-transformer": {"transformer"},
     "evaluate-2": {"evaluation"},
     "register-model": {"registry"},
+    "report": set(),
+    "report-2": set(),
 }
 
 
@@ -65,7 +67,7 @@ def test_every_task_runs_in_our_image_with_nothing_but_its_command(documents: li
 
 def test_only_what_looks_at_the_outside_world_is_never_cached(pipeline: dict[str, Any]) -> None:
     uncached = {name for name, task in tasks_of(pipeline).items() if not task["cachingOptions"].get("enableCache")}
-    assert uncached == {"plan-partitions", "register-model"}
+    assert uncached == {"plan-partitions", "register-model", "report", "report-2"}
 
 
 def test_a_stage_gets_its_own_section_of_the_settings_only(pipeline: dict[str, Any]) -> None:
@@ -102,4 +104,36 @@ def test_outputs_are_the_artifacts_of_the_stages(pipeline: dict[str, Any]) -> No
         "calm_model",
         "evaluation_report",
         "registration",
+    }
+
+
+def test_a_report_is_written_with_the_baseline_or_without_and_knows_what_was_decided(pipeline: dict[str, Any]) -> None:
+    inputs = {name: set(tasks_of(pipeline)[name]["inputs"]["artifacts"]) for name in ("report", "report-2")}
+    both = {"dataset", "autoencoder_model", "calm_model", "evaluation_report", "registration"}
+    assert inputs == {"report": both | {"baseline_report"}, "report-2": both}
+    conditions = [
+        task["triggerPolicy"]["condition"]
+        for dag in dags_of(pipeline)
+        for task in dag["tasks"].values()
+        if "triggerPolicy" in task
+    ]
+    assert [condition.partition("== ")[2] for condition in conditions] == ["true", "false"]
+
+
+def test_a_run_page_shows_pages_cards_and_numbers(pipeline: dict[str, Any]) -> None:
+    """What Kubeflow's own pages show, by the task that makes it."""
+    shown: dict[str, set[str]] = {}
+    for component, definition in pipeline["components"].items():
+        for artifact in definition.get("outputDefinitions", {}).get("artifacts", {}).values():
+            title = artifact["artifactType"].get("schemaTitle", "")
+            if title in ("system.HTML", "system.Markdown", "system.Metrics"):
+                shown.setdefault(component.removeprefix("comp-"), set()).add(title.removeprefix("system."))
+    training = {name: {"HTML", "Metrics"} for name in ("train-autoencoder", "train-calm", "train-transformer")}
+    assert shown == training | {
+        "merge-partitions": {"Markdown"},
+        "evaluate": {"HTML", "Metrics"},
+        "evaluate-2": {"HTML", "Metrics"},
+        "register-model": {"Markdown"},
+        "report": {"HTML"},
+        "report-2": {"HTML"},
     }

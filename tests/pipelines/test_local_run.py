@@ -21,7 +21,8 @@ from calm_core.store.facts import DatasetFacts, EvaluationFacts
 from pipelines.local.run import last_words
 
 PROFILE = Path(__file__).with_name("mini.yaml")
-STAGES = ["prepare", "train-autoencoder", "train-calm", "evaluate", "register"]
+STAGES = ["prepare", "train-autoencoder", "train-calm", "evaluate", "register", "report"]
+NEVER_CACHED = {"register": "done", "report": "done"}
 
 
 class Workplace:
@@ -104,6 +105,17 @@ def test_the_first_run_does_every_stage_and_registers_a_model(first_run: subproc
     assert [line for line in first_run.stderr.splitlines() if not line.endswith(" ...")] == []
 
 
+def test_it_ends_with_the_page_about_the_run(first_run: subprocess.CompletedProcess[str], workplace: Workplace) -> None:
+    last = first_run.stdout.rstrip().splitlines()[-1]
+    page = Path(last.removeprefix("report: ")).read_text()
+    assert re.search(r"<h1>calm version \d+ is champion</h1>", page)
+    assert "calm run --profile" in page and " s</span>" in page  # the command, and how long stages took
+    [shown] = Path(workplace.folder, ".calm", "pipeline").glob(f"{Path(last).parents[2].name}/report*/page")
+    assert shown.read_text() == page  # in Kubeflow
+    found = workplace.calm("report")
+    assert (found.returncode, found.stdout.strip()) == (0, last.removeprefix("report: "))
+
+
 def test_every_document_is_accounted_for(first_run: subprocess.CompletedProcess[str]) -> None:
     """66 lines: 60 different documents, 5 repeated, 1 broken line, whose place is shown."""
     pairs = [re.split("  +", line, maxsplit=1) for line in first_run.stdout.splitlines()]
@@ -119,7 +131,7 @@ def test_the_same_run_again_comes_from_the_cache(
 ) -> None:
     again = workplace.run()
     assert again.returncode == 0, again.stdout + again.stderr
-    assert last_states(again.stdout) == {**dict.fromkeys(STAGES, "cached"), "register": "done"}
+    assert last_states(again.stdout) == dict.fromkeys(STAGES, "cached") | NEVER_CACHED
     assert "registered: calm version 1" in again.stdout  # the registry is asked again, and has this model already
 
 
@@ -133,7 +145,7 @@ def test_a_changed_setting_reruns_only_what_depends_on_it(
         "train-autoencoder": "cached",
         "train-calm": "done",
         "evaluate": "done",
-        "register": "done",
+        **NEVER_CACHED,
     }
     assert "registered: calm version 2" in changed.stdout
 
@@ -200,7 +212,7 @@ def test_a_run_repairs_what_it_finds_damaged_and_repeats_nothing_else(
         "train-autoencoder": "cached",
         "train-calm": "done",
         "evaluate": "done",
-        "register": "done",
+        **NEVER_CACHED,
     }
     after = {name: Artifact.of_any_kind(uri) for name, uri in workplace.outputs().items()}
     for artifact in after.values():
@@ -209,7 +221,7 @@ def test_a_run_repairs_what_it_finds_damaged_and_repeats_nothing_else(
     Path(workplace.outputs()["dataset"], "manifest.json").unlink()
     again = workplace.run()
     assert again.returncode == 0, again.stdout + again.stderr
-    assert last_states(again.stdout) == {**dict.fromkeys(STAGES, "cached"), "prepare": "done", "register": "done"}
+    assert last_states(again.stdout) == dict.fromkeys(STAGES, "cached") | NEVER_CACHED | {"prepare": "done"}
     assert Artifact.of_any_kind(workplace.outputs()["dataset"]).digest == before["dataset"]
 
 

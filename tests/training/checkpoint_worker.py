@@ -29,7 +29,7 @@ from calm_core.training import checkpoint, worker
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.distributed import gathered
 from calm_core.training.engine import Engine
-from calm_core.weights.load import CURVES_NAME
+from calm_core.weights.curves import CURVES_NAME
 from tests.training.engine_worker import Case, batches, make_model, settings, state, step, values_for
 
 SAVED_STEP = 2

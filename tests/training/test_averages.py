@@ -19,7 +19,8 @@ from calm_core.store.artifact import Artifact
 from calm_core.store.facts import ModelFacts
 from calm_core.training.optimizer import learning_rate_factor
 from calm_core.training.stage import train
-from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
+from calm_core.weights.curves import CURVES_NAME
+from calm_core.weights.load import WEIGHTS_NAME
 from tests.training.average_worker import CASES, SEQUENCES, STEPS, batch, held_out_loss, make_task, settings
 from tests.training.faulty_ranks import KILLED, Fault, ForkedLauncher
 from tests.training.test_stages import autoencoder_config

@@ -12,7 +12,8 @@ from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts
 from calm_core.training.profiler import StepProfiler
 from calm_core.training.stage import train
-from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
+from calm_core.weights.curves import CURVES_NAME
+from calm_core.weights.load import WEIGHTS_NAME
 
 
 def run(profiler: StepProfiler, first: int, last: int) -> None:

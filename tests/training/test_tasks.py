@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from calm_core.store.artifact import Artifact
-from calm_core.weights.load import CURVES_NAME, WEIGHTS_NAME
+from calm_core.weights.curves import CURVES_NAME
+from calm_core.weights.load import WEIGHTS_NAME
 from tests.training.faulty_ranks import run_forked
 from tests.training.task_worker import LEARNING_RATE, STEPS, TASKS, Case, main
 

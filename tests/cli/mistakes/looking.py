@@ -44,6 +44,21 @@ def _damage_scores(folder: Path) -> None:
 
 MISTAKES: list[Mistake] = [
     Mistake(
+        name="the report of what has none",
+        command=("report", "{dataset}"),
+        says=("{dataset}: is a dataset artifact, an evaluation or report artifact was expected",),
+    ),
+    Mistake(
+        name="the report of a run that there is not",
+        command=("report", "99"),
+        says=("99: no run has this number",),
+    ),
+    Mistake(
+        name="a report written over another file",
+        command=("report", "{evaluation}", "--output", "a.jsonl"),
+        says=("a.jsonl: is there already; name another file with --output",),
+    ),
+    Mistake(
         name="comparing what is no evaluation",
         command=("compare", "{evaluation}", "{dataset}"),
         says=("{dataset}: is a dataset artifact, an evaluation artifact was expected",),
