@@ -260,7 +260,7 @@ def _new_version(config: RegistryConfig, scored: ScoredModel, stage: Stage) -> s
             pip_requirements=[f"--find-links {DATA_FOLDER}/{_WHEELS_FOLDER}", requirement, *needed_packages()],
             tags=lineage,
         )
-    report = f"{logged.model_uri}/{DATA_FOLDER}/{EVALUATION_FOLDER}/report.html"
+    report = f"runs:/{logged.run_id}/{logged.name}/{DATA_FOLDER}/{EVALUATION_FOLDER}/report.html"
     card = model_card(config.model_name, report, scored.evaluation, scored.calm, scored.autoencoder, scored.dataset)
     client = mlflow.MlflowClient()
     try:

@@ -21,7 +21,7 @@ from calm_core.store.facts import (
     TrainingCost,
 )
 
-REPORT = f"models:/m-{0:032x}/data/model/evaluation/report.html"
+REPORT = f"runs:/{0:032x}/model/data/model/evaluation/report.html"
 EVIL = "</code>`` ``` \n# [free](javascript:alert) <img src=x onerror=alert(1)> | **b** \x1b[31m"
 
 
