@@ -292,7 +292,7 @@ def register(
         str,
         typer.Option(
             metavar="URI",
-            help="What it was scored on: for the model card, and to score a champion on that was not. [default: none]",
+            help="The dataset of the evaluation, for the model card, and to score the champion on. [default: none]",
             show_default=False,
         ),
     ] = "",

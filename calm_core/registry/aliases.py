@@ -12,7 +12,7 @@ that are new, or were never carried out, move an alias: what somebody has moved 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -54,10 +54,10 @@ class Decision(Record):
     """
 
     state: Literal["undecided", "promoting", "promoted", "kept", "rolled back"]
-    rules: Annotated[dict[str, Any], Field(default_factory=dict)]
+    rules: dict[str, Any] = Field(default_factory=dict)
     decided: Decided = Decided(promoted=False)
     was_promoted: bool = False
-    earlier: Annotated[list[Told], Field(max_length=_MOST_EARLIER, default_factory=list)]
+    earlier: list[Told] = Field(default_factory=list, max_length=_MOST_EARLIER)
 
     @classmethod
     def begun(cls, config: RegistryConfig) -> "Decision":

@@ -55,7 +55,8 @@ def exact_uri(uri: str) -> str:
 
 def versions_of(client: "MlflowClient", name: str) -> "dict[str, ModelVersion]":
     """All versions of a registered model by number, in their order."""
-    found, token = [], None
+    found: list[ModelVersion] = []
+    token = None
     while token != "":
         page = client.search_model_versions(f"name = {_quoted(name)}", max_results=_MAX_FOUND, page_token=token)
         found, token = [*found, *page], page.token or ""

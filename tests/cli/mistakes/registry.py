@@ -12,7 +12,6 @@ def _wrong(name: str, command: tuple[str, ...], *says: str, exit_code: int = 1) 
 
 MISTAKES = [
     Mistake("registry: nothing yet", ("registry", "list"), ("no run here yet",)),
-    _wrong("no command", (), "`calm registry`: a command is missing", exit_code=2),
     _wrong("a command that is none", ("rolback",), "did you mean `calm registry rollback`?", exit_code=2),
     _wrong(
         "another model", ("list", "--model", "clam"), "there is no registered model clam; did you mean models:/calm?"
