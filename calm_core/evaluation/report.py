@@ -192,13 +192,13 @@ def _stages(run: WholeRun, names: Sequence[str]) -> list[StageTime]:
 
 
 def _costs(evaluation: EvaluationFacts, run: WholeRun) -> dict[str, TrainingCost]:
-    """What the trainings of the run have cost; where no evaluation says it, as far as the models do."""
-    costs = evaluation.costs | (run.baseline.costs if run.baseline else {})
-    return costs or {
-        name: TrainingCost(tokens=facts.trained_tokens, seconds=facts.seconds)
-        for name, facts in run.models.items()
+    """What the trainings of the run have cost; where the evaluation does not say it, as far as the models do."""
+    known = {
+        facts.kind: TrainingCost(tokens=facts.trained_tokens, seconds=facts.seconds)
+        for facts in run.models.values()
         if facts.trained_tokens is not None
     }
+    return (evaluation.costs or known) | (run.baseline.costs if run.baseline else {})
 
 
 def _compute(evaluation: EvaluationFacts, run: WholeRun) -> Markup | None:

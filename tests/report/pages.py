@@ -115,7 +115,7 @@ def registration(*, promoted: bool = True) -> RegistrationFacts:
     return RegistrationFacts(
         model_name="calm", version="4", alias="champion", model_uri="models:/calm/4", promoted=promoted,
         reason=f"BrierLM is higher by {told}", champion="3",
-        checks=[Check(rule="significant win", passed=promoted, told=told)],
+        checks=[Check(rule="significance", passed=promoted, told=f"is better: {told}")],
         comparison=Difference(
             brierlm=change, brier=dict.fromkeys("1234", change), documents=16, positions=99, resamples=1000,
             confidence=0.95,

@@ -24,7 +24,7 @@ def test_the_decision_says_what_became_of_the_version_and_by_which_rules() -> No
     card = decision_card(registration(promoted=False))
     assert card.startswith("**calm version 4 is not champion**")
     assert "on the same 16 documents: +1.32 [0.41, 2.20], p = 0.004" in card
-    assert "` significant win ` is **not met**" in card
+    assert "` significance ` is **not met**" in card
 
 
 def test_a_trainings_page_has_its_curve_and_its_numbers(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_the_verdict_comes_first_then_how_it_compares() -> None:
     text = text_of(page())
     said = (
         "calm version 4 is champion BrierLM is higher by 1.32 [0.41, 2.20], p = 0.004",
-        "significant win: met",
+        "significance: met ; it is better: 1.32",
         "against version 3, champion before +1.32 [0.41, 2.20], p = 0.004",
         "FLOPs of training 3.51e13",
         "prepare 21 s train-autoencoder 2 min 10 s from the cache train-calm 1 h 03 min evaluate time unknown",
@@ -40,7 +40,7 @@ def test_the_verdict_comes_first_then_how_it_compares() -> None:
 
 def test_a_model_that_stays_challenger_is_told_as_such() -> None:
     text = text_of(page(run=whole_run(promoted=False)))
-    assert "calm version 4 is not champion" in text and "significant win: not met" in text
+    assert "calm version 4 is not champion" in text and "significance: not met" in text
 
 
 def test_what_is_not_known_is_left_out() -> None:
