@@ -20,6 +20,7 @@ from calm_core.registry import stage
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
 from calm_core.telemetry.mlflow_run import DIGEST_TAG, PARENT_RUN_VARIABLE
+from calm_core.telemetry.outbox import OUTBOX_VARIABLE
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE
 from pipelines.local.object_store import BUCKET
 from tests import object_store
@@ -55,6 +56,7 @@ def client(
 ) -> Iterator[mlflow.MlflowClient]:
     """A client of the server, which may reach S3 only where it has to."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(OUTBOX_VARIABLE, str(tmp_path / "outbox"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     mlflow.set_tracking_uri(server.uri)
     with object_store.environment(monkeypatch, s3_endpoint, tmp_path / "cache"):
