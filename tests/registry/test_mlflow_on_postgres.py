@@ -101,7 +101,7 @@ def test_a_model_is_scored_registered_promoted_rolled_back_and_used(
     assert registering.info.experiment_id == task["MLFLOW_EXPERIMENT_ID"]
 
     model = mlflow.pyfunc.load_model("models:/calm@champion")
-    parameters = {"max_new_tokens": 6, "seed": 1}
+    parameters = {"max_new_tokens": 6, "temperature": 0.5, "seed": 1}
     [text] = model.predict(pd.DataFrame({"prompt": ["the river"]}), params=parameters)
     monkeypatch.setenv("CALM_HOME", str(tmp_path / "home"))
     with pytest.raises(SystemExit) as ended:
