@@ -23,7 +23,18 @@ from calm_core.shown import redacted, visible
 from calm_core.telemetry.mlflow_store import mlflow_answers
 from pipelines.local.home import Home
 
-registry_app = App(help="Versions of the registered model, and which of them is champion.")
+registry_app = App(
+    help="""Look at the versions of the registered model, and say which of them is champion.
+
+    Examples:
+
+      calm registry list
+
+      calm registry compare 1 2
+
+      calm registry rollback --reason "repeats itself"
+    """
+)
 
 ModelOption = Annotated[
     str, typer.Option("--model", metavar="NAME", help="The registered model (registry.model_name).")

@@ -21,8 +21,10 @@ from calm_core.errors import CalmError, Interrupted
 from calm_core.models.noise import SequenceNoise
 from calm_core.store.facts import CheckpointFacts
 from calm_core.training import loop, worker
+from calm_core.training.energy import EnergyMeter
 from calm_core.training.job import Job, TrainingSpec, check_inputs
 from calm_core.training.loop import Trainer
+from calm_core.training.meter import CostMeter
 from calm_core.training.tasks.base import Loss
 from calm_core.training.watchdog import Watchdog
 
@@ -136,7 +138,7 @@ def run(case: Case, dataset_uri: str, folder: Path) -> None:
     endings: list[tuple[int, str]] = []
     while True:
         try:
-            worker._train(spec, job, Watchdog(0))
+            worker._train(spec, job, Watchdog(0), CostMeter(EnergyMeter(None)))
         except Killed:
             endings.append((137, "killed"))
             continue

@@ -20,9 +20,11 @@ from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts
 from calm_core.training import worker
 from calm_core.training.distributed import gathered
+from calm_core.training.energy import EnergyMeter
 from calm_core.training.engine import zero_stage
 from calm_core.training.job import Job, TrainingSpec, check_inputs
 from calm_core.training.loop import Trainer
+from calm_core.training.meter import CostMeter
 from calm_core.training.tasks.base import Task
 from calm_core.training.watchdog import Watchdog
 from calm_core.weights.load import load_autoencoder
@@ -143,7 +145,9 @@ def run(case: Case, dataset_uri: str, autoencoder_uri: str, folder: Path) -> Non
     )
     worker._make_trainer = make
     try:
-        worker._train(spec, Job(str(folder / (case.job or case.name) / "job")), Watchdog(0))
+        worker._train(
+            spec, Job(str(folder / (case.job or case.name) / "job")), Watchdog(0), CostMeter(EnergyMeter(None))
+        )
     except Interrupted as error:
         seen["stopped"] = str(error)
     finally:

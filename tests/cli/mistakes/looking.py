@@ -55,8 +55,9 @@ MISTAKES: list[Mistake] = [
     ),
     Mistake(
         name="a report written over another file",
-        command=("report", "{evaluation}", "--output", "a.jsonl"),
-        says=("a.jsonl: is there already; name another file with --output",),
+        command=("report", "{evaluation}", "--output", "page.html"),
+        files={"page.html": "somebody's"},
+        says=("page.html: is there already; name another file with --output",),
     ),
     Mistake(
         name="comparing what is no evaluation",

@@ -45,7 +45,8 @@ def _unfinished(*changes: str, held: bool = False) -> object:
 
 
 def _here() -> lock.Holder:
-    return holder_of(machine=lock.machine(), pid=os.getpid(), started=psutil.Process().create_time())
+    started = psutil.Process().create_time() - psutil.boot_time()
+    return holder_of(machine=lock.machine(), pid=os.getpid(), started=started)
 
 
 MISTAKES = [
