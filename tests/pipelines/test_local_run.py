@@ -74,7 +74,8 @@ class Workplace:
 def last_states(output: str) -> dict[str, str]:
     """The last state that the plain display told of each stage."""
     stages = [*STAGES, "train-transformer", "evaluate-transformer"]
-    told = [line.split(": ", 1) for line in output.splitlines() if line.split(":")[0] in stages and ": " in line]
+    progress = output.partition("\nreport: /")[0]  # what it ends with, where the page of the run lies
+    told = [line.split(": ", 1) for line in progress.splitlines() if line.split(":")[0] in stages and ": " in line]
     return {stage: rest.split()[0] for stage, rest in told}
 
 
