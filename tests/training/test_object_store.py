@@ -67,4 +67,4 @@ def test_a_run_on_s3_is_stopped_continued_and_scored(s3_place: str, tmp_path: Pa
         seed=0,
         autoencoder_uri=output,
     )
-    assert Artifact(scores.uri, EvaluationFacts).facts.brierlm.high >= 0
+    assert Artifact(scores.uri, EvaluationFacts).facts.brierlm.value >= 0
