@@ -1,9 +1,13 @@
 """Layers shared by the autoencoder and the language model's backbone."""
 
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -39,3 +43,18 @@ def initialize(module: nn.Module) -> None:
 def freeze(model: ModuleT) -> ModuleT:
     """Evaluation mode, no gradients; for a model that another one is trained on."""
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def without_storage() -> Iterator[None]:
+    """In this block, modules are made on the meta device: they have shapes, and take no memory."""
+    with torch.device("meta"), _WithoutInitialWeights():
+        yield
+
+
+class _WithoutInitialWeights(TorchFunctionMode):
+    """Weights without storage need no values; torch would import its compiler to give them some."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        return named["tensor"] if getattr(func, "__module__", "") == nn.init.__name__ else func(*args, **named)

@@ -5,14 +5,12 @@ forward pass (matrix products, and attention over the whole context, not halved 
 meta device. A backward pass takes twice that. It is the accounting of the CALM paper (arXiv 2510.27688).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from calm_core.config import AutoencoderConfig, BackboneConfig, CalmConfig, Config, TrainingConfig, TransformerConfig
@@ -20,6 +18,7 @@ from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.backbone import Backbone
 from calm_core.models.calm import Calm
+from calm_core.models.layers import without_storage
 from calm_core.models.transformer import Transformer
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -118,7 +117,7 @@ def _model(
     config: TrainingConfig, autoencoder: AutoencoderConfig | None, vocab_size: int
 ) -> Autoencoder | tuple[Calm, Autoencoder] | Transformer:
     """The model of some settings, without storage; a CALM model with the autoencoder that it is trained on."""
-    with _without_storage():
+    with without_storage():
         match config:
             case AutoencoderConfig():
                 return make_autoencoder(config.model, vocab_size)
@@ -135,27 +134,12 @@ def _model(
 def _models(config: Config, vocab_size: int) -> tuple[Autoencoder, Calm, Transformer]:
     """All models, without storage."""
     shape = config.autoencoder.model
-    with _without_storage():
+    with without_storage():
         return (
             make_autoencoder(shape, vocab_size),
             Calm(config.calm.model, vocab_size, shape.chunk_size, shape.latent_size),
             Transformer(config.transformer.model, vocab_size),
         )
-
-
-@contextmanager
-def _without_storage() -> Iterator[None]:
-    """In this block, modules are made on the meta device."""
-    with torch.device("meta"), _WithoutInitialWeights():
-        yield
-
-
-class _WithoutInitialWeights(TorchFunctionMode):
-    """Weights without storage need no values; torch would import its compiler to give them some."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        named = kwargs or {}
-        return named["tensor"] if getattr(func, "__module__", "") == nn.init.__name__ else func(*args, **named)
 
 
 def parameters(module: nn.Module) -> int:

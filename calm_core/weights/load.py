@@ -14,6 +14,7 @@ from calm_core.errors import ArtifactError, ConfigError, first_line
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
+from calm_core.models.layers import without_storage
 from calm_core.models.transformer import Transformer
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts, TransformerFacts
@@ -98,7 +99,7 @@ def _with_weights(artifact: Artifact[ModelFacts], make: Callable[[], ModelT]) ->
     if layers > len(weights):
         raise artifact.damaged(WEIGHTS_NAME, f"{len(weights)} tensors for {layers} layers")
     try:
-        with torch.device("meta"):
+        with without_storage():
             expected = make()
     except ArtifactError:
         raise
