@@ -158,10 +158,10 @@ def _comparison_checks(rules: RegistryConfig, comparison: Difference | str) -> I
 def _regression_checks(
     rules: RegistryConfig, challenger: Contender, champion: Contender, comparison: Difference
 ) -> Iterator[Check]:
-    accuracies = challenger.autoencoder_accuracy, champion.autoencoder_accuracy
+    mine, theirs = challenger.autoencoder_accuracy, champion.autoencoder_accuracy
     gains: dict[str, float | None] = {"brierlm": comparison.brierlm.value}
     gains |= {f"brier_{n}": term.value for n, term in comparison.brier.items()}
-    gains["autoencoder_accuracy"] = None if None in accuracies else accuracies[0] - accuracies[1]  # type: ignore[operator]
+    gains["autoencoder_accuracy"] = None if mine is None or theirs is None else mine - theirs
     for metric, most in rules.max_regression:
         if most is None:
             continue

@@ -127,7 +127,7 @@ def test_what_was_interrupted_before_it_was_decided_is_decided_by_the_next_regis
     assert client.get_model_version_by_alias(registrations.name, "champion").version == 2
 
 
-@pytest.mark.timeout(1200)  # nine processes, half a minute on an idle machine
+@pytest.mark.timeout(1200)  # nine processes, one after the other
 def test_more_steps_win_fewer_do_not_and_equal_ones_change_nothing(dataset_uri: str, tmp_path: Path) -> None:
     """Models that are trained here: the first champion for two steps, and then others."""
     shape = {"hidden_size": 64, "intermediate_size": 96}
