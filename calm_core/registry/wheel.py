@@ -10,7 +10,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,10 +61,11 @@ def needed_packages() -> list[str]:
 
 
 def _installed() -> Distribution:
-    try:
-        return distribution(_NAME)
-    except PackageNotFoundError:
-        raise CalmError(f"{_NAME} is not installed, only its files are found; install it with pip") from None
+    # A folder of sources holds an egg-info, without METADATA, which is found first where Python starts in that folder.
+    for found in distributions(name=_NAME):
+        if found.read_text("METADATA"):
+            return found
+    raise CalmError(f"{_NAME} is not installed, only its files are found; install it with pip")
 
 
 def _public_version(package: Distribution) -> str:

@@ -66,7 +66,7 @@ NOT_RUN = (
     (r"make \w+", "installs everything, and then does what the tests and the command line do"),
     (r"\. \.venv/bin/activate|export \w+=", "changes the reader's shell"),
     (r"python -m benchmarks", "minutes of measuring; tests/benchmarks runs what it measures with"),
-    (r"python tests/reliability", "minutes; tests/reliability runs a part of it"),
+    (r"python -m tests.reliability", "minutes; tests/reliability runs a part of it"),
     (
         r"pip install|curl|printf|mlflow (models serve|artifacts download)|hf download",
         "needs a package index or a server; tests/registry/test_consumer.py has what concerns MLflow",

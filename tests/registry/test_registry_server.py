@@ -33,6 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]
         patch.setenv("MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY", Fernet.generate_key().decode())
         patch.setenv("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http")  # the receiver of this test has no certificate,
         patch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")  # and listens on this machine alone
+        patch.setenv("MLFLOW_WEBHOOK_CACHE_TTL", "0")  # the server has looked for webhooks before this one is made
         server = TrackingServer(tmp_path_factory.mktemp("server"))
         server.start()
     yield server

@@ -6,7 +6,7 @@ import sys
 import zipfile
 from email.parser import BytesParser
 from email.policy import compat32
-from importlib.metadata import requires
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
@@ -67,6 +67,17 @@ def test_the_same_code_gives_the_same_bytes_and_other_code_another_version(
     code = wheel._code
     monkeypatch.setattr(wheel, "_code", lambda installed: [*code(installed), ("calm_core/new.py", b"")])
     assert write_wheel(tmp_path / "other") != ours[1]
+
+
+def test_the_remains_of_a_build_are_not_what_is_installed(
+    ours: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builds leave an egg-info beside the sources, where Python looks first if it starts there."""
+    (tmp_path / "calm_pipelines.egg-info").mkdir()
+    (tmp_path / "calm_pipelines.egg-info" / "PKG-INFO").write_text("Name: calm-pipelines\nVersion: 0.0.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert version("calm-pipelines") == "0.0.1"
+    assert write_wheel(tmp_path / "wheel") == ours[1]
 
 
 def test_its_own_wheel_makes_it_again(ours: tuple[Path, str], tmp_path: Path) -> None:

@@ -1,16 +1,15 @@
-"""Give the product wrong inputs by the thousand: ``python tests/reliability [--count N] [--seed S] [CAMPAIGN ...]``."""
+"""Wrong inputs by the thousand: ``python -m tests.reliability [--count N] [--seed S] [CAMPAIGN ...]``."""
 
 import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-from campaign import Tally, run
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # campaigns use what other tests are made of
-from campaigns import CAMPAIGNS
+from tests.reliability.campaign import Tally, run
+from tests.reliability.campaigns import CAMPAIGNS
 
 
 def main() -> None:

@@ -1,11 +1,9 @@
 """The campaigns by name, each with the number of cases that docs/reliability.md reports."""
 
-import manifest_cases
-import prompt_cases
-import setting_cases
-from campaign import Cases
-from folder_cases import folder_cases
-from source_cases import source_cases
+from tests.reliability import manifest_cases, prompt_cases, setting_cases
+from tests.reliability.campaign import Cases
+from tests.reliability.folder_cases import folder_cases
+from tests.reliability.source_cases import source_cases
 
 CAMPAIGNS: dict[str, tuple[Cases, int]] = {
     "manifests": (manifest_cases.cases, 2000),

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from campaign import Case, Lie
 
 from calm_core.errors import CalmError
 from calm_core.weights.huggingface import import_checkpoint
 from calm_core.weights.load import load_autoencoder, load_calm, load_weights
+from tests.reliability.campaign import Case, Lie
 from tests.weights.public_folders import (
     AUTOENCODER_CONFIG,
     CALM_CONFIG,

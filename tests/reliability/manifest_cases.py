@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
-from campaign import Case, Lie
 
 from calm_cli.data import verify
 from calm_cli.inspect import inspect
@@ -51,6 +50,7 @@ from calm_core.store.facts import (
 )
 from calm_core.weights.lineage import autoencoder_of
 from calm_core.weights.load import load_autoencoder, load_calm, load_tokenizer, load_transformer
+from tests.reliability.campaign import Case, Lie
 
 Json = Any
 Place = tuple[str | int, ...]

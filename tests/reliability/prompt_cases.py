@@ -11,7 +11,6 @@ from typing import Any
 
 import tokenizers
 import torch
-from campaign import Case, Lie
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
 from calm_core.models.transformer import Transformer
 from calm_core.shown import visible
+from tests.reliability.campaign import Case, Lie
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 16}
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from campaign import Case, Lie
-
 from calm_cli.settings import settings_lines
 from calm_core.config import Config, Section, resolve_config
 from calm_core.errors import CalmError
 from pipelines import profiles
+from tests.reliability.campaign import Case, Lie
 
 SECRET = "s3cr3t"
 

@@ -22,7 +22,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from campaign import Case, Lie
 
 from calm_core.config import DataConfig, parse_section
 from calm_core.data.preparing.scan import scan_partition
@@ -30,6 +29,7 @@ from calm_core.data.sources.documents import read_documents
 from calm_core.data.sources.files import find_files
 from calm_core.data.sources.formats import Document
 from calm_core.data.sources.partitions import partition_files
+from tests.reliability.campaign import Case, Lie
 
 LIMIT = 5000  # max_document_bytes
 

@@ -1,10 +1,11 @@
-"""A short run of every campaign; ``python tests/reliability`` makes the long one."""
+"""A short run of every campaign; ``python -m tests.reliability`` makes the long one."""
 
 from pathlib import Path
 
 import pytest
-from campaign import run
-from campaigns import CAMPAIGNS
+
+from tests.reliability.campaign import run
+from tests.reliability.campaigns import CAMPAIGNS
 
 SHORT = 60
 

@@ -16,7 +16,7 @@ from calm_core.training.stage import train
 from tests.cli.test_stopping import MINI, Program, at_work
 from tests.store.test_lock import wait_for
 from tests.training.test_stages import autoencoder_config
-from tests.training.test_unfinished import Stopped
+from tests.training.test_unfinished_training import Stopped
 
 TRAINING = ["autoencoder.steps=1000000", "autoencoder.log_interval=1", "autoencoder.checkpoint_interval=2"]
 

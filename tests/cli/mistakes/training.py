@@ -10,7 +10,7 @@ from calm_core.store import lock
 from calm_core.training.job import Job
 from tests.cli.mistakes.frame import Mistake
 from tests.store.test_lock import holder_of, left
-from tests.training.test_unfinished import Stopped
+from tests.training.test_unfinished_training import Stopped
 
 _TRAIN = ("train", "autoencoder", "--dataset", "{dataset}", "--output", "out")
 _HELD = ": is being worked on by process "
