@@ -11,7 +11,7 @@ from calm_core.errors import CalmError
 from calm_core.evaluation.comparison import compare
 from calm_core.evaluation.documents import DOCUMENTS_NAME, DocumentScores
 from calm_core.evaluation.stage import score_documents
-from calm_core.registry.files import registered_artifacts, registered_evaluation
+from calm_core.registry.files import registered_artifacts, registered_evaluation, registered_signature
 from calm_core.registry.gate import Contender, Signature, judge
 from calm_core.shown import shortened
 from calm_core.store.artifact import Artifact
@@ -208,12 +208,10 @@ def _tokenizer_of(uri: str) -> str:
 
 def _signature_of(uri: str) -> Signature | None:
     """How a registered version is called; None where its files do not tell."""
-    from mlflow.models import Model  # import costs seconds: only where it is used
-
+    told: Any = _if_whole(lambda: registered_signature(uri))
     try:
-        told: dict[str, Any] = Model.load(uri).signature.to_dict()
         parsed = {name: json.loads(value) if value else None for name, value in told.items()}
         parameters = {spec["name"]: (spec["type"], spec.get("shape")) for spec in parsed.get("params") or ()}
-    except Exception:  # a file from anywhere, which MLflow reads, or none
+    except Exception:  # a file from anywhere, or none
         return None
     return Signature(parsed.get("inputs"), parsed.get("outputs"), parameters)

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,20 @@ def registered_evaluation(uri: str) -> Iterator[Artifact[EvaluationFacts] | None
         yield evaluation
 
 
+def registered_signature(uri: str) -> Any:
+    """How a registered CALM model is called, as MLflow wrote it: JSON of `inputs`, `outputs` and `params`.
+
+    Args:
+        uri: As that of `registered_artifacts`.
+
+    Raises:
+        CalmError: There is no such model, it is none of ours, or its files are missing or damaged.
+    """
+    found: list[Any] = []
+    with _registered(uri, lambda files, data: found.append(files.description.get("signature"))):
+        return found[0]
+
+
 @contextmanager
 def _registered(uri: str, bring: "Callable[[_Files, str], None]") -> Iterator[str]:
     """The local folder with a registered model's data, while the block lasts.
@@ -104,7 +119,7 @@ def _data_folder(uri: str, empty: str, bring: "Callable[[_Files, str], None]") -
     exact = exact_uri(uri)
     try:
         files = _located(exact, empty)
-        data = _data_path(uri, files.read(_MLMODEL, _LARGEST_MLMODEL))
+        data = _data_path(uri, files.description)
         bring(files, data)
         return storage.child(files.folder, data)
     except StorageError as error:
@@ -123,16 +138,16 @@ def _data_folder(uri: str, empty: str, bring: "Callable[[_Files, str], None]") -
         ) from None
 
 
-def _data_path(uri: str, mlmodel: bytes) -> str:
+def _data_path(uri: str, description: "dict[str, Any]") -> str:
     """Where in a model's folder its data lie, if the model says that this library loads it.
 
     Raises:
         CalmError: It says something else.
     """
     try:
-        flavor: Any = text.read(mlmodel.decode())["flavors"]["python_function"]
+        flavor = description["flavors"]["python_function"]
         loader, data, code = flavor["loader_module"], flavor["data"], flavor.get("code")
-    except Exception:  # a file from anywhere: no YAML, other types, nested too deeply, numbers too long
+    except (KeyError, TypeError, AttributeError):
         loader, data, code = None, None, None
     if loader != LOADER_MODULE or code is not None or not isinstance(data, str):
         raise CalmError(f"{uri}: is not a CALM model; it is not loaded, since that might run what it brings along")
@@ -153,6 +168,16 @@ class _Files:
         """The bytes of one file, no more than a limit of them."""
         self.bring(path, limit)
         return storage.read(storage.child(self.folder, path), 0, limit)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What the model says of itself; nothing, if that cannot be read."""
+        data = self.read(_MLMODEL, _LARGEST_MLMODEL)
+        try:
+            told = text.read(data.decode())
+        except Exception:  # a file from anywhere: no YAML, nested too deeply, numbers too long
+            return {}
+        return told if isinstance(told, dict) else {}
 
     def bring_model(self, data: str) -> None:
         """Bring the artifacts of the weights from the folder with the model's data."""

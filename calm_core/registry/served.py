@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -145,9 +144,7 @@ def _listed(values: object) -> Iterable[object]:
     """One text, or some."""
     if isinstance(values, pd.DataFrame):
         raise CalmError(f"there are several columns {COLUMN}; give one")
-    if isinstance(values, pd.Series):
-        values = values.astype(object).where(values.notna(), None).to_numpy()
-    if isinstance(values, np.ndarray):
+    if hasattr(values, "tolist"):  # a column, index or array of numpy or pandas
         values = values.tolist()
     if isinstance(values, Sequence) and not isinstance(values, str | bytes | bytearray):
         return values
@@ -159,7 +156,7 @@ def _checked(value: object, number: int) -> str:
     where = f"{COLUMN} {number}"
     if isinstance(value, Mapping):
         value = _prompt_of(value)
-    text = text_of(where, value)
+    text = text_of(where, None if value is pd.NA else value)
     if (place := text.find("\0")) >= 0:
         raise CalmError(f"{where}: holds a NUL character (at {place}); take it out")
     return text

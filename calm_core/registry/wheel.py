@@ -35,10 +35,12 @@ def write_wheel(folder: Path) -> str:
         The requirement of this very wheel, for pip.
 
     Raises:
-        CalmError: The library is not installed.
+        CalmError: The library is not installed, or lies in an archive.
     """
     installed = _installed()
     code, about = dict(_code(installed)), _about(installed)
+    if not code:
+        raise CalmError(f"{_NAME}: its files lie in no folder, as if it were run from an archive; install it with pip")
     digest = hashlib.sha256(repr(sorted((code | about).items())).encode()).hexdigest()
     version = f"{_public_version(installed)}+code{digest[:_LABEL]}"
     about["METADATA"] = _with_version(about["METADATA"], version)

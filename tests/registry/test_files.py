@@ -9,8 +9,11 @@ import yaml
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from calm_core.errors import CalmError
-from calm_core.registry.files import _RemoteFiles
+from calm_core.registry.evidence import _signature_of
+from calm_core.registry.files import _RemoteFiles, registered_signature
+from calm_core.registry.gate import Signature
 from calm_core.registry.load import load_generator
+from pipelines.local.object_store import free_port
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,3 +110,26 @@ def test_files_from_elsewhere_are_copied_as_far_as_they_are_what_they_should_be(
             files.bring(path, limit)
     assert list(target.rglob("*")) == []
     assert files.read("file", 5) == b"12345"
+
+
+def test_a_signature_is_what_the_description_says(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    told = {"inputs": None, "outputs": '[{"type": "string"}]', "params": '[{"name": "n", "type": "long"}]'}
+    description = {"flavors": {"python_function": OURS}, "signature": told}
+    (tmp_path / "model" / "MLmodel").write_text(yaml.safe_dump(description))
+    uri = register_folder(tmp_path / "model")
+    assert registered_signature(uri) == told
+    assert _signature_of(uri) == Signature(None, [{"type": "string"}], {"n": ("long", None)})
+
+
+def test_a_signature_that_cannot_be_read_now_is_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment without MLflow would let a version pass that callers cannot call."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"http://127.0.0.1:{free_port()}")
+    try:
+        with pytest.raises(CalmError) as caught:
+            _signature_of("models:/calm/1")
+    finally:
+        mlflow.set_tracking_uri(uri)
+    assert caught.value.can_pass

@@ -81,7 +81,25 @@ def with_an_installed_loader(trace: Path, folder: Path) -> dict[str, Any]:
     return {"loader_module": "other_loader"}
 
 
-HOSTILE = [pickled, with_a_loader_in_code_of_its_own, with_code_of_our_loaders_name, with_an_installed_loader]
+def with_a_model_as_code(trace: Path, folder: Path) -> dict[str, Any]:
+    """MLflow's own way around pickles, and its variable that forbids them."""
+    code = folder / "evil_model.py"
+    code.write_text(
+        f"import mlflow\nopen({str(trace)!r}, 'w')\n"
+        "class Model(mlflow.pyfunc.PythonModel):\n"
+        "    def predict(self, model_input: list[str]) -> list[str]:\n        return model_input\n"
+        "mlflow.models.set_model(Model())\n"
+    )
+    return {"python_model": str(code)}
+
+
+HOSTILE = [
+    pickled,
+    with_a_model_as_code,
+    with_a_loader_in_code_of_its_own,
+    with_code_of_our_loaders_name,
+    with_an_installed_loader,
+]
 
 
 @pytest.fixture(params=HOSTILE, ids=lambda make: make.__name__)
@@ -131,6 +149,7 @@ COMMANDS = {
     "generate": "generate the --model MODEL",
     "evaluate": "evaluate MODEL --dataset DATASET --output out",
     "compare": "compare MODEL EVALUATION",
+    "report": "report MODEL",
 }
 
 

@@ -80,6 +80,16 @@ def test_the_remains_of_a_build_are_not_what_is_installed(
     assert write_wheel(tmp_path / "wheel") == ours[1]
 
 
+def test_from_an_archive_no_wheel_without_code_is_made(ours: tuple[Path, str], tmp_path: Path) -> None:
+    """Python runs a wheel that is not installed, too, but has no folder of it."""
+    script = "import sys, pathlib, calm_core.registry.wheel as wheel; wheel.write_wheel(pathlib.Path(sys.argv[1]))"
+    environment = {"PYTHONPATH": str(ours[0]), "PATH": ""}
+    command = [sys.executable, "-c", script, str(tmp_path / "made")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "CalmError: calm-pipelines: its files lie in no folder" in done.stderr
+    assert not (tmp_path / "made").exists()
+
+
 def test_its_own_wheel_makes_it_again(ours: tuple[Path, str], tmp_path: Path) -> None:
     """What is installed from a model registers models with the same wheel."""
     command = [
