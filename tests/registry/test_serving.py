@@ -192,15 +192,19 @@ def test_the_documented_programs_run(
     model_folder: str, generator: TextGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path(model_folder).parent}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     pd.DataFrame({"id": [7, 8], "prompt": PROMPTS}).to_csv("prompts.csv", index=False)
     calls: dict[str, Any] = {}
     batch: dict[str, Any] = {}
-    for program, names in zip(blocks("python"), (calls, batch), strict=True):
-        exec(program.replace("models:/calm@champion", model_folder), names)
+    safe: dict[str, Any] = {}
+    for program, names in zip(blocks("python"), (calls, batch, safe), strict=True):
+        exec(program, names)
     texts = generator.generate(["The climate of"], max_new_tokens=16, sampling=Sampling(0.5), seed=1)
     assert calls["model"].predict("The climate of", params=calls["settings"]) == texts
     assert list(batch["rows"]["text"]) == generator.generate(PROMPTS, max_new_tokens=16, seed=1)
     assert list(batch["rows"]["id"]) == [7, 8]
+    assert safe["texts"] == generator.generate(["The climate of", "The economy"], max_new_tokens=16, seed=1)
 
 
 BAD_PROMPTS: dict[str, tuple[object, str]] = {
