@@ -94,7 +94,8 @@ def _of_version(uri: str) -> bytes:
         client = MlflowClient()
         _, name, number = exact.rsplit("/", 2)
         run_id = client.get_model_version(name, number).run_id or ""
-        pages = [file for file in client.list_artifacts(run_id) if file.path == _PAGE_NAME] if run_id else []
+        listed = client.list_artifacts(run_id) if run_id else []
+        pages = [file for file in listed if file.path == _PAGE_NAME and not file.is_dir]
         if pages and (pages[0].file_size or 0) <= _LARGEST_PAGE:
             return Path(client.download_artifacts(run_id, _PAGE_NAME, folder)).read_bytes()
     with registered_evaluation(exact) as evaluation:

@@ -33,8 +33,8 @@ class Payload(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]  #
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A new store; its files lie beside it."""
+def store(evaluation_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A new store; its files lie beside it. The evaluation is made before, or it would be told of in this store."""
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder}/mlflow.db"
     mlflow.set_tracking_uri(uri)
@@ -167,6 +167,17 @@ def test_no_command_runs_anything_of_it(
         main([words.get(word, word) for word in COMMANDS[command].split()])
     assert ended.value.code == 1
     assert f"{uri}: is not a CALM model; it is not loaded" in capsys.readouterr().err
+
+
+def test_a_folder_of_a_pages_name_is_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with mlflow.start_run():
+        logged = mlflow.pyfunc.log_model(name="model", python_model=Payload(tmp_path / "ran"), pip_requirements=[])
+        mlflow.log_text("", "report.html/page")
+    uri = f"models:/evil/{registered(logged, 'evil')}"
+    with pytest.raises(SystemExit):
+        main(["report", uri])
+    assert f"{uri}: is not a CALM model; it is not loaded" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
 
 
 def test_registration_neither_takes_it_for_the_model_nor_for_a_champion_to_compare_with(
