@@ -93,3 +93,11 @@ def test_a_run_above_that_is_not_there_is_one_line(
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     with pytest.raises(CalmError, match=rf"^MLFLOW_RUN_ID '{run_id}': there is no such run in .*{server.uri}; name"):
         start_run("find", {})
+
+
+def test_a_server_that_does_not_take_its_name_says_so(server: TrackingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow refuses requests to a name that is not among its --allowed-hosts; that is no matter of passwords."""
+    uri = server.uri.replace("127.0.0.1", "127.1")  # the same address, written as nobody has allowed it
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(CalmError, match=rf"{uri}: .*\(HTTP 403, 'Invalid Host header.*to its --allowed-hosts"):
+        start_run("find", {})
