@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
-EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
+EXPERIMENT_VARIABLE, EXPERIMENT_ID_VARIABLE = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 PARENT_RUN_VARIABLE, RUN_VARIABLE = "CALM_PARENT_RUN_ID", "MLFLOW_RUN_ID"
 COMMAND_VARIABLE = "CALM_RUN_COMMAND"
 """The command that began the pipeline's run, for people."""
@@ -174,8 +174,10 @@ def start_run(name: str, tags: Mapping[str, str]) -> Run:
         client = MlflowClient()
         if parent:
             experiment = _active(client, _experiment_of(client, parent))
+        elif number := os.environ.get(EXPERIMENT_ID_VARIABLE) if not os.environ.get(EXPERIMENT_VARIABLE) else "":
+            experiment = _active(client, client.get_experiment(number))
         else:
-            experiment = experiment_id(client, os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT))
+            experiment = experiment_id(client, os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT)
         return str(client.create_run(experiment, tags=all_tags, run_name=name).info.run_id)
 
     return Run(outlasting(name, create), name)

@@ -49,7 +49,12 @@ _TO_DO = (
     (r"not installed", "install it, or choose another place"),
 )
 """What helps against what MLflow and its databases say, by patterns."""
-_REFUSALS = {"INVALID_PARAMETER_VALUE": "change it", "PERMISSION_DENIED": _LOG_IN, "UNAUTHENTICATED": _LOG_IN}
+_REFUSALS = {
+    "INVALID_PARAMETER_VALUE": "change it",
+    "RESOURCE_DOES_NOT_EXIST": "name one that is there; it may have been deleted",
+    "PERMISSION_DENIED": _LOG_IN,
+    "UNAUTHENTICATED": _LOG_IN,
+}
 """What helps against refusals, by MLflow's codes."""
 
 

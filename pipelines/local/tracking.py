@@ -187,9 +187,9 @@ def _run_upgrade(database: Path, copy: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if ended.returncode == 0 and _revision_of(copy) == known_revisions()[0]:
         return
-    reason = last_words(ended.stderr) or f"exit code {ended.returncode}"
+    reason = shortened(last_words(ended.stderr) or f"exit code {ended.returncode}", _LONGEST_REASON)
     raise CalmError(
-        f"{database}: is of an older MLflow, which cannot be upgraded ({shortened(reason, _LONGEST_REASON)}); it is as it was: install the "
+        f"{database}: is of an older MLflow, which cannot be upgraded ({reason}); it is as it was: install the "
         "MLflow that has made it, or move it away, and a new one is made"
     )
 

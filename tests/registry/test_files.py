@@ -11,11 +11,12 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from calm_core.errors import CalmError
 from calm_core.registry.files import _RemoteFiles
 from calm_core.registry.load import load_generator
+from tests.mlflow_tables import new_store
 
 
 @pytest.fixture(scope="module", autouse=True)
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+    mlflow.set_tracking_uri(new_store(tmp_path_factory.mktemp("mlflow")))
     yield
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unset, or it would count for all tests after these
 

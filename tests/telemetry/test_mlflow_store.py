@@ -58,7 +58,7 @@ class Starting(http.server.BaseHTTPRequestHandler):
 def starting() -> Iterator[str]:
     handler = type("Handler", (Starting,), {"requests": 0})
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
