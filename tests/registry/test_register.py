@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import mlflow.pyfunc  # loaded now: of a module that MLflow loads later, nothing can be replaced
 import pandas as pd
 import pytest
 
@@ -101,7 +102,7 @@ def test_a_registration_whose_mlflow_goes_away_midway_makes_one_version(
     model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once when the model has been logged, and the answer is lost; once when it is looked for, and is there."""
-    monkeypatch.setattr("calm_core.telemetry.mlflow_store._PAUSES", (0.0,))
+    monkeypatch.setattr("calm_core.telemetry.mlflow_store._PAUSES", (0.0, 0.0))
     for module, name in (mlflow.pyfunc, "log_model"), (stage, "registered_artifacts"):
         work, failures = getattr(module, name), iter([ConnectionResetError(104, "Connection reset by peer")])
 
