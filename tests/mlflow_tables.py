@@ -1,12 +1,30 @@
-"""Databases as older versions of MLflow have made them: its migrations, up to an earlier one."""
+"""Databases of MLflow: empty ones in no time, and those that older versions have made."""
 
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import mlflow
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
+from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 from mlflow.store.tracking.dbmodels.initial_models import Base
+
+
+def new_store(folder: Path) -> str:
+    """The URI of a new database in a folder: a copy, since MLflow takes seconds to make one, by all its migrations."""
+    (folder / "mlflow.db").write_bytes(_new())
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+@cache
+def _new() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        engine = create_sqlalchemy_engine(f"sqlite:///{folder}/mlflow.db")
+        _initialize_tables(engine)
+        engine.dispose()
+        return (Path(folder) / "mlflow.db").read_bytes()
 
 
 def make_older(uri: str, revision: str) -> None:

@@ -76,7 +76,7 @@ def troubled(endpoint: str) -> Iterator[tuple[str, Trouble]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", trouble
         server.shutdown()
 

@@ -19,7 +19,7 @@ from calm_core.registry.versions import exact_uri
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts
-from calm_core.telemetry.mlflow_store import reach_mlflow, reason_of, tracking_place
+from calm_core.telemetry.mlflow_store import MlflowUnreachable, reach_mlflow, reason_of, tracking_place
 
 if TYPE_CHECKING:
     from mlflow.entities import FileInfo
@@ -131,10 +131,9 @@ def _data_folder(uri: str, empty: str, bring: "Callable[[_Files, str], None]") -
             f"{uri}: its files are gone ({error.filename}); register the model again, or choose another version"
         ) from None
     except Exception as error:  # what MLflow and its clients of object stores raise has no common base
-        raise CalmError(
+        raise MlflowUnreachable(
             f"{uri}: cannot be loaded from {tracking_place()} ({reason_of(error)}); "
-            "check that it is there, and that its files can be reached",
-            can_pass=True,
+            "check that it is there, and that its files can be reached"
         ) from None
 
 

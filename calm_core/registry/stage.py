@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from calm_core.store.facts import (
     RegistrationFacts,
 )
 from calm_core.telemetry.mlflow_run import parent_run_id
-from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, mlflow_answers
+from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, MlflowUnreachable, outlasting
 from calm_core.telemetry.stage import Stage
 from calm_core.weights.lineage import autoencoder_of
 
@@ -88,10 +88,9 @@ def register_model(
         ArtifactWriter(output_uri, RegistrationFacts, settings, scored.digests, overwrite=overwrite).check()
         stage.begin()
         scored.check_files()  # also where the model is registered already, and nothing else would read them
-        with mlflow_answers():
-            number = _version_of(config, scored, stage)
-            evidence = Evidence(config.model_name, number, scored.evaluation, dataset_uri, stage)
-            decided = Aliases(config, evidence.decide).decide(number)
+        number = outlasting(STAGE, lambda: _version_of(config, scored, stage))
+        evidence = Evidence(config.model_name, number, scored.evaluation, dataset_uri, stage)
+        decided = outlasting(STAGE, lambda: Aliases(config, evidence.decide).decide(number))
         facts = RegistrationFacts(
             model_name=config.model_name,
             version=number,
@@ -200,16 +199,24 @@ def _version_of(config: RegistryConfig, scored: ScoredModel, stage: Stage) -> st
 
 
 def _versions_of(model_name: str, scored: ScoredModel) -> list[str]:
-    """Versions with this evaluation: the first one that can be loaded, and those that came after it."""
+    """Versions with this evaluation: the first one that can be loaded, and those that came after it.
+
+    Raises:
+        MlflowUnreachable: That cannot be told now.
+    """
     from mlflow import MlflowClient  # import costs seconds: only where it is used
 
     digest = scored.evaluation.digest
     versions = versions_of(MlflowClient(), model_name)
     found = [number for number, version in versions.items() if version.tags.get(EVALUATION_TAG) == digest]
     for place, number in enumerate(found):
-        with suppress(CalmError):
+        try:
             _check(_uri(model_name, number), scored)
             return found[place:]
+        except MlflowUnreachable:
+            raise
+        except CalmError:  # its files are gone or damaged
+            continue
     return []
 
 

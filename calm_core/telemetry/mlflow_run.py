@@ -15,7 +15,7 @@ from calm_core.shown import brief, by_dotted_name, lines_of
 from calm_core.telemetry.delivery import Delivery
 from calm_core.telemetry.mlflow_store import (
     TRACKING_URI_VARIABLE,
-    mlflow_answers,
+    outlasting,
     place_of,
     reach_mlflow,
     tracking_place,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
-EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
+EXPERIMENT_VARIABLE, EXPERIMENT_ID_VARIABLE = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 PARENT_RUN_VARIABLE, RUN_VARIABLE = "CALM_PARENT_RUN_ID", "MLFLOW_RUN_ID"
 COMMAND_VARIABLE = "CALM_RUN_COMMAND"
 """The command that began the pipeline's run, for people."""
@@ -169,14 +169,18 @@ def start_run(name: str, tags: Mapping[str, str]) -> Run:
     else:
         reach_mlflow()
     all_tags = {**tags, **({MLFLOW_PARENT_RUN_ID: parent} if parent else {})}
-    with mlflow_answers():
+
+    def create() -> str:
         client = MlflowClient()
         if parent:
             experiment = _active(client, _experiment_of(client, parent))
+        elif number := os.environ.get(EXPERIMENT_ID_VARIABLE) if not os.environ.get(EXPERIMENT_VARIABLE) else "":
+            experiment = _active(client, client.get_experiment(number))
         else:
-            experiment = experiment_id(client, os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT))
-        run_id = client.create_run(experiment, tags=all_tags, run_name=name).info.run_id
-    return Run(run_id, name)
+            experiment = experiment_id(client, os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT)
+        return str(client.create_run(experiment, tags=all_tags, run_name=name).info.run_id)
+
+    return Run(outlasting(name, create), name)
 
 
 def _experiment_of(client: "MlflowClient", run_id: str) -> "Experiment":

@@ -8,15 +8,16 @@ import sqlite3
 import ssl
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from calm_core.errors import CalmError, first_line
-from calm_core.shown import redacted, shortened
+from calm_core.shown import brief, redacted, shortened
 from calm_core.telemetry.progress import report
 
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -30,9 +31,14 @@ _PROBE = "/api/2.0/mlflow/experiments/search"  # only MLflow answers it, and a s
 _PROBE_ANSWER = {"experiments", "next_page_token"}
 _WAIT_SECONDS = 2.0  # between two questions to one that may be restarting
 _SQLITE = ("sqlite:", "sqlite+")
+_PAUSES = (5.0, 15.0, 40.0)  # seconds between tries of what MLflow has failed at
+_RETRIES = 1  # of one call, at once: for a connection that was closed while nobody used it
 _LONGEST_REASON = 300  # characters
 
+ResultT = TypeVar("ResultT")
+
 _AGAIN = "run the same command again"
+_LOG_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user who may use it, or MLFLOW_TRACKING_TOKEN"
 _PLACES = "http://HOST:PORT of an MLflow server or sqlite:////FOLDER/mlflow.db"
 _TO_DO = (
     (r"not a database|malformed|disk image", "it is damaged or no database; move it away, and a new one is made"),
@@ -43,6 +49,19 @@ _TO_DO = (
     (r"not installed", "install it, or choose another place"),
 )
 """What helps against what MLflow and its databases say, by patterns."""
+_REFUSALS = {
+    "INVALID_PARAMETER_VALUE": "change it",
+    "RESOURCE_DOES_NOT_EXIST": "name one that is there; it may have been deleted",
+    "PERMISSION_DENIED": _LOG_IN,
+    "UNAUTHENTICATED": _LOG_IN,
+}
+"""What helps against refusals, by MLflow's codes."""
+
+
+class MlflowUnreachable(CalmError):
+    """MLflow, its database or its store of files does not answer, which may pass."""
+
+    can_pass = True
 
 
 def tracking_place() -> str:
@@ -71,13 +90,42 @@ def place_of(uri: str) -> str:
 def mlflow_answers() -> Iterator[None]:
     """Turn whatever MLflow raises into one line without a password: its messages may repeat the tracking URI.
 
+    Its client would try a call for minutes, and then the next one: unless MLFLOW_HTTP_REQUEST_MAX_RETRIES says how
+    often, it is tried twice.
+
     Raises:
         CalmError: MLflow has failed.
     """
     import mlflow
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
 
-    with explained(mlflow.get_tracking_uri()):
+    with ExitStack() as stack, explained(mlflow.get_tracking_uri()):
+        if not RETRIES.is_set():
+            RETRIES.set(_RETRIES)
+            stack.callback(RETRIES.unset)
         yield
+
+
+def outlasting(stage: str, work: Callable[[], ResultT]) -> ResultT:
+    """Do what uses MLflow and may be done again, and do it again when MLflow has gone away meanwhile and is back.
+
+    Args:
+        stage: Who says so.
+        work: What to do.
+
+    Raises:
+        CalmError: It fails for another reason, or still after some tries.
+    """
+    for pause in _PAUSES:
+        try:
+            with mlflow_answers():
+                return work()
+        except MlflowUnreachable as error:
+            report(stage, note=f"trying again in {pause:.0f} s ({_reason_in(error)})")
+        time.sleep(pause)
+        wait_for_mlflow(stage)
+    with mlflow_answers():
+        return work()
 
 
 def reach_mlflow(*, to_read: bool = False) -> None:
@@ -120,9 +168,14 @@ def wait_for_mlflow(stage: str) -> None:
             if not error.can_pass or time.monotonic() > deadline:
                 raise
             if not waiting:
-                report(stage, note=f"waiting for MLflow, {PATIENCE_SECONDS:.0f} s at most ({error})")
+                report(stage, note=f"waiting for MLflow, {PATIENCE_SECONDS:.0f} s at most ({_reason_in(error)})")
             waiting = True
         time.sleep(_WAIT_SECONDS)
+
+
+def _reason_in(error: CalmError) -> str:
+    """What is wrong and where; not what to do, which is done."""
+    return str(error).rpartition("; ")[0] or str(error)
 
 
 def quiet_mlflow() -> None:
@@ -180,14 +233,16 @@ def _ask_server(uri: str) -> None:
         raise_on_status=False,
     )
     status = response.status_code
-    if status in (401, 403):
+    if status == 403 and "Host header" in response.text:
         raise CalmError(
-            f"{_place(uri)}: asks who you are (HTTP {status}); set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD to a user who may use it, or MLFLOW_TRACKING_TOKEN"
+            f"{_place(uri)}: that server does not take its name from there (HTTP 403, {brief(response.text)}); add it "
+            "to its --allowed-hosts, or write a name that is among them"
         )
-    if status in (500, 502, 503, 504):
+    if status in (401, 403):
+        raise CalmError(f"{_place(uri)}: asks who you are (HTTP {status}); {_LOG_IN}")
+    if status in (408, 429, 500, 502, 503, 504):
         to_do = f"look into that server's log, then {_AGAIN}"
-        raise CalmError(f"{_place(uri)}: MLflow does not answer (HTTP {status}); {to_do}", can_pass=True)
+        raise MlflowUnreachable(f"{_place(uri)}: MLflow does not answer (HTTP {status}); {to_do}")
     try:
         is_mlflow = status == 200 and response.json().keys() <= _PROBE_ANSWER
     except (ValueError, AttributeError):  # no JSON, or no object
@@ -291,9 +346,11 @@ def explained(uri: str) -> Iterator[None]:
         reason = reason_of(error, before)
         to_do = next((to_do for pattern, to_do in _TO_DO if re.search(pattern, reason)), _to_reach(uri))
         failed = "cannot be used" if uri.startswith(_SQLITE) else "MLflow does not answer"
-        if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
-            failed, to_do = "MLflow refuses this", "change it"
-        raise CalmError(f"{_place(uri)}: {failed} ({reason}); {to_do}", can_pass=_AGAIN in to_do) from None
+        code = getattr(error, "error_code", "")
+        if code in _REFUSALS:
+            failed, to_do = "MLflow refuses this", _REFUSALS[code]
+        kind = MlflowUnreachable if _AGAIN in to_do else CalmError
+        raise kind(f"{_place(uri)}: {failed} ({reason}); {to_do}") from None
 
 
 def reason_of(error: Exception, before: BaseException | None = None) -> str:

@@ -154,7 +154,7 @@ class LocalRun:
             stage, exit_code = failure["task"], failure["exit_code"]
         if how := killed_by(exit_code):
             return Ending(stage, f"its process {how}", can_pass=True)
-        said = last_words(self.log) or "without a word"
+        said = last_words(_end_of(self.log)) or "without a word"
         return Ending(stage, f"it broke before it could say why ({said})", can_pass=False)
 
     def stop(self) -> None:
@@ -186,13 +186,16 @@ class LocalRun:
         return members | below
 
 
-def last_words(log: Path) -> str:
-    """The line in a log that says why a task, or else Kubeflow's runner, has failed; empty where there is none."""
+def _end_of(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LAST_BYTES))
-        lines = [line.strip("\n") for line in file.read().decode(errors="replace").splitlines()]
+        return file.read().decode(errors="replace")
+
+
+def last_words(log: str) -> str:
+    """The line in a log that says why a task, Kubeflow's runner or MLflow has failed; empty where there is none."""
     said, in_traceback = "", False
-    for line in lines:
+    for line in log.splitlines():
         if line.startswith(_OF_A_STAGE):
             said = line.removeprefix(_OF_A_STAGE)
         elif line.startswith(_TRACEBACK):

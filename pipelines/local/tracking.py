@@ -1,17 +1,19 @@
 """MLflow of the runs on one machine: a SQLite file, unless MLFLOW_TRACKING_URI names a server."""
 
+import fcntl
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from calm_core.errors import CalmError
-from calm_core.shown import brief
+from calm_core.shown import shortened
 from calm_core.telemetry import outbox
 from calm_core.telemetry.delivery import Delivery
 from calm_core.telemetry.mlflow_run import EXPERIMENT_VARIABLE, STAGE_TAG, Run, experiment_id
@@ -26,8 +28,10 @@ from calm_core.telemetry.mlflow_store import (
 )
 from calm_core.telemetry.progress import report
 from pipelines.local.home import Home
+from pipelines.local.run import last_words
 
 _EMBEDDED_SCHEME = "sqlite:"
+_LONGEST_REASON = 300  # characters
 _STAGE = "mlflow"  # as which progress tells of it
 _LOCATIONS = (
     ("experiments", "artifact_location"),
@@ -100,20 +104,21 @@ def _upgrade(home: Home) -> None:
     """Give the database of a home's own MLflow the tables of the installed version, if an older one has made it.
 
     A copy of it as it was stays beside it. Another one is upgraded, and written back at once when that is done, so that
-    nothing is half done however this ends. It stays the same file: others may have it open.
+    nothing is half done however this ends. It stays the same file: others may have it open. Of several processes that
+    find it so, one does it, and the others wait for that.
 
     Raises:
         CalmError: MLflow cannot upgrade it.
         sqlite3.Error: It cannot be read or written.
     """
     database = home.mlflow_database
-    with closing(sqlite3.connect(database, isolation_level=None)) as original:
-        if not _is_older(sqlite_revision(original)):
+    if not _is_older(_revision_of(database)):
+        return
+    with _held(home.path), closing(sqlite3.connect(database, isolation_level=None)) as original:
+        if not _is_older(sqlite_revision(original)):  # another process has done it
             return
         original.execute("BEGIN IMMEDIATE")  # nobody writes to what is replaced
         revision = sqlite_revision(original)
-        if not _is_older(revision):  # another process has done it
-            return
         new = database.with_name(f"{database.name}.upgrading")
         backup = _free(database.with_name(f"{database.name}.{revision}.backup"))
         try:
@@ -131,6 +136,23 @@ def _upgrade(home: Home) -> None:
     report(_STAGE, note=f"{database}: was of an older MLflow, and has been upgraded; as it was, it is {backup}")
 
 
+def _revision_of(database: Path) -> str:
+    with closing(sqlite3.connect(database)) as opened:
+        return sqlite_revision(opened)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder, which one process can at a time, while the block lasts."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems lock no folder; the database has a lock of its own
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
 def _is_older(revision: str) -> bool:
     """Whether tables are of an older MLflow than the installed one."""
     return revision in known_revisions()[1:]
@@ -146,10 +168,13 @@ def _copy(database: Path, file: Path) -> None:
     """Write a whole database to a file, for the same users."""
     part = file.with_name(f"{file.name}.part")
     part.unlink(missing_ok=True)  # left by one that was killed
-    with closing(sqlite3.connect(database)) as original, closing(sqlite3.connect(part)) as copy:
-        original.backup(copy)
-    shutil.copymode(database, part)
-    part.replace(file)
+    try:
+        with closing(sqlite3.connect(database)) as original, closing(sqlite3.connect(part)) as copy:
+            original.backup(copy)
+        shutil.copymode(database, part)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)  # of a disk that is full
 
 
 def _run_upgrade(database: Path, copy: Path) -> None:
@@ -160,12 +185,11 @@ def _run_upgrade(database: Path, copy: Path) -> None:
     """
     command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"{_EMBEDDED_SCHEME}///{copy}"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    with closing(sqlite3.connect(copy)) as upgraded:
-        if ended.returncode == 0 and sqlite_revision(upgraded) == known_revisions()[0]:
-            return
-    reason = (ended.stderr.strip() or ended.stdout.strip() or f"exit code {ended.returncode}").splitlines()[-1]
+    if ended.returncode == 0 and _revision_of(copy) == known_revisions()[0]:
+        return
+    reason = shortened(last_words(ended.stderr) or f"exit code {ended.returncode}", _LONGEST_REASON)
     raise CalmError(
-        f"{database}: is of an older MLflow, which cannot be upgraded ({brief(reason)}); it is as it was: install the "
+        f"{database}: is of an older MLflow, which cannot be upgraded ({reason}); it is as it was: install the "
         "MLflow that has made it, or move it away, and a new one is made"
     )
 

@@ -15,6 +15,7 @@ from calm_core.registry import evidence
 from calm_core.registry.aliases import MEASURED_TAG, Aliases, Decision
 from calm_core.registry.gate import Contender, judge
 from calm_core.store.facts import Decided, Difference, ScoreDifference
+from tests.mlflow_tables import new_store
 
 BETTER = {"2": "1", "4": "2"}
 """Versions, and what they are significantly better than."""
@@ -35,7 +36,7 @@ def decide(number: str, champion: str | None, rules: RegistryConfig) -> Decided:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    uri = new_store(tmp_path_factory.mktemp("mlflow"))
     MlflowClient(uri).create_registered_model("empty")
     return uri
 

@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, parse
 from pipelines.local.home import HOME_VARIABLE, Home
 from pipelines.local.tracking import read_tracking, send_what_is_left, use_tracking
 from tests.mlflow_tables import make_older
+from tests.telemetry.full_disk import disk_with
 
 
 @pytest.fixture(autouse=True)
@@ -156,8 +158,9 @@ def test_the_database_of_an_older_mlflow_is_upgraded_and_a_copy_of_it_stays(
     (tmp_path / "home" / "mlflow.db.upgrading.part").write_text("left by one that was killed")
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     monkeypatch.setenv(PROGRESS_FILE_VARIABLE, str(tmp_path / "progress.jsonl"))
-    with closing(sqlite3.connect(database)) as other:  # of a process that goes on
-        read_tracking(Home.find(make=False))
+    # The first one is of a process that goes on; of two commands that come at once, the second waits for the first.
+    with closing(sqlite3.connect(database)) as other, ThreadPoolExecutor(2) as commands:
+        assert list(commands.map(lambda _: read_tracking(Home.find(make=False)), range(2))) == [None, None]
         with other:
             other.execute("INSERT INTO tags (key, value, run_uuid) VALUES ('told', 'later', '0123')")
     home = begin(tmp_path / "home", monkeypatch)
@@ -175,3 +178,19 @@ def test_the_database_of_an_older_mlflow_is_upgraded_and_a_copy_of_it_stays(
         assert copy.execute("SELECT count(*) FROM runs").fetchall() == [(1,)]
     assert {file.stat().st_mode & 0o777 for file in (database, backup)} == {0o600}
     assert sorted(file.name for file in database.parent.glob("mlflow.db*")) == ["mlflow.db", backup.name]
+
+
+def test_a_database_that_cannot_be_upgraded_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line says why: not that MLflow's log has more to read, which is all that its last line says."""
+    (tmp_path / "home").mkdir()
+    database = tmp_path / "home" / "mlflow.db"
+    make_older(f"sqlite:///{database}", "4465047574b1")
+    with closing(sqlite3.connect(database)) as opened, opened:
+        opened.execute("CREATE TABLE logged_models (name TEXT)")  # one that the upgrade wants to make
+    before = database.read_bytes()
+    with disk_with(-len(before) // 2, database), pytest.raises(CalmError, match=r"disk.*free space there, then run"):
+        begin(tmp_path / "home", monkeypatch)
+    with pytest.raises(CalmError, match=r"cannot be upgraded \(.*table logged_models already exists.*it is as it was"):
+        begin(tmp_path / "home", monkeypatch)
+    assert [file.name for file in database.parent.glob("mlflow.db*")] == ["mlflow.db"]
+    assert database.read_bytes() == before

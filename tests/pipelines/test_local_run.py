@@ -391,10 +391,8 @@ def _module_of(process: psutil.Process) -> str:
     ],
     ids=["nothing", "an error of ours", "a fault in a task", "a fault in Kubeflow's runner"],
 )
-def test_a_log_tells_why_a_run_has_failed(log: list[str], said: str, tmp_path: Path) -> None:
-    file = tmp_path / "pipeline.log"
-    file.write_text("\n".join(log))
-    assert last_words(file) == said
+def test_a_log_tells_why_a_run_has_failed(log: list[str], said: str) -> None:
+    assert last_words("\n".join(log)) == said
 
 
 def test_a_run_ends_when_the_process_that_watches_it_is_killed(tmp_path: Path) -> None:

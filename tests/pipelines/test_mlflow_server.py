@@ -54,7 +54,7 @@ def test_a_port_of_a_program_that_speaks_something_else_is_one_line() -> None:
 
 def test_a_port_of_mlflow_says_where_to_look() -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), Version) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         port = server.server_port
         with pytest.raises(CalmError, match=rf"an MLflow server, .* runs already; open http://127.0.0.1:{port}, or"):
             require_free(port)

@@ -18,6 +18,7 @@ from calm_core.errors import CalmError
 from calm_core.registry.aliases import DECISION_TAG, EVALUATION_TAG, PROMOTION_TAG, Aliases, Decision
 from calm_core.registry.gate import Contender, judge
 from calm_core.store.facts import Decided, Difference, ScoreDifference
+from tests.mlflow_tables import new_store
 
 
 class Killed(BaseException):
@@ -108,7 +109,7 @@ class Registry:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    return new_store(tmp_path_factory.mktemp("mlflow"))
 
 
 _NUMBERS = itertools.count()

@@ -22,6 +22,7 @@ from calm_core.generation.text import Sampling
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
 from pipelines.local.object_store import free_port
+from tests.mlflow_tables import new_store
 
 MODEL = "models:/calm@champion"
 PROMPTS = ["the river", "the old port"]
@@ -70,7 +71,7 @@ def registry(dataset_uri: str, model_uris: tuple[str, str], tmp_path_factory: py
     autoencoder, calm = model_uris
     protocol = EvaluationConfig(samples=2, max_sequences=2, prompts=tuple(PROMPTS), prompt_tokens=4)
     evaluation = evaluate(protocol, dataset_uri, calm, str(folder / "evaluation"), seed=0, autoencoder_uri=autoencoder)
-    command = [sys.executable, "-m", "mlflow", "server", f"--backend-store-uri=sqlite:///{folder}/mlflow.db"]
+    command = [sys.executable, "-m", "mlflow", "server", f"--backend-store-uri={new_store(folder)}"]
     command += [f"--artifacts-destination={folder}/artifacts"]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with server(command, environment, folder / "log") as address, pytest.MonkeyPatch.context() as patch:

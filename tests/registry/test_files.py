@@ -14,11 +14,12 @@ from calm_core.registry.files import _RemoteFiles, registered_signature
 from calm_core.registry.gate import Signature
 from calm_core.registry.load import load_generator
 from pipelines.local.object_store import free_port
+from tests.mlflow_tables import new_store
 
 
 @pytest.fixture(scope="module", autouse=True)
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+    mlflow.set_tracking_uri(new_store(tmp_path_factory.mktemp("mlflow")))
     yield
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unset, or it would count for all tests after these
 

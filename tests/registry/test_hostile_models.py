@@ -17,6 +17,7 @@ from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import EvaluationFacts
+from tests.mlflow_tables import new_store
 
 
 class Payload(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]  # of MLflow's lazy module
@@ -36,7 +37,7 @@ class Payload(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]  #
 def store(evaluation_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A new store; its files lie beside it. The evaluation is made before, or it would be told of in this store."""
     folder = tmp_path_factory.mktemp("mlflow")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = new_store(folder)
     mlflow.set_tracking_uri(uri)
     mlflow.create_experiment("evil", (folder / "artifacts").as_uri())
     yield uri

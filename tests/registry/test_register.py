@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import mlflow.pyfunc  # loaded now: of a module that MLflow loads later, nothing can be replaced
 import pandas as pd
 import pytest
 
@@ -95,6 +96,28 @@ def test_a_worse_model_is_registered_and_the_champion_stays(
     assert json.loads(version.tags["calm.measured"])["brierlm"]["value"] == pytest.approx(12)
     aliases = mlflow.MlflowClient().get_registered_model("judged").aliases
     assert {name: str(number) for name, number in aliases.items()} == {"champion": "3", "challenger": "4"}
+
+
+def test_a_registration_whose_mlflow_goes_away_midway_makes_one_version(
+    model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once when the model has been logged, and the answer is lost; once when it is looked for, and is there."""
+    monkeypatch.setattr("calm_core.telemetry.mlflow_store._PAUSES", (0.0, 0.0))
+    for module, name in (mlflow.pyfunc, "log_model"), (stage, "registered_artifacts"):
+        work, failures = getattr(module, name), iter([ConnectionResetError(104, "Connection reset by peer")])
+
+        def fails_once(*arguments: Any, work: Any = work, failures: Any = failures, **named: Any) -> Any:
+            done = work(*arguments, **named)
+            for failure in failures:
+                raise failure
+            return done
+
+        monkeypatch.setattr(module, name, fails_once)
+    for output in ("once", "again"):
+        made = register_model(RegistryConfig(model_name="cut"), model_uris[1], evaluation_uri, str(tmp_path / output))
+        assert (made.facts.version, made.facts.promoted) == ("1", True)
+    [version] = mlflow.MlflowClient().search_model_versions("name = 'cut'")
+    assert mlflow.MlflowClient().get_run(version.run_id).info.status == "FINISHED"
 
 
 def test_a_champion_whose_storage_is_away_for_a_moment_is_not_replaced(

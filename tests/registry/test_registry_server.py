@@ -99,7 +99,7 @@ class Receiver:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def moves(self, model: str) -> set[tuple[str, str]]:
         """Aliases of a model, and the versions that they were said to point to."""

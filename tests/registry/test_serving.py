@@ -25,6 +25,7 @@ from calm_core.models.noise import derive_seed
 from calm_core.registry.load import load_generator
 from calm_core.registry.served import CalmTextModel
 from calm_core.registry.stage import register_model
+from tests.mlflow_tables import new_store
 from tests.registry.test_consumer import server
 
 PROMPTS = ["the river", "the old port"]
@@ -35,7 +36,7 @@ PARAMETERS = {"max_new_tokens": 6, "temperature": 0.5, "seed": 1, "samples": 16}
 def model_folder(model_uris: tuple[str, str], evaluation_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The files of a registered model."""
     folder = tmp_path_factory.mktemp("served")
-    store = f"sqlite:///{folder}/mlflow.db"
+    store = new_store(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # where MLflow puts its files
         patch.setenv("MLFLOW_TRACKING_URI", store)

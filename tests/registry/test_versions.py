@@ -8,13 +8,14 @@ import pytest
 
 from calm_core.errors import CalmError
 from calm_core.registry.versions import exact_uri
+from tests.mlflow_tables import new_store
 
 
 @pytest.fixture(scope="module", autouse=True)
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A registry with twelve models; the one that it's about has versions 1 to 3, 5 and 7, and the alias good for 3."""
     folder = tmp_path_factory.mktemp("mlflow")
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_tracking_uri(new_store(folder))
     client = mlflow.MlflowClient()
     for number in range(11):
         client.create_registered_model(f"model {number:02}")

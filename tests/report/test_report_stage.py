@@ -14,6 +14,7 @@ from calm_core.store.artifact import Artifact
 from calm_core.store.facts import ReportFacts, StageTime
 from calm_core.telemetry.mlflow_run import COMMAND_VARIABLE, PARENT_RUN_VARIABLE, STAGE_TAG
 from calm_core.telemetry.outbox import OUTBOX_VARIABLE
+from tests.mlflow_tables import new_store
 from tests.report.pages import write_run
 
 INPUTS = ("dataset", "autoencoder", "calm", "evaluation", "registration")
@@ -90,9 +91,10 @@ def test_what_belongs_to_another_run_is_refused(uris: dict[str, str], tmp_path: 
 
 @pytest.fixture
 def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    uri = new_store(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv(OUTBOX_VARIABLE, str(tmp_path / "outbox"))
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(uri)
     client = MlflowClient()
     client.create_experiment("calm", artifact_location=(tmp_path / "mlartifacts").as_uri())
     return client

@@ -22,6 +22,7 @@ from calm_core.telemetry.delivery import Delivery, _is_refusal
 from calm_core.telemetry.mlflow_run import Run, start_run
 from calm_core.telemetry.outbox import OUTBOX_VARIABLE, Outbox, Text
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE
+from tests.mlflow_tables import new_store
 from tests.telemetry.tracking_server import Fault, Proxy, TrackingServer, wait_until
 
 LONG = 120.0  # seconds; nothing takes so long unless it hangs
@@ -55,7 +56,7 @@ def outbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def database(outbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """MLflow's own file of SQLite, without a server."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path))
     return tmp_path / "mlflow.db"
 
 

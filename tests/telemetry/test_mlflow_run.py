@@ -93,3 +93,26 @@ def test_a_run_above_that_is_not_there_is_one_line(
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     with pytest.raises(CalmError, match=rf"^MLFLOW_RUN_ID '{run_id}': there is no such run in .*{server.uri}; name"):
         start_run("find", {})
+
+
+def test_a_server_that_does_not_take_its_name_says_so(server: TrackingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow refuses requests to a name that is not among its --allowed-hosts; that is no matter of passwords."""
+    uri = server.uri.replace("127.0.0.1", "127.1")  # the same address, written as nobody has allowed it
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(CalmError, match=rf"{uri}: .*\(HTTP 403, 'Invalid Host header.*to its --allowed-hosts"):
+        start_run("find", {})
+
+
+def test_an_experiment_may_be_named_by_its_number(server: TrackingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MLflow has it: a name comes first, and what is not there is no matter of waiting."""
+    client = mlflow.MlflowClient(server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", client.create_experiment("numbered"))
+    assert run_a_stage().info.experiment_id == os.environ["MLFLOW_EXPERIMENT_ID"]
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "named")
+    assert run_a_stage().info.experiment_id == client.get_experiment_by_name("named").experiment_id
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "999999")
+    with pytest.raises(CalmError, match=r"MLflow refuses this \(.*999999.*\); name one that is there") as failure:
+        start_run("find", {})
+    assert not failure.value.can_pass

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from calm_core.errors import CalmError
 from calm_core.telemetry.mlflow_run import start_run
 from calm_core.telemetry.mlflow_store import (
+    MlflowUnreachable,
     explained,
     known_revisions,
     mlflow_answers,
+    outlasting,
     place_of,
     reach_mlflow,
     wait_for_mlflow,
@@ -55,7 +58,7 @@ class Starting(http.server.BaseHTTPRequestHandler):
 def starting() -> Iterator[str]:
     handler = type("Handler", (Starting,), {"requests": 0})
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
@@ -98,6 +101,56 @@ def test_a_stage_of_a_run_that_mlflow_has_answered_waits_for_it(
     monkeypatch.setattr("calm_core.telemetry.mlflow_store.PATIENCE_SECONDS", 0.0)
     with pytest.raises(CalmError, match=r"nothing listens there.*then run the same command again"):
         start_run("find", {})
+
+
+def test_a_call_to_a_server_that_has_gone_away_is_no_matter_of_minutes(
+    starting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's client would go on for four, with each of the calls that follow."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", starting)
+    with pytest.raises(MlflowUnreachable), mlflow_answers():
+        mlflow.MlflowClient().get_experiment_by_name("find")
+    mlflow.MlflowClient().get_experiment_by_name("find")  # the third request is answered
+
+
+class Work:
+    """Fails some times, and is done then."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors, self.tries = list(errors), 0
+
+    def __call__(self) -> str:
+        self.tries += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+def test_work_outlasts_an_mlflow_that_goes_away_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("CALM_PROGRESS_FILE", str(tmp_path / "progress.jsonl"))
+    monkeypatch.setattr("calm_core.telemetry.mlflow_store._PAUSES", (0.0, 0.0))
+    refused = ConnectionRefusedError(111, "Connection refused")
+    assert outlasting("register", Work(refused, refused)) == "done"
+    notes = [parse(line).note for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert notes == [f"trying again in 0 s ({tmp_path}/mlflow.db: cannot be used (nothing listens there))"] * 2
+    for work, tries in ((Work(*[refused] * 9), 3), (Work(CalmError("is none of ours")), 1)):
+        with pytest.raises(CalmError):
+            outlasting("register", work)
+        assert work.tries == tries
+
+
+def test_what_a_user_may_not_do_is_not_tried_again(starting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", starting)
+
+    def refused() -> None:
+        raise mlflow.MlflowException("API request failed with error code 403 != 200", PERMISSION_DENIED)
+
+    with pytest.raises(CalmError, match=r"MLflow refuses this \(.*403.*\); set MLFLOW_TRACKING_USERNAME") as failure:
+        outlasting("find", refused)
+    assert not failure.value.can_pass
 
 
 def test_a_registry_of_its_own_is_reached_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,13 @@ from calm_core.store.facts import DuplicatesFacts
 from calm_core.telemetry.mlflow_run import start_run
 from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE
 from calm_core.telemetry.stage import Stage
+from tests.mlflow_tables import new_store
 from tests.telemetry.full_disk import disk_with
 
 
 @pytest.fixture
 def progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path))
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "stages")
     monkeypatch.setenv(PROGRESS_FILE_VARIABLE, str(tmp_path / "progress.jsonl"))
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,8 @@ from typing import Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from tests.mlflow_tables import new_store
+
 _START_SECONDS = 240  # it takes 5 s on an idle machine
 _STOP_SECONDS = 60
 Fault = Literal["", "503", "401", "hangs", "refused", "answer lost"]
@@ -45,7 +47,7 @@ class TrackingServer:
         self._folder, self._port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
         self.database = folder / "mlflow.db"
-        self._store_uri = store_uri or f"sqlite:///{self.database}"
+        self._store_uri = store_uri or new_store(folder)
         self._files = files or ("--artifacts-destination", str(folder / "artifacts"))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -103,7 +105,7 @@ class Proxy:
 
     @contextmanager
     def listening(self) -> Iterator["Proxy"]:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         yield self
         self._server.shutdown()
         self._server.server_close()

@@ -23,6 +23,7 @@ from calm_core.training.stage import train
 from calm_core.weights.huggingface import export_checkpoint, import_checkpoint
 from calm_core.weights.load import load_autoencoder, load_tokenizer, load_weights
 from tests.conftest import sentences
+from tests.mlflow_tables import new_store
 from tests.weights.public_folders import (
     AUTOENCODER_CONFIG,
     CALM_CONFIG,
@@ -127,7 +128,7 @@ def test_an_imported_model_is_prepared_for_scored_registered_and_writes(
     score = evaluate(config, dataset.uri, uris[1], str(folders / "score"), seed=0, autoencoder_uri=uris[0])
     assert int(score.facts.protocol["vocab_size"]) <= V
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folders}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(folders))
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "imported")
     monkeypatch.chdir(folders)
     registration = register_model(RegistryConfig(), uris[1], score.uri, str(folders / "registration"))
