@@ -1,6 +1,7 @@
 """`calm report`: the page about a run, of whatever names it."""
 
 import os
+import re
 import sys
 import tempfile
 import webbrowser
@@ -19,6 +20,7 @@ from calm_core.telemetry.mlflow_run import REGISTERED
 from pipelines.local.home import Home
 
 _PAGE_NAME = "report.html"
+_RUN, _VERSION = re.compile(r"runs:/+([^/?#]+)"), re.compile(r"models:/([^/]+)/(\d+)")
 _LARGEST_PAGE = 64 << 20  # bytes, of one that somebody else has stored; ours have some 200 KB
 
 
@@ -27,8 +29,8 @@ def report(
         str,
         typer.Argument(
             metavar="[URI]",
-            help="A run of `calm runs` (its number, or the beginning of its name), a report or an evaluation, or a "
-            "registered model. [default: the newest run that has a report]",
+            help="A run of `calm runs` (its number, or the beginning of its name), a report or an evaluation, a "
+            "registered model, or a run of MLflow (runs:/ID). [default: the newest run that has a report]",
             show_default=False,
         ),
     ] = "",
@@ -52,7 +54,7 @@ def report(
       calm report models:/calm@champion
     """
     if what.startswith(REGISTERED):
-        data, place = _of_version(what), None
+        data, place = _in_mlflow(what), None
     else:
         uri = what if _is_artifact(what) else report_of(what)
         artifact = Artifact[EvaluationFacts | ReportFacts](uri, EvaluationFacts, ReportFacts)
@@ -74,11 +76,11 @@ def _is_artifact(what: str) -> bool:
     return "/" in what or (not what.isdecimal() and storage.is_folder(what) if what else False)
 
 
-def _of_version(uri: str) -> bytes:
-    """The page that lies in MLflow's run of a version, or else in the version itself.
+def _in_mlflow(uri: str) -> bytes:
+    """The page that lies in a run of MLflow, or in that of a version, or else in the version itself.
 
     Raises:
-        CalmError: There is no such version, or it has no page.
+        CalmError: There is no such run or version, or it has no page.
     """
     from calm_core.registry.files import registered_evaluation
     from calm_core.registry.versions import exact_uri
@@ -87,21 +89,28 @@ def _of_version(uri: str) -> bytes:
 
     read_tracking(Home.find(make=False))
     reach_mlflow(to_read=True)
-    exact = exact_uri(uri)
+    run = _RUN.fullmatch(uri)
+    exact = "" if run else exact_uri(uri)
+    version = _VERSION.fullmatch(exact)
     from mlflow import MlflowClient
 
     with mlflow_answers(), tempfile.TemporaryDirectory(prefix="calm-report-") as folder:
         client = MlflowClient()
-        _, name, number = exact.rsplit("/", 2)
-        run_id = client.get_model_version(name, number).run_id or ""
+        if run:
+            run_id = run[1]
+        elif version:
+            run_id = client.get_model_version(version[1], version[2]).run_id or ""
+        else:
+            raise CalmError(f"{uri}: has no report; name models:/NAME@ALIAS, models:/NAME/NUMBER or runs:/ID")
         listed = client.list_artifacts(run_id) if run_id else []
         pages = [file for file in listed if file.path == _PAGE_NAME and not file.is_dir]
         if pages and (pages[0].file_size or 0) <= _LARGEST_PAGE:
             return Path(client.download_artifacts(run_id, _PAGE_NAME, folder)).read_bytes()
-    with registered_evaluation(exact) as evaluation:
-        if evaluation is None:
-            raise CalmError(f"{uri}: has no report; `calm runs` lists the runs that have one")
-        return evaluation.read(_PAGE_NAME)
+    if version:
+        with registered_evaluation(exact) as evaluation:
+            if evaluation:
+                return evaluation.read(_PAGE_NAME)
+    raise CalmError(f"{uri}: has no report; `calm runs` lists the runs that have one")
 
 
 def _copied(data: bytes) -> Path:

@@ -60,13 +60,19 @@ class Seen:
 
 @contextmanager
 def opened(
-    running: Browser, file: Path, *, width: int = DESK, scheme: Literal["light", "dark"] = "light"
+    running: Browser,
+    file: Path,
+    *,
+    width: int = DESK,
+    scheme: Literal["light", "dark"] = "light",
+    bypass_csp: bool = True,
 ) -> Iterator[Seen]:
     """A file as a page, with all its details open.
 
-    Its own security policy is out of force, so that a request which it would block is made, and seen.
+    Unless it is asked for, its own security policy is out of force, so that a request which it would block is made, and
+    seen.
     """
-    context = running.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
+    context = running.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=bypass_csp)
     page = context.new_page()
     seen = Seen(page)
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
 from calm_core.store.facts import (
     Accuracy,
@@ -48,7 +48,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_WIDTH, _HEIGHT = 5.0, 2.8  # inches: as wide as a phone's screen at the size of its text
+_WIDTH, _HEIGHT = 4.5, 2.7  # inches: as wide as a phone's screen at the size of its text
 _MOST_POINTS = 400  # of a line; a screen shows no more
 _LONGEST_NAME = 24
 
@@ -86,7 +86,7 @@ def brier_terms(evaluation: EvaluationFacts) -> Markup:
         axes.bar([place + 0.2 for place in places], [unigram[n].value for n in terms], 0.4, label="token frequency")
         axes.set_xticks(list(places), list(terms))
         axes.axhline(0, color=_INK, linewidth=0.8)
-        axes.legend()
+        _name_lines(figure)
         told = ", ".join(f"{name} {score.value:z.2f} {score.interval()}" for name, score in terms.items())
         return _as_svg(figure, f"Bars, and for each the one of token frequency: {told}")
 
@@ -104,7 +104,7 @@ def training_curve(curve: Curve, name: str) -> Markup:
             axes.plot([x for x, _ in points], [y for _, y in points], label=label, **marker)
         axes.set(xlabel="step")
         axes.grid()
-        axes.legend()
+        _name_lines(figure)
         return _as_svg(figure, f"Lines over the steps: {', '.join(told)}")
 
 
@@ -118,12 +118,14 @@ def quality_against_compute(points: Mapping[str, tuple[float, Score]]) -> Markup
         for name, (flops, score) in points.items():
             axes.errorbar(flops, score.value, yerr=_errors([score]), linestyle="", markersize=6, label=_short(name))
         axes.set(xscale="log", xlabel="FLOPs of training", ylabel="BrierLM")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(lambda flops, _: f"{flops:.0e}".replace("e+", "e"))
+        least, most = min(flops for flops, _ in points.values()), max(flops for flops, _ in points.values())
+        logarithmic = LogLocator(subs=(1, 2, 5) if most <= 30 * least else (1,))
+        axes.xaxis.set_major_locator(MaxNLocator(3) if least < most <= 3 * least else logarithmic)
+        axes.xaxis.set_major_formatter(lambda flops, _: f"{flops:.3g}".replace("e+", "e"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(0.25)
         axes.grid()
-        axes.legend()
+        _name_lines(figure)
         told = ", ".join(f"{name} {score.value:z.2f} after {flops:.2e}" for name, (flops, score) in points.items())
         return _as_svg(figure, f"BrierLM over the FLOPs of training: {told}")
 
@@ -132,12 +134,14 @@ def by_place(places: Sequence[PlaceScores], label: str) -> Markup:
     """BrierLM by ranges of tokens."""
     with _picture() as (figure, axes):
         scores = [place.scores.brierlm for place in places]
-        names = [_range(place.begin, place.end - 1) for place in places]
         axes.errorbar(range(len(places)), [score.value for score in scores], yerr=_errors(scores))
-        _name_places(axes, names)
-        axes.set(xlabel=label, ylabel="BrierLM")
+        _name_places(axes, [f"{place.begin:,}" for place in places])
+        axes.set(xlabel=f"{label}, at least", ylabel="BrierLM")
         axes.grid()
-        told = ", ".join(f"{name} {score.value:z.2f}" for name, score in zip(names, scores, strict=True))
+        told = ", ".join(
+            f"{_range(place.begin, place.end - 1)} {score.value:z.2f}"
+            for place, score in zip(places, scores, strict=True)
+        )
         return _as_svg(figure, f"BrierLM by {label}: {told}")
 
 
@@ -153,11 +157,11 @@ def calibration(measured: Calibration) -> Markup:
             [each.accuracy for each in bins],
             [8 + 60 * each.positions / most for each in bins],
             color=_SERIES[0],
-            label="this model; larger: more positions",
+            label="this model (larger: more places)",
         )
         axes.set(xlabel="share of samples that agree", ylabel="share that is right", xlim=(0, 1.03), ylim=(0, 1.03))
         axes.grid()
-        axes.legend()
+        _name_lines(figure)
         told = ", ".join(f"{each.confidence:.2f} sure, {each.accuracy:.2f} right" for each in bins)
         return _as_svg(figure, f"Share that is right over the share of samples that agree: {told}")
 
@@ -170,7 +174,7 @@ def accuracy_under_noise(quality: AutoencoderQuality) -> Markup:
             axes.plot([each.scale for each in points], [100 * getattr(each, name) for each in points], label=name)
         axes.set(xlabel="standard deviation of the noise on the mean latent", ylabel="% that come back")
         axes.grid()
-        axes.legend()
+        _name_lines(figure)
         told = ", ".join(f"noise {each.scale:g}: {each.tokens:.2%} of tokens" for each in points)
         return _as_svg(figure, f"Share of tokens and chunks that come back: {told}")
 
@@ -201,7 +205,7 @@ def diversity(written: Sequence[WrittenTexts]) -> Markup:
             axes.plot(temperatures, [100 * share for share in shares], label=name)
         axes.set(xlabel="temperature", ylabel="%", ylim=(-3, 103))
         axes.grid()
-        axes.legend()
+        _name_lines(figure, columns=2)
         told = "; ".join(f"{name} " + ", ".join(f"{s:.1%}" for s in shares) for name, shares in lines.items())
         return _as_svg(figure, f"Over the temperatures {', '.join(f'{t:g}' for t in temperatures)}: {told}")
 
@@ -237,6 +241,11 @@ def _name_places(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), names, **aslant)
 
 
+def _name_lines(figure: Figure, columns: int = 3) -> None:
+    """A legend above the picture, where it covers nothing."""
+    figure.legend(loc="outside upper left", ncols=columns, columnspacing=1.2, handletextpad=0.5, borderpad=0)
+
+
 def _errors(scores: Sequence[Score]) -> list[list[float]]:
     """How far intervals reach below and above; nan, which draws nothing, where one is unknown."""
     return [
@@ -257,6 +266,9 @@ def _as_svg(figure: Figure, told: str) -> Markup:
         told: What it shows, for those who do not see it.
     """
     buffer = io.StringIO()
+    figure.draw_without_rendering()
+    for axes in figure.axes:  # ticks that stay, or the layout makes room for others than are drawn
+        axes.yaxis.set_major_locator(FixedLocator(axes.get_yticks().tolist()))
     with matplotlib.rc_context({"svg.hashsalt": told}):  # names of its parts: the same each time, and of it alone
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()

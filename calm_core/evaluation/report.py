@@ -5,8 +5,10 @@ evaluation alone holds digests and settings, but no date, no seconds, and no cod
 """
 
 import math
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import jinja2
@@ -45,6 +47,7 @@ class WholeRun:
         stages: In their order.
         command: That started the run.
         code_version: Of what has trained the model.
+        written: When the page was.
     """
 
     dataset: DatasetFacts | None = None
@@ -56,6 +59,7 @@ class WholeRun:
     stages: Sequence[StageTime] = ()
     command: str = ""
     code_version: str = ""
+    written: str = ""
 
     @property
     def others(self) -> dict[str, EvaluationFacts]:
@@ -148,12 +152,13 @@ def _template(name: str) -> jinja2.Template:
         "power": _power,
         "duration": _duration,
         "shown": lambda value: lines_of(str(value)),
+        "sha256": lambda text: f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}",
     }
     return environment.get_template(name)
 
 
 def _percent(share: float, digits: int = 2) -> str:
-    return f"{100 * share:z.{digits}f} %"
+    return f"{100 * share:z.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def _power(value: float) -> str:
@@ -202,13 +207,13 @@ def _costs(evaluation: EvaluationFacts, run: WholeRun) -> dict[str, TrainingCost
 
 
 def _compute(evaluation: EvaluationFacts, run: WholeRun) -> Markup | None:
-    """The picture of quality against compute; None unless the evaluation knows what its model took."""
+    """The picture of quality against compute; None unless it is known of this model and another one."""
     points = {
         name: (flops, facts.brierlm)
         for name, facts in {"this model": evaluation, **run.others}.items()
         if (flops := math.fsum(cost.flops or 0 for cost in facts.costs.values()))
     }
-    return pictures.quality_against_compute(points) if "this model" in points else None
+    return pictures.quality_against_compute(points) if "this model" in points and len(points) > 1 else None
 
 
 def _texts(evaluation: EvaluationFacts, settings: Mapping[str, Any]) -> dict[str, dict[float, str]]:

@@ -77,7 +77,7 @@ def judge(
     name = rules.alias
     before = champion.version if champion else ""
     stays = f"{name} stays with version {before}" if champion else f"no version is {name}"
-    becomes = f"{name} instead of version {before}" if champion else f"{name}, since no version was"
+    becomes = f"{name} instead of version {before}" if champion else f"{name}, since there was none"
     measured = comparison if isinstance(comparison, Difference) and champion else None
 
     def decided(promoted: bool, reason: str, checks: Iterable[Check] = ()) -> Decided:

@@ -3,9 +3,10 @@
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from calm_core.errors import ArtifactError, CalmError
-from calm_core.evaluation.report import PAGE_NAME, Verdict, WholeRun, render_report
+from calm_core.evaluation.report import BASELINE_STAGES, MAIN_STAGES, PAGE_NAME, Verdict, WholeRun, render_report
 from calm_core.registry.files import registered_evaluation
 from calm_core.report.times import stage_times
 from calm_core.report.training import curves_of
@@ -56,22 +57,19 @@ def report(
     evaluation = Artifact(evaluation_uri, EvaluationFacts)
     registration = Artifact(registration_uri, RegistrationFacts)
     baseline = Artifact(baseline_evaluation_uri, EvaluationFacts) if baseline_evaluation_uri else None
-    parents = {
-        artifact.facts.kind: artifact.digest for artifact in (dataset, autoencoder, calm, evaluation, registration)
-    }
-    parents |= {"baseline": baseline.digest} if baseline else {}
+    made = (dataset, autoencoder, calm, evaluation, registration)  # as the main stages do, in their order
+    parents = {artifact.facts.kind: artifact.digest for artifact in made}
+    digests = dict(zip(MAIN_STAGES, parents.values(), strict=True))
+    if baseline:
+        parents["baseline"] = baseline.digest
+        of_baseline = (baseline.manifest.parents.get("transformer", ""), baseline.digest)
+        digests |= dict(zip(BASELINE_STAGES, of_baseline, strict=True))
     with Stage(STAGE, {}) as stage:
         _require(evaluation, parents, "autoencoder", "calm", "dataset")
         _require(registration, parents, "calm", "evaluation")
         ArtifactWriter(output_uri, ReportFacts, {}, parents, overwrite=overwrite).check()
         stage.begin()
         parent, command = os.environ.get(PARENT_RUN_VARIABLE, ""), os.environ.get(COMMAND_VARIABLE, "")
-        seconds = {
-            "train-autoencoder": autoencoder.facts.seconds,
-            "train-calm": calm.facts.seconds,
-            "evaluate": evaluation.facts.score_seconds,
-        }
-        seconds |= {"evaluate-transformer": baseline.facts.score_seconds} if baseline else {}
         compared = _Compared.of(evaluation.facts, registration.facts, baseline.facts if baseline else None)
         run = WholeRun(
             dataset=dataset.facts,
@@ -79,9 +77,10 @@ def report(
             registration=registration.facts,
             **compared.scores,
             not_compared=compared.left_out,
-            stages=stage_times(parent, seconds),
+            stages=stage_times(digests, stage.run.run_id, parent),
             command=command,
             code_version=calm.manifest.code_version,
+            written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         )
         html = render_report(
             evaluation.facts,
@@ -105,9 +104,9 @@ def report(
             told = Run(run_id, STAGE)
             told.log_text(html, PAGE_NAME)
             told.close(FLUSH_SECONDS)
-        made = Artifact(output_uri, ReportFacts)
-        stage.finish(made, verdict.headline)
-    return made
+        written = Artifact(output_uri, ReportFacts)
+        stage.finish(written, verdict.headline)
+    return written
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def store(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 def test_the_first_version_becomes_champion(store: Callable[..., Registry]) -> None:
     registry = store()
     decided = registry.register()
-    assert (decided.promoted, decided.reason, decided.champion) == (True, "champion, since no version was", "")
+    assert (decided.promoted, decided.reason, decided.champion) == (True, "champion, since there was none", "")
 
 
 def test_the_champion_gives_way_to_a_significantly_better_version_alone(store: Callable[..., Registry]) -> None:
@@ -198,7 +198,7 @@ def test_a_champion_that_is_deleted_gives_way(store: Callable[..., Registry]) ->
     registry = store()
     registry.register()
     registry.client.delete_model_version(registry.name, "1")
-    assert registry.register().reason == "champion, since no version was"
+    assert registry.register().reason == "champion, since there was none"
 
 
 def test_a_version_of_earlier_code_is_decided_about_by_its_own_registration_alone(
@@ -234,7 +234,7 @@ BEATS_BOTH_WAYS: dict[str, tuple[set[tuple[int, int]], str]] = {
 def three_versions(make: Callable[..., Registry], beats: Iterable[tuple[int, int]]) -> Registry:
     """A champion, and two versions about which nothing has been decided."""
     registry = make(*beats)
-    first = Decision(state="promoted", decided=Decided(promoted=True, reason="champion, since no version was"))
+    first = Decision(state="promoted", decided=Decided(promoted=True, reason="champion, since there was none"))
     registry.client.create_model_version(registry.name, "file:///nowhere", tags=first.tags)
     registry.point("1")
     registry.version()

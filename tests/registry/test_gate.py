@@ -69,7 +69,7 @@ CASES = [
     ),
     Case("significantly worse", False, "BrierLM -2.00", ("significance",), comparison=difference(-2.0)),
     Case("equal", False, "BrierLM +0.00", ("significance",), comparison=difference(0.0, 1.0, 0.0)),
-    Case("no champion", True, "champion, since no version was", champion=None, comparison="was not compared"),
+    Case("no champion", True, "champion, since there was none", champion=None, comparison="was not compared"),
     Case(
         "a champion that cannot be loaded",
         True,

@@ -60,7 +60,7 @@ def registrations(
 def test_rules_hold_for_registrations(registrations: Registrations) -> None:
     floor = {"min_autoencoder_accuracy": 0.8}
     assert "less than 80.00%" in registrations.add(20.0, floor, accuracy=0.7).reason
-    assert registrations.add(20.0, floor).reason == "champion, since no version was"
+    assert registrations.add(20.0, floor).reason == "champion, since there was none"
     falls = registrations.add(25.0, floor | {"max_regression": {"autoencoder_accuracy": 0.01}}, accuracy=0.85)
     assert falls.reason.endswith("since this one changes autoencoder accuracy by -5.00 points, and may lose 1")
     assert falls.comparison and falls.comparison.brierlm.value == pytest.approx(5.0)

@@ -49,7 +49,7 @@ def scores(percent: float) -> BrierScores:
 
 def written(temperature: float, prompts: list[str]) -> WrittenTexts:
     texts = [TextSample(prompt=prompt, text=f"{prompt[::-1]} " * 9) for prompt in prompts]
-    shares = {"1": 0.4, "2": 0.7 + 0.1 * temperature}
+    shares = {"1": 0.4, "2": 0.7 + 0.1 * temperature, "3": 0.9, "4": 1.0}
     return WrittenTexts(temperature=temperature, distinct=shares, repetition=0.1, self_bleu=40.0, texts=texts)
 
 
@@ -149,11 +149,12 @@ def whole_run(*, promoted: bool = True) -> WholeRun:
         ],
         command="calm run --source 's3://me:word@bucket/*'",
         code_version="library-0123",
+        written="2026-11-26 03:15 UTC",
     )
 
 
-def page(facts: EvaluationFacts | None = None, run: WholeRun | None = None) -> str:
-    curve = [{"step": step, "loss": 1 / (step + 1), "validation_loss": 0.5} for step in range(5000)]
+def page(facts: EvaluationFacts | None = None, run: WholeRun | None = None, steps: int = 5000) -> str:
+    curve = [{"step": step, "loss": 1 / (step + 1), "validation_loss": 0.5} for step in range(steps)]
     models = {"CALM": {"steps": 554, "model": {"head": {"kind": "flow"}}}}
     parents = {"calm": "c" * 64, "dataset": "d" * 64}
     return render_report(

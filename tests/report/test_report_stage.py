@@ -7,12 +7,13 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from calm_cli.main import main
 from calm_core.errors import ArtifactError
 from calm_core.report.stage import report
 from calm_core.report.times import stage_times
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import ReportFacts, StageTime
-from calm_core.telemetry.mlflow_run import COMMAND_VARIABLE, PARENT_RUN_VARIABLE, STAGE_TAG
+from calm_core.telemetry.mlflow_run import COMMAND_VARIABLE, DIGEST_TAG, PARENT_RUN_VARIABLE, STAGE_TAG
 from calm_core.telemetry.outbox import OUTBOX_VARIABLE
 from tests.mlflow_tables import new_store
 from tests.report.pages import write_run
@@ -101,7 +102,11 @@ def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
 
 
 def test_it_lies_in_the_runs_of_mlflow_that_it_tells_of(
-    uris: dict[str, str], tmp_path: Path, tracked: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    uris: dict[str, str],
+    tmp_path: Path,
+    tracked: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     experiment = tracked.get_experiment_by_name("calm")
     assert experiment is not None
@@ -112,30 +117,44 @@ def test_it_lies_in_the_runs_of_mlflow_that_it_tells_of(
     monkeypatch.setenv(PARENT_RUN_VARIABLE, parent)
     page = written(uris, tmp_path / "report").read("report.html")
     for run_id in (parent, version_run):
-        assert Path(tracked.download_artifacts(run_id, "report.html", str(tmp_path))).read_bytes() == page
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["report", f"runs:/{run_id}", "--output", str(tmp_path / run_id)])
+        assert (tmp_path / run_id).read_bytes() == page
+    for uri in (f"runs:/{parent}/model", "mlflow-artifacts:/x", f"models:/m-{parent}"):
+        with pytest.raises(SystemExit, match=r"^1$"):
+            main(["report", uri])
+        assert f"{uri}: has no report; name models:/NAME@ALIAS" in capsys.readouterr().err
 
 
-def test_times_are_those_of_the_runs_below_the_pipelines_and_the_rest_was_cached(tracked: MlflowClient) -> None:
+def test_times_are_those_of_the_runs_that_made_it_and_what_is_of_another_pipeline_was_cached(
+    tracked: MlflowClient,
+) -> None:
     experiment = tracked.get_experiment_by_name("calm")
     assert experiment is not None
-    parent = tracked.create_run(experiment.experiment_id, start_time=1_000_000).info.run_id
 
-    def ran(stage: str, begin: int, end: int | None) -> None:
-        tags = {STAGE_TAG: stage, "mlflow.parentRunId": parent}
-        run_id = tracked.create_run(experiment.experiment_id, start_time=begin, tags=tags).info.run_id
-        if end:
-            tracked.set_terminated(run_id, end_time=end)
+    def ran(stage: str, digest: str, seconds: tuple[int, int | None], parent: str = "") -> str:
+        tags = {STAGE_TAG: stage, DIGEST_TAG: digest} | ({"mlflow.parentRunId": parent} if parent else {})
+        run_id = tracked.create_run(experiment.experiment_id, start_time=1000 * seconds[0], tags=tags).info.run_id
+        if seconds[1]:
+            tracked.set_terminated(run_id, end_time=1000 * seconds[1])
+        return str(run_id)
 
-    ran("prepare", 1_015_000, 1_020_000)  # its last step; the others have no run of their own
-    ran("train-calm", 1_030_000, 1_031_000)  # a first try
-    ran("train-calm", 1_040_000, 1_100_000)
-    ran("register", 1_110_000, None)
-    assert stage_times(parent, {"train-autoencoder": 7.5, "evaluate-transformer": 3.0}) == [
-        StageTime(stage="prepare", seconds=20.0),
-        StageTime(stage="train-autoencoder", seconds=7.5, cached=True),
+    first, second = ran("", "", (1000, None)), ran("", "", (2000, None))
+    ran("prepare", "d", (1015, 1020), first)  # its last step; the others have no run of their own
+    ran("train-calm", "of other settings", (1030, 1100), first)
+    ran("evaluate", "e", (1100, 1109), first)
+    ran("train-calm", "", (2030, 2040), second)  # a try that failed
+    ran("train-calm", "c", (2040, 2100), second)
+    ran("evaluate", "e", (2100, 2107), second)
+    ran("evaluate", "e", (2200, 2203))  # by hand
+    ran("register", "r", (2110, None), second)
+    made = {"prepare": "d", "train-calm": "c", "evaluate": "e", "register": "r", "train-transformer": "t"}
+    assert stage_times(made, second, second) == [
+        StageTime(stage="prepare", seconds=20.0, cached=True),
         StageTime(stage="train-calm", seconds=60.0),
-        StageTime(stage="evaluate", cached=True),
-        StageTime(stage="register", cached=True),
-        StageTime(stage="evaluate-transformer", seconds=3.0, cached=True),
+        StageTime(stage="evaluate", seconds=7.0),
+        StageTime(stage="register"),
+        StageTime(stage="train-transformer"),
     ]
-    assert stage_times("", {"train-calm": 1.0})[2] == StageTime(stage="train-calm", seconds=1.0)
+    assert [each.cached for each in stage_times(made, second)] == [False] * 5  # nobody says of which pipeline
+    assert stage_times(made, "") == [StageTime(stage=stage) for stage in made]
