@@ -62,10 +62,22 @@ def settings(section_type: type[SectionT], values: Mapping[str, Any]) -> Section
     return parse_section(section_type, unquoted(values))
 
 
+def place_of(output: dsl.Artifact) -> str:
+    """Where a stage writes an output, from where it is read: not under its URI, which Kubeflow's launcher downloads
+    into every pod that the output is an input of. There lies what `describe` writes."""
+    from calm_core.store.artifact import place_beside
+
+    return place_beside(output.uri)
+
+
 def describe(
     output: dsl.Artifact, artifact: "Artifact[Facts]", numbers: Mapping[str, float | str] | None = None
 ) -> None:
-    """Show an artifact's digest and headline numbers where Kubeflow shows the output."""
+    """Let an output stand for the artifact that a stage has written to `place_of` it, and show the artifact's digest
+    and headline numbers where Kubeflow shows the output."""
+    from calm_core.store.artifact import refer
+
+    refer(output.uri)
     output.metadata.update({"digest": artifact.digest, **_strict(numbers or {})})
 
 

@@ -34,7 +34,7 @@ def merge_partitions(
     from calm_core.data.preparing import merge as step
     from calm_core.data.sources.partitions import Partition
     from calm_core.report.cards import data_card
-    from components.body import describe, settings, show, stage
+    from components.body import describe, place_of, settings, show, stage
 
     with stage(code_version):
         prepared = step.Prepared(
@@ -44,6 +44,6 @@ def merge_partitions(
             duplicates_uri=duplicates.uri,
             tokenizer_uri=tokenizer_model.uri,
         )
-        artifact = step.merge_partitions(settings(DataConfig, data), prepared, dataset.uri)
+        artifact = step.merge_partitions(settings(DataConfig, data), prepared, place_of(dataset))
         describe(dataset, artifact)
         show(card, data_card(artifact.facts))

@@ -27,14 +27,14 @@ def train_tokenizer(
     from calm_core.config import DataConfig, TokenizerConfig
     from calm_core.data.preparing import train_tokenizer as step
     from calm_core.data.sources.partitions import Partition
-    from components.body import describe, settings, stage
+    from components.body import describe, place_of, settings, stage
 
     with stage(code_version):
         artifact = step.train_tokenizer(
             [Partition.parse(partition) for partition in partitions],
             settings(TokenizerConfig, tokenizer),
             settings(DataConfig, data),
-            tokenizer_model.uri,
+            place_of(tokenizer_model),
             tokenizer_digest,
         )
         describe(tokenizer_model, artifact)
