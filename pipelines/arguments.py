@@ -3,13 +3,15 @@
 import json
 from typing import Any
 
-from calm_core.config import Config, Section
+from calm_core.config import Config, Section, resolve_config
 from calm_core.errors import ConfigError
 from calm_core.store.code_version import code_version
 from components.quoting import is_safe, quoted
+from pipelines import profiles
 
 _MAX_SECTION_BYTES = 48 << 10  # all inputs of a task, those that are artifacts included, are one argument of 128 KiB
 _MAX_PARTITIONS = 64  # of which some tasks get a list
+_OF_PODS = "cluster"
 
 
 def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[str, Any]:
@@ -32,13 +34,40 @@ def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[s
                 f"{root}: Kubeflow would replace a part of this path, as a placeholder; use another folder"
             )
     return {
-        **{name: _argument(name, section) for name, section in config if isinstance(section, Section)},
+        **{name: _argument(name, section) for name, section in _sections(config).items()},
         "train_baseline": config.train_baseline,
         "seed": config.seed,
         "code_version": code_version(),
         "plan_root": plan_root,
         "checkpoint_root": checkpoint_root,
     }
+
+
+def pods_of(config: Config) -> dict[str, Any]:
+    """The further arguments of `calm-train` in a cluster: what the pods of its tasks get.
+
+    They would take part in the cache keys of one machine, which reads none of them.
+    """
+    values = config.cluster.model_dump(mode="json", exclude_none=True)
+    return {name: str(value) if isinstance(value, int) else value for name, value in values.items() if value != ""}
+
+
+def defaults_of(profile: str) -> dict[str, Any]:
+    """The arguments of `calm-train` that are compiled in: who runs it from Kubeflow's own page names `sources` alone.
+
+    Args:
+        profile: Whose settings they are. What it does not set is left to the stages.
+    """
+    settings = profiles.load(profile)
+    config = resolve_config(settings)
+    sections = {name: settings.get(name, {}) for name in _sections(config)}
+    sections["data"] = {"sources": []} | sections["data"]
+    return sections | pods_of(config) | {"train_baseline": config.train_baseline, "seed": config.seed}
+
+
+def _sections(config: Config) -> dict[str, Section]:
+    """The sections of the stages; each is an argument of its own."""
+    return {name: section for name, section in config if isinstance(section, Section) and name != _OF_PODS}
 
 
 def _argument(name: str, section: Section) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def plan_partitions(data: dict[str, Any], tokenizer: dict[str, Any], plan_root: str, code_version: str) -> NamedTuple(  # type: ignore[valid-type] # Kubeflow's form
+def plan_partitions(
+    data: dict[str, Any], tokenizer: dict[str, Any], plan_root: str, code_version: str, found: dsl.Output[dsl.Metrics]
+) -> NamedTuple(  # type: ignore[valid-type] # Kubeflow's form
     "Plan", [("Output", list[dict[str, Any]]), ("tokenizer_digest", str)]
 ):
     """Cut the sources of text into partitions that are prepared side by side, and note what tokenizer is named.
@@ -19,6 +21,7 @@ def plan_partitions(data: dict[str, Any], tokenizer: dict[str, Any], plan_root: 
         tokenizer: Settings of the tokenizer (`TokenizerConfig`).
         plan_root: URL of the folder in which the partitions' pieces are written, named by their content.
         code_version: Version of the code, part of the cache key.
+        found: How much text there is.
 
     Returns:
         Output: One description of a partition for each task of a loop.
@@ -27,9 +30,10 @@ def plan_partitions(data: dict[str, Any], tokenizer: dict[str, Any], plan_root: 
     from calm_core.config import DataConfig, TokenizerConfig
     from calm_core.data.preparing import plan as step
     from calm_core.data.tokenizers.content import digest_of_source
-    from components.body import settings, stage
+    from components.body import log_metrics, root_of, settings, stage
 
     with stage(code_version):
-        partitions = step.plan_partitions(settings(DataConfig, data), plan_root)
+        partitions = step.plan_partitions(settings(DataConfig, data), root_of(plan_root, found, "plan"))
+        log_metrics(found, {"partitions": len(partitions), "bytes": sum(each.num_bytes for each in partitions)})
         digest = digest_of_source(settings(TokenizerConfig, tokenizer).source)
         return [partition.model_dump() for partition in partitions], digest

@@ -31,7 +31,7 @@ def train_autoencoder(
     from calm_core.config import AutoencoderConfig
     from calm_core.report.training import numbers, training_page
     from calm_core.training.stage import train
-    from components.body import describe, log_metrics, place_of, settings, show, stage
+    from components.body import describe, log_metrics, place_of, root_of, settings, show, stage
 
     with stage(code_version):
         artifact = train(
@@ -39,7 +39,7 @@ def train_autoencoder(
             dataset.uri,
             place_of(autoencoder_model),
             seed=seed,
-            checkpoint_root=checkpoint_root,
+            checkpoint_root=root_of(checkpoint_root, autoencoder_model, "checkpoint"),
         )
         describe(autoencoder_model, artifact)
         log_metrics(metrics, numbers(artifact))
