@@ -48,7 +48,7 @@ def pods_of(config: Config) -> dict[str, Any]:
 
     They would take part in the cache keys of one machine, which reads none of them.
     """
-    values = config.cluster.model_dump(mode="json", exclude_none=True)
+    values = config.cluster.model_dump(mode="json") | {"tolerations": config.cluster.kubernetes_tolerations}
     return {name: str(value) if isinstance(value, int) else value for name, value in values.items() if value != ""}
 
 

@@ -1,35 +1,34 @@
 """Settings of the pods that run a pipeline's tasks in a cluster."""
 
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
 from calm_core.config.base import Section
+from calm_core.shown import brief
 
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 _NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 _LABEL = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 _VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
+_TAINT = re.compile(rf"({_LABEL[1:-1]})(=({_VALUE[1:-1]}))?(:(NoSchedule|PreferNoSchedule|NoExecute))?")
+
+
+def _of_kubectl(taint: str) -> str:
+    if not _TAINT.fullmatch(taint):
+        raise ValueError(
+            f"{brief(taint)} is no taint; write it as kubectl does, e.g. nvidia.com/gpu=present:NoSchedule"
+        )
+    return taint
+
+
+Taint = Annotated[str, Field(max_length=400), AfterValidator(_of_kubectl)]
 
 Quantity = Annotated[str, Field(pattern=_QUANTITY)]
 ObjectName = Annotated[str, Field(pattern=_NAME)]
 LabelKey = Annotated[str, Field(pattern=_LABEL)]
 LabelValue = Annotated[str, Field(pattern=_VALUE)]
-
-
-class Toleration(Section):
-    """A taint of nodes that pods tolerate, in Kubernetes' own words."""
-
-    key: LabelKey
-    operator: Literal["Exists", "Equal"] = "Exists"
-    value: LabelValue = ""
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-
-    @model_validator(mode="after")
-    def _value_is_compared(self) -> Self:
-        if self.value and self.operator == "Exists":
-            raise ValueError("value: is compared by the operator Equal only; set operator, or leave it out")
-        return self
 
 
 class ClusterConfig(Section):
@@ -48,4 +47,15 @@ class ClusterConfig(Section):
     accelerator: LabelKey = Field("nvidia.com/gpu", description="resource that a node offers")
     accelerators: int = Field(0, ge=0, le=1024, description="for each task that trains or evaluates")
     node_selector: dict[LabelKey, LabelValue] = Field({}, description="labels of the nodes for training and evaluating")
-    tolerations: list[Toleration] = Field([], max_length=32, description="of the same")
+    tolerations: list[Taint] = Field([], max_length=32, description="taints of such nodes: key=value:effect")
+
+    @property
+    def kubernetes_tolerations(self) -> list[dict[str, str]]:
+        """`tolerations` in the form of a pod's."""
+        found = []
+        for taint in self.tolerations:
+            key, _, effect = taint.partition(":")
+            key, equals, value = key.partition("=")
+            tolerated = {"key": key, "operator": "Equal" if equals else "Exists", "value": value, "effect": effect}
+            found.append({name: text for name, text in tolerated.items() if text})
+        return found

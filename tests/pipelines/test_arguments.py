@@ -182,6 +182,15 @@ def test_pods_get_what_the_settings_say_and_nothing_empty() -> None:
     assert pods.keys().isdisjoint(arguments_of(config, "plans", "checkpoints"))
 
 
+def test_taints_are_tolerated_as_kubectl_writes_them() -> None:
+    config = resolve_config({}, ["cluster.tolerations=[nvidia.com/gpu, spot=true:NoSchedule, 'dedicated:NoExecute']"])
+    assert pods_of(config)["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists"},
+        {"key": "spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"},
+        {"key": "dedicated", "operator": "Exists", "effect": "NoExecute"},
+    ]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -192,8 +201,8 @@ def test_pods_get_what_the_settings_say_and_nothing_empty() -> None:
         ("cluster.credentials=Our_Secret", "cluster.credentials"),
         ("cluster.accelerators=-1", "cluster.accelerators"),
         ("cluster.node_selector={a b: c}", "cluster.node_selector"),
-        ("cluster.tolerations=[{key: gpu, value: x}]", "cluster.tolerations.0"),
-        ("cluster.tolerations=[{key: gpu, efect: NoSchedule}]", "cluster.tolerations.0.efect"),
+        ("cluster.tolerations=[gpu:NeverSchedule]", "cluster.tolerations.0: 'gpu:NeverSchedule' is no taint"),
+        ("cluster.tolerations=['']", "cluster.tolerations.0"),
     ],
 )
 def test_what_kubernetes_would_refuse_is_refused_here(override: str, message: str) -> None:
