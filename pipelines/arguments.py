@@ -9,8 +9,10 @@ from calm_core.store.code_version import code_version
 from components.quoting import is_safe, quoted
 from pipelines import profiles
 
-_MAX_SECTION_BYTES = 48 << 10  # all inputs of a task, those that are artifacts included, are one argument of 128 KiB
-_MAX_PARTITIONS = 64  # of which some tasks get a list
+# All inputs of a task, those that are artifacts included, are one argument of 128 KiB.
+_MAX_SECTION_BYTES = 48 << 10
+MAX_PARTITIONS = 64  # whose scans and shards are such inputs of one task, some 100 KiB in all
+MAX_DATA_BYTES = 12 << 10  # of the settings that the same task gets
 _OF_PODS = "cluster"
 
 
@@ -24,9 +26,9 @@ def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[s
     Raises:
         ConfigError: Something would not arrive as it was written.
     """
-    if config.data.partitions > _MAX_PARTITIONS:
+    if config.data.partitions > MAX_PARTITIONS:
         raise ConfigError(
-            f"data.partitions: a pipeline has at most {_MAX_PARTITIONS}, not {config.data.partitions}; lower it"
+            f"data.partitions: a pipeline has at most {MAX_PARTITIONS}, not {config.data.partitions}; lower it"
         )
     for root in (plan_root, checkpoint_root):
         if not is_safe(root):
@@ -73,9 +75,10 @@ def _sections(config: Config) -> dict[str, Section]:
 def _argument(name: str, section: Section) -> dict[str, Any]:
     argument: dict[str, Any] = quoted(section.model_dump(mode="json", exclude_none=True))
     text = json.dumps(argument)
-    if len(text) > _MAX_SECTION_BYTES:
+    most = MAX_DATA_BYTES if name == "data" else _MAX_SECTION_BYTES
+    if len(text) > most:
         raise ConfigError(
-            f"{name}: these settings are {len(text):,} bytes, and Kubeflow hands on {_MAX_SECTION_BYTES:,} at most; "
+            f"{name}: these settings are {len(text):,} bytes, and Kubeflow hands on {most:,} at most; "
             "shorten them, e.g. name many sources by one pattern"
         )
     return argument

@@ -51,4 +51,4 @@ class Pods:
         kubernetes.use_config_map_as_env(task, self.environment, {name: name for name in ENVIRONMENT}, optional=True)
         kubernetes.use_secret_as_env(task, self.credentials, {name: name for name in CREDENTIALS}, optional=True)
         kubernetes.set_security_context(task, run_as_non_root=True)
-        return task.set_retry(_RETRIES, backoff_max_duration=_LONGEST_PAUSE)
+        return task.set_retry(_RETRIES, backoff_duration="30s", backoff_max_duration=_LONGEST_PAUSE)

@@ -112,7 +112,7 @@ def calm_train(
     )
     bpe = pods.run(
         train_tokenizer(
-            partitions=partitions,
+            plan=plan.outputs["plan"],
             tokenizer=tokenizer,
             data=data,
             tokenizer_digest=plan.outputs["tokenizer_digest"],
@@ -133,7 +133,7 @@ def calm_train(
     dataset = pods.run(
         merge_partitions(
             data=data,
-            partitions=partitions,
+            plan=plan.outputs["plan"],
             code_version=code_version,
             scans=dsl.Collected(scan.outputs["scan"]),
             shards=dsl.Collected(tokens.outputs["shards"]),
