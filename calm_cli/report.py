@@ -59,7 +59,7 @@ def report(
         uri = what if _is_artifact(what) else report_of(what)
         artifact = Artifact[EvaluationFacts | ReportFacts](uri, EvaluationFacts, ReportFacts)
         name = artifact.facts.page.path if isinstance(artifact.facts, ReportFacts) else _PAGE_NAME
-        data, place = artifact.read(name), storage.join(uri, name)
+        data, place = artifact.read(name), artifact.uri_of(name)
     if output:
         if not storage.claim(output, data):
             raise CalmError(f"{output}: is there already; name another file with --output")

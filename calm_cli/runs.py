@@ -161,10 +161,13 @@ class _Run:
     @property
     def report(self) -> str:
         """URI of the page about the run, of an earlier version that of its scores; empty if there is none."""
-        facts: ReportFacts | None = self.facts_of(ReportFacts, RUN_REPORT)
-        if facts:
-            return storage.join(self.past.artifacts[RUN_REPORT], facts.page.path)
-        return storage.join(self.past.outputs["evaluation_report"], REPORT_NAME) if self.score else ""
+        for name in (RUN_REPORT, "evaluation_report"):
+            match self.artifacts.get(name):
+                case Artifact(uri=uri, facts=ReportFacts(page=page)):
+                    return storage.join(uri, page.path)
+                case Artifact(uri=uri, facts=EvaluationFacts()):
+                    return storage.join(uri, REPORT_NAME)
+        return ""
 
     @property
     def stage(self) -> str:

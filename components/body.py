@@ -30,7 +30,8 @@ def stage(code_version: str) -> Iterator[None]:
     secrets of URLs.
 
     Args:
-        code_version: The image digest in a cluster, the digest of the installed library on one machine.
+        code_version: The digest of the installed library on one machine; empty in a cluster, where the image takes part
+            in the cache key and brings its own.
 
     Raises:
         SystemExit: The stage failed.
@@ -39,7 +40,8 @@ def stage(code_version: str) -> Iterator[None]:
     from calm_core.shown import lines_of
     from calm_core.store.code_version import CODE_VERSION_VARIABLE
 
-    os.environ[CODE_VERSION_VARIABLE] = code_version
+    if code_version:
+        os.environ[CODE_VERSION_VARIABLE] = code_version
     try:
         yield
     except CalmError as error:
@@ -62,10 +64,46 @@ def settings(section_type: type[SectionT], values: Mapping[str, Any]) -> Section
     return parse_section(section_type, unquoted(values))
 
 
+def place_of(output: dsl.Artifact) -> str:
+    """Where a stage writes an output, from where it is read: not under its URI, which Kubeflow's launcher downloads
+    into every pod that the output is an input of. There lies what `describe` writes."""
+    from calm_core.store.artifact import place_beside
+
+    return place_beside(output.uri)
+
+
+def root_of(named: str, output: dsl.Artifact, name: str) -> str:
+    """A folder that all runs share.
+
+    Args:
+        named: The one that the settings name; empty for one where Kubeflow keeps all that pipelines have made, which
+            is what the tasks of a namespace may write to.
+        output: Any output of the task, which Kubeflow has placed at ``<root>/<pipeline>/<run>/<task>/...``.
+        name: What the folder is for.
+
+    Raises:
+        ConfigError: None is named, and the output lies at a place of another form.
+    """
+    import re
+
+    from calm_core.errors import ConfigError
+
+    if named:
+        return named
+    found = re.match(r"(.+?)/[^/]+/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/", output.uri)
+    if not found:
+        raise ConfigError(f"{name}_root: is empty, and {output.uri} is no place of Kubeflow's; name a folder for it")
+    return f"{found[1]}/calm/{name}s"
+
+
 def describe(
     output: dsl.Artifact, artifact: "Artifact[Facts]", numbers: Mapping[str, float | str] | None = None
 ) -> None:
-    """Show an artifact's digest and headline numbers where Kubeflow shows the output."""
+    """Let an output stand for the artifact that a stage has written to `place_of` it, and show the artifact's digest
+    and headline numbers where Kubeflow shows the output."""
+    from calm_core.store.artifact import refer
+
+    refer(output.uri)
     output.metadata.update({"digest": artifact.digest, **_strict(numbers or {})})
 
 

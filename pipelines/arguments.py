@@ -3,13 +3,17 @@
 import json
 from typing import Any
 
-from calm_core.config import Config, Section
+from calm_core.config import Config, Section, resolve_config
 from calm_core.errors import ConfigError
 from calm_core.store.code_version import code_version
 from components.quoting import is_safe, quoted
+from pipelines import profiles
 
-_MAX_SECTION_BYTES = 48 << 10  # all inputs of a task, those that are artifacts included, are one argument of 128 KiB
-_MAX_PARTITIONS = 64  # of which some tasks get a list
+# All inputs of a task, those that are artifacts included, are one argument of 128 KiB.
+_MAX_SECTION_BYTES = 48 << 10
+MAX_PARTITIONS = 64  # whose scans and shards are such inputs of one task, some 100 KiB in all
+MAX_DATA_BYTES = 12 << 10  # of the settings that the same task gets
+_OF_PODS = "cluster"
 
 
 def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[str, Any]:
@@ -22,9 +26,9 @@ def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[s
     Raises:
         ConfigError: Something would not arrive as it was written.
     """
-    if config.data.partitions > _MAX_PARTITIONS:
+    if config.data.partitions > MAX_PARTITIONS:
         raise ConfigError(
-            f"data.partitions: a pipeline has at most {_MAX_PARTITIONS}, not {config.data.partitions}; lower it"
+            f"data.partitions: a pipeline has at most {MAX_PARTITIONS}, not {config.data.partitions}; lower it"
         )
     for root in (plan_root, checkpoint_root):
         if not is_safe(root):
@@ -32,7 +36,7 @@ def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[s
                 f"{root}: Kubeflow would replace a part of this path, as a placeholder; use another folder"
             )
     return {
-        **{name: _argument(name, section) for name, section in config if isinstance(section, Section)},
+        **{name: _argument(name, section) for name, section in _sections(config).items()},
         "train_baseline": config.train_baseline,
         "seed": config.seed,
         "code_version": code_version(),
@@ -41,12 +45,40 @@ def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[s
     }
 
 
+def pods_of(config: Config) -> dict[str, Any]:
+    """The further arguments of `calm-train` in a cluster: what the pods of its tasks get.
+
+    They would take part in the cache keys of one machine, which reads none of them.
+    """
+    values = config.cluster.model_dump(mode="json") | {"tolerations": config.cluster.kubernetes_tolerations}
+    return {name: str(value) if isinstance(value, int) else value for name, value in values.items() if value != ""}
+
+
+def defaults_of(profile: str) -> dict[str, Any]:
+    """The arguments of `calm-train` that are compiled in: who runs it from Kubeflow's own page names `sources` alone.
+
+    Args:
+        profile: Whose settings they are. What it does not set is left to the stages.
+    """
+    settings = profiles.load(profile)
+    config = resolve_config(settings)
+    sections = {name: settings.get(name, {}) for name in _sections(config)}
+    sections["data"] = {"sources": []} | sections["data"]
+    return sections | pods_of(config) | {"train_baseline": config.train_baseline, "seed": config.seed}
+
+
+def _sections(config: Config) -> dict[str, Section]:
+    """The sections of the stages; each is an argument of its own."""
+    return {name: section for name, section in config if isinstance(section, Section) and name != _OF_PODS}
+
+
 def _argument(name: str, section: Section) -> dict[str, Any]:
     argument: dict[str, Any] = quoted(section.model_dump(mode="json", exclude_none=True))
     text = json.dumps(argument)
-    if len(text) > _MAX_SECTION_BYTES:
+    most = MAX_DATA_BYTES if name == "data" else _MAX_SECTION_BYTES
+    if len(text) > most:
         raise ConfigError(
-            f"{name}: these settings are {len(text):,} bytes, and Kubeflow hands on {_MAX_SECTION_BYTES:,} at most; "
+            f"{name}: these settings are {len(text):,} bytes, and Kubeflow hands on {most:,} at most; "
             "shorten them, e.g. name many sources by one pattern"
         )
     return argument

@@ -6,6 +6,7 @@ imports torch: the command line must start fast.
 
 from calm_core.config.autoencoder import AUTOENCODERS, AutoencoderConfig, AutoencoderModelConfig, MlpAutoencoderConfig
 from calm_core.config.base import Section, SettingError, parse_section, setting_names
+from calm_core.config.cluster import ClusterConfig
 from calm_core.config.data import DataConfig, TokenizerConfig
 from calm_core.config.evaluation import EvaluationConfig
 from calm_core.config.heads import HEADS, DiffusionHeadConfig, EnergyHeadConfig, FlowHeadConfig, HeadConfig
@@ -29,6 +30,7 @@ __all__ = [
     "BackboneConfig",
     "CalmConfig",
     "CalmModelConfig",
+    "ClusterConfig",
     "Config",
     "DataConfig",
     "DiffusionHeadConfig",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from calm_core.config import text as settings_text
 from calm_core.config.autoencoder import AUTOENCODERS, AutoencoderConfig
 from calm_core.config.base import Name, Section, parse_section, setting_names
+from calm_core.config.cluster import ClusterConfig
 from calm_core.config.data import DataConfig, TokenizerConfig
 from calm_core.config.evaluation import EvaluationConfig
 from calm_core.config.heads import HEADS
@@ -31,6 +32,7 @@ class Config(Section):
     transformer: TransformerConfig = TransformerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     registry: RegistryConfig = RegistryConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _chunks_do_not_straddle_documents(self) -> Self:

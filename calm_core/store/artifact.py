@@ -2,6 +2,9 @@
 
 A reader checks what it reads: a missing, half-written or damaged artifact is an `ArtifactError` that names the file. A
 manifest may come from outside: its paths stay in its folder, its values are validated, and none is acted upon before.
+
+A manifest may also stand for an artifact beside it (`refer`): Kubeflow's launcher downloads all that lies under the URI
+of an input, so that there lies the manifest alone.
 """
 
 import hashlib
@@ -38,6 +41,7 @@ FactsT_co = TypeVar("FactsT_co", bound=Facts, covariant=True)
 
 
 KindName = Annotated[str, Field(pattern=r"^[a-z][a-z -]{0,63}$")]
+_BESIDE = ".data"  # a name that no other begins with: launchers before 2.17 take all that begins with an input's URI
 
 
 class Manifest(BaseModel):
@@ -45,7 +49,8 @@ class Manifest(BaseModel):
 
     `results` are the stage's numbers and repeat exactly. `timings` (seconds, rates) and `origins` (where the inputs
     lay) are of one run and take no part in the digest. `checksum` is of all the rest: those of earlier schema versions
-    have none.
+    have none. `files_in` is of a manifest that stands for an artifact beside its folder: the place of that, seen from
+    above the folder.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,7 +63,15 @@ class Manifest(BaseModel):
     timings: dict[str, Any]
     origins: dict[str, Any] = {}
     files: list[FileEntry]
+    files_in: str = ""
     checksum: str = ""
+
+    @field_validator("files_in")
+    @classmethod
+    def _is_beside(cls, place: str) -> str:
+        if place and not (storage.is_plain_path(place) and place.split("/")[:-1] == [_BESIDE]):
+            raise ValueError(f"is no folder in {_BESIDE}")
+        return place
 
     @field_validator("files")
     @classmethod
@@ -73,7 +86,7 @@ class Manifest(BaseModel):
     @property
     def digest(self) -> str:
         """SHA-256 of kind, config, parents, results and files: equal digests mean equal content."""
-        return digest_of(self.model_dump(exclude={"code_version", "timings", "origins", "checksum"}))
+        return digest_of(self.model_dump(exclude={"code_version", "timings", "origins", "files_in", "checksum"}))
 
     @property
     def own_checksum(self) -> str:
@@ -419,13 +432,42 @@ def publish(
         origins=facts.part(ORIGIN),
         files=sorted(files, key=lambda entry: entry.path),
     )
+    _write_manifest(uri, manifest)
+
+
+def _write_manifest(uri: str, manifest: Manifest) -> None:
     manifest = manifest.model_copy(update={"checksum": manifest.own_checksum})
-    data = manifest.model_dump_json(indent=1).encode() + b"\n"
+    data = manifest.model_dump_json(indent=1, exclude_unset=True).encode() + b"\n"
     if len(data) > _LARGEST_MANIFEST:
         raise ArtifactError(
             f"{uri}: its {len(manifest.files):,} files are more than a manifest may list; make fewer, larger ones"
         )
     storage.write(storage.child(uri, MANIFEST_NAME), data)
+
+
+def place_beside(uri: str) -> str:
+    """Where an artifact is written that a manifest in this folder shall stand for."""
+    above, name = _above(uri)
+    return storage.join(above, _BESIDE, name)
+
+
+def refer(uri: str) -> None:
+    """Write a manifest into a folder that stands for the artifact at its `place_beside`.
+
+    Who opens the folder opens that artifact, as long as both keep their places to each other.
+
+    Raises:
+        ArtifactError: There is none.
+        StorageError: It cannot be written.
+    """
+    manifest = Manifest.read(place_beside(uri))
+    _write_manifest(uri, manifest.model_copy(update={"files_in": f"{_BESIDE}/{_above(uri)[1]}"}))
+
+
+def _above(uri: str) -> tuple[str, str]:
+    """The folder above a folder, and the name there."""
+    above, _, name = storage.real(uri).rpartition("/")
+    return above, name
 
 
 def _passes(name: str) -> bool:
@@ -448,6 +490,7 @@ class Artifact(Generic[FactsT_co]):
         kinds: What it may be.
 
     Attributes:
+        uri: The folder of its files: the one beside, if a manifest stands for it.
         facts: What its manifest says, validated.
         digest: Equal digests mean equal content.
 
@@ -466,6 +509,8 @@ class Artifact(Generic[FactsT_co]):
         if kind is None:
             kind_found, kind_expected = with_article(manifest.kind), with_article(expected)
             raise ArtifactError(f"{uri}: is {kind_found} artifact, {kind_expected} artifact was expected")
+        if manifest.files_in:
+            self.uri = storage.child(_above(uri)[0], manifest.files_in)
         self.digest = manifest.digest
         self.manifest = manifest.upgraded(uri, kind)
         with _undamaged(uri):

@@ -4,9 +4,10 @@ A text without ``scheme://`` is a local path, and is taken as it stands: nothing
 another URL, but ``~/`` is the user's home. `glob` alone takes patterns.
 
 An object store's endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY), never from a setting. What it fails to answer is asked again with growing pauses,
-AWS_MAX_ATTEMPTS times in all (7 where unset: about half a minute); then there is a `StorageError`. Somebody who waits
-for an answer (`first_answer_soon`) learns of an endpoint that is not there in seconds.
+AWS_SECRET_ACCESS_KEY), never from a setting; ``minio://``, Kubeflow's name for S3 at an endpoint of one's own, is read
+as ``s3://``. What it fails to answer is asked again with growing pauses, AWS_MAX_ATTEMPTS times in all (7 where unset:
+about half a minute); then there is a `StorageError`. Somebody who waits for an answer (`first_answer_soon`) learns of
+an endpoint that is not there in seconds.
 """
 
 import difflib
@@ -45,6 +46,7 @@ _FOR_THE_CALLER = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADi
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LOCAL_SCHEMES, _WITHOUT_HOST = ("file", "local"), ("file", "local", "memory")
 _OBJECT_STORES = ("s3", "s3a")
+_S3_OF_KUBEFLOW = "minio"
 _ONE_SLASH = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)(.*)", re.DOTALL | re.IGNORECASE)
 _OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 AROUND = " \t\"'`\u2018\u2019\u201c\u201d"  # what comes along when a path is copied
@@ -85,6 +87,12 @@ def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
             f"{uri}: lies on the web, where nothing is read; download it (curl -L -O URL) and name the file; "
             "local paths and object stores are used, e.g. s3://bucket/folder"
         )
+    if scheme == _S3_OF_KUBEFLOW:
+        if not _endpoint():
+            raise StorageError(
+                f"{uri}: lies at an endpoint that is not known here; set AWS_ENDPOINT_URL to its address"
+            )
+        scheme = "s3"
     options: dict[str, Any] = {}
     if scheme in _OBJECT_STORES:
         # Without a cache of listings, what another process writes or deletes is seen.
@@ -151,7 +159,7 @@ def _require_first_answer(uri: str, kind: Any, bucket: str) -> None:
     Whatever it answers is an answer: the request that matters gets its own.
     """
     answering = _answering.get()
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or bucket
+    endpoint = _endpoint() or bucket
     if answering is None or endpoint in answering:
         return
     seconds = {"connect_timeout": _FIRST_ANSWER_SECONDS, "read_timeout": 2 * _FIRST_ANSWER_SECONDS}
@@ -165,6 +173,10 @@ def _require_first_answer(uri: str, kind: Any, bucket: str) -> None:
             if not hasattr(error.__cause__, "response"):
                 raise
     answering.add(endpoint)
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 def _local_path(path: str) -> str:

@@ -1,5 +1,6 @@
 """The pipeline `calm-train`: from sources of text to a registered CALM language model."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from kfp import dsl
@@ -13,9 +14,16 @@ from components.data_processing.train_tokenizer import train_tokenizer
 from components.deployment.register_model import register_model
 from components.evaluation.evaluate import evaluate
 from components.evaluation.report import report
+from components.image import IMAGE
 from components.training.train_autoencoder import train_autoencoder
 from components.training.train_calm import train_calm
 from components.training.train_transformer import train_transformer
+from pipelines.arguments import defaults_of
+from pipelines.dags.pods import Pods
+
+_DEFAULT = defaults_of("small")
+_AT_ONCE = 16
+"""Partitions that are prepared at a time: each is three pods."""
 
 
 class Outputs(NamedTuple):
@@ -30,22 +38,34 @@ class Outputs(NamedTuple):
 
 @dsl.pipeline(name="calm-train", description="Train, score and register a CALM language model.")
 def calm_train(
-    data: dict[str, Any],
-    tokenizer: dict[str, Any],
-    autoencoder: dict[str, Any],
-    calm: dict[str, Any],
-    train_baseline: bool,
-    transformer: dict[str, Any],
-    evaluation: dict[str, Any],
-    registry: dict[str, Any],
-    seed: int,
-    code_version: str,
-    plan_root: str,
-    checkpoint_root: str,
+    data: dict[str, Any] = _DEFAULT["data"],
+    tokenizer: dict[str, Any] = _DEFAULT["tokenizer"],
+    autoencoder: dict[str, Any] = _DEFAULT["autoencoder"],
+    calm: dict[str, Any] = _DEFAULT["calm"],
+    train_baseline: bool = _DEFAULT["train_baseline"],
+    transformer: dict[str, Any] = _DEFAULT["transformer"],
+    evaluation: dict[str, Any] = _DEFAULT["evaluation"],
+    registry: dict[str, Any] = _DEFAULT["registry"],
+    seed: int = _DEFAULT["seed"],
+    code_version: str = "",
+    plan_root: str = "",
+    checkpoint_root: str = "",
+    image: str = IMAGE,
+    environment: str = _DEFAULT["environment"],
+    credentials: str = _DEFAULT["credentials"],
+    cpu: str = _DEFAULT["cpu"],
+    memory: str = _DEFAULT["memory"],
+    training_cpu: str = _DEFAULT["training_cpu"],
+    training_memory: str = _DEFAULT["training_memory"],
+    accelerator: str = _DEFAULT["accelerator"],
+    accelerators: str = _DEFAULT["accelerators"],
+    node_selector: dict[str, Any] = _DEFAULT["node_selector"],
+    tolerations: list[Any] = _DEFAULT["tolerations"],
 ) -> Outputs:
     """Train, score and register a CALM language model.
 
     A stage gets its own section of the settings only, so that a changed setting reruns only what depends on it.
+    Defaults are those of the profile `small`; `data` needs `sources`.
 
     Args:
         data: Sources of text and the shape of the shards.
@@ -57,74 +77,110 @@ def calm_train(
         evaluation: Settings of the scores.
         registry: Settings of the registry.
         seed: Seed of everything random.
-        code_version: Version of the code, part of every cache key.
-        plan_root: URL of the folder of plans: which bytes of the sources each partition holds.
-        checkpoint_root: URL of the folder of checkpoints.
+        code_version: Version of the code, part of every cache key; empty where the image is named by digest.
+        plan_root: URL of the folder of plans: which bytes of the sources each partition holds; empty: where Kubeflow
+            keeps its artifacts.
+        checkpoint_root: URL of the folder of checkpoints; empty: likewise.
+        image: What all tasks run in.
+        environment: ConfigMap with the storage's endpoint and MLflow's URI; passed over if there is none.
+        credentials: Secret with the storage's keys and MLflow's user; passed over if there is none.
+        cpu, memory: Of a task that prepares data, registers or reports, as Kubernetes writes them.
+        training_cpu, training_memory: Of a task that trains or evaluates.
+        accelerator: Resource of nodes with accelerators.
+        accelerators: How many a task that trains or evaluates gets, as text: Kubeflow's form.
+        node_selector: Labels of the nodes for tasks that train or evaluate.
+        tolerations: Taints that these tolerate.
     """
-    plan = plan_partitions(data=data, tokenizer=tokenizer, plan_root=plan_root, code_version=code_version)
+    pods = Pods(image=image, environment=environment, credentials=credentials, cpu=cpu, memory=memory)
+    trainers = replace(
+        pods,
+        cpu=training_cpu,
+        memory=training_memory,
+        accelerator=accelerator,
+        accelerators=accelerators,
+        node_selector=node_selector,
+        tolerations=tolerations,
+    )
+    plan = pods.run(plan_partitions(data=data, tokenizer=tokenizer, plan_root=plan_root, code_version=code_version))
     plan.set_caching_options(enable_caching=False)  # what is named by path can change
     partitions = plan.outputs["Output"]  # Kubeflow's local runner loops over an output of this name alone
 
-    with dsl.ParallelFor(partitions) as partition:
-        scan = scan_partition(partition=partition, data=data, code_version=code_version)
-    duplicates = find_duplicates(data=data, code_version=code_version, scans=dsl.Collected(scan.outputs["scan"]))
-    bpe = train_tokenizer(
-        partitions=partitions,
-        tokenizer=tokenizer,
-        data=data,
-        tokenizer_digest=plan.outputs["tokenizer_digest"],
-        code_version=code_version,
+    with dsl.ParallelFor(partitions, parallelism=_AT_ONCE) as partition:
+        scan = pods.run(scan_partition(partition=partition, data=data, code_version=code_version))
+    duplicates = pods.run(
+        find_duplicates(data=data, code_version=code_version, scans=dsl.Collected(scan.outputs["scan"]))
+    )
+    bpe = pods.run(
+        train_tokenizer(
+            plan=plan.outputs["plan"],
+            tokenizer=tokenizer,
+            data=data,
+            tokenizer_digest=plan.outputs["tokenizer_digest"],
+            code_version=code_version,
+        )
     )
 
-    with dsl.ParallelFor(partitions) as partition:
-        tokens = tokenize_partition(
-            partition=partition,
-            data=data,
-            code_version=code_version,
-            tokenizer_model=bpe.outputs["tokenizer_model"],
-            duplicates=duplicates.outputs["duplicates"],
+    with dsl.ParallelFor(partitions, parallelism=_AT_ONCE) as partition:
+        tokens = pods.run(
+            tokenize_partition(
+                partition=partition,
+                data=data,
+                code_version=code_version,
+                tokenizer_model=bpe.outputs["tokenizer_model"],
+                duplicates=duplicates.outputs["duplicates"],
+            )
         )
-    dataset = merge_partitions(
-        data=data,
-        partitions=partitions,
-        code_version=code_version,
-        scans=dsl.Collected(scan.outputs["scan"]),
-        shards=dsl.Collected(tokens.outputs["shards"]),
-        duplicates=duplicates.outputs["duplicates"],
-        tokenizer_model=bpe.outputs["tokenizer_model"],
+    dataset = pods.run(
+        merge_partitions(
+            data=data,
+            plan=plan.outputs["plan"],
+            code_version=code_version,
+            scans=dsl.Collected(scan.outputs["scan"]),
+            shards=dsl.Collected(tokens.outputs["shards"]),
+            duplicates=duplicates.outputs["duplicates"],
+            tokenizer_model=bpe.outputs["tokenizer_model"],
+        )
     ).outputs["dataset"]
 
-    autoencoder_model = train_autoencoder(
-        autoencoder=autoencoder,
-        seed=seed,
-        checkpoint_root=checkpoint_root,
-        code_version=code_version,
-        dataset=dataset,
+    autoencoder_model = trainers.run(
+        train_autoencoder(
+            autoencoder=autoencoder,
+            seed=seed,
+            checkpoint_root=checkpoint_root,
+            code_version=code_version,
+            dataset=dataset,
+        )
     ).outputs["autoencoder_model"]
-    calm_model = train_calm(
-        calm=calm,
-        seed=seed,
-        checkpoint_root=checkpoint_root,
-        code_version=code_version,
-        dataset=dataset,
-        autoencoder_model=autoencoder_model,
+    calm_model = trainers.run(
+        train_calm(
+            calm=calm,
+            seed=seed,
+            checkpoint_root=checkpoint_root,
+            code_version=code_version,
+            dataset=dataset,
+            autoencoder_model=autoencoder_model,
+        )
     ).outputs["calm_model"]
-    evaluation_report = evaluate(
-        evaluation=evaluation,
-        seed=seed,
-        checkpoint_root=checkpoint_root,
-        code_version=code_version,
-        dataset=dataset,
-        model=calm_model,
-        autoencoder_model=autoencoder_model,
+    evaluation_report = trainers.run(
+        evaluate(
+            evaluation=evaluation,
+            seed=seed,
+            checkpoint_root=checkpoint_root,
+            code_version=code_version,
+            dataset=dataset,
+            model=calm_model,
+            autoencoder_model=autoencoder_model,
+        )
     ).outputs["evaluation_report"]
-    registration = register_model(
-        registry=registry,
-        code_version=code_version,
-        autoencoder_model=autoencoder_model,
-        calm_model=calm_model,
-        evaluation_report=evaluation_report,
-        dataset=dataset,
+    registration = pods.run(
+        register_model(
+            registry=registry,
+            code_version=code_version,
+            autoencoder_model=autoencoder_model,
+            calm_model=calm_model,
+            evaluation_report=evaluation_report,
+            dataset=dataset,
+        )
     )
     registration.set_caching_options(enable_caching=False)  # the registry can lose what the cache remembers
 
@@ -139,22 +195,26 @@ def calm_train(
     # A report in each branch, since Kubeflow's local runner hands on no artifact of a branch, not even by dsl.OneOf.
     # Neither is cached: what became of the model and how long it took is of this run.
     with dsl.If(train_baseline == True, name="baseline"):  # noqa: E712 # Kubeflow's own form of a condition
-        transformer_model = train_transformer(
-            transformer=transformer,
-            seed=seed,
-            checkpoint_root=checkpoint_root,
-            code_version=code_version,
-            dataset=dataset,
+        transformer_model = trainers.run(
+            train_transformer(
+                transformer=transformer,
+                seed=seed,
+                checkpoint_root=checkpoint_root,
+                code_version=code_version,
+                dataset=dataset,
+            )
         ).outputs["transformer_model"]
-        baseline_report = evaluate(
-            evaluation=evaluation,
-            seed=seed,
-            checkpoint_root=checkpoint_root,
-            code_version=code_version,
-            dataset=dataset,
-            model=transformer_model,
+        baseline_report = trainers.run(
+            evaluate(
+                evaluation=evaluation,
+                seed=seed,
+                checkpoint_root=checkpoint_root,
+                code_version=code_version,
+                dataset=dataset,
+                model=transformer_model,
+            )
         ).outputs["evaluation_report"]
-        report(**made, baseline_report=baseline_report).set_caching_options(enable_caching=False)
+        pods.run(report(**made, baseline_report=baseline_report)).set_caching_options(enable_caching=False)
     with dsl.If(train_baseline == False, name="no-baseline"):  # noqa: E712
-        report(**made).set_caching_options(enable_caching=False)
+        pods.run(report(**made)).set_caching_options(enable_caching=False)
     return Outputs(dataset, autoencoder_model, calm_model, evaluation_report, registration.outputs["registration"])

@@ -10,7 +10,9 @@ import pytest
 from kfp import dsl
 
 from calm_core.errors import CalmError, ConfigError, Interrupted, SourceError
+from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
 from calm_core.store.code_version import CODE_VERSION_VARIABLE
+from calm_core.store.facts import DuplicatesFacts
 from components import body, readme
 from components.image import IMAGE
 
@@ -89,6 +91,46 @@ def test_what_kubeflow_shows_lies_at_the_place_of_the_output_and_is_bounded(tmp_
     assert Path(page.path).read_bytes() == "<p>é</p>".encode()
     body.show(page, b"x" * (body.MOST_SHOWN_BYTES + 1))
     assert Path(page.path).stat().st_size < 100
+
+
+RUN = "12345678-1234-1234-1234-123456789abc"
+
+
+@pytest.mark.parametrize(
+    ("uri", "root"),
+    [
+        (
+            f"minio://mlpipeline/v2/artifacts/calm-train/{RUN}/train-calm/{RUN}/calm_model",
+            "minio://mlpipeline/v2/artifacts",
+        ),
+        (
+            f"minio://b/private-artifacts/team/v2/artifacts/calm-train/{RUN}/x/y/z",
+            "minio://b/private-artifacts/team/v2/artifacts",
+        ),
+        (f"s3://bucket/root/p/{RUN}/t/1/model", "s3://bucket/root"),
+    ],
+)
+def test_what_all_runs_share_lies_where_kubeflow_keeps_what_they_made(uri: str, root: str) -> None:
+    assert body.root_of("", dsl.Model(uri=uri), "checkpoint") == f"{root}/calm/checkpoints"
+    assert body.root_of("s3://b/named", dsl.Model(uri=uri), "checkpoint") == "s3://b/named"
+
+
+def test_a_place_that_is_not_kubeflows_has_no_root() -> None:
+    with pytest.raises(ConfigError, match="plan_root: is empty, and /home/x/task/found is no place of Kubeflow's"):
+        body.root_of("", dsl.Model(uri="/home/x/task/found"), "plan")
+
+
+def test_an_output_holds_its_manifest_alone(tmp_path: Path) -> None:
+    """Kubeflow's launcher downloads all that lies there into each pod that it is an input of."""
+    output = dsl.Dataset(uri=str(tmp_path / "task" / "scan"))
+    with ArtifactWriter(body.place_of(output), DuplicatesFacts, {}, {}) as writer:
+        writer.write("keys.bin", b"keys")
+        writer.facts = DuplicatesFacts(duplicates=3, near_duplicates=0)
+    artifact = Artifact(body.place_of(output), DuplicatesFacts)
+    body.describe(output, artifact)
+    assert [path.name for path in (tmp_path / "task" / "scan").rglob("*")] == [MANIFEST_NAME]
+    assert output.metadata == {"digest": artifact.digest}
+    assert Artifact(output.uri, DuplicatesFacts).read("keys.bin") == b"keys"
 
 
 def test_a_fault_of_ours_ends_a_task_with_its_traceback_but_without_secrets(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from calm_core.config import Config, EvaluationConfig, Section, resolve_config
 from calm_core.errors import ConfigError
 from components.body import settings
 from components.quoting import is_safe, quoted, unquoted
-from pipelines.arguments import arguments_of
+from pipelines.arguments import arguments_of, pods_of
 
 PARTS = [
     "{{$}}",
@@ -170,3 +171,40 @@ def has_bound(mark: object) -> bool:
 def test_a_folder_whose_name_kubeflow_would_replace_is_refused(folder: str) -> None:
     with pytest.raises(ConfigError, match="use another folder"):
         arguments_of(Config(), folder, "checkpoints")
+
+
+def test_pods_get_what_the_settings_say_and_nothing_empty() -> None:
+    config = resolve_config({}, ["cluster.accelerators=8", "cluster.training_memory=200Gi"])
+    pods = pods_of(config)
+    assert (pods["accelerators"], pods["training_memory"]) == ("8", "200Gi")
+    assert "image" not in pods and "" not in pods.values()
+    assert pods_of(resolve_config({}, ["cluster.image=r.example/calm@sha256:1"]))["image"] == "r.example/calm@sha256:1"
+    assert pods.keys().isdisjoint(arguments_of(config, "plans", "checkpoints"))
+
+
+def test_taints_are_tolerated_as_kubectl_writes_them() -> None:
+    config = resolve_config({}, ["cluster.tolerations=[nvidia.com/gpu, spot=true:NoSchedule, 'dedicated:NoExecute']"])
+    assert pods_of(config)["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists"},
+        {"key": "spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"},
+        {"key": "dedicated", "operator": "Exists", "effect": "NoExecute"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("cluster.memory=8 GB", "cluster.memory"),
+        ("cluster.memory=''", "cluster.memory"),
+        ("cluster.cpu=-1", "cluster.cpu"),
+        ("cluster.credentials=''", "cluster.credentials"),
+        ("cluster.credentials=Our_Secret", "cluster.credentials"),
+        ("cluster.accelerators=-1", "cluster.accelerators"),
+        ("cluster.node_selector={a b: c}", "cluster.node_selector"),
+        ("cluster.tolerations=[gpu:NeverSchedule]", "cluster.tolerations.0: 'gpu:NeverSchedule' is no taint"),
+        ("cluster.tolerations=['']", "cluster.tolerations.0"),
+    ],
+)
+def test_what_kubernetes_would_refuse_is_refused_here(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        resolve_config({}, [override])

@@ -1,13 +1,16 @@
 """The compiled pipeline that is under version control."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from calm_core.config import resolve_config
 from components.image import IMAGE
 from pipelines.compile import TRAIN_PIPELINE, compile_train
+from pipelines.profiles import load
 
 SECTIONS = {"data", "tokenizer", "autoencoder", "calm", "transformer", "evaluation", "registry"}
 
@@ -57,12 +60,73 @@ def test_is_what_the_code_compiles_to(documents: list[dict[str, Any]], tmp_path:
     assert documents == fresh, "run: python -m pipelines.compile"
 
 
-def test_every_task_runs_in_our_image_with_nothing_but_its_command(documents: list[dict[str, Any]]) -> None:
-    """No environment and no Kubernetes extras: nowhere for a secret to be."""
-    assert len(documents) == 1
-    for executor in documents[0]["deploymentSpec"]["executors"].values():
-        assert executor["container"]["image"] == IMAGE
-        assert set(executor["container"]) == {"image", "command", "args"}
+def test_every_task_runs_in_our_image_and_nothing_is_set_that_could_be_a_secret(pipeline: dict[str, Any]) -> None:
+    assert pipeline["root"]["inputDefinitions"]["parameters"]["image"]["defaultValue"] == IMAGE
+    for executor in pipeline["deploymentSpec"]["executors"].values():
+        assert executor["container"]["image"] == "{{$.inputs.parameters['pipelinechannel--image']}}"
+        assert set(executor["container"]) == {"image", "command", "args", "resources"}
+
+
+def test_a_secret_is_a_name_that_a_parameter_gives(documents: list[dict[str, Any]], pipeline: dict[str, Any]) -> None:
+    executors = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert executors.keys() == pipeline["deploymentSpec"]["executors"].keys()
+    for executor in executors.values():
+        [secret], [environment] = executor["secretAsEnv"], executor["configMapAsEnv"]
+        assert secret["secretNameParameter"]["componentInputParameter"].endswith("credentials")
+        assert environment["configMapNameParameter"]["componentInputParameter"].endswith("environment")
+        assert secret["optional"] and environment["optional"]
+        assert all(each["secretKey"] == each["envVar"] for each in secret["keyToEnv"])
+        assert executor["securityContext"] == {"runAsNonRoot": True}
+
+
+def test_what_trains_or_evaluates_gets_accelerators_their_nodes_and_shared_memory(
+    documents: list[dict[str, Any]], pipeline: dict[str, Any]
+) -> None:
+    kubernetes = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    trains = {f"exec-{name}" for name in tasks_of(pipeline) if name.startswith(("train-", "evaluate"))}
+    trains -= {"exec-train-tokenizer"}
+    for name, executor in pipeline["deploymentSpec"]["executors"].items():
+        assert ("accelerator" in executor["container"]["resources"]) == (name in trains), name
+        assert ({"nodeSelector", "tolerations", "emptyDirMounts"} <= kubernetes[name].keys()) == (name in trains), name
+
+
+def test_all_that_a_loop_or_a_condition_needs_is_handed_in(pipeline: dict[str, Any]) -> None:
+    """Kubeflow's compiler forgets the parameters of resources there."""
+    dags = {"root": pipeline["root"], **{name: each for name, each in pipeline["components"].items() if "dag" in each}}
+    for component, definition in dags.items():
+        known = definition["inputDefinitions"]["parameters"].keys()
+        for name, task in definition["dag"]["tasks"].items():
+            for value in task.get("inputs", {}).get("parameters", {}).values():
+                assert value.get("componentInputParameter", next(iter(known))) in known, (component, name, value)
+                if constant := value.get("runtimeValue", {}).get("constant"):
+                    assert (
+                        re.fullmatch(r"\{\{\$\.inputs\.parameters\['(.+)'\]\}\}", constant)[1]
+                        in task["inputs"][  # type: ignore[index]
+                            "parameters"
+                        ]
+                    )
+
+
+def test_every_task_is_tried_again_for_as_long_as_it_takes(pipeline: dict[str, Any]) -> None:
+    """Kubeflow's deadline for retried pods is the longest pause, by default an hour."""
+    for name, task in tasks_of(pipeline).items():
+        assert task["retryPolicy"]["backoffMaxDuration"] == "86400s", name
+
+
+def test_sources_are_all_that_has_to_be_named(pipeline: dict[str, Any]) -> None:
+    parameters = pipeline["root"]["inputDefinitions"]["parameters"]
+    assert [name for name, each in parameters.items() if "defaultValue" not in each] == []
+    defaults = {name: each["defaultValue"] for name, each in parameters.items()}
+    defaults["data"]["sources"] = ["s3://bucket/texts/*.jsonl"]
+    sections = {name: defaults[name] for name in SECTIONS}
+    assert resolve_config(sections) == resolve_config(load("small"), ["data.sources=[s3://bucket/texts/*.jsonl]"])
+
+
+def test_no_default_of_a_pod_is_empty(pipeline: dict[str, Any]) -> None:
+    """Kubeflow refuses empty names and quantities."""
+    parameters = pipeline["root"]["inputDefinitions"]["parameters"]
+    empty = {name for name, each in parameters.items() if each["defaultValue"] == ""}
+    assert empty == {"code_version", "plan_root", "checkpoint_root"}
 
 
 def test_only_what_looks_at_the_outside_world_is_never_cached(pipeline: dict[str, Any]) -> None:
@@ -130,6 +194,7 @@ def test_a_run_page_shows_pages_cards_and_numbers(pipeline: dict[str, Any]) -> N
                 shown.setdefault(component.removeprefix("comp-"), set()).add(title.removeprefix("system."))
     training = {name: {"HTML", "Metrics"} for name in ("train-autoencoder", "train-calm", "train-transformer")}
     assert shown == training | {
+        "plan-partitions": {"Metrics"},
         "merge-partitions": {"Markdown"},
         "evaluate": {"HTML", "Metrics"},
         "evaluate-2": {"HTML", "Metrics"},

@@ -111,7 +111,7 @@ def test_it_ends_with_the_page_about_the_run(first_run: subprocess.CompletedProc
     page = Path(last.removeprefix("report: ")).read_text()
     assert re.search(r"<h1>calm version \d+ is champion</h1>", page)
     assert "calm run --profile" in page and " s</span>" in page  # the command, and how long stages took
-    [shown] = Path(workplace.folder, ".calm", "pipeline").glob(f"{Path(last).parents[2].name}/report*/page")
+    [shown] = Path(workplace.folder, ".calm", "pipeline").glob(f"{Path(last).parents[3].name}/report*/page")
     assert shown.read_text() == page  # in Kubeflow
     found = workplace.calm("report")
     assert (found.returncode, found.stdout.strip()) == (0, last.removeprefix("report: "))
@@ -202,10 +202,11 @@ def test_a_run_repairs_what_it_finds_damaged_and_repeats_nothing_else(
     """A shard, which dataset and partition share; the dataset's manifest; the weights; the report."""
     assert workplace.run().returncode == 0
     uris = workplace.outputs()
-    before = {name: Artifact.of_any_kind(uri).digest for name, uri in uris.items()}
-    damage(next(Path(uris["dataset"]).glob("train/*.parquet")))
-    damage(Path(uris["calm_model"], "weights.safetensors"))
-    Path(uris["evaluation_report"], "report.html").unlink()
+    made = {name: Artifact.of_any_kind(uri) for name, uri in uris.items()}
+    before = {name: artifact.digest for name, artifact in made.items()}
+    damage(next(Path(made["dataset"].uri).glob("train/*.parquet")))
+    damage(Path(made["calm_model"].uri, "weights.safetensors"))
+    Path(made["evaluation_report"].uri, "report.html").unlink()
     repaired = workplace.run()
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
     assert last_states(repaired.stdout) == {

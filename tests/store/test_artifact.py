@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +16,16 @@ import s3fs
 
 from calm_core.errors import ArtifactError, StorageError
 from calm_core.store import storage
-from calm_core.store.artifact import MANIFEST_NAME, UNFINISHED_NAME, Artifact, ArtifactWriter, digest_of
+from calm_core.store.artifact import (
+    MANIFEST_NAME,
+    UNFINISHED_NAME,
+    Artifact,
+    ArtifactWriter,
+    Manifest,
+    digest_of,
+    place_beside,
+    refer,
+)
 from calm_core.store.facts import Count, Facts, Seconds
 from tests.data.test_faults import small_disk
 
@@ -631,3 +641,56 @@ def test_a_place_knows_what_it_lies_in(scheme: str, tmp_path: Path) -> None:
         assert storage.is_inside(f"{tmp_path}/y/../x/a", folder)
         assert storage.is_inside(folder, "/")
         assert not storage.is_inside(folder, "s3://bucket/x")
+
+
+@on_any_storage
+def test_a_manifest_stands_for_the_artifact_beside_it(anywhere: str) -> None:
+    written = write(place_beside(anywhere))
+    refer(anywhere)
+    artifact = Artifact(anywhere, KIND)
+    assert (artifact.uri, artifact.digest, artifact.facts) == (written.uri, written.digest, written.facts)
+    assert artifact.read("b/second.bin") == b"content"
+    artifact.check_files()
+    assert [uri.rpartition("/")[2] for uri in storage.files_below(anywhere)] == [MANIFEST_NAME]
+    storage.remove([storage.join(place_beside(anywhere), "a.json")])
+    with pytest.raises(ArtifactError, match=re.escape("/.data/artifact/a.json: file is missing")):
+        artifact.check_files()
+
+
+def test_both_may_move_together(tmp_path: Path) -> None:
+    task = tmp_path / "task"
+    write(place_beside(f"{task}/artifact"))
+    refer(f"{task}/artifact")
+    (tmp_path / "elsewhere").mkdir()
+    task.rename(tmp_path / "elsewhere" / "task")
+    assert Artifact(f"{tmp_path}/elsewhere/task/artifact", KIND).read("b/second.bin") == b"content"
+
+
+def test_a_manifest_stands_for_nothing_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="the artifact is missing, no such folder"):
+        refer(f"{tmp_path}/task/artifact")
+    assert not (tmp_path / "task" / "artifact").exists()
+
+
+@pytest.mark.parametrize(
+    "place", ["..", ".data", ".data/", "/etc", ".data/../x", "x", "other/x", ".data/a/b", "s3://a/b"]
+)
+def test_a_manifest_stands_for_nothing_elsewhere(place: str, folder: Path) -> None:
+    manifest = Manifest.read(str(folder))
+    data = json.loads((folder / MANIFEST_NAME).read_text()) | {"files_in": place}
+    data["checksum"] = manifest.model_copy(update={"files_in": place}).own_checksum
+    (folder / MANIFEST_NAME).write_text(json.dumps(data))
+    with pytest.raises(ArtifactError, match=re.escape("damaged manifest (files_in: is no folder in .data)")):
+        Artifact(str(folder), KIND)
+
+
+def test_a_link_beside_leads_nowhere_else(folder: Path, tmp_path: Path) -> None:
+    write(f"{tmp_path}/secret/artifact")
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / ".data").symlink_to(tmp_path / "secret")
+    data = json.loads((folder / MANIFEST_NAME).read_text()) | {"files_in": ".data/artifact"}
+    data["checksum"] = Manifest.read(str(folder)).model_copy(update={"files_in": ".data/artifact"}).own_checksum
+    (tmp_path / "task" / "artifact").mkdir()
+    (tmp_path / "task" / "artifact" / MANIFEST_NAME).write_text(json.dumps(data))
+    with pytest.raises(StorageError, match="is a link that leads out of the folder"):
+        Artifact(f"{tmp_path}/task/artifact", KIND)

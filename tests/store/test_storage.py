@@ -96,6 +96,16 @@ def test_what_is_no_place_is_one_line(uri: str, reason: str) -> None:
         assert str(caught.value).isprintable()
 
 
+def test_the_name_of_s3_in_kubeflow_needs_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one, a bucket of that name on Amazon's would be asked."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(StorageError, match=r"minio://mlpipeline/v2: lies at an endpoint .* set AWS_ENDPOINT_URL"):
+        storage.filesystem_of("minio://mlpipeline/v2")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://seaweedfs.kubeflow:9000")
+    assert storage.absolute("minio://mlpipeline/v2/artifacts") == "s3://mlpipeline/v2/artifacts"
+
+
 def test_there_is_no_chain_of_urls() -> None:
     """fsspec would read it as a cache in front of a bucket, with files of the first name."""
     assert storage.is_local("simplecache::s3://bucket/x")

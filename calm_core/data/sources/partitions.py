@@ -67,13 +67,7 @@ class Partition(Record):
         Raises:
             ArtifactError: Their file is gone or damaged.
         """
-        try:
-            data = json.loads(storage.read(self.pieces_uri))
-        except (FileNotFoundError, ValueError):
-            raise ArtifactError(f"{self.pieces_uri}: the plan is missing or damaged; plan again") from None
-        if f"{digest_of(data)}.json" != self.pieces_uri.rpartition("/")[2]:
-            raise ArtifactError(f"{self.pieces_uri}: the plan is damaged; delete the file and plan again")
-        return _PIECES.validate_python(data)
+        return _PIECES.validate_python(_read(self.pieces_uri))
 
 
 _PIECES = TypeAdapter(list[Piece])
@@ -114,9 +108,45 @@ def _cuts(file: SourceFile, offset: int, bounds: list[float]) -> list[int]:
     return [0, *sorted({round(bound - offset) for bound in inside} - {0, file.size}), file.size]
 
 
-def _written(pieces: list[Piece], index: int, place: str, extends: str) -> Partition:
-    data = _PIECES.dump_python(pieces, mode="json")
+def write_plan(partitions: list[Partition], place: str) -> str:
+    """Write all partitions into one file, for tasks that need all of them: as parameters they would be too long.
+
+    Args:
+        partitions: The partitions.
+        place: URL of the file's folder.
+
+    Returns:
+        URI of the file, which names its content.
+    """
+    return _write([partition.model_dump() for partition in partitions], place)
+
+
+def read_plan(uri: str) -> list[Partition]:
+    """The partitions that `write_plan` has written.
+
+    Raises:
+        ArtifactError: Their file is gone or damaged.
+    """
+    return [Partition.parse(partition) for partition in _read(uri)]
+
+
+def _write(data: list[Any], place: str) -> str:
     uri = storage.join(place, f"{digest_of(data)}.json")
     storage.write(uri, json.dumps(data).encode())
+    return uri
+
+
+def _read(uri: str) -> list[Any]:
+    try:
+        data: list[Any] = json.loads(storage.read(uri))
+    except (FileNotFoundError, ValueError):
+        raise ArtifactError(f"{uri}: the plan is missing or damaged; plan again") from None
+    if f"{digest_of(data)}.json" != uri.rpartition("/")[2]:
+        raise ArtifactError(f"{uri}: the plan is damaged; delete the file and plan again")
+    return data
+
+
+def _written(pieces: list[Piece], index: int, place: str, extends: str) -> Partition:
+    uri = _write(_PIECES.dump_python(pieces, mode="json"), place)
     size = sum(piece.end - piece.start for piece in pieces)
     return Partition(index=index, pieces_uri=uri, num_bytes=size, extends=extends)

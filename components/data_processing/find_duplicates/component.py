@@ -22,8 +22,8 @@ def find_duplicates(
     """
     from calm_core.config import DataConfig
     from calm_core.data.preparing import duplicates as step
-    from components.body import describe, settings, stage
+    from components.body import describe, place_of, settings, stage
 
     with stage(code_version):
         uris = [scan.uri for scan in scans]
-        describe(duplicates, step.find_duplicates(uris, settings(DataConfig, data), duplicates.uri))
+        describe(duplicates, step.find_duplicates(uris, settings(DataConfig, data), place_of(duplicates)))

@@ -8,7 +8,7 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def merge_partitions(
     data: dict[str, Any],
-    partitions: list[dict[str, Any]],
+    plan: str,
     code_version: str,
     scans: dsl.Input[list[dsl.Dataset]],
     shards: dsl.Input[list[dsl.Dataset]],
@@ -21,7 +21,7 @@ def merge_partitions(
 
     Args:
         data: Settings of the sources and the shards (`DataConfig`).
-        partitions: All items of `plan_partitions`.
+        plan: File of all partitions, from `plan_partitions`; it names its content.
         code_version: Version of the code, part of the cache key.
         scans: The scans of all partitions.
         shards: The sequences of all partitions.
@@ -32,18 +32,18 @@ def merge_partitions(
     """
     from calm_core.config import DataConfig
     from calm_core.data.preparing import merge as step
-    from calm_core.data.sources.partitions import Partition
+    from calm_core.data.sources.partitions import read_plan
     from calm_core.report.cards import data_card
-    from components.body import describe, settings, show, stage
+    from components.body import describe, place_of, settings, show, stage
 
     with stage(code_version):
         prepared = step.Prepared(
-            partitions=[Partition.parse(partition) for partition in partitions],
+            partitions=read_plan(plan),
             scan_uris=[scan.uri for scan in scans],
             shards_uris=[part.uri for part in shards],
             duplicates_uri=duplicates.uri,
             tokenizer_uri=tokenizer_model.uri,
         )
-        artifact = step.merge_partitions(settings(DataConfig, data), prepared, dataset.uri)
+        artifact = step.merge_partitions(settings(DataConfig, data), prepared, place_of(dataset))
         describe(dataset, artifact)
         show(card, data_card(artifact.facts))

@@ -6,8 +6,10 @@ from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def plan_partitions(data: dict[str, Any], tokenizer: dict[str, Any], plan_root: str, code_version: str) -> NamedTuple(  # type: ignore[valid-type] # Kubeflow's form
-    "Plan", [("Output", list[dict[str, Any]]), ("tokenizer_digest", str)]
+def plan_partitions(
+    data: dict[str, Any], tokenizer: dict[str, Any], plan_root: str, code_version: str, found: dsl.Output[dsl.Metrics]
+) -> NamedTuple(  # type: ignore[valid-type] # Kubeflow's form
+    "Plan", [("Output", list[dict[str, Any]]), ("plan", str), ("tokenizer_digest", str)]
 ):
     """Cut the sources of text into partitions that are prepared side by side, and note what tokenizer is named.
 
@@ -19,17 +21,22 @@ def plan_partitions(data: dict[str, Any], tokenizer: dict[str, Any], plan_root: 
         tokenizer: Settings of the tokenizer (`TokenizerConfig`).
         plan_root: URL of the folder in which the partitions' pieces are written, named by their content.
         code_version: Version of the code, part of the cache key.
+        found: How much text there is.
 
     Returns:
         Output: One description of a partition for each task of a loop.
+        plan: URI of a file with all of them.
         tokenizer_digest: Of the tokenizer that the settings name, empty where one is trained.
     """
     from calm_core.config import DataConfig, TokenizerConfig
     from calm_core.data.preparing import plan as step
+    from calm_core.data.sources.partitions import write_plan
     from calm_core.data.tokenizers.content import digest_of_source
-    from components.body import settings, stage
+    from components.body import log_metrics, root_of, settings, stage
 
     with stage(code_version):
-        partitions = step.plan_partitions(settings(DataConfig, data), plan_root)
+        place = root_of(plan_root, found, "plan")
+        partitions = step.plan_partitions(settings(DataConfig, data), place)
+        log_metrics(found, {"partitions": len(partitions), "bytes": sum(each.num_bytes for each in partitions)})
         digest = digest_of_source(settings(TokenizerConfig, tokenizer).source)
-        return [partition.model_dump() for partition in partitions], digest
+        return [partition.model_dump() for partition in partitions], write_plan(partitions, place), digest

@@ -20,8 +20,8 @@ def scan_partition(
     from calm_core.config import DataConfig
     from calm_core.data.preparing import scan as step
     from calm_core.data.sources.partitions import Partition
-    from components.body import describe, settings, stage
+    from components.body import describe, place_of, settings, stage
 
     with stage(code_version):
         config = settings(DataConfig, data)
-        describe(scan, step.scan_partition(Partition.parse(partition), config, scan.uri))
+        describe(scan, step.scan_partition(Partition.parse(partition), config, place_of(scan)))

@@ -27,7 +27,7 @@ def tokenize_partition(
     from calm_core.config import DataConfig
     from calm_core.data.preparing import tokenize as step
     from calm_core.data.sources.partitions import Partition
-    from components.body import describe, settings, stage
+    from components.body import describe, place_of, settings, stage
 
     with stage(code_version):
         artifact = step.tokenize_partition(
@@ -35,6 +35,6 @@ def tokenize_partition(
             settings(DataConfig, data),
             tokenizer_model.uri,
             duplicates.uri,
-            shards.uri,
+            place_of(shards),
         )
         describe(shards, artifact)

@@ -7,7 +7,7 @@ from components.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def train_tokenizer(
-    partitions: list[dict[str, Any]],
+    plan: str,
     tokenizer: dict[str, Any],
     data: dict[str, Any],
     tokenizer_digest: str,
@@ -17,7 +17,7 @@ def train_tokenizer(
     """Train a byte-level BPE tokenizer on the training documents, or take the one that the settings name.
 
     Args:
-        partitions: All items of `plan_partitions`.
+        plan: File of all partitions, from `plan_partitions`; it names its content.
         tokenizer: Settings of the tokenizer (`TokenizerConfig`).
         data: Settings of the sources and the shards (`DataConfig`).
         tokenizer_digest: What `plan_partitions` says of the tokenizer that the settings name.
@@ -26,15 +26,15 @@ def train_tokenizer(
     """
     from calm_core.config import DataConfig, TokenizerConfig
     from calm_core.data.preparing import train_tokenizer as step
-    from calm_core.data.sources.partitions import Partition
-    from components.body import describe, settings, stage
+    from calm_core.data.sources.partitions import read_plan
+    from components.body import describe, place_of, settings, stage
 
     with stage(code_version):
         artifact = step.train_tokenizer(
-            [Partition.parse(partition) for partition in partitions],
+            read_plan(plan),
             settings(TokenizerConfig, tokenizer),
             settings(DataConfig, data),
-            tokenizer_model.uri,
+            place_of(tokenizer_model),
             tokenizer_digest,
         )
         describe(tokenizer_model, artifact)

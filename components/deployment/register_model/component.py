@@ -31,14 +31,14 @@ def register_model(
     from calm_core.config import RegistryConfig
     from calm_core.registry.stage import register_model
     from calm_core.report.cards import decision_card
-    from components.body import describe, settings, show, stage
+    from components.body import describe, place_of, settings, show, stage
 
     with stage(code_version):
         artifact = register_model(
             settings(RegistryConfig, registry),
             calm_model.uri,
             evaluation_report.uri,
-            registration.uri,
+            place_of(registration),
             autoencoder_uri=autoencoder_model.uri,
             dataset_uri=dataset.uri,
         )

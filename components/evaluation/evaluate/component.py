@@ -35,17 +35,17 @@ def evaluate(
     from calm_core.config import EvaluationConfig
     from calm_core.evaluation.report import PAGE_NAME
     from calm_core.evaluation.stage import evaluate
-    from components.body import describe, log_metrics, settings, show, stage
+    from components.body import describe, log_metrics, place_of, root_of, settings, show, stage
 
     with stage(code_version):
         artifact = evaluate(
             settings(EvaluationConfig, evaluation),
             dataset.uri,
             model.uri,
-            evaluation_report.uri,
+            place_of(evaluation_report),
             seed=seed,
             autoencoder_uri=autoencoder_model.uri if autoencoder_model else "",
-            checkpoint_root=checkpoint_root,
+            checkpoint_root=root_of(checkpoint_root, evaluation_report, "checkpoint"),
         )
         facts = artifact.facts
         scores = {"brierlm": facts.brierlm.value} | {f"brier_{n}": term.value for n, term in facts.brier.items()}

@@ -29,7 +29,7 @@ def report(
         baseline_report: The scores of the Transformer of the same run.
     """
     from calm_core.report.stage import report
-    from components.body import describe, show, stage
+    from components.body import describe, place_of, show, stage
 
     with stage(code_version):
         artifact = report(
@@ -38,7 +38,7 @@ def report(
             calm_model.uri,
             evaluation_report.uri,
             registration.uri,
-            run_report.uri,
+            place_of(run_report),
             baseline_evaluation_uri=baseline_report.uri if baseline_report else "",
         )
         describe(run_report, artifact, {"verdict": artifact.facts.headline})

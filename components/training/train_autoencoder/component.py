@@ -31,15 +31,15 @@ def train_autoencoder(
     from calm_core.config import AutoencoderConfig
     from calm_core.report.training import numbers, training_page
     from calm_core.training.stage import train
-    from components.body import describe, log_metrics, settings, show, stage
+    from components.body import describe, log_metrics, place_of, root_of, settings, show, stage
 
     with stage(code_version):
         artifact = train(
             settings(AutoencoderConfig, autoencoder),
             dataset.uri,
-            autoencoder_model.uri,
+            place_of(autoencoder_model),
             seed=seed,
-            checkpoint_root=checkpoint_root,
+            checkpoint_root=root_of(checkpoint_root, autoencoder_model, "checkpoint"),
         )
         describe(autoencoder_model, artifact)
         log_metrics(metrics, numbers(artifact))

@@ -33,15 +33,15 @@ def train_calm(
     from calm_core.config import CalmConfig
     from calm_core.report.training import numbers, training_page
     from calm_core.training.stage import train
-    from components.body import describe, log_metrics, settings, show, stage
+    from components.body import describe, log_metrics, place_of, root_of, settings, show, stage
 
     with stage(code_version):
         artifact = train(
             settings(CalmConfig, calm),
             dataset.uri,
-            calm_model.uri,
+            place_of(calm_model),
             seed=seed,
-            checkpoint_root=checkpoint_root,
+            checkpoint_root=root_of(checkpoint_root, calm_model, "checkpoint"),
             autoencoder_uri=autoencoder_model.uri,
         )
         describe(calm_model, artifact)

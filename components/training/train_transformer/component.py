@@ -31,15 +31,15 @@ def train_transformer(
     from calm_core.config import TransformerConfig
     from calm_core.report.training import numbers, training_page
     from calm_core.training.stage import train
-    from components.body import describe, log_metrics, settings, show, stage
+    from components.body import describe, log_metrics, place_of, root_of, settings, show, stage
 
     with stage(code_version):
         artifact = train(
             settings(TransformerConfig, transformer),
             dataset.uri,
-            transformer_model.uri,
+            place_of(transformer_model),
             seed=seed,
-            checkpoint_root=checkpoint_root,
+            checkpoint_root=root_of(checkpoint_root, transformer_model, "checkpoint"),
         )
         describe(transformer_model, artifact)
         log_metrics(metrics, numbers(artifact))

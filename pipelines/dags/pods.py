@@ -1,0 +1,54 @@
+"""What the pods of tasks get in a cluster: parameters of a pipeline, which one machine passes over."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kfp import dsl, kubernetes
+
+ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_REGION", "MLFLOW_TRACKING_URI")
+"""What a ConfigMap may set."""
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+"""What a Secret may set."""
+_RETRIES, _LONGEST_PAUSE = 3, "86400s"
+# Kubeflow puts a deadline on retried pods that is as long as the longest pause, an hour by default.
+
+
+@dataclass(frozen=True)
+class Pods:
+    """A kind of pods.
+
+    All are parameters of a pipeline, and none may be empty: Kubeflow refuses empty texts.
+
+    Attributes:
+        image, environment, credentials: Names: of the image, of a ConfigMap, of a Secret.
+        cpu, memory: What they ask for; of memory it is the most that they get, too.
+        accelerator, accelerators: Name of a resource, and how many; None for pods without any.
+        node_selector, tolerations: As Kubernetes has them; None for any node.
+    """
+
+    image: Any
+    environment: Any
+    credentials: Any
+    cpu: Any
+    memory: Any
+    accelerator: Any = None
+    accelerators: Any = None
+    node_selector: Any = None
+    tolerations: Any = None
+
+    def run(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
+        """Let a task run in such a pod."""
+        task.set_container_image(self.image)
+        task.set_cpu_request(self.cpu).set_memory_request(self.memory).set_memory_limit(self.memory)
+        # Kubeflow's compiler does not hand resources into loops and conditions by itself.
+        task.channel_inputs.extend([self.cpu, self.memory])
+        if self.accelerator is not None:
+            task.set_accelerator_type(self.accelerator).set_accelerator_limit(self.accelerators)
+            task.channel_inputs.extend([self.accelerator, self.accelerators])
+            kubernetes.add_node_selector_json(task, self.node_selector)
+            kubernetes.add_toleration_json(task, self.tolerations)
+            kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory")  # of ranks and loaders
+        kubernetes.use_config_map_as_env(task, self.environment, {name: name for name in ENVIRONMENT}, optional=True)
+        kubernetes.use_secret_as_env(task, self.credentials, {name: name for name in CREDENTIALS}, optional=True)
+        kubernetes.set_security_context(task, run_as_non_root=True)
+        return task.set_retry(_RETRIES, backoff_duration="30s", backoff_max_duration=_LONGEST_PAUSE)
