@@ -92,11 +92,14 @@ def report_of(wanted: str = "") -> str:
 
 def _unfinished(home: Home) -> str:
     """What has checkpoints here, in words; empty where nothing has."""
-    number = len([*home.checkpoints.glob("*/spec")])
-    trainings = "1 unfinished training" if number == 1 else f"{number} unfinished trainings"
+    numbers = {
+        kind: len([*home.checkpoints.glob(pattern)])
+        for kind, pattern in (("training", "*/spec"), ("evaluation", "evaluation-*/"))
+    }
+    told = [f"{number} unfinished {kind}{'s' * (number > 1)}" for kind, number in numbers.items() if number]
     return (
-        f"checkpoints of {trainings}: {home.checkpoints}/; delete the folder of one that shall not go on"
-        if number
+        f"checkpoints of {' and '.join(told)}: {home.checkpoints}/; delete the folder of one that shall not go on"
+        if told
         else ""
     )
 

@@ -6,6 +6,7 @@ first, then BrierLM = 100 * (product over n = 1..4 of max(Brier-n, 0))^(1/4).
 """
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from calm_core.config.evaluation import SCORED_TOKENS
@@ -28,8 +29,9 @@ def brier_terms(samples_RST: Tensor, target_RT: Tensor) -> Tensor:
     """
     number = samples_RST.shape[1]
     hits_RST = (samples_RST == target_RT.unsqueeze(1)).cumprod(-1)
-    same_RSST = (samples_RST.unsqueeze(1) == samples_RST.unsqueeze(2)).cumprod(-1)
-    collisions_RT = same_RSST.sum((1, 2)) - number  # less each sample with itself
+    collisions_RT = torch.full_like(target_RT, -number)  # less each sample with itself
+    for one_RT in samples_RST.unbind(1):  # all pairs at once would take S times the memory of the samples
+        collisions_RT += (samples_RST == one_RT.unsqueeze(1)).cumprod(-1).sum(1)
     return 2 * hits_RST.double().mean(1) - collisions_RT.double() / (number * (number - 1))
 
 

@@ -27,6 +27,7 @@ _COLUMNS = {"document": pa.int32(), "positions": pa.int64()} | {f"brier_{n}": pa
 _SCHEMA = pa.schema([pa.field(name, type_, nullable=False) for name, type_ in _COLUMNS.items()])
 _ROW_BYTES = 64  # a document takes less in a file: 44 bytes of values, and its share of the pages' heads
 _FILE_BYTES = 1 << 16  # what a file may have beside
+_LARGEST_FILE = 1 << 30  # bytes, in memory: of more documents than can be resampled
 _LARGEST_TERM = 2.0  # 2 P(y) - sum P(x)^2 lies between -1 and 2
 
 
@@ -197,10 +198,8 @@ class DocumentScores:
                 "again"
             )
         positions = evaluation.facts.protocol.get("positions", 0)
-        if (
-            not isinstance(positions, int)
-            or evaluation.entry(DOCUMENTS_NAME).size > _FILE_BYTES + _ROW_BYTES * positions
-        ):
+        size = evaluation.entry(DOCUMENTS_NAME).size
+        if not isinstance(positions, int) or size > min(_FILE_BYTES + _ROW_BYTES * positions, _LARGEST_FILE):
             raise evaluation.damaged(DOCUMENTS_NAME, f"too large for the scores of {positions} positions")
         data = evaluation.open(DOCUMENTS_NAME)
         try:

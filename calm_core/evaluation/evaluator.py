@@ -98,7 +98,21 @@ class Evaluator:
             rows = self.dataset.rows(indices)
             noise = self._noise(purpose, indices.tolist())
             yield Batch(indices.tolist(), torch.from_numpy(rows).to(self.device), numbers.of(rows), noise)
-            self.stage.report(done=int(indices[-1]) + 1, total=self.sequences, note=purpose)
+
+    def _told(self, purpose: str, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches of which it is told when each is done, how fast that was, and how long the rest takes."""
+        for batch in batches:
+            started = time.monotonic()
+            yield batch
+            seconds = max(time.monotonic() - started, 1e-9) / len(batch.indices)
+            done = batch.indices[-1] + 1
+            self.stage.report(
+                done=done,
+                total=self.sequences,
+                rate=self.dataset.sequence_length / seconds,
+                eta=(self.sequences - done) * seconds,
+                note=purpose,
+            )
 
     def _noise(self, purpose: str, indices: list[int]) -> SequenceNoise:
         return SequenceNoise([derive_seed(self.seed, purpose, i) for i in indices], self.device)
@@ -111,7 +125,8 @@ class Evaluator:
         for first in range(0, self.sequences, step):
             piece = self._batches(purpose, first, min(first + step, self.sequences), numbers)
             name = f"{purpose.lower().replace(' ', '-')}-{first}"
-            pieces.append(self.unfinished.arrays(name, partial(_joined_batches, measure, piece)))
+            measured = map(measure, self._told(purpose, piece))  # nothing is, before it is asked for
+            pieces.append(self.unfinished.arrays(name, partial(_joined, measured)))
             for _ in piece:  # it was kept, and its documents are numbered all the same
                 pass
         return _joined(pieces)
@@ -142,7 +157,7 @@ class Evaluator:
             AutoencoderQuality,
             lambda: fidelity.measure(
                 autoencoder,
-                ((batch.tokens_BT, batch.noise) for batch in batches),
+                ((batch.tokens_BT, batch.noise) for batch in self._told(purpose, batches)),
                 pad_id=self.dataset.pad_id,
                 train_counts_V=text.counts_V,
             ),
@@ -241,14 +256,11 @@ class Evaluator:
             "sequences": self.sequences,
             "documents": len(documents.documents_D),
             "positions": documents.positions,
-            "interval": f"{self.config.confidence:.0%} bootstrap over documents",
+            "interval": f"{100 * self.config.confidence:g}% bootstrap over documents",
             "resamples": self.config.bootstrap_resamples,
         }
 
 
-def _joined_batches(measure: Callable[[Batch], Arrays], batches: Iterable[Batch]) -> Arrays:
-    return _joined([measure(batch) for batch in batches])
-
-
-def _joined(parts: list[Arrays]) -> Arrays:
+def _joined(arrays: Iterable[Arrays]) -> Arrays:
+    parts = list(arrays)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

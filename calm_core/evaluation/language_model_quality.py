@@ -95,7 +95,9 @@ def agreement(samples_NST: Tensor, true_N: Tensor) -> Arrays:
         `positions` and `hits`, int64 [1, S + 1]: by how many of S samples agree.
     """
     first_NS = samples_NST[..., 0]
-    times_NS = (first_NS.unsqueeze(1) == first_NS.unsqueeze(2)).sum(1)
+    times_NS = torch.zeros_like(first_NS)
+    for one_N in first_NS.unbind(1):  # as in `brier_terms`
+        times_NS += first_NS == one_N.unsqueeze(1)
     most_N = times_NS.amax(1)
     place_N = (times_NS == most_N.unsqueeze(1)).int().argmax(1)  # the first one
     hits_N = first_NS.gather(1, place_N.unsqueeze(1)).squeeze(1) == true_N

@@ -77,8 +77,8 @@ def evaluate(
         known = {artifact.facts.kind: artifact.digest, "dataset": dataset.digest}
         ArtifactWriter(output_uri, EvaluationFacts, settings, known, overwrite=overwrite).check()
         device = _device()
-        identity = {"config": settings, "parents": known, "code_version": code_version(), "device": device.type}
-        with unfinished(identity, checkpoint_root, output_uri, lambda line: stage.report(note=line)) as pieces:
+        identity, maker = {"config": settings, "parents": known}, (code_version(), device.type)
+        with unfinished(identity, maker, checkpoint_root, output_uri, lambda line: stage.report(note=line)) as pieces:
             stage.begin()
             scored = SCORED[type(artifact.facts)](artifact, autoencoder_uri, device)
             evaluator = Evaluator(config, dataset, interval, scored.chunk_size, seed, device, stage, pieces)

@@ -1,7 +1,7 @@
 """What an evaluation keeps while it works, so that one that was interrupted goes on where it was."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -29,13 +29,18 @@ class Unfinished:
     Args:
         lock: Of the folder; None where nothing is kept.
         uri: The folder.
+        maker: What tells pieces that other code has measured, or another device, from one's own.
         tell: Gets a line about a piece that is measured again.
     """
 
     def __init__(
-        self, lock: FolderLock | None = None, uri: str = "", tell: Callable[[str], object] = lambda line: None
+        self,
+        lock: FolderLock | None = None,
+        uri: str = "",
+        maker: str = "",
+        tell: Callable[[str], object] = lambda line: None,
     ) -> None:
-        self._lock, self._uri, self._tell = lock, uri, tell
+        self._lock, self._uri, self._maker, self._tell = lock, uri, maker, tell
 
     def arrays(self, name: str, measure: Callable[[], Arrays]) -> Arrays:
         """Arrays as they were measured before the interruption, else as they are measured now."""
@@ -67,28 +72,36 @@ class Unfinished:
         if not self._lock:
             return None
         try:
-            data = storage.read(storage.child(self._uri, name), 0, _LARGEST)
+            data = storage.read(self._file(name), 0, _LARGEST)
         except FileNotFoundError:
             return None
         if hashlib.sha256(data[_SHA256_BYTES:]).digest() == data[:_SHA256_BYTES]:
             return data[_SHA256_BYTES:]
-        self._tell(f"{storage.join(self._uri, name)} is damaged; measuring it again")
+        self._tell(f"{self._file(name)} is damaged; measuring it again")
         return None
 
     def _keep(self, name: str, data: bytes) -> None:
         if self._lock:
             self._lock.require()
-            storage.write(storage.child(self._uri, name), hashlib.sha256(data).digest() + data)
+            storage.write(self._file(name), hashlib.sha256(data).digest() + data)
+
+    def _file(self, name: str) -> str:
+        return storage.child(self._uri, f"{name}.{self._maker}")
 
 
 @contextmanager
 def unfinished(
-    identity: Mapping[str, Any], checkpoint_root: str, output_uri: str, tell: Callable[[str], object]
+    identity: Mapping[str, Any],
+    maker: Sequence[str],
+    checkpoint_root: str,
+    output_uri: str,
+    tell: Callable[[str], object],
 ) -> Iterator[Unfinished]:
     """What is kept of one evaluation, which nobody else works on while the block lasts.
 
     Args:
-        identity: All that its bytes depend on; it names the folder.
+        identity: What is measured, and how; it names the folder, which goes once anybody has finished this.
+        maker: The code and the device, on which its bytes depend as well: pieces of another one do not count.
         checkpoint_root: Folder of what is unfinished; empty: nothing is kept.
         output_uri: Where the evaluation is written.
         tell: Gets a line when somebody else is waited for, and when a piece is damaged.
@@ -108,7 +121,7 @@ def unfinished(
         )
     with FolderLock(uri, _ADVICE, tell=tell) as lock:
         storage.remove_partial(uri)
-        yield Unfinished(lock, uri, tell)
+        yield Unfinished(lock, uri, digest_of([*maker])[:16], tell)
 
 
 def folder_of(identity: Mapping[str, Any], checkpoint_root: str) -> str:

@@ -59,9 +59,9 @@ class Stage:
         if error_type is None and self._note is not None:  # said last: who watches may end when the last stage has
             report(self.name, "finished", note=self._note)
 
-    def report(self, done: int = 0, total: int = 0, note: str = "") -> None:
-        """Tell whoever watches how far the stage is."""
-        report(self.name, done=done, total=total, note=note)
+    def report(self, done: int = 0, total: int = 0, rate: float = 0.0, eta: float = 0.0, note: str = "") -> None:
+        """Tell whoever watches how far the stage is; arguments as of `ProgressEvent`."""
+        report(self.name, done=done, total=total, rate=rate, eta=eta, note=note)
 
     def finish(self, artifact: Artifact[Facts], note: str) -> None:
         """Tag the run with what has been made and of what; once the run has ended, the note is shown."""

@@ -260,9 +260,11 @@ def test_it_loads_nothing_heavy(home: Home) -> None:
     assert ended.stdout.splitlines()[-1] == "set()"
 
 
-def test_unfinished_trainings_are_counted(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_unfinished_is_counted(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("autoencoder-0", "calm-1"):
         (home.checkpoints / name / "spec").mkdir(parents=True)
     (home.checkpoints / "calm-1.log").touch()
     told = shown(capsys)
     assert f"checkpoints of 2 unfinished trainings: {home.checkpoints}/; delete the folder of one that" in told
+    (home.checkpoints / "evaluation-2").mkdir()
+    assert "checkpoints of 2 unfinished trainings and 1 unfinished evaluation: " in shown(capsys)

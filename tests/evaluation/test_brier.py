@@ -1,12 +1,15 @@
 """BrierLM: the estimator against exhaustive enumeration, the score against its formula."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from calm_core.evaluation.brier import brier_terms, brierlm, next_tokens
+from calm_core.evaluation.language_model_quality import agreement
 from calm_core.evaluation.samplers import UnigramSampler
 from calm_core.evaluation.training_text import TrainingText
 from calm_core.models.noise import SequenceNoise
@@ -84,3 +87,21 @@ def test_the_unigram_sampler_reaches_the_score_of_its_distribution() -> None:
     assert real.all()
     assert terms.mean(0)[0].item() == pytest.approx(exact, abs=0.03)
     assert terms.mean(0)[1].item() == pytest.approx(exact**2, abs=0.03)
+
+
+def test_pairs_of_samples_take_the_memory_of_the_samples() -> None:
+    """At once, the 4 * 200 * 200 pairs of a position would: 10 GB of a batch of eight sequences of 2,048 tokens."""
+
+    class Sizes(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            self.largest = max(self.largest, out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    samples, target = torch.randint(3, (2, 200, 4)), torch.randint(3, (2, 4))
+    with Sizes() as sizes:
+        brier_terms(samples, target)
+        agreement(samples, target[:, 0])
+    assert sizes.largest == samples.numel()

@@ -168,3 +168,20 @@ def test_a_file_that_is_no_parquet_or_is_missing_is_one_line(evaluation_uri: str
     (tmp_path / "changed" / DOCUMENTS_NAME).write_bytes(b"another")
     with pytest.raises(ArtifactError, match="SHA-256 differs"):
         DocumentScores.read(Artifact(str(tmp_path / "changed"), EvaluationFacts))
+
+
+def test_a_file_that_no_evaluation_is_so_large_as_is_refused_before_it_is_read(
+    evaluation_uri: str, tmp_path: Path
+) -> None:
+    """However many positions are said to be in it: it would be held in memory."""
+    shutil.copytree(evaluation_uri, tmp_path / "huge")
+    with open(tmp_path / "huge" / DOCUMENTS_NAME, "wb") as file:
+        file.truncate(10**13)
+    manifest = Artifact(evaluation_uri, EvaluationFacts).manifest
+    files = [e.model_copy(update={"size": 10**13}) if e.path == DOCUMENTS_NAME else e for e in manifest.files]
+    protocol = {"protocol": manifest.results["protocol"] | {"positions": 10**15}}
+    manifest = manifest.model_copy(update={"files": files, "results": manifest.results | protocol})
+    manifest = manifest.model_copy(update={"checksum": manifest.own_checksum})
+    (tmp_path / "huge" / "manifest.json").write_text(manifest.model_dump_json())
+    with pytest.raises(ArtifactError, match="too large for the scores of"):
+        DocumentScores.read(Artifact(str(tmp_path / "huge"), EvaluationFacts))

@@ -97,7 +97,11 @@ def test_the_numbers_can_be_read_as_json_too(evaluation: Evaluation, baseline: E
         assert numbers.keys() == common | names
         assert numbers["brierlm"].keys() == {"value", "low", "high"}
         jsonschema.validate(numbers, evaluation_schema(), cls=jsonschema.Draft202012Validator)
-        for key, value in (("brierlm", {"value": "high"}), ("unheard", 1), ("samples", None)):
+        three = {n: term for n, term in numbers["brier"].items() if n != "4"}
+        for key, value in (
+            *(("brierlm", {"value": "high"}), ("brierlm", {"value": 1, "low": 0}), ("unheard", 1), ("samples", None)),
+            *(("brier", three), ("brier", three | {"5": {"value": 1}})),
+        ):
             with pytest.raises(jsonschema.ValidationError):
                 jsonschema.validate(numbers | {key: value}, evaluation_schema())
 
@@ -173,10 +177,11 @@ def test_the_baseline_is_scored_at_the_same_positions_and_can_be_compared(
 def test_scores_of_different_protocols_are_not_compared(
     evaluation: Evaluation, dataset_uri: str, transformer_uri: str, tmp_path: Path
 ) -> None:
-    config = CONFIG.model_copy(update={"position_interval": 1})
+    config = CONFIG.model_copy(update={"position_interval": 1, "confidence": 0.954})
     other = evaluate(config, dataset_uri, transformer_uri, str(tmp_path / "other"), seed=0)
     with pytest.raises(CalmError, match="position_interval 4 against 1"):
         require_same_protocol([evaluation, other])
+    assert other.facts.protocol["interval"] == "95.4% bootstrap over documents"  # which is not 95%
 
 
 def test_one_sequence_gives_numbers_without_intervals_wherever_they_are_shown(

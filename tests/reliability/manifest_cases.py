@@ -29,6 +29,7 @@ from calm_core.data.preparing.tokenize import tokenize_partition
 from calm_core.data.preparing.train_tokenizer import train_tokenizer
 from calm_core.data.reading.dataset import open_dataset
 from calm_core.data.sources.partitions import Partition
+from calm_core.evaluation.documents import DocumentScores
 from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.transformer import Transformer
@@ -36,7 +37,6 @@ from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter, di
 from calm_core.store.facts import (
     SPLITS,
     AutoencoderFacts,
-    BrierScores,
     CalmFacts,
     DatasetFacts,
     EvaluationFacts,
@@ -44,7 +44,6 @@ from calm_core.store.facts import (
     References,
     RegistrationFacts,
     ScanFacts,
-    Score,
     TextSample,
     TransformerFacts,
 )
@@ -166,8 +165,10 @@ def _answer(world: _World, name: str, target: Path, made: Path) -> Json:
             transformer = Artifact(uri, TransformerFacts)
             return _model(load_transformer(transformer)), load_tokenizer(transformer).encode("the river")
         case "evaluation":
-            facts = Artifact(uri, EvaluationFacts).facts
-            return [facts.brierlm.value, *(term.value for term in facts.brier.values())]
+            evaluation = Artifact(uri, EvaluationFacts)
+            facts, documents = evaluation.facts, DocumentScores.read(evaluation)
+            terms = [facts.brierlm.value, *(term.value for term in facts.brier.values())]
+            return terms, documents.counts_D.tolist(), documents.sums_DT.tolist()
         case "registration":
             return Artifact(uri, RegistrationFacts).facts.model_uri
         case "scan-0":
@@ -503,18 +504,20 @@ def _make_models(world: _World, dataset: Artifact[DatasetFacts]) -> None:
 
 
 def _make_scores(world: _World) -> None:
-    terms = {str(n): Score(value=0.1 / n, low=0.05 / n, high=0.2 / n) for n in range(1, 5)}
-    mean = 100 * float(np.prod([term.value for term in terms.values()])) ** (1 / 4)
-    scores = BrierScores(brierlm=Score(value=mean, low=mean / 2, high=mean * 2), brier=terms)
+    counts_D = np.arange(1.0, 9.0)
+    shares_DT = np.random.default_rng(0).uniform(0.1, 0.3, (len(counts_D), 4))
+    documents = DocumentScores(np.arange(len(counts_D)), counts_D, shares_DT * counts_D[:, None])
+    scores = documents.scores(resamples=100, confidence=0.9, seed=0)
     parents = {name: Artifact.of_any_kind(world.uri(name)).digest for name in ("autoencoder", "calm", "dataset")}
     with ArtifactWriter(world.uri("evaluation"), EvaluationFacts, {"seed": 0}, parents) as writer:
         writer.write("report.html", b"<p>")
+        documents.write(writer)
         writer.facts = EvaluationFacts(
             model="CALM",
             autoencoder_accuracy=0.5,
             brierlm=scores.brierlm,
             brier=scores.brier,
-            protocol={"samples": 2, "split": "validation"},
+            protocol={"samples": 2, "split": "validation", "positions": documents.positions},
             references=References(untrained=scores, unigram=scores),
             samples=[TextSample(prompt="the", text=" river")],
         )

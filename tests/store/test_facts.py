@@ -240,6 +240,7 @@ BAD: list[tuple[type[Facts], str, Any]] = [
     (EvaluationFacts, "brier.2.value", 0.11),
     (EvaluationFacts, "brierlm.low", 11.5),
     (EvaluationFacts, "brier", {}),
+    (EvaluationFacts, "brier", {n: SCORES["brier"][n] for n in "123"}),  # of the same mean
     (RegistrationFacts, "version", "latest"),
     (RegistrationFacts, "model_uri", "models:/evil/1"),
 ]

@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from calm_core.store.facts.base import ROUNDING, TIMING, Count, Facts, Number, Rate, Record, Seconds, Share
 
@@ -11,6 +11,7 @@ from calm_core.store.facts.base import ROUNDING, TIMING, Count, Facts, Number, R
 class Score(Record):
     """A number with its confidence interval, which is unknown where there was one document to resample."""
 
+    model_config = ConfigDict(json_schema_extra={"dependentRequired": {"low": ["high"], "high": ["low"]}})
     value: Number
     low: Number | None = None
     high: Number | None = None
@@ -40,12 +41,13 @@ class BrierScores(Record):
     """Brier-1 to Brier-4 as shares, unclamped, by n; and BrierLM in percent."""
 
     brierlm: Score
-    brier: dict[str, Score]
+    brier: Annotated[
+        dict[Annotated[str, Field(pattern="^[1-4]$")], Score],
+        Field(min_length=4, json_schema_extra={"additionalProperties": False}),
+    ]
 
     @model_validator(mode="after")
     def _mean_is_of_the_terms(self) -> Self:
-        if not self.brier or any(not name.isdecimal() for name in self.brier):
-            raise ValueError("brier: names a term by something else than its n")
         terms = [max(term.value, 0.0) for term in self.brier.values()]
         mean = 100 * math.prod(terms) ** (1 / len(terms))
         if not math.isclose(self.brierlm.value, mean, rel_tol=ROUNDING, abs_tol=ROUNDING):
@@ -54,7 +56,7 @@ class BrierScores(Record):
 
     def shown(self) -> dict[str, Score]:
         """The scores by the names and on the scale that people see, which is the same for all: times 100."""
-        terms = {f"Brier-{n}": self.brier[n].times(100) for n in sorted(self.brier, key=lambda n: (len(n), n))}
+        terms = {f"Brier-{n}": self.brier[n].times(100) for n in sorted(self.brier)}
         return {"BrierLM": self.brierlm} | terms
 
 
