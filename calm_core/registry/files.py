@@ -78,6 +78,20 @@ def registered_evaluation(uri: str) -> Iterator[Artifact[EvaluationFacts] | None
         yield evaluation
 
 
+def registered_signature(uri: str) -> Any:
+    """What a registered CALM model's files say of how it is called, as MLflow writes it; None where they say nothing.
+
+    Args:
+        uri: As that of `registered_artifacts`.
+
+    Raises:
+        CalmError: There is no such model, it is none of ours, or its files are missing.
+    """
+    mlmodel: list[bytes] = []
+    with _registered(uri, lambda files, data: mlmodel.append(files.read(_MLMODEL, _LARGEST_MLMODEL))):
+        return text.read(mlmodel[0].decode()).get("signature")
+
+
 @contextmanager
 def _registered(uri: str, bring: "Callable[[_Files, str], None]") -> Iterator[str]:
     """The local folder with a registered model's data, while the block lasts.

@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,28 +200,38 @@ def _version_of(config: RegistryConfig, scored: ScoredModel, stage: Stage) -> st
 
 
 def _versions_of(model_name: str, scored: ScoredModel) -> list[str]:
-    """Versions with this evaluation: the first one that can be loaded, and those that came after it."""
+    """Versions with this evaluation: the first one that can be loaded, and those that came after it.
+
+    Raises:
+        CalmError: Whether one can be loaded cannot be told now.
+    """
     from mlflow import MlflowClient  # import costs seconds: only where it is used
 
     digest = scored.evaluation.digest
     versions = versions_of(MlflowClient(), model_name)
     found = [number for number, version in versions.items() if version.tags.get(EVALUATION_TAG) == digest]
     for place, number in enumerate(found):
-        with suppress(CalmError):
+        try:
             _check(_uri(model_name, number), scored)
             return found[place:]
+        except CalmError as error:
+            if error.can_pass:
+                raise
     return []
 
 
 def _withdraw(config: RegistryConfig, number: str) -> None:
-    """Delete a version that was made at the same time as another one of the same, if nobody has decided about it."""
+    """Delete a version that was made at the same time as another one of the same.
+
+    One that has been decided about, or that somebody has given an alias, stays.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient()
     with may_be_deleted():
         version = client.get_model_version(config.model_name, number)
         decision = Decision.read(version.tags)
-        if decision and decision.state == "undecided" and config.alias not in version.aliases:
+        if decision and decision.state == "undecided" and {*version.aliases} <= {config.challenger_alias}:
             client.delete_model_version(config.model_name, number)
 
 
