@@ -16,9 +16,9 @@ from calm_cli.tables import show_pairs
 from calm_cli.usage import App
 from calm_core.config import RegistryConfig
 from calm_core.config.base import parse_section
-from calm_core.errors import CalmError
+from calm_core.errors import ConfigError
 from calm_core.registry.aliases import Aliases
-from calm_core.registry.overview import Version, all_versions, unused
+from calm_core.registry.overview import Version, all_versions, delete_unused, one_version, unused
 from calm_core.shown import redacted, visible
 from calm_core.telemetry.mlflow_store import mlflow_answers
 from pipelines.local.home import Home
@@ -71,7 +71,7 @@ def show(version: VersionArgument, model: ModelOption = "calm", json_: JsonOptio
       calm registry show 1
     """
     with _registry(model):
-        found = _one(model, version)
+        found = one_version(model, version)
     if json_:
         print_json(found.as_json() | {"tags": found.tags})
     else:
@@ -110,12 +110,11 @@ def promote(
       calm registry promote 1 --reason "answers shorter"
     """
     with _registry(model, alias) as config:
-        from calm_core.registry.evidence import is_whole
+        from calm_core.registry.evidence import check_files
 
-        found = _one(model, version)
-        if not is_whole(found.uri):
-            raise CalmError(f"{found.uri}: its files are missing or damaged; promote another version")
-        decided = _aliases(config).promote(found.number, _given(reason))
+        given, found = _given(reason), one_version(model, version)
+        check_files(found.uri)
+        decided = _aliases(config).promote(found.number, given)
     Screen(soft_wrap=True).print(f"version {found.number} of {model}: {decided.reason}")
 
 
@@ -123,19 +122,23 @@ def promote(
 def rollback(reason: ReasonOption, model: ModelOption = "calm", alias: AliasOption = "champion") -> None:
     """Make the version champion again that was it before the present one.
 
-    Run it again to go further back. The version that gave way is not promoted again unless you do it.
+    Its files are checked before. Run it again to go further back: the version that gave way is not promoted again
+    unless you do it.
 
     Example:
 
       calm registry rollback --reason "repeats itself"
     """
     with _registry(model, alias) as config:
-        before, now = _aliases(config).roll_back(_given(reason))
+        from calm_core.registry.evidence import check_files
+
+        given, aliases = _given(reason), _aliases(config)
+        before, now = aliases.roll_back(given, lambda number: check_files(f"models:/{model}/{number}"))
     Screen(soft_wrap=True).print(f"{alias} of {model}: version {now} instead of version {before}")
 
 
 @registry_app.command("delete-unused")
-def delete_unused(
+def delete_unused_(
     model: ModelOption = "calm",
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest versions stay, whatever they are.")] = 5,
     yes: Annotated[bool, typer.Option("--yes", help="Delete them; without it they are listed.")] = False,
@@ -151,14 +154,7 @@ def delete_unused(
       calm registry delete-unused --keep 10
     """
     with _registry(model):
-        found = unused(all_versions(model), keep)
-        if yes:
-            from mlflow import MlflowClient
-
-            # An alias may have come meanwhile, so they are looked at once more.
-            found = [each for each in unused(all_versions(model), keep) if each in found]
-            for each in found:
-                MlflowClient().delete_model_version(model, each.number)
+        found = delete_unused(model, keep) if yes else unused(all_versions(model), keep)
     numbers = [each.number for each in reversed(found)]
     if json_:
         print_json({"deleted" if yes else "unused": numbers})
@@ -192,21 +188,9 @@ def _aliases(config: RegistryConfig) -> Aliases:
     return Aliases(config, lambda number, champion, rules: None)  # nothing is judged by hand
 
 
-def _one(model: str, version: int) -> Version:
-    """The version of a number.
-
-    Raises:
-        CalmError: There is none.
-    """
-    from calm_core.registry.versions import exact_uri
-
-    uri = exact_uri(f"models:/{model}/{version}")
-    return next(each for each in all_versions(model) if each.uri == uri)
-
-
 def _given(reason: str) -> str:
     if not reason.strip():
-        raise CalmError("--reason: is empty; say why, for those who look at it later")
+        raise ConfigError("--reason: is empty; say why, for those who look at it later")
     return reason
 
 

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from calm_core.config import RegistryConfig
 from calm_core.errors import CalmError
-from calm_core.registry.versions import versions_of
+from calm_core.registry.versions import version_if_there, versions_of
 from calm_core.shown import shortened
 from calm_core.store.facts import LONGEST_TOLD, Decided
 from calm_core.store.facts.base import Record
@@ -88,6 +88,11 @@ class Decision(Record):
         """Whether the version has become champion, or is about to."""
         return self.state in ("promoting", "promoted")
 
+    @property
+    def is_never_promoted(self) -> bool:
+        """Whether the version has lost, and has never been champion."""
+        return self.state == "kept" and not self.was_promoted
+
     def followed_by(self, state: Literal["promoting", "kept", "rolled back"], decided: Decided) -> "Decision":
         """Another decision, which remembers this one's reason."""
         was_promoted = self.was_promoted or state == "promoting"
@@ -117,12 +122,13 @@ class Aliases:
     def decide(self, number: str) -> Decided:
         """Decide whether a version becomes champion, and let the aliases move; how that ended stands in its tags.
 
-        It is decided about once: again only by other rules, and if it has never been champion.
+        It is decided about once: again only by other rules, and if it has never been champion. The rules of now count
+        also where an interrupted registration had others.
         """
         known = self._known()
         decision = self._decision(number)
         begun = Decision.begun(self._config)
-        if decision is None or (decision.state == "kept" and decision.rules != begun.rules):
+        if decision is None or (decision.state in ("undecided", "kept") and decision.rules != begun.rules):
             decision = begun.model_copy(update={"earlier": decision.reasons if decision else ()})
             self._write(number, decision)
         if decision.state == "undecided" or self._holder(self._config.challenger_alias) is None:
@@ -150,8 +156,12 @@ class Aliases:
         self._decide(number, known)
         return self._answer(number)
 
-    def roll_back(self, why: str) -> tuple[str, str]:
-        """Let the version be champion again that was it before the present one.
+    def roll_back(self, why: str, check: Callable[[str], None] = lambda number: None) -> tuple[str, str]:
+        """Let the version be champion again that was it before the present one, and was not rolled back itself.
+
+        Args:
+            why: For the tags.
+            check: Raises where the version of a number cannot be used; then nothing moves.
 
         Returns:
             The numbers of the version that was champion, and of the one that now is.
@@ -163,21 +173,22 @@ class Aliases:
         holder = self._settle(self._known())
         if holder is None:
             raise CalmError(f"no version of {model} is {alias}; choose one: calm registry promote NUMBER")
-        decision = self._decision(holder)
-        before = decision.decided.champion if decision else ""
-        if decision is None or not before:
+        decisions = self._decisions()
+        before = _champion_before(holder, decisions)
+        if not before:
             raise CalmError(
-                f"no tag of {model} says which version was {alias} before version {holder}; choose one: "
-                "calm registry promote NUMBER"
+                f"no tag of {model} says which version was {alias} before version {holder}, and was not rolled back; "
+                "choose one: calm registry promote NUMBER"
             )
-        if before not in self._versions():
+        if version_if_there(self._client, model, before) is None:
             raise CalmError(
                 f"version {before} of {model}, which was {alias} before version {holder}, has been deleted; choose "
                 "another: calm registry promote NUMBER"
             )
+        check(before)
         reason = shortened(f"rolled back to version {before}: {why}", LONGEST_TOLD)
         decided = Decided(promoted=False, reason=reason, champion=before)
-        self._write(holder, decision.followed_by("rolled back", decided))
+        self._write(holder, decisions[holder].followed_by("rolled back", decided))
         self._point(before)
         return holder, before
 
@@ -280,7 +291,7 @@ class Aliases:
         return {number: decision for number, decision in read if decision}
 
     def _decision(self, number: str) -> Decision | None:
-        version = self._versions().get(number)
+        version = version_if_there(self._client, self._config.model_name, number)
         return Decision.read(version.tags) if version else None
 
     def _holder(self, alias: str = "") -> str | None:
@@ -296,6 +307,17 @@ class Aliases:
     def _point(self, number: str, alias: str = "") -> None:
         name = alias or self._config.alias
         _set(self._client.set_registered_model_alias, self._config.model_name, name, number)
+
+
+def _champion_before(holder: str, decisions: Mapping[str, Decision]) -> str:
+    """The version that was champion before another one and was not rolled back; empty if no tag tells."""
+    rolled_back = {number for number, decision in decisions.items() if decision.state == "rolled back"}
+    passed: set[str] = set()
+    number = holder
+    while number not in passed and (number == holder or number in rolled_back):
+        passed.add(number)
+        number = decisions[number].decided.champion if number in decisions else ""
+    return "" if number in passed else number
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from calm_core.config import RegistryConfig
 from calm_core.data.tokenizers.stored import TOKENIZER_NAME
@@ -103,7 +103,7 @@ class Evidence:
         if rules.promote == "never":
             return judge(rules, Contender(number), Contender(champion) if champion else None)
         scores = self._scores_of(number)
-        if scores is None or (number != self._own and not is_whole(self._uri(number))):
+        if scores is None or (number != self._own and not _is_whole(self._uri(number))):
             return None
         challenger = self._contender(number, scores)
         if champion is None:
@@ -115,7 +115,7 @@ class Evidence:
         if comparison is None:
             return None
         decided = judge(rules, challenger, before, comparison)
-        if decided.promoted or is_whole(self._uri(champion)):
+        if decided.promoted or _is_whole(self._uri(champion)):
             return decided
         return judge(rules, challenger, Contender(champion, loads=False))
 
@@ -171,7 +171,18 @@ class Evidence:
         return f"models:/{self._model_name}/{number}"
 
 
-def is_whole(uri: str) -> bool:
+def check_files(uri: str) -> None:
+    """Check every file of the weights of a registered model.
+
+    Raises:
+        CalmError: One is missing or damaged, or it is no model of ours.
+    """
+    with registered_artifacts(uri) as artifacts:
+        for artifact in artifacts:
+            artifact.check_files()
+
+
+def _is_whole(uri: str) -> bool:
     """Whether the files of a registered model are there and undamaged.
 
     Raises:
@@ -179,9 +190,7 @@ def is_whole(uri: str) -> bool:
     """
 
     def check() -> bool:
-        with registered_artifacts(uri) as artifacts:
-            for artifact in artifacts:
-                artifact.check_files()
+        check_files(uri)
         return True
 
     return _if_whole(check) is not None
@@ -207,11 +216,15 @@ def _tokenizer_of(uri: str) -> str:
 
 
 def _signature_of(uri: str) -> Signature | None:
-    """How a registered version is called; None where its files do not tell."""
-    told: Any = _if_whole(lambda: registered_signature(uri))
+    """How a registered version is called; None where its files do not tell.
+
+    Raises:
+        CalmError: That cannot be told now.
+    """
+    told = _if_whole(lambda: registered_signature(uri))
     try:
-        parsed = {name: json.loads(value) if value else None for name, value in told.items()}
+        parsed = {name: json.loads(value) if value else None for name, value in dict(told or {}).items()}
         parameters = {spec["name"]: (spec["type"], spec.get("shape")) for spec in parsed.get("params") or ()}
-    except Exception:  # a file from anywhere, or none
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # a file from anywhere
         return None
-    return Signature(parsed.get("inputs"), parsed.get("outputs"), parameters)
+    return Signature(parsed.get("inputs"), parsed.get("outputs"), parameters) if parsed else None

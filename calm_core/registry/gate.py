@@ -121,11 +121,15 @@ def _own_checks(rules: RegistryConfig, challenger: Contender) -> Iterator[Check]
     least, accuracy = rules.min_autoencoder_accuracy, challenger.autoencoder_accuracy
     if least:
         passed = accuracy is not None and accuracy >= least
-        has = "has no measured autoencoder accuracy" if accuracy is None else f"has autoencoder accuracy {accuracy:.2%}"
+        has = (
+            "has no measured autoencoder accuracy"
+            if accuracy is None
+            else f"has autoencoder accuracy {100 * accuracy:.6g}%"
+        )
         yield Check(
             rule="min_autoencoder_accuracy",
             passed=passed,
-            told=f"{has}, {'at least' if passed else 'less than'} {least:.2%}",
+            told=f"{has}, {'at least' if passed else 'less than'} {100 * least:.6g}%",
         )
 
 
@@ -172,7 +176,7 @@ def _regression_checks(
             yield Check(rule=f"max_regression.{metric}", passed=False, told=f"has no {shown} to compare")
             continue
         passed = -gain <= most
-        told = f"changes {shown} by {scale * gain:+.2f} points"
+        told = f"changes {shown} by {scale * gain:+.4g} points"
         yield Check(
             rule=f"max_regression.{metric}",
             passed=passed,
@@ -184,7 +188,7 @@ def _told(comparison: Difference) -> str:
     difference = comparison.brierlm
     return (
         f"BrierLM {difference.value:+.2f} {difference.interval()} on {comparison.documents:,} documents, "
-        f"p = {comparison.p_value:.2g}"
+        f"p = {comparison.p_value:.4g}"  # all of it: it is one of 10,000
     )
 
 

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from calm_core.registry.aliases import MEASURED_TAG, Decision
-from calm_core.registry.versions import registered_model, versions_of
+from calm_core.registry.versions import exact_uri, registered_model, version_if_there, versions_of
 from calm_core.store.facts import Score
+from calm_core.store.facts.base import Share
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+
+_LARGEST_BRIERLM = 100  # a tag may hold any number, and one of 300 digits leaves no room in a table
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Version:
         score: Its BrierLM; None where no tag says it.
         autoencoder_accuracy: Likewise.
         decision: Whether and why it became champion; None of a version that other code has registered.
+        stage: As earlier versions of MLflow had it instead of aliases: None, Staging, Production or Archived.
         tags: All of them.
         run: Of MLflow, in which it was registered.
     """
@@ -39,8 +44,15 @@ class Version:
     score: Score | None
     autoencoder_accuracy: float | None
     decision: Decision | None
+    stage: str
     tags: dict[str, str]
     run: str
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nobody needs it: without an alias or a stage of use, decided about, and never champion."""
+        is_named = bool(self.aliases) or self.stage in ("Staging", "Production")
+        return not is_named and self.decision is not None and self.decision.is_never_promoted
 
     def as_json(self) -> dict[str, Any]:
         """What is known, as JSON values."""
@@ -76,18 +88,48 @@ def all_versions(model_name: str) -> list[Version]:
     return [_version(model_name, version, named.get(number, [])) for number, version in reversed(versions.items())]
 
 
+def one_version(model_name: str, number: int) -> Version:
+    """One version of a registered model.
+
+    Raises:
+        CalmError: There is none, or it cannot be used.
+    """
+    from mlflow import MlflowClient
+
+    *_, exact = exact_uri(f"models:/{model_name}/{number}").rpartition("/")
+    version = MlflowClient().get_model_version(model_name, exact)
+    return _version(model_name, version, version.aliases)
+
+
 def unused(versions: Sequence[Version], keep: int) -> list[Version]:
-    """Versions that nobody needs: without an alias, never champion, decided about, and not among the newest.
+    """Versions that nobody needs, and that are not among the newest.
 
     Args:
         versions: All, the newest first.
         keep: How many of the newest stay whatever they are.
     """
-    return [
-        each
-        for each in versions[keep:]
-        if not each.aliases and each.decision and each.decision.state == "kept" and not each.decision.was_promoted
-    ]
+    return [each for each in versions[keep:] if each.is_unused]
+
+
+def delete_unused(model_name: str, keep: int) -> list[Version]:
+    """Delete what is unused, each after one more look at it: an alias may have come while others were deleted.
+
+    Args:
+        model_name: Of the registered model.
+        keep: As that of `unused`.
+
+    Returns:
+        The versions that are deleted.
+    """
+    from mlflow import MlflowClient
+
+    client, deleted = MlflowClient(), []
+    for each in unused(all_versions(model_name), keep):
+        version = version_if_there(client, model_name, each.number)
+        if version and _version(model_name, version, version.aliases).is_unused:
+            client.delete_model_version(model_name, each.number)
+            deleted.append(each)
+    return deleted
 
 
 def _version(model_name: str, version: "ModelVersion", aliases: Sequence[str]) -> Version:
@@ -101,6 +143,7 @@ def _version(model_name: str, version: "ModelVersion", aliases: Sequence[str]) -
         score=score,
         autoencoder_accuracy=accuracy,
         decision=Decision.read(tags),
+        stage=str(version.current_stage),
         tags=tags,
         run=version.run_id or "",
     )
@@ -109,7 +152,9 @@ def _version(model_name: str, version: "ModelVersion", aliases: Sequence[str]) -
 def _measured(text: str) -> tuple[Score | None, float | None]:
     try:
         told = json.loads(text)
-        accuracy = TypeAdapter(float | None).validate_python(told.get("autoencoder_accuracy"), strict=True)
-        return Score.model_validate(told["brierlm"], strict=True), accuracy
-    except (ValueError, ValidationError, KeyError, TypeError, AttributeError, RecursionError):
+        accuracy = TypeAdapter(Share | None).validate_python(told.get("autoencoder_accuracy"), strict=True)
+        score = Score.model_validate(told["brierlm"], strict=True)
+    except (ValueError, ValidationError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None, None
+    is_brierlm = all(abs(number) <= _LARGEST_BRIERLM for number in (score.value, score.low or 0, score.high or 0))
+    return (score, accuracy) if is_brierlm else (None, None)

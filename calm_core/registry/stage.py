@@ -38,7 +38,7 @@ from calm_core.store.facts import (
     RegistrationFacts,
 )
 from calm_core.telemetry.mlflow_run import parent_run_id
-from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, MlflowUnreachable, outlasting
+from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, outlasting
 from calm_core.telemetry.stage import Stage
 from calm_core.weights.lineage import autoencoder_of
 
@@ -202,7 +202,7 @@ def _versions_of(model_name: str, scored: ScoredModel) -> list[str]:
     """Versions with this evaluation: the first one that can be loaded, and those that came after it.
 
     Raises:
-        MlflowUnreachable: That cannot be told now.
+        CalmError: Whether one can be loaded cannot be told now.
     """
     from mlflow import MlflowClient  # import costs seconds: only where it is used
 
@@ -213,22 +213,24 @@ def _versions_of(model_name: str, scored: ScoredModel) -> list[str]:
         try:
             _check(_uri(model_name, number), scored)
             return found[place:]
-        except MlflowUnreachable:
-            raise
-        except CalmError:  # its files are gone or damaged
-            continue
+        except CalmError as error:
+            if error.can_pass:
+                raise
     return []
 
 
 def _withdraw(config: RegistryConfig, number: str) -> None:
-    """Delete a version that was made at the same time as another one of the same, if nobody has decided about it."""
+    """Delete a version that was made at the same time as another one of the same.
+
+    One that has been decided about, or that somebody has given an alias, stays.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient()
     with may_be_deleted():
         version = client.get_model_version(config.model_name, number)
         decision = Decision.read(version.tags)
-        if decision and decision.state == "undecided" and config.alias not in version.aliases:
+        if decision and decision.state == "undecided" and {*version.aliases} <= {config.challenger_alias}:
             client.delete_model_version(config.model_name, number)
 
 

@@ -19,7 +19,8 @@ _FILES = re.compile(r"runs:/[^/?#]+/[^/?#]+[^?#]*|mlflow-artifacts:/[^?#]*[^/?#]
 _FORMS = "models:/NAME@ALIAS, models:/NAME/NUMBER or runs:/RUN/model"
 _LATEST = "latest"
 _MAX_SHOWN = 8  # of what there is instead
-_MAX_FOUND = 1000  # of versions or names; no message shows more, and the nearest name is among so many
+_MAX_FOUND = 1000  # of names, of which the nearest is among so many, and of versions at a time
+_LONGEST_NUMBER = 9  # digits; MLflow's databases have 32 bits for it
 
 
 def exact_uri(uri: str) -> str:
@@ -43,14 +44,13 @@ def exact_uri(uri: str) -> str:
     with mlflow_answers():
         client = MlflowClient()
         model = registered_model(client, uri, address["name"])
-        number = _number(client, uri, model, address["alias"], address["version"])
-        version = client.get_model_version(model.name, number)
+        version = _version(client, uri, model, address["alias"], address["version"])
     if version.status != "READY":
         raise CalmError(
-            f"{uri}: version {number} of {model.name} is not ready ({version.status}); "
+            f"{uri}: version {version.version} of {model.name} is not ready ({version.status}); "
             "register the model again, or choose another version"
         )
-    return f"models:/{model.name}/{number}"
+    return f"models:/{model.name}/{version.version}"
 
 
 def versions_of(client: "MlflowClient", name: str) -> "dict[str, ModelVersion]":
@@ -58,10 +58,26 @@ def versions_of(client: "MlflowClient", name: str) -> "dict[str, ModelVersion]":
     found: list[ModelVersion] = []
     token = None
     while token != "":
-        page = client.search_model_versions(f"name = {_quoted(name)}", max_results=_MAX_FOUND, page_token=token)
+        page = client.search_model_versions(
+            f"name = {_quoted(name)}",
+            max_results=_MAX_FOUND,
+            order_by=["version_number ASC"],  # no page moves while others register, as by time
+            page_token=token,
+        )
         found, token = [*found, *page], page.token or ""
-    alike = {int(each.version): each for each in found if each.name == name}  # some databases take a name in any case
-    return {str(number): alike[number] for number in sorted(alike)}
+    return {str(each.version): each for each in found if each.name == name}  # some databases take a name in any case
+
+
+def version_if_there(client: "MlflowClient", name: str, number: str) -> "ModelVersion | None":
+    """A version of a registered model; None if it is not there, or no longer."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    return None
 
 
 def registered_model(client: "MlflowClient", uri: str, name: str) -> "RegisteredModel":
@@ -90,17 +106,19 @@ def registered_model(client: "MlflowClient", uri: str, name: str) -> "Registered
     raise CalmError(f"{uri}: there is no registered model {name}{meant} registered: {_listed(sorted(names))}")
 
 
-def _number(client: "MlflowClient", uri: str, model: "RegisteredModel", alias: str | None, version: str | None) -> str:
-    """The number of the version that an address names by its alias or version."""
+def _version(
+    client: "MlflowClient", uri: str, model: "RegisteredModel", alias: str | None, version: str | None
+) -> "ModelVersion":
+    """The version that an address names by its alias or number."""
     aliases = {str(name): str(number) for name, number in model.aliases.items()}
-    if alias in aliases:
-        return aliases[alias]
-    found = client.search_model_versions(f"name = {_quoted(model.name)}", max_results=_MAX_FOUND)
-    numbers = sorted(int(each.version) for each in found)
+    number = (aliases.get(alias) if alias else version) or ""
+    is_number = number.isdecimal() and len(number) <= _LONGEST_NUMBER
+    if is_number and (found := version_if_there(client, model.name, str(int(number)))):
+        return found
+    versions = versions_of(client, model.name)
+    numbers = [int(each) for each in versions]
     if numbers and _LATEST in (alias, version):
-        return str(numbers[-1])
-    if version and version.isdecimal() and int(version) in numbers:
-        return str(int(version))
+        return versions[str(numbers[-1])]
     if not numbers:
         raise CalmError(f"{uri}: {model.name} has no version yet; `calm run` registers one")
     there = f"it has {_listed(_ranges(numbers))}"

@@ -93,6 +93,29 @@ def test_versions_are_listed_the_newest_first(model: str, calm: Callable[..., st
     assert "all about one, e.g. the whole reason: calm registry show 5" in rows[-1]
 
 
+@pytest.mark.parametrize(
+    "measured",
+    [
+        '{"brierlm": {"value": 1e308, "low": -1e308, "high": 1e308}}',
+        f'{{"brierlm": {{"value": {"9" * 4000}}}}}',
+        '{"brierlm": {"value": 1.0}, "autoencoder_accuracy": NaN}',
+        '{"brierlm": {"value": 1.0}, "autoencoder_accuracy": 1e300}',
+        "[" * 5000,
+        "null",
+    ],
+)
+def test_a_tag_of_somebody_else_ruins_no_list(
+    measured: str, client: MlflowClient, calm: Callable[..., str], tmp_path: Path
+) -> None:
+    client.create_registered_model(tmp_path.name)
+    for text in (measured, '{"brierlm": {"value": 12.5}}'):
+        client.create_model_version(tmp_path.name, "file:///nowhere", tags={MEASURED_TAG: text})
+    heading, good, bad, *_ = calm("list", "--model", tmp_path.name).splitlines()
+    assert heading.split() == ["version", "aliases", "BrierLM", "registered", "decision"]
+    assert good.split()[:2] == ["2", "12.50"] and bad.split()[0] == "1" and bad.split()[1].startswith("20")
+    assert json.loads(calm("show", "1", "--model", tmp_path.name, "--json"))["brierlm"] is None
+
+
 def test_scripts_get_json(model: str, calm: Callable[..., str]) -> None:
     listed: list[dict[str, Any]] = json.loads(calm("list", "--model", model, "--json"))
     assert [each["version"] for each in listed] == ["5", "4", "3", "2", "1"]
@@ -128,7 +151,7 @@ def test_a_version_is_promoted_by_hand_and_rolled_back(
     client: MlflowClient, model: str, calm: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(evidence, "is_whole", lambda uri: not asked.append(uri))
+    monkeypatch.setattr(evidence, "check_files", asked.append)
     told = calm("promote", "3", "--reason", "the tone is right", "--model", model)
     assert told == f"version 3 of {model}: champion instead of version 4, by hand: the tone is right\n"
     assert champion(client, model) == "3" and asked == [f"models:/{model}/3"]
@@ -137,6 +160,7 @@ def test_a_version_is_promoted_by_hand_and_rolled_back(
         told = calm("rollback", "--reason", "it is not", "--model", model)
         assert told == f"champion of {model}: version {now} instead of version {before}\n"
         assert champion(client, model) == now
+    assert asked[1:] == [f"models:/{model}/{number}" for number in (4, 2, 1)]
     assert "which version was champion before version 1" in calm(
         "rollback", "--reason", "further", "--model", model, exit_code=1
     )
@@ -146,7 +170,15 @@ def test_a_version_whose_files_are_gone_is_not_promoted(
     client: MlflowClient, model: str, calm: Callable[..., str]
 ) -> None:
     error = calm("promote", "3", "--reason", "why not", "--model", model, exit_code=1)
-    assert f"models:/{model}/3: its files are missing or damaged; promote another version" in error
+    assert f"models:/{model}/3: its files are gone (/nowhere" in error
+    assert champion(client, model) == "4"
+
+
+def test_nobody_goes_back_to_a_version_whose_files_are_gone(
+    client: MlflowClient, model: str, calm: Callable[..., str]
+) -> None:
+    error = calm("rollback", "--reason", "why not", "--model", model, exit_code=1)
+    assert f"models:/{model}/2: its files are gone (/nowhere" in error
     assert champion(client, model) == "4"
 
 
@@ -171,9 +203,33 @@ def test_unused_versions_are_listed_and_then_deleted(
     assert calm("delete-unused", "--model", model, "--keep", "2", "--yes") == f"{model}: no version is unused\n"
 
 
-def test_a_champion_that_was_rolled_back_is_no_unused_version(
-    client: MlflowClient, model: str, calm: Callable[..., str]
+def test_what_is_needed_meanwhile_or_in_a_stage_of_mlflow_is_not_deleted(
+    client: MlflowClient, model: str, calm: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An alias comes while the version before is deleted."""
+    with pytest.warns(FutureWarning):
+        client.transition_model_version_stage(model, "3", "Production")
+    config = RegistryConfig(model_name=model)
+    for _ in range(3):
+        number = client.create_model_version(model, "file:///nowhere", tags=Decision.begun(config).tags).version
+        Aliases(config, decide).decide(str(number))
+    delete = MlflowClient.delete_model_version
+
+    def delete_slowly(self: MlflowClient, name: str, version: str) -> None:
+        delete(self, name, version)
+        self.set_registered_model_alias(name, "used", "6")
+
+    monkeypatch.setattr(MlflowClient, "delete_model_version", delete_slowly)
+    told = calm("delete-unused", "--model", model, "--keep", "1", "--yes")
+    assert told == f"deleted versions of {model}: 5, 7\n"
+    left = {int(each.version) for each in client.search_model_versions(f"name = '{model}'")}
+    assert left == {1, 2, 3, 4, 6, 8}
+
+
+def test_a_champion_that_was_rolled_back_is_no_unused_version(
+    client: MlflowClient, model: str, calm: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "check_files", lambda uri: None)
     calm("rollback", "--reason", "it is not", "--model", model)
     told = calm("delete-unused", "--model", model, "--keep", "1")
     assert told.splitlines()[0] == f"unused versions of {model}: 3"

@@ -17,6 +17,12 @@ def test_every_profile_is_a_valid_configuration(name: str) -> None:
     resolve_config(profiles.load(name))
 
 
+@pytest.mark.parametrize("name", profiles.names())
+def test_no_profile_lets_a_model_on_a_poor_autoencoder_become_champion(name: str) -> None:
+    """As one that has hardly been trained; half a percent below what `tiny` reaches may."""
+    assert 0.9 < resolve_config(profiles.load(name)).registry.min_autoencoder_accuracy < 0.9938
+
+
 def test_an_unknown_profile_is_named_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"--profile huge: no such profile; there are .*tiny"):
         profiles.load("huge")

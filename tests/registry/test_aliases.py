@@ -3,7 +3,7 @@
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -18,7 +18,6 @@ from calm_core.errors import CalmError
 from calm_core.registry.aliases import DECISION_TAG, EVALUATION_TAG, PROMOTION_TAG, Aliases, Decision
 from calm_core.registry.gate import Contender, judge
 from calm_core.store.facts import Decided, Difference, ScoreDifference
-from tests.mlflow_tables import new_store
 
 
 class Killed(BaseException):
@@ -107,21 +106,13 @@ class Registry:
         }
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return new_store(tmp_path_factory.mktemp("mlflow"))
-
-
 _NUMBERS = itertools.count()
 
 
 @pytest.fixture
-def store(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Registry]]:
+def store(in_a_folder_with_a_store: None) -> Callable[..., Registry]:
     """Makes registries, each with pairs of versions of which the first beats the second."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
-    mlflow.set_tracking_uri(database)
-    yield lambda *beats: Registry(f"model-{next(_NUMBERS)}", beats)
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
+    return lambda *beats: Registry(f"model-{next(_NUMBERS)}", beats)
 
 
 def test_the_first_version_becomes_champion(store: Callable[..., Registry]) -> None:
@@ -168,6 +159,15 @@ def test_other_rules_decide_again_about_what_was_never_champion(store: Callable[
     again = Decision.read(registry.tags("2"))
     assert first and again and again.earlier == (first.decided.reason,)
     assert not registry.decide("1", promote="always").promoted and registry.champion == "2"
+
+
+def test_rules_of_now_decide_about_what_others_began(store: Callable[..., Registry]) -> None:
+    """As when a registration is interrupted, and its command repeated with `registry.promote=always`."""
+    registry = store()
+    registry.register()
+    number = registry.version(promote="never")
+    assert registry.decide(number, promote="always").reason.endswith("since registry.promote is always")
+    assert registry.champion == number
 
 
 def test_always_and_never(store: Callable[..., Registry]) -> None:
@@ -265,7 +265,7 @@ class Memory:
         versions[len(versions) + 1] = dict(tags)
         return ModelVersion(name, str(len(versions)), 0)
 
-    def search_model_versions(self, filter_string: str, max_results: int = 0, page_token: str = "") -> Any:
+    def search_model_versions(self, filter_string: str, **options: Any) -> Any:
         name = filter_string.split("'")[1]
         tags = {
             number: [ModelVersionTag(*tag) for tag in tags.items()] for number, tags in self.models[name][0].items()
@@ -432,6 +432,37 @@ def test_by_hand_and_back(store: Callable[..., Registry]) -> None:
     with pytest.raises(CalmError, match=r"no tag of model-[0-9]+ says which version was champion before version 1"):
         registry.aliases().roll_back("further")
     assert registry.champion == "1"
+
+
+def test_the_way_back_does_not_lead_in_a_circle(store: Callable[..., Registry]) -> None:
+    """The champions were 1, 2, and 1 again by hand; what has been rolled back does not come back."""
+    registry = store((2, 1))
+    registry.register()
+    registry.register()
+    registry.aliases().promote("1", "the old tone")
+    assert registry.aliases().roll_back("it repeats itself") == ("1", "2")
+    with pytest.raises(CalmError, match="which version was champion before version 2, and was not rolled back"):
+        registry.aliases().roll_back("it does too")
+    registry.register(promote="always")
+    registry.aliases().promote("2", "the tone of 2")
+    assert registry.aliases().roll_back("no") == ("2", "3")
+    with pytest.raises(CalmError, match="which version was champion before version 3, and was not rolled back"):
+        registry.aliases().roll_back("nor that")
+    assert registry.champion == "3"
+
+
+def test_nothing_moves_back_to_a_version_that_cannot_be_used(store: Callable[..., Registry]) -> None:
+    registry = store((2, 1))
+    registry.register()
+    registry.register()
+    before = registry.whole_state
+
+    def check(number: str) -> None:
+        raise CalmError(f"version {number}: its files are gone")
+
+    with pytest.raises(CalmError, match=r"^version 1: its files are gone"):
+        registry.aliases().roll_back("it repeats itself", check)
+    assert registry.whole_state == before
 
 
 def test_there_is_no_way_back_to_a_deleted_version_or_from_none(store: Callable[..., Registry]) -> None:

@@ -51,7 +51,7 @@ def test_it_tells_what_the_model_is_how_good_and_where_from(artifacts: dict[str,
     assert f"{100 * evaluation.autoencoder_accuracy:.2f} % of the tokens" in card
     assert f"{data.documents_in} documents: {data.documents_out} stayed" in card
     assert f"{data.splits['train'].tokens:,} tokens of {data.splits['train'].documents} documents" in card
-    assert "texts.jsonl`" in card and REPORT in card
+    assert "- from 1 file: `" in card and "texts.jsonl`" in card and REPORT in card
     assert "licence of the texts is not recorded" in card and "energy not measured" in card
     for artifact in artifacts.values():
         assert artifact.digest in card

@@ -55,7 +55,8 @@ CASES = [
     Case(
         "less significant",
         False,
-        "champion stays with version 1, since this one is not significantly better: BrierLM +2.00",
+        "champion stays with version 1, since this one is not significantly better: BrierLM +2.00 [1.00, 3.00] on 30 "
+        "documents, p = 0.0501, and 0.05 is asked for",
         ("significance",),
         comparison=difference(p_value=0.0501),
     ),
@@ -96,9 +97,25 @@ CASES = [
     Case(
         "too inaccurate",
         False,
-        "since this one has autoencoder accuracy 95.00%, less than 96.00%",
+        "since this one has autoencoder accuracy 95%, less than 96%",
         ("min_autoencoder_accuracy",),
         rules={"min_autoencoder_accuracy": 0.96},
+    ),
+    Case(
+        "hardly too inaccurate",
+        False,
+        "since this one has autoencoder accuracy 94.9996%, less than 95%",
+        ("min_autoencoder_accuracy",),
+        challenger=replace(TWO, autoencoder_accuracy=0.949996),
+        rules={"min_autoencoder_accuracy": 0.95},
+    ),
+    Case(
+        "a fall that is hardly too far",
+        False,
+        "changes brier 4 by -2.004 points, and may lose 2",
+        ("max_regression.brier_4",),
+        comparison=difference(brier_4=-0.02004),
+        rules={MAX: {"brier_4": 0.02}},
     ),
     Case(
         "too inaccurate for a first champion too",
@@ -119,7 +136,7 @@ CASES = [
     Case(
         "a term that falls too far",
         False,
-        "changes brier 4 by -3.00 points, and may lose 2",
+        "changes brier 4 by -3 points, and may lose 2",
         ("max_regression.brier_4",),
         comparison=difference(brier_4=-0.03),
         rules={MAX: {"brier_4": 0.02}},
@@ -129,7 +146,7 @@ CASES = [
     Case(
         "an autoencoder that loses",
         False,
-        "changes autoencoder accuracy by -5.00 points, and may lose 1",
+        "changes autoencoder accuracy by -5 points, and may lose 1",
         ("max_regression.autoencoder_accuracy",),
         challenger=replace(TWO, autoencoder_accuracy=0.9),
         rules={MAX: {"autoencoder_accuracy": 0.01}},
@@ -191,7 +208,7 @@ CASES = [
     Case(
         "always, whatever is broken",
         True,
-        "since registry.promote is always, although this one has autoencoder accuracy 95.00%, less than 99.00%; has "
+        "since registry.promote is always, although this one has autoencoder accuracy 95%, less than 99%; has "
         "another tokenizer",
         ("min_autoencoder_accuracy", "tokenizer"),
         challenger=replace(TWO, tokenizer="b" * 64),
@@ -201,7 +218,7 @@ CASES = [
         "all that is wrong is told",
         False,
         "is not significantly better: BrierLM -2.00 [-3.00, -1.00] on 30 documents, p = 0.001, and 0.05 is asked for; "
-        "changes brierlm by -2.00 points, and may lose 0.5; changes brier 1 by -1.00 points, and may lose 0",
+        "changes brierlm by -2 points, and may lose 0.5; changes brier 1 by -1 points, and may lose 0",
         ("significance", "max_regression.brierlm", "max_regression.brier_1"),
         comparison=difference(-2.0, brier=-0.01),
         rules={MAX: {"brierlm": 0.5, "brier_1": 0, "autoencoder_accuracy": 0}},

@@ -1,7 +1,6 @@
 """Which of several real registrations becomes champion, and why; most have scores that are made up."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +8,16 @@ import mlflow
 import pytest
 
 from calm_core.config import AutoencoderConfig, CalmConfig, EvaluationConfig, RegistryConfig
+from calm_core.errors import CalmError
 from calm_core.evaluation.stage import evaluate
+from calm_core.registry import evidence
 from calm_core.registry.aliases import DECISION_TAG
 from calm_core.registry.stage import register_model
 from calm_core.store.facts import RegistrationFacts
 from calm_core.training.stage import train
 from tests.registry.made_up_scores import scored_otherwise
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_with_a_store(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    mlflow.set_tracking_uri(store)
-    yield
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
+pytestmark = pytest.mark.usefixtures("in_a_folder_with_a_store")
 
 
 class Registrations:
@@ -59,10 +48,10 @@ def registrations(
 
 def test_rules_hold_for_registrations(registrations: Registrations) -> None:
     floor = {"min_autoencoder_accuracy": 0.8}
-    assert "less than 80.00%" in registrations.add(20.0, floor, accuracy=0.7).reason
+    assert "less than 80%" in registrations.add(20.0, floor, accuracy=0.7).reason
     assert registrations.add(20.0, floor).reason == "champion, since there was none"
     falls = registrations.add(25.0, floor | {"max_regression": {"autoencoder_accuracy": 0.01}}, accuracy=0.85)
-    assert falls.reason.endswith("since this one changes autoencoder accuracy by -5.00 points, and may lose 1")
+    assert falls.reason.endswith("since this one changes autoencoder accuracy by -5 points, and may lose 1")
     assert falls.comparison and falls.comparison.brierlm.value == pytest.approx(5.0)
     assert falls.champion_uri == f"models:/{registrations.name}/2"
     strict = registrations.add(20.1, {"significance": 0.001})
@@ -114,6 +103,21 @@ def test_a_signature_that_breaks_callers_is_reported(
     fewer = ParamSchema([spec for spec in served.PARAMETERS if spec.name not in ("stop", "n")])
     monkeypatch.setattr(served, "SIGNATURE", ModelSignature(outputs=served.SIGNATURE.outputs, params=fewer))
     assert registrations.add(25.0).reason.endswith("since this one no longer takes stop, n")
+
+
+def test_a_signature_that_cannot_be_read_now_is_not_taken_for_none(
+    registrations: Registrations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registrations.add(20.0)
+
+    def away(uri: str) -> Any:
+        raise CalmError(f"{uri}: the storage does not answer", can_pass=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evidence, "registered_signature", away)
+        with pytest.raises(CalmError, match="does not answer"):
+            registrations.add(25.0)
+    assert mlflow.MlflowClient().get_model_version_by_alias(registrations.name, "champion").version == 1
 
 
 def test_what_was_interrupted_before_it_was_decided_is_decided_by_the_next_registration(

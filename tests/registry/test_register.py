@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from calm_core.errors import ArtifactError, CalmError
 from calm_core.evaluation.stage import evaluate
 from calm_core.generation.text import Sampling
 from calm_core.registry import evidence, stage
+from calm_core.registry.aliases import Decision
 from calm_core.registry.files import registered_evaluation
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
@@ -29,19 +30,7 @@ from calm_core.store.facts import DatasetFacts, EvaluationFacts, RegistrationFac
 from calm_core.telemetry.progress import parse
 from tests.registry.made_up_scores import scored_otherwise
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_with_a_store(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    mlflow.set_tracking_uri(store)
-    yield
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
+pytestmark = pytest.mark.usefixtures("in_a_folder_with_a_store")
 
 
 @pytest.fixture
@@ -256,6 +245,38 @@ def test_a_version_that_cannot_be_loaded_is_not_answered(
     again = register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "again")).facts
     assert numbers(config.model_name) == [1, 2] and again.version == "2"
     assert load_generator(f"models:/{config.model_name}@champion").generate(["the"], max_new_tokens=1)
+
+
+@pytest.mark.parametrize("alias", ["", "shadow"])
+def test_a_second_version_of_the_same_is_withdrawn_unless_somebody_has_named_it(
+    alias: str, model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path
+) -> None:
+    config = RegistryConfig(model_name=f"twice {alias}")
+    register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "first"))
+    client = mlflow.MlflowClient()
+    first = client.get_model_version(config.model_name, "1")
+    client.create_model_version(config.model_name, first.source, tags=first.tags | Decision.begun(config).tags)
+    if alias:
+        client.set_registered_model_alias(config.model_name, alias, "2")
+    assert register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "again")).facts.version == "1"
+    assert numbers(config.model_name) == ([1, 2] if alias else [1])
+
+
+def test_a_version_whose_files_cannot_be_reached_now_is_not_registered_twice(
+    model_uris: tuple[str, str], evaluation_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RegistryConfig(model_name="once")
+    register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "first"))
+
+    def away(uri: str) -> Any:
+        raise CalmError(f"{uri}: the storage does not answer", can_pass=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "registered_artifacts", away)
+        with pytest.raises(CalmError, match=r"^models:/once/1: the storage does not answer"):
+            register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "again"))
+    assert numbers("once") == [1]
+    assert register_model(config, model_uris[1], evaluation_uri, str(tmp_path / "again")).facts.version == "1"
 
 
 def test_a_dataset_that_the_scores_are_not_of_is_refused(

@@ -1,13 +1,15 @@
 """Which version a URI names, in a real MLflow store; what is there instead is told in few words."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
 import pytest
 
 from calm_core.errors import CalmError
-from calm_core.registry.versions import exact_uri
+from calm_core.registry.versions import exact_uri, versions_of
 from tests.mlflow_tables import new_store
 
 
@@ -62,3 +64,26 @@ def test_what_there_is_instead_is_told_in_few_words(uri: str, message: str) -> N
     with pytest.raises(CalmError) as failure:
         exact_uri(uri)
     assert str(failure.value) == message
+
+
+def test_an_old_one_of_very_many_is_found_and_all_are_listed(tmp_path: Path) -> None:
+    """A thousand newer ones are as many as MLflow answers at once."""
+    client, many = mlflow.MlflowClient(), 1100
+    client.create_registered_model("many")
+    client.create_model_version("many", (tmp_path / "files").as_uri())
+    with closing(sqlite3.connect(client.tracking_uri.removeprefix("sqlite:///"))) as database, database:
+        columns = [name for _, name, *_ in database.execute("PRAGMA table_info(model_versions)")]
+        changed = {"version": "number", "last_updated_time": "last_updated_time + number"}
+        database.execute(
+            f"WITH RECURSIVE n(number) AS (SELECT 2 UNION ALL SELECT number + 1 FROM n WHERE number < {many}) "
+            f"INSERT INTO model_versions ({', '.join(columns)}) "
+            f"SELECT {', '.join(changed.get(name, name) for name in columns)} "
+            "FROM model_versions, n WHERE name = 'many' AND version = 1"
+        )
+    assert exact_uri("models:/many/1") == "models:/many/1"
+    assert exact_uri("models:/many/latest") == f"models:/many/{many}"
+    assert [*versions_of(client, "many")] == [str(number) for number in range(1, many + 1)]
+    with pytest.raises(CalmError, match=rf"many has no version {many + 1}; it has 1 to {many}$"):
+        exact_uri(f"models:/many/{many + 1}")
+    with pytest.raises(CalmError, match=rf"it has 1 to {many}$"):
+        exact_uri(f"models:/many/{10**20}")
