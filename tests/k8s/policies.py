@@ -268,6 +268,15 @@ def saves_before_it_ends(objects: list[Object]) -> Problems:
             yield f"{where}: /dev/shm is not in memory"
 
 
+def in_its_region(objects: list[Object]) -> Problems:
+    """What has keys of S3 has the region by the name that botocore reads: of AWS_REGION it knows nothing."""
+    for where, container, _ in containers(objects):
+        variables = {each["name"]: each for each in container.get("env", [])}
+        from_secrets = [each for each in container.get("envFrom", []) if "secretRef" in each]
+        if ("AWS_ACCESS_KEY_ID" in variables or from_secrets) and "AWS_DEFAULT_REGION" not in variables:
+            yield f"{where}: has no region"
+
+
 def closed(objects: list[Object], secrets: set[str]) -> Problems:
     """What pods name is applied, or known to be made; Services find pods and ports."""
     known = {(each["kind"], each["metadata"]["name"]): each for each in objects}
@@ -324,5 +333,6 @@ CHECKS: list[Callable[[list[Object]], Problems]] = [
     no_secrets,
     of_no_machine,
     saves_before_it_ends,
+    in_its_region,
 ]
 """What holds in every overlay; `own_namespace` and `closed` have conditions."""

@@ -51,6 +51,16 @@ def find(objects: list[Object], kind: str, name: str) -> Object:
     return next(each for each in objects if each["kind"] == kind and each["metadata"]["name"] == name)
 
 
+def arguments(objects: list[Object], container: Object) -> list[str]:
+    """A container's arguments with the variables in them that a ConfigMap has."""
+    found = list(container["args"])
+    for variable in container["env"]:
+        if reference := variable.get("valueFrom", {}).get("configMapKeyRef"):
+            value = find(objects, "ConfigMap", reference["name"])["data"][reference["key"]]
+            found = [each.replace(f"$({variable['name']})", value) for each in found]
+    return found
+
+
 def pod_templates(objects: list[Object]) -> Iterator[tuple[str, Object]]:
     """What pods are made of, with the name of what makes them: its metadata and its spec."""
     for each in objects:

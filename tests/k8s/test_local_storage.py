@@ -90,7 +90,7 @@ def test_buckets_are_made_and_a_run_keeps_to_its_own(
 def _run(arguments: list[str], endpoint: str, keys: dict[str, str], folder: Path) -> None:
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     environment = os.environ | {name: keys[name] for name in names} | {"AWS_ENDPOINT_URL": endpoint}
-    environment["AWS_REGION"] = "us-east-1"
+    environment["AWS_DEFAULT_REGION"] = "us-east-1"
     done = subprocess.run([sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

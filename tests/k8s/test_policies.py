@@ -99,6 +99,8 @@ WRONG: list[tuple[Check, str, str, Any, str]] = [
     (policies.saves_before_it_ends, "TrainingRuntime/calm-torch", f"{POD}.terminationGracePeriodSeconds", 30, "killed"),
     (policies.saves_before_it_ends, "TrainingRuntime/calm-torch", f"{POD}.restartPolicy", "OnFailure", "by itself"),
     (policies.saves_before_it_ends, "TrainingRuntime/calm-torch", f"{POD}.volumes.1.emptyDir.medium", GONE, "shm"),
+    (policies.in_its_region, "TrainingRuntime/calm-torch", f"{POD}.containers.0.env", [], "no region"),
+    (policies.in_its_region, "Job/buckets", "spec.template.spec.containers.0.env.1.name", "AWS_REGION", "no region"),
     (policies.own_namespace, "NetworkPolicy/default-deny", "spec.policyTypes", ["Ingress"], "by default"),
     (policies.own_namespace, "ResourceQuota/calm", "spec.hard.pods", GONE, "no quota"),
     (policies.own_namespace, "LimitRange/calm", "spec.limits.0.defaultRequest.cpu", GONE, "are refused"),
