@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ from pipelines.local.tracking import use_tracking
 from tests.conftest import sentences
 from tests.docs import documented
 from tests.docs.documented import ROOT, Documented
+from tests.k8s.rendered import kubectl, render
 from tests.weights.public_folders import (
     AUTOENCODER_CONFIG,
     CALM_CONFIG,
@@ -72,6 +74,7 @@ NOT_RUN = (
         "needs a package index or a server; tests/registry/test_consumer.py has what concerns MLflow",
     ),
     (r"mlflow (server|db upgrade)", "needs PostgreSQL and S3; tests/registry/test_mlflow_on_postgres.py starts them"),
+    (r"kubectl (auth|get|patch|port-forward|wait)", "needs a cluster"),
     (r"calm ui", "serves until Ctrl-C"),
     (r"calm prepare .*(tokenizer\.model|--extends)", "tests/data has that file, and grown datasets"),
     (r"calm prepare .*</s>|calm prepare .*eos_token", "stands for names of another tokenizer"),
@@ -256,6 +259,24 @@ def _run(arguments: list[str], output: Path | None, monkeypatch: pytest.MonkeyPa
     raise AssertionError
 
 
+def _without_a_cluster(words: list[str]) -> None:
+    """What a command of Kubernetes would apply or make."""
+    if "|" in words:
+        assert words[0] == "sh" and words[words.index("|") + 1 :][:2] == ["kubectl", "create"]
+        subprocess.run([words[0], str(ROOT / words[1])], check=True, stdout=subprocess.DEVNULL)
+    elif words[1] in ("kustomize", "apply"):
+        assert len(words) == (3 if words[1] == "kustomize" else 4) and words[2:-1] in ([], ["--kustomize"])
+        assert render(ROOT / words[-1])
+    else:
+        assert words[1] == "create"
+        for name in ("runs.env", "mlflow.env"):
+            Path(name).write_text("AWS_ACCESS_KEY_ID=a\n")
+        made = subprocess.run(
+            [kubectl(), *words[1:], "--dry-run=client", "--output=name"], check=True, capture_output=True
+        )
+        assert made.stdout
+
+
 @pytest.mark.parametrize("command", documented.commands(), ids=lambda each: f"{each.where}: {each.text.strip()[:90]}")
 def test_a_documented_command_runs(
     command: Documented, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -267,6 +288,9 @@ def test_a_documented_command_runs(
     output = Path(words[words.index(">") + 1]) if ">" in words else None
     words = words[: words.index(">")] if output else words
     is_run = not any(re.match(pattern, text) for pattern, _ in NOT_RUN)
+    if words[0] in ("kubectl", "sh") and is_run:
+        _without_a_cluster(words)
+        return
     if words[0] != "calm":
         assert not is_run, f"{command.where}: say in NOT_RUN why this is not run, or run it here: {text}"
         return
