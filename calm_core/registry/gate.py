@@ -148,15 +148,14 @@ def _comparison_checks(rules: RegistryConfig, comparison: Difference | str) -> I
     if isinstance(comparison, str):
         yield Check(rule="comparison", passed=False, told=comparison)
         return
-    is_better = comparison.brierlm.value > 0 and comparison.p_value <= rules.significance
     told = _told(comparison)
-    yield Check(
-        rule="significance",
-        passed=is_better,
-        told=f"is better: {told}"
-        if is_better
-        else f"is not significantly better: {told}, and {rules.significance:g} is asked for",
-    )
+    if comparison.brierlm.value <= 0:
+        yield Check(rule="significance", passed=False, told=f"is not better: {told}")
+    elif comparison.p_value > rules.significance:
+        asked = f"and {rules.significance:g} is asked for"
+        yield Check(rule="significance", passed=False, told=f"is not significantly better: {told}, {asked}")
+    else:
+        yield Check(rule="significance", passed=True, told=f"is better: {told}")
 
 
 def _regression_checks(

@@ -131,8 +131,8 @@ def test_one_version_is_shown_whole(model: str, calm: Callable[..., str]) -> Non
     for part in (
         f"models:/{model}/3",
         "kept",
-        "champion stays with version 2, since this one is not significantly better: BrierLM -1.00",
-        "no: is not significantly better",
+        "champion stays with version 2, since this one is not better: BrierLM -1.00",
+        "no: is not better",
         "90.00%",
         "calm.code_version",
         "abc",

@@ -217,7 +217,7 @@ CASES = [
     Case(
         "all that is wrong is told",
         False,
-        "is not significantly better: BrierLM -2.00 [-3.00, -1.00] on 30 documents, p = 0.001, and 0.05 is asked for; "
+        "is not better: BrierLM -2.00 [-3.00, -1.00] on 30 documents, p = 0.001; "
         "changes brierlm by -2 points, and may lose 0.5; changes brier 1 by -1 points, and may lose 0",
         ("significance", "max_regression.brierlm", "max_regression.brier_1"),
         comparison=difference(-2.0, brier=-0.01),

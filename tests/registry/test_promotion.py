@@ -159,6 +159,6 @@ def test_more_steps_win_fewer_do_not_and_equal_ones_change_nothing(dataset_uri: 
     first, more, fewer, equal = facts
     assert first.promoted and more.promoted and not fewer.promoted and not equal.promoted
     assert more.reason.startswith("champion instead of version 1: BrierLM +")
-    stays = "champion stays with version 2, since this one is not significantly better: BrierLM "
+    stays = "champion stays with version 2, since this one is not better: BrierLM "
     assert fewer.reason.startswith(f"{stays}-") and equal.reason.startswith(f"{stays}+0.00")
     assert equal.version == "4" and equal.comparison and equal.comparison.p_value == 1

@@ -75,7 +75,7 @@ def test_a_worse_model_is_registered_and_the_champion_stays(
     notes = [parse(line).note for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     for note in (
         "judged version 1; champion, since there was none",
-        r"judged version 2; champion stays with version 1, since this one is not significantly better: BrierLM -6\.00 ",
+        r"judged version 2; champion stays with version 1, since this one is not better: BrierLM -6\.00 ",
         r"judged version 3; champion instead of version 1: BrierLM \+3\.00 \[.*\] on 40 documents, p = 0\.0001",
         r"judged version 4; champion stays with version 3, since .* BrierLM [+-]0\.00 .*, and 0\.05 is asked for",
     ):
