@@ -5,10 +5,22 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_REGION", "MLFLOW_TRACKING_URI")
-"""What a ConfigMap may set."""
-CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-"""What a Secret may set."""
+ENVIRONMENT = {
+    "AWS_ENDPOINT_URL": "AWS_ENDPOINT_URL",
+    "AWS_REGION": "AWS_DEFAULT_REGION",  # botocore knows this name alone
+    "MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI",
+}
+"""What a ConfigMap may set, and the variables of it."""
+CREDENTIALS = {
+    name: name
+    for name in (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
+    )
+}
+"""What a Secret may set, likewise."""
 _RETRIES, _LONGEST_PAUSE = 3, "86400s"
 # Kubeflow puts a deadline on retried pods that is as long as the longest pause, an hour by default.
 
@@ -48,7 +60,7 @@ class Pods:
             kubernetes.add_node_selector_json(task, self.node_selector)
             kubernetes.add_toleration_json(task, self.tolerations)
             kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory")  # of ranks and loaders
-        kubernetes.use_config_map_as_env(task, self.environment, {name: name for name in ENVIRONMENT}, optional=True)
-        kubernetes.use_secret_as_env(task, self.credentials, {name: name for name in CREDENTIALS}, optional=True)
+        kubernetes.use_config_map_as_env(task, self.environment, ENVIRONMENT, optional=True)
+        kubernetes.use_secret_as_env(task, self.credentials, CREDENTIALS, optional=True)
         kubernetes.set_security_context(task, run_as_non_root=True)
         return task.set_retry(_RETRIES, backoff_duration="30s", backoff_max_duration=_LONGEST_PAUSE)
