@@ -62,5 +62,6 @@ class Pods:
             kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory")  # of ranks and loaders
         kubernetes.use_config_map_as_env(task, self.environment, ENVIRONMENT, optional=True)
         kubernetes.use_secret_as_env(task, self.credentials, CREDENTIALS, optional=True)
+        kubernetes.empty_dir_mount(task, "temporary", "/tmp")  # HOME too: the root file system may be read-only
         kubernetes.set_security_context(task, run_as_non_root=True)
         return task.set_retry(_RETRIES, backoff_duration="30s", backoff_max_duration=_LONGEST_PAUSE)

@@ -87,7 +87,9 @@ def test_what_trains_or_evaluates_gets_accelerators_their_nodes_and_shared_memor
     trains -= {"exec-train-tokenizer"}
     for name, executor in pipeline["deploymentSpec"]["executors"].items():
         assert ("accelerator" in executor["container"]["resources"]) == (name in trains), name
-        assert ({"nodeSelector", "tolerations", "emptyDirMounts"} <= kubernetes[name].keys()) == (name in trains), name
+        assert ({"nodeSelector", "tolerations"} <= kubernetes[name].keys()) == (name in trains), name
+        mounted = {mount["mountPath"] for mount in kubernetes[name]["emptyDirMounts"]}
+        assert mounted == ({"/tmp", "/dev/shm"} if name in trains else {"/tmp"}), name
 
 
 def test_all_that_a_loop_or_a_condition_needs_is_handed_in(pipeline: dict[str, Any]) -> None:
