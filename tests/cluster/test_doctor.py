@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from calm_core.store import storage
 from pipelines.checks import Check
 from pipelines.cluster import doctor
 from pipelines.local import doctor as of_machine
+from pipelines.local.object_store import BUCKET
 from tests.cluster.conftest import Call
 from tests.cluster.servers import Kubeflow, Kubernetes, refuse
+from tests.object_store import environment
 
 TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
 TEAM = "namespaces/kubeflow"
@@ -55,14 +58,13 @@ def test_what_a_machine_lacks_fails_with_how_to_mend_it(
 
 
 def test_storage_gives_back_what_was_written_to_it(
-    s3_endpoint: str, call: Call, monkeypatch: pytest.MonkeyPatch
+    s3_endpoint: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import s3fs
-
-    s3fs.S3FileSystem().mkdirs("doctor", exist_ok=True)
-    _, rows = rows_of(call, "--storage", "s3://doctor/root")
-    assert rows["storage"]["told"] == "s3://doctor/root: written, read and removed"
-    assert s3fs.S3FileSystem(use_listings_cache=False).find("doctor") == []
+    uri = f"s3://{BUCKET}/{tmp_path.name}"
+    with environment(monkeypatch, s3_endpoint, tmp_path / "cache"):
+        _, rows = rows_of(call, "--storage", uri)
+        assert rows["storage"]["told"] == f"{uri}: written, read and removed"
+        assert storage.glob(f"{uri}/*") == []
 
 
 @pytest.fixture

@@ -340,6 +340,33 @@ def test_stop_says_what_is_left_where_kubernetes_is_not_reached(kubeflow: Kubefl
     assert "has ended already (stopped)" in err
 
 
+def test_a_run_of_this_machine_shows_its_log(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "logs" / "run-20261124-180511-abcdefgh"
+    folder.mkdir(parents=True)
+    (folder / "pipeline.log").write_bytes(b"begun \x1b[31m http://me:hunter2@host/\nended \xff\n")
+    code, out, err = call("runs", "logs", "1")
+    assert (code, err) == (0, "")
+    assert out == "begun \\x1b[31m http://***@host/\nended \ufffd\n"
+    code, _, err = call("runs", "logs", "1", "train-calm")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "train-calm: a run of this machine has one log: " in err
+    (folder / "pipeline.log").unlink()
+    code, _, err = call("runs", "logs", "1")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "pipeline.log: cannot be read: No such file or directory" in err
+
+
+def test_help_imports_nothing_of_kubeflow() -> None:
+    code = (
+        "import sys\nfrom calm_cli.main import main\n"
+        "for words in (['--help'], ['submit', '--help'], ['schedule', '--help'], ['runs', '--help']):\n"
+        "    try: main(words)\n    except SystemExit: pass\n"
+        "sys.exit(', '.join({'kfp', 'kfp_server_api', 'kubernetes', 'torch'} & set(sys.modules)) or 0)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert told.returncode == 0, told.stderr
+
+
 def test_a_run_of_this_machine_is_not_stopped_so(call: Call) -> None:
     code, _, err = call("runs", "stop", "1")
     assert (code, len(err.splitlines())) == (2, 1)
