@@ -62,11 +62,17 @@ def create(
     config = configuration(profile, set_, {"data.sources": source or None, "data.text_field": text_field})
     from pipelines.cluster import schedule
     from pipelines.cluster.client import connect
-    from pipelines.cluster.submit import Package, arguments, checked_root
+    from pipelines.cluster.submit import Package, arguments, checked_root, is_by_digest
 
     cron = schedule.checked_cron(cron)
     package, root = Package(TRAIN_PIPELINE), checked_root(pipeline_root) if pipeline_root else ""
-    values = arguments(config, root, package)
+    values = arguments(config, root, package, by_the_clock=True)
+    if not is_by_digest(config, package):
+        Screen(stderr=True, soft_wrap=True).print(
+            "the image is named by a tag: what Kubeflow has cached stays when another image gets that tag; name it by "
+            "digest: --set cluster.image=NAME@sha256:...",
+            style="yellow",
+        )
     cluster = connect(host, namespace)
     made, is_new = schedule.create(cluster, package, name, cron, values, root)
     paused = f"; it is paused: calm schedule resume {name}" if made.is_paused else ""

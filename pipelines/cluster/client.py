@@ -159,7 +159,7 @@ class Cluster:
         """
         token, tokens = "", set()
         for _ in range(_MOST_PAGES):
-            page = self.call(doing, function, page_token=token, page_size=PAGE_SIZE, **named)
+            page = self.call(doing, function, page_token=token, page_size=min(PAGE_SIZE, most), **named)
             for entry in getattr(page, of_page) or ():
                 yield entry
                 most -= 1

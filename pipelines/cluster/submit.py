@@ -26,7 +26,7 @@ from calm_core.errors import CalmError, ConfigError
 from calm_core.shown import holds_secret, shortened
 from calm_core.store import storage
 from components.quoting import is_safe
-from pipelines.arguments import arguments_of
+from pipelines.arguments import arguments_of, pods_of
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.connection import Refused
 
@@ -36,6 +36,7 @@ EXPERIMENT = "calm"
 _OWN_FOLDER = "calm"
 _LOCAL_SCHEMES = ("file", "local", "memory")
 _DIGEST_CHARACTERS = 12
+_BY_DIGEST = "@sha256:"
 _LONGEST_ROOT = 500
 
 
@@ -78,10 +79,6 @@ class Package:
         """What it takes, as it was compiled."""
         return dict(self._spec["root"].get("inputDefinitions", {}).get("parameters", {}))
 
-    def has_default(self, parameter: str) -> bool:
-        """Whether a run of it may leave a parameter out."""
-        return bool(self.parameters.get(parameter, {}).get("isOptional"))
-
 
 def checked_root(root: str) -> str:
     """A folder that all pods see.
@@ -106,31 +103,33 @@ def checked_root(root: str) -> str:
     return root.rstrip("/")
 
 
-def arguments(config: Config, root: str, package: Package) -> dict[str, Any]:
+def arguments(config: Config, root: str, package: Package, by_the_clock: bool = False) -> dict[str, Any]:
     """The arguments of a run in the cluster.
 
-    The code's version is that of the image there, so it is left out where the pipeline lets it be: a schedule would
-    freeze it.
+    An image that is named by digest has its code's version in itself. One that is named by a tag may change, and
+    Kubeflow's cache would not notice: then this library's version takes part. A schedule would freeze it.
 
     Args:
         config: Every setting.
         root: Where Kubeflow keeps what pipelines make, as `checked_root` gives it; empty: as Kubeflow is set up.
         package: What takes them.
+        by_the_clock: Whether a schedule uses them, again and again.
 
     Raises:
         ConfigError: Something is missing, lies where no pod sees it, or would not arrive.
     """
     _require_visible_places(config)
-    if not root and not package.has_default("plan_root"):
-        raise ConfigError(
-            "--pipeline-root: is missing: artifacts, plans and checkpoints lie there; name a folder that pods may "
-            "write to: --pipeline-root s3://bucket/folder"
-        )
     plans, checkpoints = (storage.join(root, _OWN_FOLDER, name) if root else "" for name in ("plans", "checkpoints"))
-    values = arguments_of(config, plans, checkpoints)
-    if package.has_default("code_version"):
+    values = arguments_of(config, plans, checkpoints) | pods_of(config)
+    if by_the_clock or is_by_digest(config, package):
         del values["code_version"]
-    return {name: value for name, value in values.items() if value != "" or not package.has_default(name)}
+    return {name: value for name, value in values.items() if value != ""}
+
+
+def is_by_digest(config: Config, package: Package) -> bool:
+    """Whether the image of a run is named by its digest."""
+    image = config.cluster.image or str(package.parameters["image"].get("defaultValue", ""))
+    return _BY_DIGEST in image
 
 
 def _require_visible_places(config: Config) -> None:

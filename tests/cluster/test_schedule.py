@@ -16,6 +16,7 @@ from tests.cluster.servers import Handler, Kubeflow, refuse
 CREATE = (
     *("schedule", "create", "--cron", "0 0 3 * * *", "--source", "s3://bucket/a.jsonl"),
     *("--pipeline-root", "s3://bucket/root", "--profile", "tiny"),
+    *("--set", f"cluster.image=registry/calm@sha256:{'0' * 64}"),
 )
 
 
@@ -31,10 +32,11 @@ def test_a_schedule_runs_the_newest_version_one_at_a_time(kubeflow: Kubeflow, ca
     assert len(kubeflow.versions) == 1
 
 
-def test_the_codes_version_is_not_frozen_in_where_the_pipeline_has_it(kubeflow: Kubeflow, call: Call) -> None:
-    call(*CREATE, "--host", kubeflow.url)
-    frozen = "code_version" in kubeflow.schedules[0]["runtime_config"]["parameters"]
-    assert frozen != Package(TRAIN_PIPELINE).has_default("code_version")
+def test_the_codes_version_is_not_frozen_in(kubeflow: Kubeflow, call: Call) -> None:
+    for image in ("registry/calm:1", f"registry/calm@sha256:{'0' * 64}"):
+        code, _, err = call(*CREATE, "--host", kubeflow.url, "--set", f"cluster.image={image}")
+        assert (code, "named by a tag" in err) == (0, image.endswith(":1"))
+        assert "code_version" not in kubeflow.schedules[0]["runtime_config"]["parameters"]
 
 
 def test_the_same_command_twice_changes_nothing(kubeflow: Kubeflow, call: Call) -> None:

@@ -140,28 +140,26 @@ def test_what_no_pod_sees_is_refused_before_anything_is_sent(name: str, kubeflow
     assert kubeflow.requests == []
 
 
-def test_a_root_that_kubeflow_knows_may_be_left_out_where_the_pipeline_lets_it(tmp_path: Path) -> None:
-    from calm_cli.options import configuration
-    from pipelines.cluster.submit import arguments
-
-    config = configuration("tiny", ["data.sources=[s3://b/a.jsonl]"])
-    if not Package(TRAIN_PIPELINE).has_default("plan_root"):
-        with pytest.raises(ConfigError, match="--pipeline-root: is missing"):
-            arguments(config, "", Package(TRAIN_PIPELINE))
-    free = _with_defaults(tmp_path, "plan_root", "checkpoint_root", "code_version")
-    assert {"plan_root", "checkpoint_root", "code_version"} & set(arguments(config, "", free)) == set()
-    assert arguments(config, ROOT, free)["plan_root"] == f"{ROOT}/calm/plans"
+def test_without_a_root_plans_and_checkpoints_lie_where_kubeflow_keeps_its_own(kubeflow: Kubeflow, call: Call) -> None:
+    assert call("submit", "--source", "s3://b/a.jsonl", "--host", kubeflow.url)[0] == 0
+    config = kubeflow.runs[0]["runtime_config"]
+    assert "pipeline_root" not in config
+    assert {"plan_root", "checkpoint_root"} & set(config["parameters"]) == set()
 
 
-def _with_defaults(folder: Path, *names: str) -> Package:
-    import yaml
+def test_a_tag_may_change_so_the_codes_version_takes_part(kubeflow: Kubeflow, call: Call) -> None:
+    for image in ("registry/calm:1", f"registry/calm@sha256:{'0' * 64}"):
+        assert call(*SUBMIT, "--host", kubeflow.url, "--set", f"cluster.image={image}")[0] == 0
+    by_tag, by_digest = (each["runtime_config"]["parameters"] for each in kubeflow.runs)
+    assert (by_tag["image"], "code_version" in by_tag) == ("registry/calm:1", True)
+    assert "code_version" not in by_digest
 
-    documents = list(yaml.safe_load_all(TRAIN_PIPELINE.read_text()))
-    for name in names:
-        documents[0]["root"]["inputDefinitions"]["parameters"][name] |= {"defaultValue": "", "isOptional": True}
-    path = folder / "free.yaml"
-    path.write_text(yaml.safe_dump_all(documents))
-    return Package(path)
+
+def test_what_pods_get_comes_from_the_settings(kubeflow: Kubeflow, call: Call) -> None:
+    options = ("--set", "cluster.accelerators=2", "--set", "cluster.credentials=ours")
+    assert call(*SUBMIT, "--host", kubeflow.url, *options)[0] == 0
+    parameters = kubeflow.runs[0]["runtime_config"]["parameters"]
+    assert (parameters["accelerators"], parameters["credentials"]) == ("2", "ours")
 
 
 def test_checked_root_takes_kubeflows_own() -> None:
@@ -200,7 +198,7 @@ def _html(request: Handler) -> None:
 
 
 def _huge(request: Handler) -> None:
-    request.give(200, b'{"experiments": [' + b" " * 200_000 + b"]}")
+    request.give(200, b'{"experiments": [' + b" " * 2_000_000 + b"]}")
 
 
 ANSWERS: dict[str, tuple[str, Any, int, str]] = {
@@ -255,7 +253,7 @@ ANSWERS: dict[str, tuple[str, Any, int, str]] = {
         1,
         "its list has no end",
     ),
-    "an enormous answer": ("/apis/v2beta1/experiments", _huge, 1, "an answer is larger than 0 MiB; it is not read"),
+    "an enormous answer": ("/apis/v2beta1/experiments", _huge, 1, "an answer is larger than 1 MiB; it is not read"),
     "an older Kubeflow": (
         "/apis/v2beta1/healthz",
         lambda request: request.give(200, {"tag_name": "2.5.0", "multi_user": False}),
@@ -275,7 +273,7 @@ ANSWERS: dict[str, tuple[str, Any, int, str]] = {
 def test_each_wrong_answer_is_one_line(
     name: str, kubeflow: Kubeflow, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "LARGEST_ANSWER", 100_000)
+    monkeypatch.setattr(connection, "LARGEST_ANSWER", 1 << 20)
     path, do, exit_code, says = ANSWERS[name]
     kubeflow.fail("GET", path, do, times=1000)
     monkeypatch.setenv("KFP_EXISTING_TOKEN", "very-secret")
