@@ -175,7 +175,7 @@ class Cluster:
 
     def link(self, path: str) -> str:
         """The address of a page of Kubeflow's user interface."""
-        return f"{self.kfp._get_url_prefix()}/#/{path}"
+        return shortened(f"{self.kfp._get_url_prefix()}/#/{path}", 500)
 
 
 def connect(host: str = "", namespace: str = "") -> Cluster:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import ssl
 import threading
 import time
 from pathlib import Path
@@ -427,3 +428,54 @@ def test_no_secret_is_in_what_is_sent(kubeflow: Kubeflow, call: Call, monkeypatc
     sent = b"".join(body + path.encode() for _, path, _, body in kubeflow.requests).decode(errors="replace") + out + err
     for value in secrets.values():
         assert value not in sent
+
+
+def test_a_proxy_of_the_environment_is_used(kubeflow: Kubeflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", kubeflow.url)
+    monkeypatch.setenv("no_proxy", "elsewhere.invalid")
+    assert connect("http://kubeflow.invalid").version == "2.17.0"
+    with pytest.raises(CalmError, match="there is no host of this name"):
+        connect("http://elsewhere.invalid")
+
+
+def test_an_authority_of_ones_own_is_trusted_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    server = Kubeflow()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(_certificate(tmp_path / "server.pem"))
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = server.url.replace("http:", "https:")
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    with running(server):
+        code, _, err = call(*SUBMIT, "--host", url)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert "its certificate is not trusted" in err and "SSL_CERT_FILE" in err
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "server.pem"))
+        assert connect(url).version == "2.17.0"
+
+
+def _certificate(path: Path) -> Path:
+    """A certificate for this machine, signed by itself, and its key."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "kubeflow")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(address, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoding = serialization.Encoding.PEM
+    key_text = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(certificate.public_bytes(encoding) + key_text)
+    return path
