@@ -108,6 +108,8 @@ def update(board: Board, run: "ClusterRun") -> None:
     for state in run.stages:
         row = board.row(state.stage)
         row.state, row.started, row.ended = state.state, state.started, state.ended
+        if row.state == "cached":
+            row.started = row.ended = None
         row.event = _event(state)
 
 

@@ -246,13 +246,13 @@ def logs(
             if parts := _pod_log(cluster, run, pod, follow):
                 found = True
                 yield name, parts
-        for uri in () if found else _kept_logs(cluster, run, name):
-            found = True
-            yield name, iter((storage.read(uri),))
-        lost += [] if found else [name]
+        if not found:
+            try:
+                yield from ((name, iter((storage.read(uri),))) for uri in _kept_logs(cluster, run, name))
+            except CalmError as error:
+                lost.append(f"{name}: its pods have gone, and what Kubeflow keeps of them cannot be read ({error})")
     if lost:
-        where = "" if run.root else ", and where the run keeps its files is Kubeflow's own setting"
-        raise CalmError(f"{', '.join(lost)}: nothing is left of what it printed: its pods have gone{where}")
+        raise CalmError("; ".join(lost))
 
 
 def reason_of(cluster: Cluster, run: ClusterRun) -> str:
@@ -338,12 +338,13 @@ def _kept_logs(cluster: Cluster, run: ClusterRun, task: str) -> list[str]:
     """Copies of a task's log that Kubeflow keeps beside its outputs, one for each try."""
     source = run.told.pipeline_version_reference
     if not run.root or not source or not source.pipeline_id:
-        return []
-    pipeline = cluster.call(
-        "reading the pipeline", cluster.kfp.pipelines.pipeline_service_get_pipeline, source.pipeline_id
-    )
+        raise CalmError("where the run keeps its files is Kubeflow's own setting")
+    get = cluster.kfp.pipelines.pipeline_service_get_pipeline
+    pipeline = cluster.call("reading the pipeline", get, source.pipeline_id)
     folder = storage.join(run.root, str(pipeline.name or pipeline.display_name), run.id, task)
-    return sorted(storage.glob(f"{folder}/*/executor-logs*"))
+    if found := sorted(storage.glob(f"{folder}/*/executor-logs*")):
+        return found
+    raise CalmError(f"{folder} has no executor-logs")
 
 
 def _name_of(task: V2beta1PipelineTaskDetail) -> str:

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from calm_cli import cluster as watching
+from calm_cli.board import stages_of
 from calm_core.errors import CalmError
 from pipelines.cluster import runs
 from pipelines.cluster.client import connect
+from pipelines.compile import TRAIN_PIPELINE
 from tests.cluster.conftest import Call
 from tests.cluster.servers import Handler, Kubeflow, Kubernetes, refuse, stamp
 from tests.cluster.test_submit import SUBMIT
@@ -133,6 +136,14 @@ def test_runs_are_listed_newest_first_and_found_by_the_beginning_of_an_id(kubefl
     assert json.loads(out)["settings"]["seed"] == 0
 
 
+def test_every_task_of_the_pipeline_belongs_to_a_stage() -> None:
+    spec = next(yaml.load_all(TRAIN_PIPELINE.read_text(), yaml.CSafeLoader))
+    dags = [spec["root"], *spec["components"].values()]
+    names = {name for dag in dags for name in dag.get("dag", {}).get("tasks", {})}
+    assert {name for name in names if not runs._OF_KUBEFLOW.fullmatch(name)} == set(runs._STAGE_OF)
+    assert set(runs._STAGE_OF.values()) == set(stages_of(train_baseline=True))
+
+
 UNKNOWN = "3f2a0c1e-0000-4000-8000-000000000000"
 
 
@@ -199,7 +210,8 @@ def test_what_storage_keeps_is_shown_once_the_pods_are_gone(
     run["run_details"] = {"task_details": tasks.told}
     code, _, err = call("runs", "logs", run["run_id"], "--host", kubeflow.url)
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "train-calm: nothing is left of what it printed: its pods have gone" in err
+    assert "train-calm: its pods have gone, and what Kubeflow keeps of them cannot be read (" in err
+    assert "has no executor-logs)" in err
     for attempt in range(2):
         file = root / "calm-train" / run["run_id"] / "train-calm" / "salt" / f"executor-logs-{attempt}"
         file.parent.mkdir(parents=True, exist_ok=True)
