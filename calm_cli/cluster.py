@@ -65,7 +65,7 @@ def wait_for(cluster: "Cluster", run_id: str, stages: Sequence[str], console: Co
         Stopped: This process was asked to end.
     """
     board = Board(stages, time.time())
-    to_stop = f"the run goes on in the cluster; to end it: calm runs stop {run_id} --host {cluster.host}"
+    to_stop = f"the run goes on in the cluster; to end it: calm runs stop {run_id} {cluster.options}"
     try:
         with display_for(board, console) as display:
             for run in _polled(cluster, run_id):

@@ -37,7 +37,7 @@ def show_list(host: str, namespace: str, as_json: bool) -> None:
         rows = [[run.id[:_ID_CHARACTERS], _time(run.started), run.state, run.name] for run in found]
         show_table(["run", "started", "state", "name"], rows, Screen())
         Screen(soft_wrap=True).print(
-            f"\nall about one: calm runs show {found[0].id[:_ID_CHARACTERS]} --host {cluster.host}"
+            f"\nall about one: calm runs show {found[0].id[:_ID_CHARACTERS]} {cluster.options}"
         )
     else:
         Screen(soft_wrap=True).print(f"{cluster.host}: nothing of ours has run there yet; `calm submit` does")
@@ -70,7 +70,7 @@ def show_one(host: str, namespace: str, wanted: str, as_json: bool) -> None:
         update(board, run)
         for line in board_lines(board, now, screen.width):
             screen.print(line)
-    screen.print(f"\nwhat it prints: calm runs logs {run.id} --host {cluster.host}")
+    screen.print(f"\nwhat it prints: calm runs logs {run.id} {cluster.options}")
 
 
 def print_logs(host: str, namespace: str, wanted: str, stage: str, follow: bool) -> None:

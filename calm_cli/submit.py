@@ -54,7 +54,7 @@ def submit(
     link = cluster.link(f"runs/details/{run_id}")
     show_pairs([("run", run_id), ("version", package.version), ("page", link)], screen)
     if not wait:
-        screen.print(f"\nnext: calm runs show {run_id} --host {cluster.host}")
+        screen.print(f"\nnext: calm runs show {run_id} {cluster.options}")
         return
     began = time.monotonic()
     run = wait_for(cluster, run_id, stages_of(config.train_baseline), Screen())
@@ -63,6 +63,6 @@ def submit(
         return
     why = reason_of(cluster, run) if run.state == "failed" else f"somebody has stopped it ({run.state})"
     raise CalmError(
-        f"{why or 'the run has failed before a stage began'} (all of it: calm runs logs {run_id} --host "
-        f"{cluster.host}; {link})"
+        f"{why or 'the run has failed before a stage began'} (all of it: calm runs logs {run_id} "
+        f"{cluster.options}; {link})"
     )

@@ -70,6 +70,11 @@ class Cluster:
         """The namespace as requests name it: without users of its own, Kubeflow takes none."""
         return self.namespace if self.is_multi_user else ""
 
+    @property
+    def options(self) -> str:
+        """The options of the command line that name it."""
+        return f"--host {self.host}" + (f" --namespace {self.namespace}" if self.is_multi_user else "")
+
     def _health(self) -> dict[str, Any]:
         try:
             health = self.get_json(_HEALTH)

@@ -219,6 +219,10 @@ def upload(cluster: Cluster, package: Package) -> tuple[str, str]:
         return pipeline_id, required(cluster, made.pipeline_version_id)
     except Refused as error:
         version = _version(cluster, package, pipeline_id) if error.status == 409 else None
+        if error.status == 400:  # its upload has one answer for all, also for want of a right
+            raise Refused(
+                f"{error}; it says so too of whom it does not let upload there: ask for the right", 400
+            ) from None
         if not version:
             raise
         return pipeline_id, version

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -198,6 +199,33 @@ def test_the_page_of_kubeflow_has_logs_where_its_api_has_none(kubeflow: Kubeflow
 
     kubeflow.faults.append(page)
     assert call("runs", "logs", run["run_id"], "--host", kubeflow.url)[1] == "train-calm | from the page\n"
+
+
+def test_follow_shows_a_line_when_it_is_printed(kubeflow: Kubeflow, call: Call) -> None:
+    run, tasks = run_of(kubeflow, call), Tasks()
+    tasks.task("train-calm", "RUNNING")
+    run["run_details"] = {"task_details": tasks.told}
+    seen = threading.Event()
+
+    def talk(request: Handler) -> bool:
+        if not request.place.endswith("/log"):
+            return False
+        assert request.query == {"follow": "true"}
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        for text in (b"one\n", b"two\n", b""):
+            request.wfile.write(b"%x\r\n%s\r\n" % (len(text), text))
+            request.wfile.flush()
+            assert seen.wait(20)
+        return True
+
+    kubeflow.faults.append(talk)
+    cluster = connect(kubeflow.url)
+    [(name, parts)] = [next(runs.logs(cluster, runs.get_run(cluster, run["run_id"]), follow=True))]
+    assert (name, next(parts)) == ("train-calm", b"one\n")
+    seen.set()
+    assert b"".join(parts) == b"two\n"
 
 
 def test_what_storage_keeps_is_shown_once_the_pods_are_gone(

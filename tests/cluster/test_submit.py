@@ -100,7 +100,9 @@ def test_with_users_all_is_made_in_the_namespace(call: Call) -> None:
         code, _, err = call(*SUBMIT, "--host", server.url)
         assert (code, len(err.splitlines())) == (2, 1)
         assert "--namespace" in err
-        assert call(*SUBMIT, "--host", server.url, "--namespace", "team")[0] == 0
+        code, out, _ = call(*SUBMIT, "--host", server.url, "--namespace", "team")
+        assert code == 0
+        assert f"next: calm runs show {server.runs[0]['run_id']} --host {server.url} --namespace team" in out
     assert server.wrong == []
     assert server.pipelines[0]["namespace"] == server.experiments[0]["namespace"] == "team"
 
@@ -192,6 +194,14 @@ def test_a_run_whose_creation_is_not_answered_may_be_there(kubeflow: Kubeflow, c
     code, _, err = call(*SUBMIT, "--host", kubeflow.url)
     assert code == 1
     assert "broke off; it may have been done all the same: look before you do it again" in err
+
+
+def test_an_upload_that_is_refused_may_be_for_want_of_a_right(kubeflow: Kubeflow, call: Call) -> None:
+    """Kubeflow's upload answers 400 without a reason where it should answer 403."""
+    kubeflow.fail("POST", ".*/upload_version", refuse(400, "Failed to create a pipeline version"))
+    code, _, err = call(*SUBMIT, "--host", kubeflow.url)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "(400: Failed to create a pipeline version) (uploading the pipeline); it says so too of whom" in err
 
 
 def _html(request: Handler) -> None:
