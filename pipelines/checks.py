@@ -15,7 +15,7 @@ class Check:
 
     Attributes:
         name: What is looked at.
-        state: unknown: it could not be looked at, which may be right.
+        state: unknown: it cannot be looked at from here, or is right for some.
         told: What was found, or what is wrong.
         mend: What to do.
     """
@@ -27,7 +27,7 @@ class Check:
 
 
 class NotLookedAt(CalmError):
-    """Something cannot be looked at from here."""
+    """Something cannot be looked at from here, or is right for some."""
 
 
 def check(name: str, look: Callable[[], str], mend: str = "") -> Check:

@@ -37,9 +37,7 @@ def checks(storage_uri: str = "") -> Iterator[Check]:
         "home", lambda: _writable(Path.home), "set HOME to a folder that this user may write to: HOME=/tmp/home"
     )
     yield check("temporary files", lambda: _writable(lambda: Path(tempfile.gettempdir())), "set TMPDIR likewise")
-    yield check(
-        "shared memory", _shared_memory, "mount a volume of memory at /dev/shm: ranks and loaders hand on batches there"
-    )
+    yield check("shared memory", _shared_memory)
     yield check(
         "storage", lambda: _storage(storage_uri), "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     )
@@ -50,7 +48,11 @@ def checks(storage_uri: str = "") -> Iterator[Check]:
 
 def _packages() -> str:
     missing, found = [], 0
-    for requirement in requires(_DISTRIBUTION) or ():
+    try:
+        requirements = requires(_DISTRIBUTION) or ()
+    except PackageNotFoundError:
+        raise CalmError(f"{_DISTRIBUTION}: not installed, only its files are here") from None
+    for requirement in requirements:
         match = _REQUIREMENT.match(requirement)
         if match is None or (match["extra"] and match["extra"] not in _EXTRAS) or match["name"] == _DISTRIBUTION:
             continue
@@ -78,7 +80,9 @@ def _shared_memory() -> str:
         raise NotLookedAt("this system has none")
     size = shutil.disk_usage(_SHARED_MEMORY).total
     if size < _LEAST_SHARED_MEMORY:
-        raise CalmError(f"{_SHARED_MEMORY} has {size >> 20} MiB")
+        raise NotLookedAt(
+            f"{_SHARED_MEMORY} has {size >> 20} MiB: fine for one rank; several need a volume of memory there"
+        )
     return f"{size / 2**30:.1f} GiB"
 
 
