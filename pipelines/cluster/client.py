@@ -219,7 +219,9 @@ def connect(host: str = "", namespace: str = "") -> Cluster:
             f"{shortened(host) or 'kubectl'}: the SDK could not log in ({type(error).__name__}); check the "
             "KF_PIPELINES_ variables and the SSL_CERT_FILE"
         ) from None
-    address = kfp._existing_config.host
+    address = str(kfp._existing_config.host)
+    if "://" not in address:  # as the SDK names the service from within the cluster
+        address = kfp._existing_config.host = f"http://{address}"
     _keep_address(kfp._existing_config)
     if not host and address == kfp_server_api.Configuration().host:
         raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from calm_core.errors import CalmError, ConfigError
-from pipelines.cluster import connection
+from pipelines.cluster import client, connection
 from pipelines.cluster.client import connect
 from pipelines.cluster.submit import Package, checked_root, submit, upload
 from pipelines.compile import TRAIN_PIPELINE
@@ -416,6 +416,23 @@ users: [{{name: me, user: {{token: abc}}}}]
     assert [(place.replace("//", "/"), token) for place, token in seen] == [
         (f"{path}/apis/v2beta1/healthz", "Bearer abc")
     ]
+
+
+def test_a_pods_service_account_reaches_it_without_a_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = Kubeflow(users=True)
+    server.token = "of-the-pod"
+    (tmp_path / "token").write_text("of-the-pod\n")
+    (tmp_path / "namespace").write_text("team\n")
+    monkeypatch.setattr("kubernetes.config.load_incluster_config", lambda: None)
+    monkeypatch.setattr("kfp.client.Client._IN_CLUSTER_DNS_NAME", server.url.removeprefix("http://"))
+    monkeypatch.setattr(client, "_NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
+    with running(server):
+        cluster = connect()
+        assert (cluster.namespace, cluster.options) == ("team", f"--host {server.url} --namespace team")
+        server.token = "renewed"
+        (tmp_path / "token").write_text("renewed")
+        cluster.get_json("/apis/v2beta1/healthz")
 
 
 def test_a_host_may_come_from_the_environment(kubeflow: Kubeflow, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
