@@ -166,6 +166,8 @@ class Cluster:
         for _ in range(_MOST_PAGES):
             page = self.call(doing, function, page_token=token, page_size=min(PAGE_SIZE, most), **named)
             for entry in getattr(page, of_page) or ():
+                if entry is None:
+                    raise _not_understood(self, "null in a list")
                 yield entry
                 most -= 1
                 if not most:

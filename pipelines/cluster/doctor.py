@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from kfp_server_api import __version__ as sdk_version
 
 from calm_core.errors import CalmError
 from calm_core.shown import shortened
-from pipelines.checks import Check, NotLookedAt, check
+from pipelines.checks import Check, NotLookedAt, State, check
 from pipelines.cluster.client import Cluster, connect, version_number
 from pipelines.cluster.connection import Refused
 from pipelines.cluster.kubernetes import TRAINER_API, Kubernetes, connect_kubernetes
@@ -26,6 +26,7 @@ _SETTINGS = ("AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI")
 _APPLY = "apply our parts: kubectl apply -k k8s/overlays/production -n NAMESPACE"
 _GPU = "nvidia.com/gpu"
 _POD_SECONDS, _POLL_SECONDS = 300.0, 2.0
+_STATES: dict[str, State] = {"ok": "ok", "failed": "failed", "unknown": "unknown"}
 _NEVER_STARTS = {
     "CreateContainerConfigError",
     "CreateContainerError",
@@ -34,6 +35,8 @@ _NEVER_STARTS = {
     "ImagePullBackOff",
     "InvalidImageName",
 }
+
+ReadT = TypeVar("ReadT")
 
 
 def checks(host: str, namespace: str, storage_uri: str, image: str) -> Iterator[Check]:
@@ -83,8 +86,15 @@ def checks(host: str, namespace: str, storage_uri: str, image: str) -> Iterator[
             yield Check(name, "unknown", lacks)
         return
     for name, look, mend in rows:
-        yield check(name, partial(look, kubernetes, namespace), mend.replace("NAMESPACE", namespace))
+        yield check(name, partial(_read, look, kubernetes, namespace), mend.replace("NAMESPACE", namespace))
     yield from _from_a_pod(kubernetes, namespace, storage_uri, image)
+
+
+def _read(look: Callable[[Kubernetes, str], ReadT], kubernetes: Kubernetes, namespace: str) -> ReadT:
+    try:
+        return look(kubernetes, namespace)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CalmError(f"{kubernetes.host}: an answer is damaged ({type(error).__name__})") from None
 
 
 def _pipelines(cluster: Cluster) -> str:
@@ -179,7 +189,7 @@ def _from_a_pod(kubernetes: Kubernetes, namespace: str, storage_uri: str, image:
         yield Check("a pod", "unknown" if lacks_right else "failed", str(error), _APPLY)
         return
     try:
-        told = _wait_for(kubernetes, namespace, name)
+        told = _read(partial(_wait_for, name=name), kubernetes, namespace)
     except CalmError as error:
         yield Check("a pod", "failed", str(error), f"kubectl describe pod -n {namespace}; the image is {image}")
         return
@@ -206,8 +216,8 @@ def _wait_for(kubernetes: Kubernetes, namespace: str, name: str) -> list[Check]:
         time.sleep(_POLL_SECONDS)
     text = kubernetes.log(namespace, name)
     try:
-        rows = json.loads(text[text.index("[") :])
-        return [Check(str(r["name"]), r["state"], str(r["told"]), str(r["mend"])) for r in rows]
+        rows = json.loads(text[f"\n{text}".rindex("\n[") :])  # what libraries have printed comes before
+        return [Check(str(r["name"]), _STATES[r["state"]], str(r["told"]), str(r["mend"])) for r in rows]
     except (ValueError, KeyError, TypeError):
         said = (text.strip().splitlines() or ["without a word"])[-1]
         raise CalmError(f"it ended without an answer: {shortened(said, 300)}") from None

@@ -123,4 +123,6 @@ def delete_train_jobs(kubernetes: Kubernetes, namespace: str, run_id: str) -> in
         if error.status == 404:  # there is no Trainer, or the job has just gone
             return 0
         raise
+    except (AttributeError, KeyError, TypeError):
+        raise CalmError(f"{kubernetes.host}: the list of TrainJobs is damaged") from None
     return len(found)

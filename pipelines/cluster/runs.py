@@ -118,12 +118,12 @@ class ClusterRun:
     @property
     def tasks(self) -> list[V2beta1PipelineTaskDetail]:
         details = self.told.run_details
-        return list((details and details.task_details) or ())
+        return [task for task in (details and details.task_details) or () if task]
 
     @property
     def nodes(self) -> set[str]:
         """Ids of Argo's nodes: the workflow's name and a number."""
-        return {str(child.pod_name or "") for task in self.tasks for child in task.child_tasks or ()}
+        return {str(child.pod_name or "") for task in self.tasks for child in task.child_tasks or () if child}
 
     @property
     def own_tasks(self) -> list[V2beta1PipelineTaskDetail]:

@@ -77,7 +77,7 @@ class Schedule:
             (source and source.pipeline_version_id) or "",
             (config and config.parameters) or {},
             (config and config.pipeline_root) or "",
-            int(told.max_concurrency or 0),
+            str(told.max_concurrency or ""),
             bool(told.no_catchup),
         )
 

@@ -89,7 +89,7 @@ def whole(kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch) -> Kubernetes
         },
     }
     kubernetes.log = (
-        b"time=... a library says [so]\n".replace(b"[so]", b"so")
+        b"[W] a library says [so]\n"
         + json.dumps([vars(Check("storage", "ok", "s3://bucket/calm: written, read and removed"))]).encode()
     )
     return kubernetes
@@ -182,6 +182,18 @@ LACKS: dict[str, tuple[Change, str, str, str]] = {
         "failed",
         "q: pods is used up, 5 of 5",
     ),
+    "a damaged list of nodes": (
+        lambda it: it.objects.update({"/api/v1/nodes": {"items": [7]}}),
+        "GPU nodes",
+        "failed",
+        "an answer is damaged (AttributeError)",
+    ),
+    "a damaged state of the pod": (
+        lambda it: setattr(it, "pod_status", {"containerStatuses": [7]}),
+        "a pod",
+        "failed",
+        "an answer is damaged",
+    ),
     "no right to start a pod": (lambda it: it.forbidden.add(f"/api/v1/{TEAM}/pods"), "a pod", "unknown", "no right"),
     "an image that is not there": (
         lambda it: setattr(
@@ -195,6 +207,12 @@ LACKS: dict[str, tuple[Change, str, str, str]] = {
         "a pod",
         "failed",
         "it does not start: ErrImagePull not found",
+    ),
+    "a pod that says something else": (
+        lambda it: setattr(it, "log", b'[{"name": "a", "state": "great", "told": "", "mend": ""}]\n'),
+        "a pod",
+        "failed",
+        "without an answer",
     ),
     "a pod that says nothing": (lambda it: setattr(it, "log", b"oops\n"), "a pod", "failed", "without an answer: oops"),
 }

@@ -167,6 +167,42 @@ def test_an_answer_about_another_run_is_not_believed(kubeflow: Kubeflow, call: C
         runs.get_run(connect(kubeflow.url), run["run_id"])
 
 
+DAMAGE: dict[str, dict[str, Any]] = {
+    "no details": {"run_details": None},
+    "null tasks": {"run_details": {"task_details": [None]}},
+    "tasks of another type": {"run_details": {"task_details": 7}},
+    "a task without anything": {"run_details": {"task_details": [{}]}},
+    "null children": {"run_details": {"task_details": [{"display_name": "train-calm", "child_tasks": [None, {}]}]}},
+    "children that are no nodes": {
+        "run_details": {"task_details": [{"display_name": "train-calm", "child_tasks": [{"pod_name": "-"}]}]}
+    },
+    "no time": {"created_at": "yesterday"},
+    "another time": {"created_at": 7},
+    "parameters of another type": {"runtime_config": {"parameters": [1]}},
+    "no reference": {"pipeline_version_reference": None, "state": "FAILED"},
+    "no name": {"display_name": None},
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_run_is_shown_or_is_one_line(name: str, kubeflow: Kubeflow, call: Call) -> None:
+    run = run_of(kubeflow, call)
+    run |= DAMAGE[name]
+    for command in ("show", "logs"):
+        code, out, err = call("runs", command, run["run_id"], "--host", kubeflow.url)
+        assert (code == 0 and out) or (code == 1 and len(err.splitlines()) == 1), err
+        assert "Traceback" not in err
+    kubeflow.wrong.clear()
+
+
+def test_a_null_in_a_list_is_one_line(kubeflow: Kubeflow, call: Call) -> None:
+    run_of(kubeflow, call)
+    kubeflow.fail("GET", "/apis/v2beta1/runs", lambda request: request.give(200, {"runs": [None]}))
+    code, _, err = call("runs", "list", "--host", kubeflow.url)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "an answer is damaged, or of a version that this SDK does not know (null in a list)" in err
+
+
 # --- logs
 
 
