@@ -10,6 +10,12 @@ STAGES = ("prepare", "train-autoencoder", "train-calm", "evaluate", "register")
 BASELINE_STAGES = ("train-transformer", "evaluate-transformer")
 LAST_STAGES = ("report",)
 
+
+def stages_of(train_baseline: bool) -> tuple[str, ...]:
+    """The stages of a run, in the order in which Kubeflow's local runner begins them."""
+    return STAGES + (BASELINE_STAGES if train_baseline else ()) + LAST_STAGES
+
+
 RowState = Literal["waiting", "running", "done", "cached", "failed"]
 
 

@@ -12,16 +12,19 @@ from rich.text import Text
 
 from calm_cli import checkpoints, data, models, stages
 from calm_cli.compare import compare
+from calm_cli.doctor import doctor
 from calm_cli.estimate import estimate
 from calm_cli.inspect import inspect
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
 from calm_cli.registry import registry_app
 from calm_cli.report import report
 from calm_cli.run import run
-from calm_cli.runs import runs
+from calm_cli.runs import runs_app
+from calm_cli.schedule import schedule_app
 from calm_cli.screen import Screen
 from calm_cli.settings import settings_lines
 from calm_cli.stopping import stop_behind
+from calm_cli.submit import submit
 from calm_cli.usage import App, UsageError
 from calm_core.errors import EXIT_FAILED, CalmError, ConfigError, Interrupted
 from calm_core.shown import lines_of
@@ -82,7 +85,7 @@ def config(profile: ProfileOption = DEFAULT_PROFILE, set_: SetOption = None) -> 
 
 
 app.command()(run)
-app.command()(runs)
+app.add_typer(runs_app, name="runs")
 app.command()(report)
 app.command()(config)
 app.command()(estimate)
@@ -90,6 +93,7 @@ app.command()(models.generate)
 app.command()(models.ui)
 app.command()(inspect)
 app.command()(data.verify)
+app.command()(doctor)
 app.command("import")(checkpoints.import_)
 app.command()(checkpoints.export)
 data_app = App(help="Prepare datasets, look at them, and mix them.")
@@ -97,6 +101,8 @@ for of_data in (stages.prepare, inspect, data.verify, data.mix):
     data_app.command()(of_data)
 app.add_typer(data_app, name="data")
 app.add_typer(registry_app, name="registry")
+app.command(rich_help_panel="In a cluster")(submit)
+app.add_typer(schedule_app, name="schedule", rich_help_panel="In a cluster")
 for command in (stages.prepare, stages.train, stages.evaluate, compare, stages.register):
     app.command(rich_help_panel="Single stages")(command)
 

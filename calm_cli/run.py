@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from calm_cli import summary
-from calm_cli.board import BASELINE_STAGES, LAST_STAGES, STAGES, Board
+from calm_cli.board import Board, stages_of
 from calm_cli.display import display_for
 from calm_cli.options import (
     DEFAULT_PROFILE,
@@ -101,18 +101,13 @@ def run_pipeline(
         told = {PARENT_RUN_VARIABLE: parent.run_id, COMMAND_VARIABLE: shlex.join(asked["command"])}
         pipeline = LocalRun.start(arguments, home, lock, told, asked)
         console.print(f"log: {pipeline.log}", soft_wrap=True)
-        board = watch(pipeline, _stages(config), console)
+        board = watch(pipeline, stages_of(config.train_baseline), console)
         if pipeline.poll():
             raise failure(board, pipeline)
         finished = summary.Finished.read(pipeline.outputs())
         _record(parent, finished, board)
     console.print()
     summary.show(finished, board, console, asked["command"])
-
-
-def _stages(config: Config) -> tuple[str, ...]:
-    """The stages of a run, in the order in which Kubeflow's local runner begins them."""
-    return STAGES + (BASELINE_STAGES if config.train_baseline else ()) + LAST_STAGES
 
 
 def watch(pipeline: LocalRun, stages: Sequence[str], console: Console) -> Board:

@@ -1,24 +1,28 @@
-"""`calm runs`: what has run in a home, and where everything of it lies."""
+"""`calm runs`: what has run in a home or a cluster, and where everything of it lies."""
 
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from calm_cli import cluster_runs
 from calm_cli.board import Board
+from calm_cli.cluster import NamespaceOption
 from calm_cli.display import clock
 from calm_cli.options import DEFAULT_PROFILE, JsonOption, configuration
 from calm_cli.result import print_json
 from calm_cli.screen import Screen
 from calm_cli.summary import REPORT_NAME, aligned
 from calm_cli.tables import show_pairs
+from calm_cli.usage import App, Group
 from calm_core.config import Config, text
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, ConfigError
 from calm_core.shown import by_dotted_name, redacted, visible
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
@@ -33,13 +37,21 @@ _NARROW = 80
 """Columns below which not only the settings give way."""
 
 
-def runs(
-    run: Annotated[
-        str, typer.Argument(metavar="[RUN]", help="Show all about one: its number, or the beginning of its name.")
-    ] = "",
-    json_: JsonOption = False,
-) -> None:
-    """List the runs of `calm run`, the newest first: how they ended, their scores, versions, and where all of it lies.
+class _Runs(Group):
+    """`calm runs` is `calm runs list`, and `calm runs 3` is `calm runs show 3`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and (args[0] in self.commands or args[0] in ctx.help_option_names):
+            return super().parse_args(ctx, args)
+        words = [word for before, word in pairwise(["", *args]) if before not in _WITH_VALUES and word[:1] != "-"]
+        return super().parse_args(ctx, ["show" if words else "list", *args])
+
+
+runs_app = App(
+    cls=_Runs,
+    help="""Look at what has run: on this machine, or with --host in a cluster.
+
+    `calm runs` lists all, `calm runs RUN` shows one.
 
     Examples:
 
@@ -47,28 +59,119 @@ def runs(
 
       calm runs 3
 
+      calm runs list --host https://kubeflow.example/pipeline
+    """,
+)
+_WITH_VALUES = ("--host", "--namespace")
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="Its number, or the beginning of its name; in a cluster, of its id.")
+]
+HostOption = Annotated[
+    str,
+    typer.Option(
+        "--host",
+        metavar="URL",
+        help="Address of Kubeflow Pipelines. [default: runs of this machine]",
+        show_default=False,
+    ),
+]
+
+
+@runs_app.command("list")
+def list_(host: HostOption = "", namespace: NamespaceOption = "", json_: JsonOption = False) -> None:
+    """List runs, the newest first: how they ended, their scores, versions, and where all of it lies.
+
+    Examples:
+
+      calm runs
+
       calm runs --json
+
+      calm runs list --host https://kubeflow.example/pipeline
     """
+    if host:
+        cluster_runs.show_list(host, namespace, json_)
+        return
     home = Home.find(make=False)
     found = [_Run(past) for past in past_runs(home)]
-    if run:
-        [found] = [[_chosen(found, run)]]
     found.reverse()
-    if json_ and run:
-        print_json(found[0].as_json() | {"settings": found[0].settings})
-    elif json_:
+    if json_:
         print_json([each.as_json() for each in found])
-    elif run:
-        _show(found[0], Screen(soft_wrap=True))
-    elif found:
+        return
+    if found:
         _list(found, home, Screen())
     else:
         Screen(soft_wrap=True).print(
             f"{home.path}: nothing has run here yet; `calm run` does, and {HOME_VARIABLE} names another folder. "
             "What single stages make lies where their --output says."
         )
-    if not run and not json_ and (unfinished := _unfinished(home)):
+    if unfinished := _unfinished(home):
         Screen(soft_wrap=True).print(unfinished)
+
+
+@runs_app.command()
+def show(run: RunArgument, host: HostOption = "", namespace: NamespaceOption = "", json_: JsonOption = False) -> None:
+    """Show all about one run.
+
+    Examples:
+
+      calm runs 3
+
+      calm runs show 3f2a --host https://kubeflow.example/pipeline
+    """
+    if host:
+        cluster_runs.show_one(host, namespace, run, json_)
+        return
+    found = _chosen([_Run(past) for past in past_runs(Home.find(make=False))], run)
+    if json_:
+        print_json(found.as_json() | {"settings": found.settings})
+    else:
+        _show(found, Screen(soft_wrap=True))
+
+
+@runs_app.command()
+def logs(
+    run: RunArgument,
+    stage: Annotated[
+        str, typer.Argument(metavar="[STAGE]", help="One stage or task, in a cluster; all of them otherwise.")
+    ] = "",
+    host: HostOption = "",
+    namespace: NamespaceOption = "",
+    follow: Annotated[bool, typer.Option("--follow", help="In a cluster: go on as long as the pod works.")] = False,
+) -> None:
+    """Print what a run has printed.
+
+    Examples:
+
+      calm runs logs 3
+
+      calm runs logs 3f2a train-calm --follow --host https://kubeflow.example/pipeline
+    """
+    if host:
+        cluster_runs.print_logs(host, namespace, run, stage, follow)
+        return
+    found = _chosen([_Run(past) for past in past_runs(Home.find(make=False))], run)
+    if stage or follow:
+        raise ConfigError(f"{'--follow' if follow else stage}: a run of this machine has one log: {found.past.log}")
+    try:
+        with open(found.past.log, encoding="utf-8", errors="replace") as log:
+            cluster_runs.write_lines(log)
+    except OSError as error:
+        raise CalmError(f"{found.past.log}: cannot be read: {error.strerror}") from None
+
+
+@runs_app.command()
+def stop(run: RunArgument, host: HostOption = "", namespace: NamespaceOption = "") -> None:
+    """End a run in a cluster, and the TrainJobs that it has started. Its checkpoints stay.
+
+    Example:
+
+      calm runs stop 3f2a --host https://kubeflow.example/pipeline
+    """
+    if not host:
+        raise ConfigError("--host: is missing; a run of this machine is stopped with Ctrl-C where it was started")
+    cluster_runs.stop(host, namespace, run)
 
 
 def report_of(wanted: str = "") -> str:

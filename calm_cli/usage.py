@@ -101,7 +101,8 @@ class App(typer.Typer):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, **options)
+        options.setdefault("cls", Group)
+        super().__init__(context_settings={"help_option_names": ["-h", "--help"]}, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Any:
         return super().command(name, cls=Command, **options)

@@ -59,7 +59,9 @@ WRITTEN_AS = (
     (r"\bRUN\b", "1"),
     (r"--output llama3_tokenizer\b", "--output out/new"),
     (r"\b(models:/calm/)\d+", r"\g<1>1"),
-    (r"^calm (runs|report) \d+", r"calm \1 1"),
+    (r"^calm report \d+", "calm report 1"),
+    (r"^calm runs (logs|show) \d+", r"calm runs \1 1"),
+    (r"^calm runs \d+", "calm runs show 1"),
     (r"^(calm prepare)\b", r"\1 --workers 1"),
 )
 """How what stands for something in a command is written here."""
@@ -76,6 +78,8 @@ NOT_RUN = (
     (r"mlflow (server|db upgrade)", "needs PostgreSQL and S3; tests/registry/test_mlflow_on_postgres.py starts them"),
     (r"kubectl (auth|get|patch|port-forward|wait)", "needs a cluster"),
     (r"calm ui", "serves until Ctrl-C"),
+    (r"calm (submit|schedule|runs .*--host)", "needs Kubeflow; tests/cluster has servers that answer as it does"),
+    (r"calm doctor", "ends as the machine is; tests/cluster/test_doctor.py has machines and clusters of all kinds"),
     (r"calm prepare .*(tokenizer\.model|--extends)", "tests/data has that file, and grown datasets"),
     (r"calm prepare .*</s>|calm prepare .*eos_token", "stands for names of another tokenizer"),
 )
@@ -125,6 +129,7 @@ def place(
         _promote_another(folder)
         run = home.logs / "run-20261125-181530-abcdefgh"
         run.mkdir(parents=True)
+        (run / "pipeline.log").write_text("what it printed\n")
         (run / "outputs.json").write_text(json.dumps({"evaluation_report": str(folder / "out" / "evaluation")}))
     yield folder
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these

@@ -310,4 +310,18 @@ STAGES = [
     ),
 ]
 
-MISTAKES = [*NAMES, *OPTIONS, *ARGUMENTS, *GENERATE, *STAGES]
+_SUBMIT = ("submit", "--host", "http://127.0.0.1:9", "--source")
+_SCHEDULE = ("schedule", "create", "--source", "s3://b/a.jsonl", "--cron")
+
+CLUSTER = [
+    _usage("a schedule without its times", ("schedule", "create"), "--cron FIELDS is missing (When, in six fields"),
+    _usage("a schedule of five fields", (*_SCHEDULE, "0 3 * * *"), "--cron: ", "did you mean '0 0 3 * * *'?"),
+    _usage("stopping a run of this machine", ("runs", "stop", "1"), "--host: is missing; a run of this machine"),
+    _usage("text that no pod sees", (*_SUBMIT, "texts/a.txt"), "data.sources (--source): texts/a.txt lies on this"),
+    _usage(
+        "a password in Kubeflow's address", ("runs", "list", "--host", "http://me:pw@h"), "--host: an address holds"
+    ),
+    Mistake("a Kubeflow that is away", (*_SUBMIT, "s3://b/a.jsonl"), ("http://127.0.0.1:9: nothing answers there",)),
+]
+
+MISTAKES = [*NAMES, *OPTIONS, *ARGUMENTS, *GENERATE, *STAGES, *CLUSTER]
