@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from calm_core.config.base import MOST_STEPS, Fraction, Section, Steps
 
+MOST_NODES = 4096
 MOST_PROFILED = 20  # steps: each has up to 100,000 events, which are kept in memory
 StepsDone = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 
@@ -46,6 +47,12 @@ class TrainingConfig(Section):
     )
     processes: Execution[int | None] = Field(
         None, ge=1, le=1024, description="ranks on this node; unset: one a GPU, or one on CPU"
+    )
+    nodes: Execution[int] = Field(
+        1, ge=1, le=MOST_NODES, description="machines that share the training; more than one: a TrainJob in a pipeline"
+    )
+    launcher: Execution[Literal["auto", "trainjob"]] = Field(
+        "auto", description="trainjob: in a pipeline, a TrainJob of Kubeflow's trains on a single node as well"
     )
     zero_stage: Execution[Literal[0, 1, 2, 3]] = Field(1, description="DeepSpeed ZeRO stage; bf16 runs 0 as 1")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on CPU")
@@ -140,6 +147,16 @@ class TrainingConfig(Section):
         """Names of the settings that say how it is carried out; with rewinds, those that say when one is due do not."""
         names = {name for name, field in type(self).model_fields.items() if _EXECUTION in field.metadata}
         return names - ({"bad_steps_limit", "checkpoint_interval", "validation_interval"} if self.rewinds else set())
+
+    @model_validator(mode="after")
+    def _nodes_share_a_batch(self) -> Self:
+        ranks = self.nodes * (self.processes or 1)  # at least
+        if self.nodes > 1 and self.global_batch_size % (self.micro_batch_size * ranks):
+            raise ValueError(
+                f"nodes ({self.nodes}) cannot share a global_batch_size of {self.global_batch_size}: it must be a "
+                f"multiple of micro_batch_size x ranks ({self.micro_batch_size} x {ranks})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _profiled_steps_are_trained(self) -> Self:

@@ -153,6 +153,8 @@ class FolderLock:
         advice: What whoever finds it held shall do.
         is_at_work: Whether processes are still at work that a holder on this machine has started, who is dead.
         tell: Gets a line before a holder on another machine is waited for.
+        token: That of a holder who is dead, whose processes on other machines go on working for this one; unset, one
+            of its own.
 
     Attributes:
         token: What other processes that work for this one ask `require` with.
@@ -174,9 +176,10 @@ class FolderLock:
         *,
         is_at_work: Callable[[], bool] = lambda: False,
         tell: Callable[[str], object] = lambda line: None,
+        token: str = "",
     ) -> None:
         self._uri, self._advice, self._is_at_work, self._tell = uri, advice, is_at_work, tell
-        self.token = secrets.token_hex(16)
+        self.token = token or secrets.token_hex(16)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 

@@ -131,6 +131,9 @@ class Told:
     def world_size(self, processes: int | None) -> int:
         return self.ranks
 
+    def is_at_work(self, spec_uri: str) -> bool:
+        return False
+
     def run(self, spec_uri: str, processes: int | None, log: str) -> Ending:
         job, spec = Job.read(spec_uri)
         assert Artifact(spec_uri, SpecFacts).manifest.parents == spec.parents
@@ -254,6 +257,9 @@ class OneRankDies:
 
     def world_size(self, processes: int | None) -> int:
         return 1
+
+    def is_at_work(self, spec_uri: str) -> bool:
+        return False
 
     def run(self, spec_uri: str, processes: int | None, log: str) -> Ending:
         job, _ = Job.read(spec_uri)
