@@ -149,16 +149,6 @@ class TrainingConfig(Section):
         return names - ({"bad_steps_limit", "checkpoint_interval", "validation_interval"} if self.rewinds else set())
 
     @model_validator(mode="after")
-    def _nodes_share_a_batch(self) -> Self:
-        ranks = self.nodes * (self.processes or 1)  # at least
-        if self.nodes > 1 and self.global_batch_size % (self.micro_batch_size * ranks):
-            raise ValueError(
-                f"nodes ({self.nodes}) cannot share a global_batch_size of {self.global_batch_size}: it must be a "
-                f"multiple of micro_batch_size x ranks ({self.micro_batch_size} x {ranks})"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _profiled_steps_are_trained(self) -> Self:
         if self.profile_steps is not None:
             first, last = self.profile_steps
@@ -171,10 +161,11 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
-        if self.global_batch_size % (self.micro_batch_size * (self.processes or 1)):
+        if self.global_batch_size % (self.micro_batch_size * (self.processes or 1) * self.nodes):
+            by_nodes = (" x nodes", f" x {self.nodes}") if self.nodes > 1 else ("", "")
             raise ValueError(
-                f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size x processes "
-                f"({self.micro_batch_size} x {self.processes or 1})"
+                f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size x processes"
+                f"{by_nodes[0]} ({self.micro_batch_size} x {self.processes or 1}{by_nodes[1]})"
             )
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must not exceed steps ({self.steps})")

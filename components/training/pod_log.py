@@ -35,8 +35,9 @@ class PodLog:
 
     def end(self, seconds: float) -> None:
         """Wait for the rest of the log, so long at most."""
-        self._thread.join(seconds)
-        self._is_over.set()
+        if not self._is_over.is_set():
+            self._thread.join(seconds)
+            self._is_over.set()
 
     def _follow(self) -> None:
         while not self._is_over.is_set():
@@ -62,18 +63,18 @@ class PodLog:
         if self._last:
             query["sinceTime"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._last // 10**9))
         last, told = self._last, self._told_at_last  # of an earlier connection
-        same = 0  # lines of the time `last` that this connection has brought
-        is_new = True
+        same, is_new = 0, True  # lines of the moment `last` that this connection has brought
+        was_told = bool(last)
         for line in self._api.lines(f"{self._path}/log", _QUIET_SECONDS, **query):
             if not line.endswith(b"\n") and not self._ended_there():
                 return  # it was cut off here, and comes again as a whole
             if found := _TIME.match(line):
                 at = _nanoseconds(found)
                 same += at == last
-                is_new = at > last or (at == last and same > told)
+                was_told = was_told and (at < last or (at == last and same <= told))
+                is_new = not was_told
                 if is_new:
-                    self._told_at_last = self._told_at_last + 1 if at == self._last else 1
-                    self._last = max(at, self._last)
+                    self._last, self._told_at_last = at, self._told_at_last + 1 if at == self._last else 1
             if is_new:
                 yield line[found.end() if found else 0 :].rstrip(b"\r\n").decode(errors="replace")
 

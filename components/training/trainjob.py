@@ -121,7 +121,7 @@ class TrainJobLauncher:
         self._api = KubernetesApi(self._say)
         self._log = ""
         self._own_pod: dict[str, Any] = {}
-        self._resources: dict[str, Any] = {}
+        self._resources: dict[str, dict[str, Any]] = {}
 
     # What the seam asks for.
 
@@ -171,17 +171,13 @@ class TrainJobLauncher:
         containers: list[dict[str, Any]] = self._own()["spec"]["containers"]
         return next((one for one in containers if one.get("name") == CONTAINER), containers[0])
 
-    def _node_resources(self) -> dict[str, Any]:
-        """What each node asks for, beside what the runtime says."""
-        if resources := dict(self._settings.resources):
-            limits = {name: value for name, value in resources.items() if name != "cpu"}  # it may use what is idle
-            return {"limits": limits, "requests": resources} if limits else {"requests": resources}
-        own: dict[str, Any] = self._own_container().get("resources") or {}
-        return {name: own[name] for name in ("limits", "requests") if own.get(name)}
-
-    def _all_resources(self) -> dict[str, Any]:
-        """The limits and requests of a node, of which those of the runtime are the defaults."""
+    def _node_resources(self) -> dict[str, dict[str, Any]]:
+        """Requests and limits of each node: the settings', else those of this task's pod, over those of the runtime."""
         if not self._resources:
+            asked = self._own_container().get("resources") or {}
+            if resources := dict(self._settings.resources):
+                limits = {name: value for name, value in resources.items() if name != "cpu"}  # it may use what is idle
+                asked = {"requests": resources, "limits": limits}
             name = self._settings.runtime
             path = f"/apis/{GROUP}/{VERSION}/namespaces/{self._api.namespace}/trainingruntimes/{name}"
             with self._rights("get trainingruntimes"):
@@ -191,13 +187,14 @@ class TrainJobLauncher:
                     f"{self._api.namespace}: has no TrainingRuntime {name}; apply k8s/ to this namespace, or install "
                     "Kubeflow Trainer if the cluster has none"
                 )
-            self._resources = {**_resources_of(runtime), **_flat(self._node_resources())}
+            default = _resources_of(runtime)  # Trainer 2.2 would take one or the other
+            merged = {part: {**(default.get(part) or {}), **(asked.get(part) or {})} for part in ("requests", "limits")}
+            self._resources = {part: values for part, values in merged.items() if values}
         return self._resources
 
     def _processes(self, processes: int | None) -> int:
-        gpus = next(
-            (int(value) for name, value in self._all_resources().items() if "gpu" in name and value.isdigit()), 0
-        )
+        limits = self._node_resources().get("limits") or {}
+        gpus = next((int(value) for name, value in limits.items() if "gpu" in name and str(value).isdigit()), 0)
         if gpus and processes and processes > gpus:
             raise ConfigError(f"processes is {processes}, a node of the TrainJob has {gpus} GPUs; lower it")
         return processes or gpus or 1
@@ -539,18 +536,12 @@ def _condition(found: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return next((one for one in conditions if one.get("type") == kind and one.get("status") == "True"), {})
 
 
-def _flat(resources: Mapping[str, Any]) -> dict[str, str]:
-    """Requests, and limits where both are there."""
-    requests, limits = resources.get("requests") or {}, resources.get("limits") or {}
-    return {name.lower(): str(value) for name, value in {**requests, **limits}.items()}
-
-
-def _resources_of(runtime: Mapping[str, Any]) -> dict[str, str]:
+def _resources_of(runtime: Mapping[str, Any]) -> dict[str, Any]:
     """What a TrainingRuntime asks for each node."""
     for job in runtime["spec"]["template"]["spec"].get("replicatedJobs") or []:
         for container in job["template"]["spec"]["template"]["spec"]["containers"]:
             if job["name"] == NODE and container["name"] == NODE:
-                return _flat(container.get("resources") or {})
+                return dict(container.get("resources") or {})
     return {}
 
 

@@ -72,6 +72,7 @@ NOT_RUN = (
         "needs a package index or a server; tests/registry/test_consumer.py has what concerns MLflow",
     ),
     (r"mlflow (server|db upgrade)", "needs PostgreSQL and S3; tests/registry/test_mlflow_on_postgres.py starts them"),
+    (r"kubectl", "needs a cluster"),
     (r"calm ui", "serves until Ctrl-C"),
     (r"calm prepare .*(tokenizer\.model|--extends)", "tests/data has that file, and grown datasets"),
     (r"calm prepare .*</s>|calm prepare .*eos_token", "stands for names of another tokenizer"),
