@@ -174,7 +174,8 @@ class TrainJobLauncher:
     def _node_resources(self) -> dict[str, dict[str, Any]]:
         """Requests and limits of each node: the settings', else those of this task's pod, over those of the runtime."""
         if not self._resources:
-            asked = self._own_container().get("resources") or {}
+            own = self._own_container().get("resources") or {}
+            asked = {part: _some(own.get(part) or {}) for part in ("requests", "limits")}
             if resources := dict(self._settings.resources):
                 limits = {name: value for name, value in resources.items() if name != "cpu"}  # it may use what is idle
                 asked = {"requests": resources, "limits": limits}
@@ -187,9 +188,7 @@ class TrainJobLauncher:
                     f"{self._api.namespace}: has no TrainingRuntime {name}; apply k8s/ to this namespace, or install "
                     "Kubeflow Trainer if the cluster has none"
                 )
-            default = _resources_of(runtime)  # Trainer 2.2 would take one or the other
-            merged = {part: {**(default.get(part) or {}), **(asked.get(part) or {})} for part in ("requests", "limits")}
-            self._resources = {part: values for part, values in merged.items() if values}
+            self._resources = _merged(_resources_of(runtime), asked)
         return self._resources
 
     def _processes(self, processes: int | None) -> int:
@@ -543,6 +542,21 @@ def _resources_of(runtime: Mapping[str, Any]) -> dict[str, Any]:
             if job["name"] == NODE and container["name"] == NODE:
                 return dict(container.get("resources") or {})
     return {}
+
+
+def _some(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are asked for: a pipeline's tasks may ask for no GPU."""
+    return {name: value for name, value in resources.items() if str(value) != "0"}
+
+
+def _merged(default: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The resources of a node. Trainer 2.2 takes those of a TrainJob or of its runtime, 2.3 merges them part by part:
+    what is asked for is told in both parts where the runtime says it in both, since no limit may be below a request."""
+    default_limits = default.get("limits") or {}
+    requests = {**asked["limits"], **asked["requests"]}
+    limits = {name: value for name, value in requests.items() if name in default_limits} | asked["limits"]
+    merged = {"requests": {**(default.get("requests") or {}), **requests}, "limits": {**default_limits, **limits}}
+    return {part: values for part, values in merged.items() if values}
 
 
 def _is_for_nodes(variable: Mapping[str, Any]) -> bool:

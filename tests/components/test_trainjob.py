@@ -1,5 +1,6 @@
 """A TrainJob as its task sees it: made, found, waited for, and deleted, over an API that is away at times."""
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 import yaml
 
 from calm_core.errors import CalmError, ConfigError
@@ -152,11 +154,26 @@ def test_the_gpus_of_the_runtime_count_where_nothing_else_says(cluster: Cluster)
     cluster.runtimes["calm-torch"] = runtime(
         {"requests": {"cpu": "2", "nvidia.com/gpu": "8"}, "limits": {"nvidia.com/gpu": "8"}}
     )
+    own = cluster.own_pod["spec"]["containers"][1]["resources"]
+    own["limits"]["nvidia.com/gpu"] = own["requests"]["nvidia.com/gpu"] = "0"  # a pipeline whose tasks ask for none
     launcher = TrainJobLauncher(2, TrainJobSettings())
     assert launcher.world_size(None) == 16
     assert launcher._node_resources() == {
         "requests": {"cpu": "4", "memory": "8Gi", "nvidia.com/gpu": "8"},
         "limits": {"memory": "8Gi", "nvidia.com/gpu": "8"},
+    }
+
+
+def test_no_limit_of_a_node_is_below_its_request(cluster: Cluster) -> None:
+    """Kubeflow sets GPUs as limits alone, and the runtime both; whoever merges has to get equal ones."""
+    cluster.runtimes["calm-torch"] = runtime(
+        {"requests": {"cpu": "2", "nvidia.com/gpu": "1"}, "limits": {"cpu": "2", "nvidia.com/gpu": "1"}}
+    )
+    own = cluster.own_pod["spec"]["containers"][1]["resources"]
+    own["limits"]["nvidia.com/gpu"] = "8"
+    assert TrainJobLauncher(2, TrainJobSettings())._node_resources() == {
+        "requests": {"cpu": "4", "memory": "8Gi", "nvidia.com/gpu": "8"},
+        "limits": {"cpu": "4", "memory": "8Gi", "nvidia.com/gpu": "8"},
     }
 
 
@@ -454,6 +471,38 @@ def test_a_token_that_has_expired_is_read_anew(
     with pytest.raises(CalmError, match=r"^team: Kubernetes refuses this task's token \(Unauthorized\); run it again"):
         TrainJobLauncher(2, TrainJobSettings()).world_size(None)
     assert TOKEN not in cluster.tokens
+
+
+def test_a_pod_asks_with_its_service_account_and_its_newest_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {"token": "one", "ca.crt": "certificate", "namespace": "of-the-pod\n"}.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr(kubernetes_api, "_NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr("urllib3.PoolManager.request", answer := _Refused())
+    api = kubernetes_api.KubernetesApi(lambda line: None)
+    monkeypatch.setattr(kubernetes_api, "_FIRST_PAUSE", 0.01)
+    assert api.namespace == "of-the-pod"
+    (tmp_path / "token").write_text("two")
+    assert api.get("/x", kubernetes_api.AT_THE_START) == {"kind": "X"}
+    assert answer.asked == [("https://10.0.0.1:443/x", "bearer one"), ("https://10.0.0.1:443/x", "bearer two")]
+
+
+class _Refused:
+    """Refuses what is asked with the first token."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def __call__(self, method: str, url: str, *, headers: dict[str, str], **how: Any) -> urllib3.HTTPResponse:
+        self.asked.append((url, headers["authorization"]))
+        is_refused = headers["authorization"] == "bearer one"
+        body = b'{"message": "Unauthorized"}' if is_refused else b'{"kind": "X"}'
+        return urllib3.HTTPResponse(io.BytesIO(body), status=401 if is_refused else 200, preload_content=False)
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from calm_core.weights.load import load_weights
 from components.training import kubernetes_api, node, pod_log, trainjob
 from components.training.trainer_status import status_of, status_pushed
 from components.training.trainjob import launcher_of
+from pipelines.local.object_store import free_port
 from tests.components.kubernetes_cluster import OWN_POD, Cluster, Pod, checked, kubernetes_cluster
 from tests.training.test_launcher import job_of
 from tests.training.test_stages import autoencoder_config
@@ -44,12 +44,6 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         monkeypatch.setattr(pod_log, "_PAUSE", 0.1)
         monkeypatch.setattr(kubernetes_api, "_FIRST_PAUSE", 0.05)
         yield cluster
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Nodes:

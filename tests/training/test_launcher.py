@@ -504,7 +504,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 def test_what_ranks_print_is_shown_and_kept(run: Callable[..., Run]) -> None:
     one = run("says_something")
     said, shown = one.ended([])
-    assert said == "Ending(exit_code=0, message='', for_memory=False)\n"
+    assert said == "Ending(exit_code=0, message='', for_memory=False, cause='')\n"
     assert shown.count("to standard output\n") == shown.count("to standard error, without an end") == 2
     lines = [line.split(" ", 2)[2] for line in one.log.read_text().splitlines()]
     assert (lines[0], lines[-1]) == ("launcher: start of 2 ranks: says_something", "launcher: end with exit code 0")
