@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,32 @@ class KubernetesApi:
                 response.close()
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unreachable(first_line(error)) from None
+
+    @contextmanager
+    def rights(self, what: str) -> Iterator[None]:
+        """Say in one line what is refused.
+
+        Raises:
+            CalmError: It is.
+        """
+        try:
+            yield
+        except Refusal as refusal:
+            where = self.namespace
+            if refusal.status == 401:
+                raise CalmError(
+                    f"{where}: Kubernetes refuses this task's token ({refusal.message}); run it again", can_pass=True
+                ) from None
+            if refusal.status == 404:
+                raise ConfigError(
+                    f"{where}: the cluster knows no {what.split()[-1]}; install Kubeflow Trainer 2.2 or newer"
+                ) from None
+            advice = (
+                f"the task's service account may not {what}; apply k8s/ and run the pipeline with calm-pipeline"
+                if "cannot" in refusal.message
+                else f"to {what} was refused"
+            )
+            raise ConfigError(f"{where}: {advice} ({refusal.message})") from None
 
     def _asked(
         self,

@@ -4,35 +4,20 @@ The task that has it only waits. Image, environment and, unless others are asked
 of the task's own pod; how nodes are started, and what a lost one does, is the TrainingRuntime's.
 """
 
-import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from typing import Annotated, Any
-
-from pydantic import Field
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
 
 from calm_core.config import TrainingConfig
-from calm_core.config.base import Section
-from calm_core.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS, CalmError, ConfigError
+from calm_core.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS, CalmError
 from calm_core.shown import shortened, visible
-from calm_core.store.artifact import Artifact, digest_of
-from calm_core.store.code_version import CODE_VERSION_VARIABLE
-from calm_core.store.facts import SpecFacts
 from calm_core.telemetry.processes import SIGNALLED
 from calm_core.training.launcher import EXIT_NO_MEETING, Ending, Launcher, requests_to_stop
 from calm_core.training.log import TrainingLog
-from components.training.kubernetes_api import (
-    AT_THE_START,
-    CONTAINER,
-    POD_VARIABLE,
-    WHILE_WAITING,
-    KubernetesApi,
-    Patience,
-    Refusal,
-)
+from components.training.kubernetes_api import AT_THE_START, WHILE_WAITING, KubernetesApi, Patience, Refusal
 from components.training.pod_log import PodLog
 from components.training.pods import (
     NODE,
@@ -44,43 +29,23 @@ from components.training.pods import (
     why_lost,
     why_not_running,
 )
+from components.training.template import (
+    GROUP,
+    PART_OF,
+    PART_OF_LABEL,
+    SPEC_ANNOTATION,
+    VERSION,
+    Template,
+    TrainJobSettings,
+    name_of,
+)
 
-GROUP, VERSION, KIND = "trainer.kubeflow.org", "v1alpha1", "TrainJob"
-RUNTIME = "calm-torch"
-RUN_LABEL, SPEC_ANNOTATION = "calm-pipelines/run", "calm-pipelines/spec"
-PART_OF_LABEL, PART_OF = "app.kubernetes.io/part-of", "calm-pipelines"
-_RUN_LABEL_OF_KUBEFLOW = "pipeline/runid"
-_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-_MANAGER = "calm-pipelines/trainjob"
-_NOT_FOR_NODES = ("ARGO_", "KFP_", "PET_", "KUBEFLOW_TRAINER_")
-_MOST_VARIABLES, _LONGEST_NAME = 128, 63
 _POLL_SECONDS = 5.0
 _LOOK_SECONDS = 30.0
 """Between two looks at all pods, where one is not running."""
 _LAST_SECONDS = 15.0  # for the rest of a log
 _LAST_LINES = 30
 _DELETION = Patience(600.0, 60.0)
-
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
-
-
-class TrainJobSettings(Section):
-    """How a TrainJob's nodes are made; unset, they are like the task that waits for them.
-
-    Attributes:
-        runtime: The TrainingRuntime.
-        resources: Of each node, e.g. ``{"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "8"}``.
-        node_selector, tolerations: Which machines they run on, in Kubernetes' words.
-        queue: Kueue's LocalQueue; empty for none.
-        deadline_seconds: After which it fails; unset: never.
-    """
-
-    runtime: str = Field(RUNTIME, min_length=1, max_length=253)
-    resources: dict[str, Quantity] = Field({})
-    node_selector: dict[str, str] = Field({})
-    tolerations: list[dict[str, str | int]] = Field([])
-    queue: str = Field("", max_length=63)
-    deadline_seconds: int | None = Field(None, ge=1, le=2**31)
 
 
 def launcher_of(config: TrainingConfig, values: Mapping[str, Any]) -> Launcher | None:
@@ -116,12 +81,11 @@ class TrainJobLauncher:
     """
 
     def __init__(self, nodes: int, settings: TrainJobSettings) -> None:
-        self._nodes, self._settings = nodes, settings
+        self._nodes = nodes
         self._stop = threading.Event()
         self._api = KubernetesApi(self._say)
+        self._template = Template(self._api, nodes, settings)
         self._log = ""
-        self._own_pod: dict[str, Any] = {}
-        self._resources: dict[str, dict[str, Any]] = {}
 
     # What the seam asks for.
 
@@ -131,7 +95,7 @@ class TrainJobLauncher:
         Raises:
             ConfigError: The runtime is not there, a node has fewer GPUs, or a right is missing.
         """
-        return self._nodes * self._processes(processes)
+        return self._nodes * self._template.processes(processes)
 
     def is_at_work(self, spec_uri: str) -> bool:
         """Whether the job's TrainJob is there, and has not failed.
@@ -145,137 +109,11 @@ class TrainJobLauncher:
     def run(self, spec_uri: str, processes: int | None, log: str = "") -> Ending:
         """Make the TrainJob, or find it, and wait for its end, with what node 0 prints on standard error."""
         self._log = log
-        wanted = self._trainjob(spec_uri, processes)
+        wanted = self._template.trainjob(spec_uri, processes)
         deletion = _Deletion(self._api, self._path(wanted["metadata"]["name"]), self._stop)
         with requests_to_stop(deletion.ask, deletion.stop_waiting), closing(deletion):
             made = self._made(wanted, deletion)
             return self._awaited(made) if made else Ending(EXIT_INTERRUPTED)
-
-    # Of the task that waits.
-
-    def _own(self) -> dict[str, Any]:
-        """The pod of this task."""
-        if not self._own_pod:
-            name = os.environ.get(POD_VARIABLE) or os.environ.get("HOSTNAME", "")
-            path = f"/api/v1/namespaces/{self._api.namespace}/pods/{name}"
-            with self._rights("get pods"):
-                self._own_pod = self._api.get(path, AT_THE_START) or {}
-            if not self._own_pod:
-                raise ConfigError(
-                    f"{self._api.namespace}: has no pod {name!r}, and a TrainJob is made like the pod of its task; run "
-                    f"it in a pipeline ({POD_VARIABLE})"
-                )
-        return self._own_pod
-
-    def _own_container(self) -> dict[str, Any]:
-        containers: list[dict[str, Any]] = self._own()["spec"]["containers"]
-        return next((one for one in containers if one.get("name") == CONTAINER), containers[0])
-
-    def _node_resources(self) -> dict[str, dict[str, Any]]:
-        """Requests and limits of each node: the settings', else those of this task's pod, over those of the runtime."""
-        if not self._resources:
-            own = self._own_container().get("resources") or {}
-            asked = {part: _some(own.get(part) or {}) for part in ("requests", "limits")}
-            if resources := dict(self._settings.resources):
-                limits = {name: value for name, value in resources.items() if name != "cpu"}  # it may use what is idle
-                asked = {"requests": resources, "limits": limits}
-            name = self._settings.runtime
-            path = f"/apis/{GROUP}/{VERSION}/namespaces/{self._api.namespace}/trainingruntimes/{name}"
-            with self._rights("get trainingruntimes"):
-                runtime = self._api.get(path, AT_THE_START)
-            if runtime is None:
-                raise ConfigError(
-                    f"{self._api.namespace}: has no TrainingRuntime {name}; apply k8s/ to this namespace, or install "
-                    "Kubeflow Trainer if the cluster has none"
-                )
-            self._resources = _merged(_resources_of(runtime), asked)
-        return self._resources
-
-    def _processes(self, processes: int | None) -> int:
-        limits = self._node_resources().get("limits") or {}
-        gpus = next((int(value) for name, value in limits.items() if "gpu" in name and str(value).isdigit()), 0)
-        if gpus and processes and processes > gpus:
-            raise ConfigError(f"processes is {processes}, a node of the TrainJob has {gpus} GPUs; lower it")
-        return processes or gpus or 1
-
-    # What is made.
-
-    def _trainjob(self, spec_uri: str, processes: int | None) -> dict[str, Any]:
-        """The TrainJob of a job."""
-        from kubeflow_trainer_api import models
-
-        own, chosen = self._own(), self._settings
-        run = (own["metadata"].get("labels") or {}).get(_RUN_LABEL_OF_KUBEFLOW, "")
-        labels = {PART_OF_LABEL: PART_OF} | ({RUN_LABEL: run} if run else {})
-        resources = self._node_resources()
-        made = models.TrainerV1alpha1TrainJob(
-            apiVersion=f"{GROUP}/{VERSION}",
-            kind=KIND,
-            metadata=models.IoK8sApimachineryPkgApisMetaV1ObjectMeta(
-                name=name_of(spec_uri),
-                namespace=self._api.namespace,
-                labels=labels | ({_QUEUE_LABEL: chosen.queue} if chosen.queue else {}),
-                annotations={SPEC_ANNOTATION: Artifact(spec_uri, SpecFacts).digest},
-                ownerReferences=[
-                    models.IoK8sApimachineryPkgApisMetaV1OwnerReference(
-                        apiVersion=owner["apiVersion"], kind=owner["kind"], name=owner["name"], uid=owner["uid"]
-                    )
-                    for owner in own["metadata"].get("ownerReferences") or []
-                ]
-                or None,
-            ),
-            spec=models.TrainerV1alpha1TrainJobSpec(
-                runtimeRef=models.TrainerV1alpha1RuntimeRef(
-                    apiGroup=GROUP, kind="TrainingRuntime", name=chosen.runtime
-                ),
-                activeDeadlineSeconds=chosen.deadline_seconds,
-                trainer=models.TrainerV1alpha1Trainer(
-                    image=self._own_container()["image"],
-                    command=["python3", "-m", "components.training.node"],
-                    args=[spec_uri.replace("$", "$$")],
-                    env=[models.IoK8sApiCoreV1EnvVar.from_dict(one) for one in self._variables()],
-                    numNodes=self._nodes,
-                    numProcPerNode=self._processes(processes),
-                    resourcesPerNode=models.IoK8sApiCoreV1ResourceRequirements.from_dict(resources)
-                    if resources
-                    else None,
-                ),
-                runtimePatches=self._patches(),
-            ),
-        )
-        return dict(made.to_dict())
-
-    def _variables(self) -> list[dict[str, Any]]:
-        """The environment of the nodes: that of the task, as its pod says it, and the code version."""
-        variables = {
-            one["name"]: one
-            for one in self._own_container().get("env") or []
-            if not one["name"].startswith(_NOT_FOR_NODES) and _is_for_nodes(one)
-        }
-        if version := os.environ.get(CODE_VERSION_VARIABLE):
-            variables[CODE_VERSION_VARIABLE] = {"name": CODE_VERSION_VARIABLE, "value": version}
-        if len(variables) > _MOST_VARIABLES:
-            raise ConfigError(
-                f"the task has {len(variables)} environment variables, a TrainJob takes {_MOST_VARIABLES}; set fewer"
-            )
-        return list(variables.values())
-
-    def _patches(self) -> list[Any] | None:
-        """Where the nodes run, and what their image is drawn with, which the runtime leaves open."""
-        from kubeflow_trainer_api import models
-
-        own, chosen = self._own()["spec"], self._settings
-        pod = {
-            "nodeSelector": chosen.node_selector or own.get("nodeSelector"),
-            "tolerations": chosen.tolerations
-            or [one for one in own.get("tolerations") or [] if not _is_everywhere(one)],
-            "imagePullSecrets": own.get("imagePullSecrets"),
-        }
-        if not (set_ := {name: value for name, value in pod.items() if value}):
-            return None
-        job = {"name": NODE, "template": {"spec": {"template": {"spec": set_}}}}
-        patch = {"manager": _MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}}}
-        return [models.TrainerV1alpha1RuntimePatch.from_dict(patch)]
 
     # Getting it, or the one that is there.
 
@@ -284,14 +122,14 @@ class TrainJobLauncher:
         name, is_told = wanted["metadata"]["name"], False
         digest = wanted["metadata"]["annotations"][SPEC_ANNOTATION]
         while not self._stop.is_set():
-            with self._rights("create trainjobs"):
+            with self._api.rights("create trainjobs"):
                 made = self._api.create(self._path(), wanted, AT_THE_START) or self._find(name, AT_THE_START)
             if made and not _is_deleted(made):
                 if (made["metadata"].get("annotations") or {}).get(SPEC_ANNOTATION) == digest:
                     deletion.uid = made["metadata"]["uid"]
                     self._say(f"{name}: {self._nodes} nodes of {self._processes_told(made)} ranks")
                     return made
-                with self._rights("delete trainjobs"):
+                with self._api.rights("delete trainjobs"):
                     self._api.delete(self._path(name), deletion_of(made), AT_THE_START)
             if made and not is_told:
                 is_told = True
@@ -305,7 +143,7 @@ class TrainJobLauncher:
         Raises:
             CalmError: It is somebody else's.
         """
-        with self._rights("get trainjobs"):
+        with self._api.rights("get trainjobs"):
             found = self._api.get(self._path(name), patience)
         if found and (found["metadata"].get("labels") or {}).get(PART_OF_LABEL) != PART_OF:
             raise CalmError(
@@ -429,31 +267,6 @@ class TrainJobLauncher:
     def _processes_told(self, made: dict[str, Any]) -> int:
         return int(((made.get("spec") or {}).get("trainer") or {}).get("numProcPerNode") or 1)
 
-    @contextmanager
-    def _rights(self, what: str) -> Iterator[None]:
-        """Say in one line what is refused.
-
-        Raises:
-            CalmError: It is.
-        """
-        try:
-            yield
-        except Refusal as refusal:
-            where = self._api.namespace
-            if refusal.status == 401:
-                raise CalmError(f"{where}: Kubernetes refuses this task's token ({refusal.message}); run it again",
-                                can_pass=True) from None  # fmt: skip
-            if refusal.status == 404:
-                raise ConfigError(
-                    f"{where}: the cluster knows no {KIND} of {GROUP}/{VERSION}; install Kubeflow Trainer 2.2 or newer"
-                ) from None
-            advice = (
-                f"the task's service account may not {what}; apply k8s/ and run the pipeline with calm-pipeline"
-                if "cannot" in refusal.message
-                else f"to {what} was refused"
-            )
-            raise ConfigError(f"{where}: {advice} ({refusal.message})") from None
-
     def _say(self, text: str) -> None:
         self._tell(f"trainjob: {text}")
 
@@ -506,15 +319,6 @@ class _Deletion:
         self._thread.join(_LAST_SECONDS)
 
 
-def name_of(spec_uri: str) -> str:
-    """The name of a job's TrainJob: what is trained, and the place of its checkpoints."""
-    job = spec_uri.split("/")[-2].lower()
-    name = f"{job}-{digest_of(spec_uri)[:8]}"
-    if len(name) > _LONGEST_NAME - 16 or not name.replace("-", "").isalnum():
-        raise ConfigError(f"{spec_uri}: is no place of a job")
-    return name
-
-
 def deletion_of(found: Mapping[str, Any]) -> dict[str, Any]:
     """How a TrainJob is deleted: it is there until its pods have gone, which have saved a checkpoint then."""
     return {
@@ -533,37 +337,3 @@ def _condition(found: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """A condition that holds; empty where it does not."""
     conditions: list[dict[str, Any]] = (found.get("status") or {}).get("conditions") or []
     return next((one for one in conditions if one.get("type") == kind and one.get("status") == "True"), {})
-
-
-def _resources_of(runtime: Mapping[str, Any]) -> dict[str, Any]:
-    """What a TrainingRuntime asks for each node."""
-    for job in runtime["spec"]["template"]["spec"].get("replicatedJobs") or []:
-        for container in job["template"]["spec"]["template"]["spec"]["containers"]:
-            if job["name"] == NODE and container["name"] == NODE:
-                return dict(container.get("resources") or {})
-    return {}
-
-
-def _some(resources: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are asked for: a pipeline's tasks may ask for no GPU."""
-    return {name: value for name, value in resources.items() if str(value) != "0"}
-
-
-def _merged(default: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The resources of a node. Trainer 2.2 takes those of a TrainJob or of its runtime, 2.3 merges them part by part:
-    what is asked for is told in both parts where the runtime says it in both, since no limit may be below a request."""
-    default_limits = default.get("limits") or {}
-    requests = {**asked["limits"], **asked["requests"]}
-    limits = {name: value for name, value in requests.items() if name in default_limits} | asked["limits"]
-    merged = {"requests": {**(default.get("requests") or {}), **requests}, "limits": {**default_limits, **limits}}
-    return {part: values for part, values in merged.items() if values}
-
-
-def _is_for_nodes(variable: Mapping[str, Any]) -> bool:
-    """Whether a variable says the same in another pod: a value, or a key of a Secret or ConfigMap."""
-    return not variable.get("valueFrom") or bool({"secretKeyRef", "configMapKeyRef"} & variable["valueFrom"].keys())
-
-
-def _is_everywhere(toleration: Mapping[str, Any]) -> bool:
-    """Whether Kubernetes gives it to every pod."""
-    return str(toleration.get("key", "")).startswith("node.kubernetes.io/")

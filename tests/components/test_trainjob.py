@@ -24,7 +24,8 @@ from calm_core.store.facts import SpecFacts
 from calm_core.training.job import Job, TrainingSpec
 from calm_core.training.launcher import Ending
 from components.training import kubernetes_api, pod_log, trainjob
-from components.training.trainjob import TrainJobLauncher, TrainJobSettings, launcher_of, name_of
+from components.training.template import Toleration, TrainJobSettings, name_of
+from components.training.trainjob import TrainJobLauncher, launcher_of
 from tests.components.kubernetes_cluster import (
     IMAGE,
     OWN_POD,
@@ -130,7 +131,7 @@ def test_nodes_are_made_as_the_settings_say(cluster: Cluster, spec_uri: str) -> 
     settings = TrainJobSettings(
         resources=resources,
         node_selector={"pool": "big"},
-        tolerations=[{"key": "big", "operator": "Exists"}],
+        tolerations=[Toleration(key="big", operator="Exists")],
         queue="team",
         deadline_seconds=60,
     )
@@ -138,7 +139,7 @@ def test_nodes_are_made_as_the_settings_say(cluster: Cluster, spec_uri: str) -> 
     assert (launcher.world_size(None), launcher.world_size(2)) == (12, 6)
     with pytest.raises(ConfigError, match="processes is 8, a node of the TrainJob has 4 GPUs; lower it"):
         launcher.world_size(8)
-    made = launcher._trainjob(spec_uri, None)
+    made = launcher._template.trainjob(spec_uri, None)
     assert made["spec"]["trainer"]["resourcesPerNode"] == {
         "requests": resources, "limits": {"memory": "64Gi", "nvidia.com/gpu": "4"},
     }  # fmt: skip
@@ -146,7 +147,9 @@ def test_nodes_are_made_as_the_settings_say(cluster: Cluster, spec_uri: str) -> 
     assert made["spec"]["activeDeadlineSeconds"] == 60
     assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
     job = made["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
-    assert job["template"]["spec"]["template"]["spec"]["nodeSelector"] == {"pool": "big"}
+    assert job["template"]["spec"]["template"]["spec"] == {
+        "nodeSelector": {"pool": "big"}, "tolerations": [{"key": "big", "operator": "Exists"}],
+    }  # fmt: skip
 
 
 def test_the_gpus_of_the_runtime_count_where_nothing_else_says(cluster: Cluster) -> None:
@@ -158,7 +161,7 @@ def test_the_gpus_of_the_runtime_count_where_nothing_else_says(cluster: Cluster)
     own["limits"]["nvidia.com/gpu"] = own["requests"]["nvidia.com/gpu"] = "0"  # a pipeline whose tasks ask for none
     launcher = TrainJobLauncher(2, TrainJobSettings())
     assert launcher.world_size(None) == 16
-    assert launcher._node_resources() == {
+    assert launcher._template.node_resources() == {
         "requests": {"cpu": "4", "memory": "8Gi", "nvidia.com/gpu": "8"},
         "limits": {"memory": "8Gi", "nvidia.com/gpu": "8"},
     }
@@ -171,7 +174,7 @@ def test_no_limit_of_a_node_is_below_its_request(cluster: Cluster) -> None:
     )
     own = cluster.own_pod["spec"]["containers"][1]["resources"]
     own["limits"]["nvidia.com/gpu"] = "8"
-    assert TrainJobLauncher(2, TrainJobSettings())._node_resources() == {
+    assert TrainJobLauncher(2, TrainJobSettings())._template.node_resources() == {
         "requests": {"cpu": "4", "memory": "8Gi", "nvidia.com/gpu": "8"},
         "limits": {"cpu": "4", "memory": "8Gi", "nvidia.com/gpu": "8"},
     }
@@ -179,8 +182,14 @@ def test_no_limit_of_a_node_is_below_its_request(cluster: Cluster) -> None:
 
 def test_one_pod_trains_where_nothing_else_is_asked_for() -> None:
     assert launcher_of(autoencoder_config(), {}) is None
-    with pytest.raises(ConfigError, match="unknown setting runtim"):
-        launcher_of(autoencoder_config(), {"runtim": "x"})
+    for wrong, said in {
+        "runtim": "unknown setting runtim",
+        "resources": "resources.cpu",
+        "tolerations": "tolerations.0.*oprator",
+    }.items():
+        value = {"resources": {"cpu": "many"}, "tolerations": [{"key": "a", "oprator": "Exists"}]}.get(wrong, "x")
+        with pytest.raises(ConfigError, match=said):
+            launcher_of(autoencoder_config(), {wrong: value})
 
 
 def test_a_laptop_has_no_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -422,7 +431,7 @@ def test_one_that_is_at_work_is_waited_for(cluster: Cluster, spec_uri: str) -> N
     """The task was killed, and is tried again."""
     launcher = TrainJobLauncher(2, TrainJobSettings())
     assert not launcher.is_at_work(spec_uri)
-    cluster.create(json.loads(json.dumps(launcher._trainjob(spec_uri, None))))
+    cluster.create(json.loads(json.dumps(launcher._template.trainjob(spec_uri, None))))
     assert launcher.is_at_work(spec_uri)
     assert ended(spec_uri, lambda: cluster.end("Complete")) == Ending(0)
     assert len(cluster.made) == 1 and cluster.deletions == []
@@ -430,7 +439,7 @@ def test_one_that_is_at_work_is_waited_for(cluster: Cluster, spec_uri: str) -> N
 
 def test_somebody_elses_of_the_same_name_is_left_alone(cluster: Cluster, spec_uri: str) -> None:
     launcher = TrainJobLauncher(2, TrainJobSettings())
-    theirs = launcher._trainjob(spec_uri, None)
+    theirs = launcher._template.trainjob(spec_uri, None)
     theirs["metadata"]["labels"] = {}
     cluster.create(theirs)
     for ask in (launcher.is_at_work, lambda uri: launcher.run(uri, None)):
@@ -529,7 +538,7 @@ def test_a_cluster_without_trainer_or_runtime_is_one_line(cluster: Cluster, spec
     launcher = TrainJobLauncher(2, TrainJobSettings())
     cluster.faults = [Fault("POST", JOBS, 404, 1, "the server could not find the requested resource")]
     with pytest.raises(
-        ConfigError, match=r"the cluster knows no TrainJob of trainer.kubeflow.org/v1alpha1; install Kub"
+        ConfigError, match=r"^team: the cluster knows no trainjobs; install Kubeflow Trainer 2.2 or newer"
     ):
         launcher.run(spec_uri, None)
     cluster.runtimes = {}
