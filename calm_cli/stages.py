@@ -191,9 +191,10 @@ def train(
         storage.filesystem_of(checkpoints)
     check_environment()  # before torch reads it
     from calm_core.training import stage
-    from calm_core.training.launcher import Nodes, TorchrunLauncher
+    from calm_core.training.launcher import Nodes, TorchrunLauncher, require_nodes
 
     nodes = Nodes.from_environment()
+    require_nodes(getattr(config, kind), nodes)
     home = Home.find()
     root = checkpoints or str(home.checkpoints)
     if not nodes or not nodes.rank:

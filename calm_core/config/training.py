@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from calm_core.config.base import MOST_STEPS, Fraction, Section, Steps
 
+MOST_NODES = 4096
 MOST_PROFILED = 20  # steps: each has up to 100,000 events, which are kept in memory
 StepsDone = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 
@@ -46,6 +47,12 @@ class TrainingConfig(Section):
     )
     processes: Execution[int | None] = Field(
         None, ge=1, le=1024, description="ranks on this node; unset: one a GPU, or one on CPU"
+    )
+    nodes: Execution[int] = Field(
+        1, ge=1, le=MOST_NODES, description="machines that share the training; more than one: a TrainJob in a pipeline"
+    )
+    launcher: Execution[Literal["auto", "trainjob"]] = Field(
+        "auto", description="trainjob: in a pipeline, a TrainJob of Kubeflow's trains on a single node as well"
     )
     zero_stage: Execution[Literal[0, 1, 2, 3]] = Field(1, description="DeepSpeed ZeRO stage; bf16 runs 0 as 1")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on CPU")
@@ -154,10 +161,11 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
-        if self.global_batch_size % (self.micro_batch_size * (self.processes or 1)):
+        if self.global_batch_size % (self.micro_batch_size * (self.processes or 1) * self.nodes):
+            by_nodes = (" x nodes", f" x {self.nodes}") if self.nodes > 1 else ("", "")
             raise ValueError(
-                f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size x processes "
-                f"({self.micro_batch_size} x {self.processes or 1})"
+                f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size x processes"
+                f"{by_nodes[0]} ({self.micro_batch_size} x {self.processes or 1}{by_nodes[1]})"
             )
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must not exceed steps ({self.steps})")

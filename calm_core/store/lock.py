@@ -118,19 +118,21 @@ def is_held(uri: str, token: str) -> bool:
     return holder is not None and holder.token == token
 
 
-def require(uri: str, token: str) -> None:
+def require(uri: str, token: str, number: int = 0) -> None:
     """Refuse to write to a folder whose lock is no longer what it was: while its holder stood still, another one came.
 
     Args:
         uri: The folder.
         token: Of the lock.
+        number: Of the lock, which whoever goes on with its token does not have; 0 for any.
 
     Raises:
         LockLostError: It is not.
         StorageError: The storage failed, so this cannot be told.
     """
-    holder = _read(_newest(uri)[1])
-    if holder is None or holder.token != token:
+    newest, data = _newest(uri)
+    holder = _read(data)
+    if holder is None or holder.token != token or number not in (0, newest):
         who = f"is held by another one now ({holder})" if holder else "is gone"
         raise LockLostError(
             f"{uri}: its lock {who}, since this one stood still for long; run the same command again once nothing "
@@ -153,6 +155,8 @@ class FolderLock:
         advice: What whoever finds it held shall do.
         is_at_work: Whether processes are still at work that a holder on this machine has started, who is dead.
         tell: Gets a line before a holder on another machine is waited for.
+        token: That of a holder who is dead, whose processes on other machines go on working for this one; unset, one
+            of its own.
 
     Attributes:
         token: What other processes that work for this one ask `require` with.
@@ -174,9 +178,10 @@ class FolderLock:
         *,
         is_at_work: Callable[[], bool] = lambda: False,
         tell: Callable[[str], object] = lambda line: None,
+        token: str = "",
     ) -> None:
         self._uri, self._advice, self._is_at_work, self._tell = uri, advice, is_at_work, tell
-        self.token = secrets.token_hex(16)
+        self.token = token or secrets.token_hex(16)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -246,14 +251,19 @@ class FolderLock:
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
             with suppress(StorageError):  # that a lock cannot be shown is no reason to end what it is for
-                if not is_held(self._uri, self.token):
+                if not self._is_held():
                     return
                 self._holder = self._holder.model_copy(update={"beat": self._holder.beat + 1})
                 storage.write(self._file(self._number), _bytes(self._holder))
 
     def require(self) -> None:
         """As `require`, of this lock."""
-        require(self._uri, self.token)
+        require(self._uri, self.token, self._number)
+
+    def _is_held(self) -> bool:
+        number, data = _newest(self._uri)
+        holder = _read(data)
+        return number == self._number and holder is not None and holder.token == self.token
 
     def remove_folder(self) -> None:
         """Remove the folder, and the lock with it.
@@ -274,7 +284,7 @@ class FolderLock:
     ) -> None:
         self._stop_beating()
         with suppress(StorageError):  # then whoever comes next finds that this process is gone
-            if is_held(self._uri, self.token):
+            if self._is_held():
                 storage.remove([self._file(self._number)])
             if not self._was_there:
                 storage.remove_empty_folder(self._uri)

@@ -48,6 +48,13 @@ class ProgressEvent(BaseModel):
     detail: str = ""
     can_pass: bool = False
 
+    def __str__(self) -> str:
+        counts = f" {self.done}/{self.total}" if self.total else ""
+        speed = f" {self.rate:,.0f}/s" if self.rate else ""
+        left = f" {self.eta:,.0f} s left" if self.eta else ""
+        more = f" ({self.detail})" if self.detail else ""
+        return f"[{self.stage}] {self.state}{counts}{speed}{left} {self.note}{more}".rstrip()
+
 
 def report(
     stage: str,
@@ -83,13 +90,8 @@ def report(
         with suppress(OSError), open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
     elif state != "failed":
-        counts = f" {done}/{total}" if total else ""
-        speed = f" {rate:,.0f}/s" if rate else ""
-        left = f" {eta:,.0f} s left" if eta else ""
-        more = f" ({detail})" if detail else ""
-        line = f"[{stage}] {state}{counts}{speed}{left} {note}{more}".rstrip()
         # In one write, so that lines of several processes never mix.
-        print(f"{line}\n", end="", file=sys.stderr, flush=True)
+        print(f"{event}\n", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -79,6 +79,11 @@ class TrainingSpec(Record):
         """What the trained artifact's manifest holds as its config."""
         return self.config.model_dump(mode="json") | {"seed": self.seed}
 
+    def is_that_of(self, other: "TrainingSpec") -> bool:
+        """Whether the ranks of another one do the same: it was made for another start, and differs in no setting."""
+        of_a_start = {"run_id", "lock", "points_file"}
+        return self.model_dump(exclude=of_a_start) == other.model_dump(exclude=of_a_start)
+
     @property
     def trained(self) -> dict[str, Any]:
         """All that changes the result: neither how it is carried out, nor where the inputs lie."""
@@ -182,9 +187,13 @@ class Job:
     def _outcome_uri(self) -> str:
         return storage.join(self.uri, "outcome")
 
-    def write_spec(self, spec: TrainingSpec) -> None:
-        """Make the job ready to start: an outcome of an earlier try goes."""
+    def forget_outcome(self) -> None:
+        """Remove what an earlier try has said; for before its ranks start anew."""
         storage.remove_folder(self._outcome_uri)
+
+    def write_spec(self, spec: TrainingSpec) -> None:
+        """Make the job ready to start."""
+        self.forget_outcome()
         config = spec.model_dump(mode="json")
         with ArtifactWriter(self.spec_uri, SpecFacts, config, spec.parents, overwrite=True) as writer:
             writer.facts = SpecFacts()
@@ -203,14 +212,15 @@ class Job:
             raise ArtifactError(f"{spec_uri}: is no spec of a training ({first_line(error)}); run again") from None
         return cls(spec_uri.rpartition("/")[0], spec.lock), spec
 
-    def take(self, tell: Callable[[str], object]) -> FolderLock:
+    def take(self, tell: Callable[[str], object], token: str = "") -> FolderLock:
         """The lock that keeps other trainings out of the folder.
 
         Args:
             tell: Gets a line before somebody on another machine is waited for.
+            token: That of ranks which are taken over, so that they go on.
         """
         advice = "wait for it, or stop it, then run the same command again"
-        return FolderLock(self.uri, advice, is_at_work=self._is_at_work, tell=tell)
+        return FolderLock(self.uri, advice, is_at_work=self._is_at_work, tell=tell, token=token)
 
     def _is_at_work(self) -> bool:
         """Whether ranks of this job, or what has started them, run on this machine."""

@@ -12,12 +12,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from calm_core.config.training import MOST_NODES, TrainingConfig
 from calm_core.errors import ConfigError, Stopped
 from calm_core.shown import brief
 from calm_core.telemetry.processes import oom_kills
@@ -29,7 +30,7 @@ EXIT_NO_MEETING = 69
 """Of the launcher's process: the nodes did not meet, and no rank was started (EX_UNAVAILABLE)."""
 _AGENT = "calm_core.training.agent"
 _STANDARD_ERROR = 2
-_MOST_NODES, _MOST_RANKS = 4096, 1024
+_MOST_RANKS = 1024
 _AT_ONCE = 1.0
 """Seconds in which a second SIGTERM is the same request, which a whole group of processes or several processes tell."""
 _FOLDER_PREFIX = "calm-training-"
@@ -45,11 +46,14 @@ class Ending:
             the launcher's own process, above 128 that of a rank.
         message: What the first one that failed said, on one line; empty where it could not say.
         for_memory: Whether the kernel has killed processes for want of memory meanwhile.
+        cause: What the launcher knows of it that no rank could say, e.g. that a machine was taken away; it counts for
+            more than what the other ranks say.
     """
 
     exit_code: int
     message: str = ""
     for_memory: bool = False
+    cause: str = ""
 
 
 class Launcher(Protocol):
@@ -64,6 +68,10 @@ class Launcher(Protocol):
         Raises:
             ConfigError: So many do not fit.
         """
+        ...
+
+    def is_at_work(self, spec_uri: str) -> bool:
+        """Whether ranks of a job are there that a launcher has started which itself is gone: `run` waits for those."""
         ...
 
     def run(self, spec_uri: str, processes: int | None, log: str) -> Ending:
@@ -118,7 +126,7 @@ class Nodes:
 
         if not environment.get("PET_NNODES"):
             return None
-        count = number("PET_NNODES", 1, _MOST_NODES)
+        count = number("PET_NNODES", 1, MOST_NODES)
         if count == 1:
             return None
         if not (address := environment.get("PET_MASTER_ADDR", "")) or address != "".join(address.split()):
@@ -130,6 +138,29 @@ class Nodes:
             number("PET_MASTER_PORT", 1, 65535),
             number("PET_NODE_RANK", 0, count - 1),
             None if processes in ("auto", "gpu", "cpu") else number("PET_NPROC_PER_NODE", 1, _MOST_RANKS),
+        )
+
+
+def require_nodes(config: TrainingConfig, nodes: Nodes | None) -> None:
+    """Refuse settings that ask for other machines than torchrun is told of.
+
+    Args:
+        config: The settings.
+        nodes: What torchrun's own variables say.
+
+    Raises:
+        ConfigError: They do.
+    """
+    kind, count = config.kind, nodes.count if nodes else 1
+    if config.launcher == "trainjob":
+        raise ConfigError(
+            f"{kind}.launcher: trainjob is for a pipeline in a cluster; submit it there, or set it to auto"
+        )
+    if config.nodes not in (1, count):
+        here = f"PET_NNODES is {count}" if nodes else "this is one machine"
+        raise ConfigError(
+            f"{kind}.nodes is {config.nodes}, {here}; submit the pipeline to a cluster, run `calm train` on each "
+            f"machine with PET_NNODES={config.nodes}, or set it to {count}"
         )
 
 
@@ -192,6 +223,10 @@ class TorchrunLauncher:
         if gpus and asked and asked > gpus:
             raise ConfigError(f"processes is {asked}, this machine has {gpus} GPUs; lower it")
         return asked or gpus or 1
+
+    def is_at_work(self, spec_uri: str) -> bool:
+        """No: they end with the launcher."""
+        return False
 
     def run(self, spec_uri: str, processes: int | None, log: str = "") -> Ending:
         """Run torchrun. Its error file holds what the first rank that failed has recorded.
@@ -288,12 +323,21 @@ def _recorded(error_file: Path) -> str:
     return next(iter(str(message).splitlines()), "")
 
 
-@contextmanager
-def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass a request to stop on to a process, as SIGTERM, while the block lasts; SIGTERM or Ctrl-C after that kills it.
+def _signals_passed_on(process: "subprocess.Popen[bytes]") -> AbstractContextManager[None]:
+    """Pass a request to stop on to a process, as SIGTERM; what does not want to wait kills it."""
+    return requests_to_stop(lambda: process.send_signal(signal.SIGTERM), lambda: _kill_all(process.pid))
 
-    A SIGTERM that follows at once does not: it may be told to a whole group of processes, and by several of them. Nor
-    does SIGHUP, which both the shell and the system send where a terminal is closed.
+
+@contextmanager
+def requests_to_stop(ask: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
+    """Pass a request to stop on while the block lasts; SIGTERM or Ctrl-C after that do not want to wait.
+
+    A SIGTERM that follows at once does: it may be told to a whole group of processes, and by several of them. So does
+    SIGHUP, which both the shell and the system send where a terminal is closed.
+
+    Args:
+        ask: Passes it on; called in a handler of the main thread, so it is quick.
+        end: Ends what is at work as it is.
 
     Raises:
         Stopped: Somebody does not want to wait.
@@ -304,9 +348,9 @@ def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
         nonlocal asked
         if asked is None:
             asked = time.monotonic()
-            process.send_signal(signal.SIGTERM)
+            ask()
         elif signum == signal.SIGINT or (signum == signal.SIGTERM and time.monotonic() > asked + _AT_ONCE):
-            _kill_all(process.pid)
+            end()
             raise Stopped(signum, "run the same command again to continue from the last checkpoint, if there is one")
 
     before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}

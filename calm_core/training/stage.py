@@ -8,6 +8,7 @@ from calm_core.config import TrainingConfig
 from calm_core.errors import (
     EXIT_INTERRUPTED,
     EXIT_WRONG_SETTINGS,
+    ArtifactError,
     CalmError,
     ConfigError,
     Interrupted,
@@ -22,7 +23,7 @@ from calm_core.telemetry.processes import SIGNALLED, killed_by
 from calm_core.telemetry.progress import report
 from calm_core.telemetry.stage import Stage
 from calm_core.training.job import Job, ModelConfig, TrainingSpec, check_inputs
-from calm_core.training.launcher import EXIT_NO_MEETING, Ending, Launcher, Nodes, TorchrunLauncher
+from calm_core.training.launcher import EXIT_NO_MEETING, Ending, Launcher, Nodes, TorchrunLauncher, require_nodes
 from calm_core.training.tasks.make import TASKS
 from calm_core.training.unfinished import how_it_begins
 
@@ -65,7 +66,9 @@ def train(
         CalmError: An input is unusable, another training is at work on the same or writes to the same output, or a rank
             failed.
     """
-    launcher = launcher or TorchrunLauncher()
+    if launcher is None:
+        require_nodes(config, None)
+        launcher = TorchrunLauncher()
     spec = TrainingSpec(
         kind=config.kind,
         config=config,
@@ -87,7 +90,11 @@ def train(
         job.check(output_uri)
         require_even_batches(spec.stage, spec.config, launcher.world_size(config.processes))
         begins = how_it_begins(spec, job, checkpoint_root, resume)
-        with job.take(tell) as lock, FolderLock(output_uri, "name another output, or wait for it", tell=tell):
+        at_work = _spec_at_work(job, launcher)
+        with (
+            job.take(tell, at_work.lock if at_work else "") as lock,
+            FolderLock(output_uri, "name another output, or wait for it", tell=tell),
+        ):
             stage.begin()
             if begins:
                 stage.report(note=begins)
@@ -97,7 +104,10 @@ def train(
                 "lock": lock.token,
                 "points_file": log.removesuffix(_LOG) + _POINTS if log else "",
             }
-            job.write_spec(spec.model_copy(update=own))
+            if at_work and spec.is_that_of(at_work):
+                stage.report(note="its ranks are at work already: their curves go on in the MLflow run they began in")
+            else:
+                job.write_spec(spec.model_copy(update=own))
             if log:
                 stage.report(note=f"log: {log}")
             ending = launcher.run(job.spec_uri, config.processes, log)
@@ -111,6 +121,13 @@ def train(
                 tell(f"the checkpoints are left behind: {error}")
         stage.finish(artifact, headline)
     return artifact
+
+
+def _spec_at_work(job: Job, launcher: Launcher) -> TrainingSpec | None:
+    """What the ranks have read that a launcher has left behind; None where there are none, or nobody can tell."""
+    with suppress(ArtifactError):
+        return Job.read(job.spec_uri)[1] if launcher.is_at_work(job.spec_uri) else None
+    return None
 
 
 def require_even_batches(who: str, config: TrainingConfig, ranks: int) -> None:
@@ -158,6 +175,32 @@ def join(
     _headline(spec, job, launcher.run(job.spec_uri, config.processes, log), log)
 
 
+def work_on(spec_uri: str, nodes: Nodes | None, processes: int | None = None) -> int:
+    """Run the ranks of this machine for a job whose stage waits for them on another one.
+
+    It may be started again, on all machines, for the same job: each time from the last checkpoint.
+
+    Args:
+        spec_uri: Of the job.
+        nodes: Which of its machines this is; None for the only one.
+        processes: Ranks here, where the settings do not say.
+
+    Returns:
+        The exit code that tells best how the training has ended: what the first rank that failed has said counts, of
+        whichever machine it was.
+    """
+    job, spec = Job.read(spec_uri)
+    if not nodes or not nodes.rank:
+        job.forget_outcome()  # no rank of any machine starts before this one is there
+    ending = TorchrunLauncher(nodes).run(spec_uri, spec.config.processes or processes)
+    if ending.exit_code == 0:
+        return 0
+    outcome = job.outcome()
+    if ending.exit_code != EXIT_NO_MEETING and outcome and outcome.exit_code in (EXIT_WRONG_SETTINGS, EXIT_INTERRUPTED):
+        return outcome.exit_code
+    return SIGNALLED - ending.exit_code if ending.exit_code < 0 else ending.exit_code
+
+
 def _log_of(job: Job, folder: str, suffix: str = "") -> str:
     """Where the log of a job lies; empty for none.
 
@@ -191,11 +234,15 @@ def _headline(spec: TrainingSpec, job: Job, ending: Ending, log: str) -> str:
         )
     if outcome and outcome.exit_code == EXIT_INTERRUPTED:
         raise Interrupted(outcome.message)
+    if outcome and outcome.exit_code == EXIT_WRONG_SETTINGS:
+        raise ConfigError(outcome.message)
     if ending.exit_code == EXIT_INTERRUPTED and outcome and not outcome.exit_code:
         return outcome.message  # the model was written when they were asked
     if ending.exit_code == EXIT_INTERRUPTED:  # before the first step, or while a rank was lost
         raise Interrupted("stopped; run again to continue from the last checkpoint, if there is one")
     again = f"run the same command again to continue from the last checkpoint{where}"
+    if ending.cause:
+        raise CalmError(f"{stage}: {ending.cause}; {again}", can_pass=True)
     if ending.exit_code == SIGNALLED + signal.SIGALRM:
         raise CalmError(
             f"{stage}: a rank was stuck: no step for {spec.config.stuck_after_seconds:,} s (stuck_after_seconds); the "
@@ -207,6 +254,4 @@ def _headline(spec: TrainingSpec, job: Job, ending: Ending, log: str) -> str:
         raise CalmError(f"{stage}: {who} {killed}; {again}", can_pass=True)
     unexplained = f"{stage}: a rank ended with exit code {ending.exit_code}; what it said before tells why"
     told = outcome.message if outcome and outcome.exit_code else ""  # rank 0 may have finished, and another one not
-    if outcome and outcome.exit_code == EXIT_WRONG_SETTINGS:
-        raise ConfigError(told)
     raise CalmError((told or ending.message or unexplained) + where, can_pass=bool(outcome and outcome.can_pass))

@@ -47,6 +47,11 @@ def check_run(config: Config, home: Home, tell: Callable[[str], None]) -> None:
     Raises:
         CalmError: Something is missing, cannot be used, or contradicts something else: one line that says what to do.
     """
+    from calm_core.training.launcher import require_nodes
+
+    kinds = ("autoencoder", "calm", *(["transformer"] if config.train_baseline else []))
+    for kind in kinds:
+        require_nodes(getattr(config, kind), None)
     if config.data.validation_fraction == 1:
         raise ConfigError("data.validation_fraction: is 1, so a run has no text to train on; lower it")
     tell(f"the folder {home.path}")
@@ -64,7 +69,6 @@ def check_run(config: Config, home: Home, tell: Callable[[str], None]) -> None:
     source_bytes = _check_sources(config)
     vocab_size = _check_tokenizer(config, tell)
     tell("the models")
-    kinds = ("autoencoder", "calm", *(["transformer"] if config.train_baseline else []))
     parameters = _check_models(config, vocab_size, kinds)
     _check_disk(config, home, parameters, source_bytes)
     tell("MLflow")

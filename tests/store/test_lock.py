@@ -15,7 +15,7 @@ import pytest
 
 from calm_core.errors import CalmError, StorageError
 from calm_core.store import lock, storage
-from calm_core.store.lock import FolderLock, Holder
+from calm_core.store.lock import FolderLock, Holder, LockLostError
 from pipelines.local.object_store import BUCKET
 
 ADVICE = "wait for it"
@@ -227,6 +227,23 @@ with lock.FolderLock({place!r}, "") as held:
             assert process.returncode == 0
             held.require()
             assert storage.names_in(place) == [".calm-lock-2"]
+
+
+def test_processes_of_a_dead_holder_go_on_for_one_who_takes_its_token_over(tmp_path: Path, quick: None) -> None:
+    """The dead one turns out to have stood still, and holds it no longer."""
+    uri, token = str(tmp_path / "folder"), "a" * 32
+    first = FolderLock(uri, ADVICE, token=token)
+    with first:
+        file = left(uri, holder_of(token=token, beat=1), 2)  # as if on another machine, which is gone by now
+        with FolderLock(uri, ADVICE, token=token) as second:
+            assert not Path(file).exists()
+            lock.require(uri, token)
+            second.require()
+            with pytest.raises(LockLostError):
+                first.require()
+            time.sleep(0.2)  # in which both would beat
+            assert [path.name for path in Path(uri).iterdir()] == [".calm-lock-3"]
+    assert not Path(uri).exists()
 
 
 def test_a_lock_that_is_gone_is_not_held(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ class ForkedLauncher:
     def world_size(self, processes: int | None) -> int:
         return processes or 1
 
+    def is_at_work(self, spec_uri: str) -> bool:
+        return False
+
     def run(self, spec_uri: str, processes: int | None, log: str = "") -> Ending:
         code = run_forked(self.world_size(processes), _train_rank, spec_uri, self._faults)
         return Ending(128 - code if code < 0 else code)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -131,6 +133,9 @@ class Told:
     def world_size(self, processes: int | None) -> int:
         return self.ranks
 
+    def is_at_work(self, spec_uri: str) -> bool:
+        return False
+
     def run(self, spec_uri: str, processes: int | None, log: str) -> Ending:
         job, spec = Job.read(spec_uri)
         assert Artifact(spec_uri, SpecFacts).manifest.parents == spec.parents
@@ -144,6 +149,99 @@ def train_by(launcher: Told, dataset_uri: str, folder: Path) -> None:
     train(
         autoencoder_config(), dataset_uri, str(folder / "out"), seed=0, checkpoint_root=str(folder), launcher=launcher
     )
+
+
+class AtWork(Told):
+    """Its ranks are at work already; what they have read, and what lies there when they are waited for."""
+
+    def __init__(self, told: TrainingSpec) -> None:
+        super().__init__(Ending(75))
+        self.told = told
+
+    def is_at_work(self, spec_uri: str) -> bool:
+        return True
+
+    def run(self, spec_uri: str, processes: int | None, log: str) -> Ending:
+        job, self.found = Job.read(spec_uri)
+        job.require_lock()
+        Job(job.uri, self.told.lock).require_lock()  # those that are at work may save
+        return self.ending
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_ranks_whose_launcher_is_gone_may_save_and_are_waited_for_if_they_do_what_is_asked_for(
+    is_same: bool, dataset_uri: str, tmp_path: Path
+) -> None:
+    spec = check_inputs(
+        TrainingSpec(
+            kind="autoencoder",
+            config=autoencoder_config(log_interval=1 if is_same else 2),
+            dataset_uri=dataset_uri,
+            output_uri=str(tmp_path / "out"),
+            seed=0,
+            run_id="theirs",
+            lock="a" * 32,
+        )
+    )
+    Job.of(spec, str(tmp_path)).write_spec(spec)
+    launcher = AtWork(spec)
+    with pytest.raises(Interrupted):
+        train(
+            autoencoder_config(log_interval=1),
+            dataset_uri,
+            str(tmp_path / "out"),
+            seed=0,
+            checkpoint_root=str(tmp_path),
+            launcher=launcher,
+        )
+    assert launcher.found.run_id == ("theirs" if is_same else "")
+    assert launcher.found.config.log_interval == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "message"),
+    [
+        (
+            {"nodes": 2},
+            None,
+            "autoencoder.nodes is 2, this is one machine; submit the pipeline to a cluster, run `calm ",
+        ),
+        ({"nodes": 2}, Nodes(4, "a", 1), "autoencoder.nodes is 2, PET_NNODES is 4; submit the pipeline to a cluster"),
+        ({"launcher": "trainjob"}, None, "autoencoder.launcher: trainjob is for a pipeline in a cluster; submit it"),
+    ],
+)
+def test_settings_that_need_a_cluster_are_refused_here(
+    settings: dict[str, Any], nodes: Nodes | None, message: str
+) -> None:
+    config = autoencoder_config(micro_batch_size=2, **settings)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        launcher_module.require_nodes(config, nodes)
+    launcher_module.require_nodes(autoencoder_config(), Nodes(4, "a", 1))
+    launcher_module.require_nodes(autoencoder_config(micro_batch_size=2, nodes=2), Nodes(2, "a", 1))
+
+
+def test_python_is_refused_nodes_without_a_launcher(dataset_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="this is one machine"):
+        train(
+            autoencoder_config(micro_batch_size=2, nodes=2),
+            dataset_uri,
+            str(tmp_path / "out"),
+            seed=0,
+            checkpoint_root=str(tmp_path),
+        )
+
+
+def test_what_a_launcher_alone_knows_counts_for_more_than_what_other_ranks_met(
+    dataset_uri: str, tmp_path: Path
+) -> None:
+    ending = Ending(1, cause="node 1 was taken away")
+    with pytest.raises(
+        CalmError, match=r"^train-autoencoder: node 1 was taken away; run the same command again"
+    ) as caught:
+        train_by(Told(ending, OutcomeFacts(message="a connection was lost", exit_code=1)), dataset_uri, tmp_path)
+    assert caught.value.can_pass
+    with pytest.raises(ConfigError, match=r"^impossible$"):
+        train_by(Told(ending, OutcomeFacts(message="impossible", exit_code=2)), dataset_uri, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +352,9 @@ class OneRankDies:
 
     def world_size(self, processes: int | None) -> int:
         return 1
+
+    def is_at_work(self, spec_uri: str) -> bool:
+        return False
 
     def run(self, spec_uri: str, processes: int | None, log: str) -> Ending:
         job, _ = Job.read(spec_uri)
@@ -403,7 +504,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 def test_what_ranks_print_is_shown_and_kept(run: Callable[..., Run]) -> None:
     one = run("says_something")
     said, shown = one.ended([])
-    assert said == "Ending(exit_code=0, message='', for_memory=False)\n"
+    assert said == "Ending(exit_code=0, message='', for_memory=False, cause='')\n"
     assert shown.count("to standard output\n") == shown.count("to standard error, without an end") == 2
     lines = [line.split(" ", 2)[2] for line in one.log.read_text().splitlines()]
     assert (lines[0], lines[-1]) == ("launcher: start of 2 ranks: says_something", "launcher: end with exit code 0")

@@ -26,8 +26,10 @@ EXECUTION = {
     "checkpoints_kept",
     "keep_best",
     "keep_every",
+    "launcher",
     "log_interval",
     "micro_batch_size",
+    "nodes",
     "offload",
     "peak_tflops",
     "processes",
@@ -79,6 +81,9 @@ class Stopped:
     def world_size(self, processes: int | None) -> int:
         return 1
 
+    def is_at_work(self, spec_uri: str) -> bool:
+        return False
+
     def run(self, spec_uri: str, processes: int | None, log: str) -> Ending:
         job, _ = Job.read(spec_uri)
         storage.write(storage.join(job.uri, "step-00000004", "manifest.json"), b"{}")
@@ -120,6 +125,8 @@ OTHER: dict[str, Any] = {
     "global_batch_size": 8,
     "keep_best": True,
     "keep_every": 2,
+    "launcher": "trainjob",
+    "nodes": 2,
     "offload": True,
     "processes": 2,
     "profile_steps": (1, 2),

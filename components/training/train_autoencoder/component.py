@@ -15,6 +15,7 @@ def train_autoencoder(
     autoencoder_model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
+    trainjob: dict[str, Any] = {},  # noqa: B006 # Kubeflow copies it
 ) -> None:
     """Train the autoencoder that turns a chunk of tokens into one vector and back.
 
@@ -27,19 +28,24 @@ def train_autoencoder(
         autoencoder_model: The trained weights and their settings.
         metrics: How good the model is on held-out text, how large, and how quickly it was trained.
         page: The learning curves.
+        trainjob: How the nodes of a TrainJob are made, where the settings ask for one (`TrainJobSettings`); unset,
+            like this task's own pod.
     """
     from calm_core.config import AutoencoderConfig
     from calm_core.report.training import numbers, training_page
     from calm_core.training.stage import train
     from components.body import describe, log_metrics, place_of, root_of, settings, show, stage
+    from components.training.trainjob import launcher_of
 
     with stage(code_version):
+        config = settings(AutoencoderConfig, autoencoder)
         artifact = train(
-            settings(AutoencoderConfig, autoencoder),
+            config,
             dataset.uri,
             place_of(autoencoder_model),
             seed=seed,
             checkpoint_root=root_of(checkpoint_root, autoencoder_model, "checkpoint"),
+            launcher=launcher_of(config, trainjob),
         )
         describe(autoencoder_model, artifact)
         log_metrics(metrics, numbers(artifact))

@@ -68,6 +68,17 @@ MISTAKES = [
     _refused(
         "a batch that ranks cannot share", "calm.processes=3", "must be a multiple of micro_batch_size x processes"
     ),
+    Mistake(
+        "nodes on one machine",
+        (*_RUN, "--set", "calm.nodes=2", "--set", "calm.micro_batch_size=2"),
+        ("calm.nodes is 2, this is one machine; submit the pipeline to a cluster, run `calm train` on each machine",),
+        exit_code=2,
+        files=_TEXT,
+    ),
+    _refused(
+        "a TrainJob on one machine", "autoencoder.launcher=trainjob", "trainjob is for a pipeline in a cluster; submit"
+    ),
+    _refused("a batch that nodes cannot share", "calm.nodes=3", "of micro_batch_size x processes x nodes (4 x 1 x 3)"),
     _refused("more partitions than a pipeline has", "data.partitions=65", "data.partitions"),
     Mistake(
         "vocabulary smaller than its alphabet",

@@ -51,6 +51,18 @@ def _here() -> lock.Holder:
 
 MISTAKES = [
     Mistake(
+        "other nodes than torchrun is told of",
+        (*_TRAIN, "--set", "autoencoder.nodes=2", "--set", "autoencoder.micro_batch_size=4"),
+        ("autoencoder.nodes is 2, PET_NNODES is 4; submit the pipeline", "with PET_NNODES=2, or set it to 4"),
+        exit_code=2,
+        environment={
+            "PET_NNODES": "4",
+            "PET_NODE_RANK": "0",
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": "29500",
+        },
+    ),
+    Mistake(
         "resuming where nothing was begun",
         (*_TRAIN, "--resume"),
         ("--resume: there is no unfinished training of this kind in {folder}/home/checkpoints; leave it out",),
