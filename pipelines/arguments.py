@@ -50,8 +50,13 @@ def pods_of(config: Config) -> dict[str, Any]:
 
     They would take part in the cache keys of one machine, which reads none of them.
     """
-    values = config.cluster.model_dump(mode="json") | {"tolerations": config.cluster.kubernetes_tolerations}
-    return {name: str(value) if isinstance(value, int) else value for name, value in values.items() if value != ""}
+    pods = config.cluster
+    values = pods.model_dump(mode="json", exclude={"node_resources", "queue"})
+    values |= {"accelerators": str(pods.accelerators), "tolerations": pods.kubernetes_tolerations}
+    trainjob = {"resources": pods.node_resources, "queue": pods.queue}
+    return {name: value for name, value in values.items() if value != ""} | {
+        "trainjob": {name: value for name, value in trainjob.items() if value}
+    }
 
 
 def defaults_of(profile: str) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class ClusterConfig(Section):
     accelerator: LabelKey = Field("nvidia.com/gpu", description="resource that a node offers")
     accelerators: int = Field(0, ge=0, le=1024, description="for each task that trains or evaluates")
     node_selector: dict[LabelKey, LabelValue] = Field({}, description="labels of the nodes for training and evaluating")
+    node_resources: dict[LabelKey, Quantity] = Field(
+        {}, description="of each node of a training over several; unset: those of the task that waits for it"
+    )
+    queue: LabelValue = Field("", description="Kueue's LocalQueue for such a training")
     tolerations: list[Taint] = Field([], max_length=32, description="taints of such nodes: key=value:effect")
 
     @property

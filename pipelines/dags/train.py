@@ -61,6 +61,7 @@ def calm_train(
     accelerators: str = _DEFAULT["accelerators"],
     node_selector: dict[str, Any] = _DEFAULT["node_selector"],
     tolerations: list[Any] = _DEFAULT["tolerations"],
+    trainjob: dict[str, Any] = _DEFAULT["trainjob"],
 ) -> Outputs:
     """Train, score and register a CALM language model.
 
@@ -90,6 +91,8 @@ def calm_train(
         accelerators: How many a task that trains or evaluates gets, as text: Kubeflow's form.
         node_selector: Labels of the nodes for tasks that train or evaluate.
         tolerations: Taints that these tolerate.
+        trainjob: What the nodes of a training over several get (`TrainJobSettings`); what is not said is as the pod of
+            the task that waits for them.
     """
     pods = Pods(image=image, environment=environment, credentials=credentials, cpu=cpu, memory=memory)
     trainers = replace(
@@ -148,6 +151,7 @@ def calm_train(
             seed=seed,
             checkpoint_root=checkpoint_root,
             code_version=code_version,
+            trainjob=trainjob,
             dataset=dataset,
         )
     ).outputs["autoencoder_model"]
@@ -157,6 +161,7 @@ def calm_train(
             seed=seed,
             checkpoint_root=checkpoint_root,
             code_version=code_version,
+            trainjob=trainjob,
             dataset=dataset,
             autoencoder_model=autoencoder_model,
         )
@@ -201,6 +206,7 @@ def calm_train(
                 seed=seed,
                 checkpoint_root=checkpoint_root,
                 code_version=code_version,
+                trainjob=trainjob,
                 dataset=dataset,
             )
         ).outputs["transformer_model"]

@@ -17,6 +17,7 @@ from calm_core.config import Config, EvaluationConfig, Section, resolve_config
 from calm_core.errors import ConfigError
 from components.body import settings
 from components.quoting import is_safe, quoted, unquoted
+from components.training.template import TrainJobSettings
 from pipelines.arguments import arguments_of, pods_of
 
 PARTS = [
@@ -180,6 +181,10 @@ def test_pods_get_what_the_settings_say_and_nothing_empty() -> None:
     assert "image" not in pods and "" not in pods.values()
     assert pods_of(resolve_config({}, ["cluster.image=r.example/calm@sha256:1"]))["image"] == "r.example/calm@sha256:1"
     assert pods.keys().isdisjoint(arguments_of(config, "plans", "checkpoints"))
+    assert pods["trainjob"] == {}
+    nodes = resolve_config({}, ["cluster.queue=calm", "cluster.node_resources={nvidia.com/gpu: '8', memory: 64Gi}"])
+    assert pods_of(nodes)["trainjob"] == {"resources": {"nvidia.com/gpu": "8", "memory": "64Gi"}, "queue": "calm"}
+    TrainJobSettings.model_validate(pods_of(nodes)["trainjob"])
 
 
 def test_taints_are_tolerated_as_kubectl_writes_them() -> None:
