@@ -1,5 +1,6 @@
 """Every overlay renders, is what a Kubernetes API takes, and keeps to the policies."""
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 from components.image import IMAGE
+from components.training import pods, template
+from pipelines.dags.pods import ENVIRONMENT
 from tests.k8s import policies, schemas
 from tests.k8s.rendered import (
     K8S,
@@ -67,12 +70,21 @@ def test_kubeflows_own_namespace_gets_no_rule_for_pods_of_others() -> None:
 def test_the_names_that_pipelines_use_are_there(name: str) -> None:
     objects = overlay(name)
     settings = find(objects, "ConfigMap", "calm-environment")["data"]
-    assert settings.keys() == {"AWS_ENDPOINT_URL", "AWS_REGION", "MLFLOW_TRACKING_URI"}
+    assert settings.keys() == ENVIRONMENT.keys()
     assert find(objects, "TrainingRuntime", "calm-torch")["apiVersion"] == "trainer.kubeflow.org/v1alpha1"
     for kind in ("ServiceAccount", "Role", "RoleBinding"):
         assert find(objects, kind, "calm-pipeline")
     ours = {each["image"] for _, each, _ in containers(objects) if "calm-pipelines" in each["image"]}
     assert ours == ({IMAGE, f"{IMAGE}-cuda"} if name == "gpu" else {IMAGE})
+
+
+def test_the_runtime_runs_what_this_library_has() -> None:
+    """Container, command and name are those that the launcher of TrainJobs counts on."""
+    runtime = find(overlay("production"), "TrainingRuntime", template.RUNTIME)
+    [job] = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    [node] = job["template"]["spec"]["template"]["spec"]["containers"]
+    assert (job["name"], node["name"], node["command"][:2]) == (pods.NODE, pods.NODE, ["python3", "-m"])
+    assert importlib.util.find_spec(node["command"][2])
 
 
 def test_an_overlay_of_ones_own_sets_namespace_image_addresses_and_queue(tmp_path: Path) -> None:
