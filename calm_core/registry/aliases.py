@@ -281,7 +281,8 @@ class Aliases:
     def _name_challenger(self) -> None:
         """Let the challenger be the newest version, also if another one is registered at the same time."""
         while (newest := [*self._versions()][-1]) != self._holder(self._config.challenger_alias):
-            self._point(newest, self._config.challenger_alias)
+            with may_be_deleted():
+                self._point(newest, self._config.challenger_alias)
 
     def _versions(self) -> "dict[str, ModelVersion]":
         return versions_of(self._client, self._config.model_name)

@@ -258,7 +258,7 @@ def _new_version(config: RegistryConfig, scored: ScoredModel, stage: Stage) -> s
     example = pd.DataFrame({COLUMN: prompts[:1]})
     lineage = scored.lineage()
     logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)  # it misses the label of our wheel
-    with _model_folder(scored) as (folder, requirement), mlflow.start_run(run_id=stage.run.run_id):
+    with _model_folder(scored) as (folder, requirement), _current(stage.run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             loader_module=LOADER_MODULE,
@@ -289,6 +289,20 @@ def _new_version(config: RegistryConfig, scored: ScoredModel, stage: Stage) -> s
         await_creation_for=0,  # another process may have withdrawn it, and its files are there
     )
     return str(version.version)
+
+
+@contextmanager
+def _current(run_id: str) -> Iterator[None]:
+    """Make a run MLflow's current one, in whatever experiment; MLflow refuses any but the caller's current one."""
+    import mlflow
+    from mlflow.tracking import fluent
+
+    before, fluent._active_experiment_id = fluent._active_experiment_id, None
+    try:
+        with mlflow.start_run(run_id=run_id):
+            yield
+    finally:
+        fluent._active_experiment_id = before
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def test_progress_goes_beside_the_result(
 ) -> None:
     assert call(*commands["evaluate"][1], "--output", f"{tmp_path}/out") == 0
     captured = capfd.readouterr()
-    assert "[evaluate-transformer] running 2/2 BrierLM" in captured.err
+    assert re.search(r"\[evaluate-transformer\] running 2/2 [\d,]+/s BrierLM", captured.err)
     assert "[" not in captured.out.replace("[unknown]", "").replace(" [", "")
 
 

@@ -182,6 +182,6 @@ def test_a_file_that_no_evaluation_is_so_large_as_is_refused_before_it_is_read(
     protocol = {"protocol": manifest.results["protocol"] | {"positions": 10**15}}
     manifest = manifest.model_copy(update={"files": files, "results": manifest.results | protocol})
     manifest = manifest.model_copy(update={"checksum": manifest.own_checksum})
-    (tmp_path / "huge" / "manifest.json").write_text(manifest.model_dump_json())
+    (tmp_path / "huge" / "manifest.json").write_text(manifest.model_dump_json(exclude_unset=True))
     with pytest.raises(ArtifactError, match="too large for the scores of"):
         DocumentScores.read(Artifact(str(tmp_path / "huge"), EvaluationFacts))

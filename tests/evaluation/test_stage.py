@@ -283,7 +283,7 @@ def test_an_evaluation_says_when_it_was_made_and_one_of_earlier_code_does_not(
     assert without.digest == manifest.digest
     without = without.model_copy(update={"schema_version": 2})
     without = without.model_copy(update={"checksum": without.own_checksum})
-    (tmp_path / "manifest.json").write_text(without.model_dump_json())
+    (tmp_path / "manifest.json").write_text(without.model_dump_json(exclude_unset=True))
     old = Artifact(str(tmp_path), EvaluationFacts)
     assert old.facts.evaluated == "" and old.facts.brierlm == evaluation.facts.brierlm
 
@@ -367,7 +367,7 @@ def test_an_evaluation_of_the_third_schema_version_is_read(evaluation: Evaluatio
     results["protocol"] = results["protocol"] | {"interval": "95% bootstrap over sequences"}
     earlier = manifest.model_copy(update={"schema_version": 3, "results": results, "timings": {}})
     earlier = earlier.model_copy(update={"checksum": earlier.own_checksum})
-    (tmp_path / "manifest.json").write_text(earlier.model_dump_json())
+    (tmp_path / "manifest.json").write_text(earlier.model_dump_json(exclude_unset=True))
     old: Evaluation = Artifact(str(tmp_path), EvaluationFacts)
     assert old.facts.brierlm == evaluation.facts.brierlm and old.facts.language_model is None
     with pytest.raises(CalmError, match="interval 95% bootstrap over sequences against 95% bootstrap over documents"):

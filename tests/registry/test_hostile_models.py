@@ -48,6 +48,8 @@ def store(evaluation_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def environment(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "evil")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # MLflow sets it below; both are gone after the test
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     mlflow.set_tracking_uri(store)

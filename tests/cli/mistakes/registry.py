@@ -25,7 +25,7 @@ MISTAKES = [
     _wrong("an empty reason", ("rollback", "--reason", " "), "--reason: is empty; say why", exit_code=2),
     _wrong("files that are gone", ("promote", "1", *_WHY), "models:/calm/1: its files are gone"),
     _wrong("a version that failed", ("promote", "3", *_WHY), "version 3 of calm is not ready (FAILED_REGISTRATION)"),
-    _wrong("no version before", ("rollback", *_WHY), "which version was champion before version 2; choose one"),
+    _wrong("no version before", ("rollback", *_WHY), "which version was champion before version 2, and was not"),
     _wrong("no champion", ("rollback", "--model", "calm-small", *_WHY), "no version of calm-small is champion"),
     _wrong("an alias that cannot be one", ("rollback", "--alias", "v1", *_WHY), "v1 is a version", exit_code=2),
     _wrong("a comparison with a version that is gone", ("compare", "1", "9"), "models:/calm/1: its files are gone"),
