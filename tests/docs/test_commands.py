@@ -76,7 +76,7 @@ NOT_RUN = (
         "needs a package index or a server; tests/registry/test_consumer.py has what concerns MLflow",
     ),
     (r"mlflow (server|db upgrade)", "needs PostgreSQL and S3; tests/registry/test_mlflow_on_postgres.py starts them"),
-    (r"kubectl (auth|get|patch|port-forward|wait)", "needs a cluster"),
+    (r"kubectl (auth|delete|get|patch|port-forward|wait)", "needs a cluster"),
     (r"calm ui", "serves until Ctrl-C"),
     (r"calm (submit|schedule|runs .*--host)", "needs Kubeflow; tests/cluster has servers that answer as it does"),
     (r"calm doctor", "ends as the machine is; tests/cluster/test_doctor.py has machines and clusters of all kinds"),
