@@ -229,11 +229,13 @@ def _device() -> torch.device:
 
 if __name__ == "__main__":
     sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
+    exit_code = 0
     try:
         main(sys.argv[1])
     except CalmError as error:  # whoever waits shows its line: no traceback
-        sys.exit(error.exit_code)
+        exit_code = error.exit_code
     # All is written. As an interpreter ends, torch's threads of connections now and then abort the process.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(exit_code)
