@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -291,18 +291,15 @@ def _require_ours(cluster: Cluster, package: Package, pipeline_id: str) -> None:
 
 
 def _version(cluster: Cluster, package: Package, pipeline_id: str) -> str | None:
-    found = next(
-        cluster.pages(
-            "looking for the version",
-            cluster.kfp.pipelines.pipeline_service_list_pipeline_versions,
-            "pipeline_versions",
-            most=1,
-            pipeline_id=pipeline_id,
-            filter=named(package.version),
-        ),
-        None,
-    )
+    listing = cluster.kfp.pipelines.pipeline_service_list_pipeline_versions
+    doing, of_page = "looking for the version", "pipeline_versions"
+    found = _first_named(cluster, package.version, doing, listing, of_page, pipeline_id=pipeline_id)
     return required(cluster, found.pipeline_version_id) if found else None
+
+
+def _first_named(cluster: Cluster, name: str, doing: str, listing: Callable[..., Any], of_page: str, **of: str) -> Any:
+    """The first entry of a listing that has a name; None without one."""
+    return next(cluster.pages(doing, listing, of_page, most=1, filter=named(name), **of), None)
 
 
 def named(name: str) -> str:
@@ -340,17 +337,8 @@ def _experiment_name() -> str:
 
 def _experiment(cluster: Cluster, name: str) -> str | None:
     namespace = {"namespace": cluster.asked_namespace} if cluster.asked_namespace else {}
-    found = next(
-        cluster.pages(
-            "looking for the experiment",
-            cluster.kfp.experiments.experiment_service_list_experiments,
-            "experiments",
-            most=1,
-            filter=named(name),
-            **namespace,
-        ),
-        None,
-    )
+    listing = cluster.kfp.experiments.experiment_service_list_experiments
+    found = _first_named(cluster, name, "looking for the experiment", listing, "experiments", **namespace)
     return required(cluster, found.experiment_id) if found else None
 
 
