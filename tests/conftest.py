@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -36,6 +37,18 @@ def sentences(seed: int, number: int) -> str:
 def own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What these tests leave for MLflow does not mix with the user's."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(autouse=True)
+def own_mlflow() -> Iterator[None]:
+    """The MLflow that a test names counts for it alone: MLflow keeps it in itself and in the environment."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    yield
+    if mlflow := sys.modules.get("mlflow"):
+        mlflow.set_tracking_uri(before.get("MLFLOW_TRACKING_URI"))
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

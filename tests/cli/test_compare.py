@@ -2,11 +2,9 @@
 
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-import mlflow
 import numpy as np
 import pytest
 
@@ -54,13 +52,10 @@ def evaluations(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("CALM_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "unset after the test, whatever is set in between")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "restored after the test")
-    yield Home.find()
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Home.find()
 
 
 def test_models_are_named_and_each_is_compared_with_the_first(

@@ -1,10 +1,8 @@
 """`calm evaluate` of what a registry holds, and of what was interrupted."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 
 from calm_core.config import RegistryConfig
@@ -23,13 +21,10 @@ SMALL = [
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALM_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "restored after the test")
     monkeypatch.chdir(tmp_path)
-    yield
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
 
 
 def test_a_registered_model_is_the_one_that_was_trained(

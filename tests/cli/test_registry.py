@@ -1,7 +1,7 @@
 """`calm registry` on a real MLflow store; most versions have no files."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,12 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def client(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+def client(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     monkeypatch.setenv("CALM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     monkeypatch.setenv("COLUMNS", "200")
     mlflow.set_tracking_uri(database)
-    yield MlflowClient()
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
+    return MlflowClient()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -21,13 +20,9 @@ from tests.telemetry.full_disk import disk_with
 
 
 @pytest.fixture(autouse=True)
-def no_other_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_other_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_LOGGING_LEVEL"):
-        monkeypatch.setenv(name, "")  # so that it is as before again after the test, whatever is set in between
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    yield
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unset, or it would count for all tests after these
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 def begin(path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:

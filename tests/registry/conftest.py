@@ -1,6 +1,5 @@
 """A registry of their own for the tests of a module."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -16,10 +15,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def in_a_folder_with_a_store(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_a_folder_with_a_store(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store is MLflow's, and the current folder is empty."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     mlflow.set_tracking_uri(database)
-    yield
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these

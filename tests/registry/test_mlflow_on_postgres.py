@@ -64,7 +64,6 @@ def client(
             for name in [name for name in os.environ if name.startswith("AWS_")]:
                 monkeypatch.delenv(name)
         yield mlflow.MlflowClient(server.uri)
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
 
 
 def test_a_model_is_scored_registered_promoted_rolled_back_and_used(

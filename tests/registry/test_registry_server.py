@@ -41,13 +41,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]
 
 
 @pytest.fixture(autouse=True)
-def on_the_server(server: TrackingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def on_the_server(server: TrackingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setenv("CALM_HOME", str(tmp_path / "home"))
     mlflow.set_tracking_uri(server.uri)
-    yield
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # unset, or it would count for all tests after these
 
 
 @pytest.mark.parametrize("processes", [2, 3])
