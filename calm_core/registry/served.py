@@ -1,8 +1,8 @@
 """A registered model as MLflow calls it, on this machine and in its server: prompts and parameters in, texts out.
 
-MLflow checks what a signature tells of its inputs before the model sees them: with a column of strings it would turn
-null into "None", and refuse a plain text or list. So the signature names parameters and output alone, and everything is
-checked here. The server makes arrays of what `inputs` and `instances` hold, and leaves the rest as it comes.
+MLflow checks what the signature tells before the model sees it, and makes a frame of it, with null as text in some
+forms. Whoever calls the model without MLflow has all of its forms: plain texts, lists and arrays too. So everything is
+checked here.
 """
 
 import math
@@ -44,7 +44,9 @@ PARAMETERS = (
 
 _PARAMETER_NAMES = {spec.name for spec in PARAMETERS}
 
-SIGNATURE = ModelSignature(outputs=Schema([ColSpec(DataType.string)]), params=ParamSchema([*PARAMETERS]))
+SIGNATURE = ModelSignature(
+    Schema([ColSpec(DataType.string, COLUMN)]), Schema([ColSpec(DataType.string)]), ParamSchema([*PARAMETERS])
+)
 
 MAX_SAMPLES = 2_000
 MAX_TEXTS = 64
@@ -133,6 +135,8 @@ def prompts_of(model_input: object) -> list[str]:
             raise CalmError(f"there is no column {COLUMN} (columns: {_names(model_input.columns)})")
         _refuse_parameters(model_input.columns)
         values = model_input[COLUMN]
+        if isinstance(values, pd.Series) and len(values) == 1:  # MLflow makes one row of a list under the key
+            (values,) = values
     elif isinstance(model_input, Mapping):
         values = _prompt_of(model_input)
     else:

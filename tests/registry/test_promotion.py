@@ -101,7 +101,7 @@ def test_a_signature_that_breaks_callers_is_reported(
 
     registrations.add(20.0)
     fewer = ParamSchema([spec for spec in served.PARAMETERS if spec.name not in ("stop", "n")])
-    monkeypatch.setattr(served, "SIGNATURE", ModelSignature(outputs=served.SIGNATURE.outputs, params=fewer))
+    monkeypatch.setattr(served, "SIGNATURE", ModelSignature(served.SIGNATURE.inputs, served.SIGNATURE.outputs, fewer))
     assert registrations.add(25.0).reason.endswith("since this one no longer takes stop, n")
 
 

@@ -29,6 +29,7 @@ from tests.mlflow_tables import new_store
 from tests.registry.test_consumer import server
 
 PROMPTS = ["the river", "the old port"]
+FRAME = pd.DataFrame({"prompt": PROMPTS})
 PARAMETERS = {"max_new_tokens": 6, "temperature": 0.5, "seed": 1, "samples": 16}
 
 
@@ -95,16 +96,41 @@ FORMS = {
     "an array": np.array(PROMPTS),
     "an array of objects": np.array(PROMPTS, dtype=object),
     "no prompt in a list": [],
-    "no prompt in a frame": pd.DataFrame({"prompt": []}),
+    "no prompt under the key": {"prompt": []},
+    "no prompt in a frame": pd.DataFrame({"prompt": []}, dtype=object),
     "empty texts": ["", ""],
+    "empty texts in a frame": pd.DataFrame({"prompt": ["", ""]}),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_prompts_come_in_every_form(model: mlflow.pyfunc.PyFuncModel, generator: TextGenerator, form: str) -> None:
-    one, none, empty = form in ("one text", "a dictionary with a text"), form.startswith("no prompt"), "empty" in form
-    prompts = ["", ""] if empty else PROMPTS[: 0 if none else 1 if one else 2]
-    assert model.predict(FORMS[form], params=PARAMETERS) == expected(generator, prompts)
+def test_prompts_come_in_every_form(generator: TextGenerator, form: str) -> None:
+    assert CalmTextModel(generator).predict(FORMS[form], PARAMETERS) == expected(generator, prompts_in(form))
+
+
+COLUMNS = {
+    *("a dictionary with a text", "a dictionary with a list", "a dictionary with an array", "a list of dictionaries"),
+    *("a frame", "a frame of objects", "a frame with another column", "a frame with an index", "a column with a name"),
+    *("no prompt under the key", "no prompt in a frame", "empty texts in a frame"),
+}
+"""Forms that name the signature's column."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_names_the_column_passes_through_mlflow(
+    model: mlflow.pyfunc.PyFuncModel, generator: TextGenerator, form: str
+) -> None:
+    if form in COLUMNS:
+        assert model.predict(FORMS[form], params=PARAMETERS) == expected(generator, prompts_in(form))
+    else:
+        with pytest.raises(MlflowException, match="prompt"):
+            model.predict(FORMS[form], params=PARAMETERS)
+
+
+def prompts_in(form: str) -> list[str]:
+    if "empty" in form:
+        return ["", ""]
+    return PROMPTS[: 0 if form.startswith("no prompt") else 1 if form.endswith("a text") or form == "one text" else 2]
 
 
 PAYLOADS: dict[str, dict[str, Any]] = {
@@ -115,7 +141,6 @@ PAYLOADS: dict[str, dict[str, Any]] = {
     "inputs": {"inputs": PROMPTS},
     "inputs, dictionary": {"inputs": {"prompt": PROMPTS}},
     "inputs, dictionaries": {"inputs": [{"prompt": prompt} for prompt in PROMPTS]},
-    "inputs, one text": {"inputs": PROMPTS[0]},
     "inputs, dictionary with one text": {"inputs": {"prompt": PROMPTS[0]}},
     "inputs, none": {"inputs": []},
     "instances, none": {"instances": []},
@@ -162,6 +187,11 @@ def test_requests_at_the_same_time_do_not_meet(address: str, generator: TextGene
     assert answers == [generator.generate(PROMPTS, max_new_tokens=8, seed=seed) for seed in seeds]
 
 
+def test_a_text_without_its_column_is_refused_by_mlflow(address: str) -> None:
+    status, answer = ask(address, json.dumps({"inputs": PROMPTS[0]}))
+    assert status == 400 and "missing inputs ['prompt']" in answer["message"]
+
+
 @pytest.mark.parametrize("prompt", [PROMPTS[0], PROMPTS])
 def test_prompt_and_parameters_side_by_side(address: str, generator: TextGenerator, prompt: str | list[str]) -> None:
     """MLflow's form for language models; its answer is the list alone."""
@@ -202,7 +232,7 @@ def test_the_documented_programs_run(
     for program, names in zip(blocks("python"), (calls, batch, safe), strict=True):
         exec(program, names)
     texts = generator.generate(["The climate of"], max_new_tokens=16, sampling=Sampling(0.5), seed=1)
-    assert calls["model"].predict("The climate of", params=calls["settings"]) == texts
+    assert calls["model"].predict({"prompt": "The climate of"}, params=calls["settings"]) == texts
     assert list(batch["rows"]["text"]) == generator.generate(PROMPTS, max_new_tokens=16, seed=1)
     assert list(batch["rows"]["id"]) == [7, 8]
     assert safe["texts"] == generator.generate(["The climate of", "The economy"], max_new_tokens=16, seed=1)
@@ -234,7 +264,7 @@ BAD_FORMS: dict[str, tuple[object, str]] = {
     "missing in an array": (pd.array(["the", None], dtype="string"), "prompt 2: is null or NaN, and not a text"),
     "missing in a list": (["the", pd.NA], "prompt 2: is null or NaN, and not a text"),
     "missing in a frame": (pd.DataFrame({"prompt": ["the", pd.NA]}), "prompt 2: is null or NaN, and not a text"),
-    "a list in a frame": (pd.DataFrame({"prompt": [["a", "b"]]}), "prompt 1: is a list, and not a text"),
+    "lists in a frame": (pd.DataFrame({"prompt": [["a", "b"], ["c"]]}), "prompt 1: is a list, and not a text"),
     "another column": (pd.DataFrame({"text": ["the"]}), "there is no column prompt (columns: 'text')"),
     "no column": (pd.DataFrame(), "there is no column prompt (columns: none)"),
     "a column twice": (pd.DataFrame([["a", "b"]], columns=["prompt"] * 2), "there are several columns prompt"),
@@ -250,12 +280,18 @@ BAD_FORMS: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("name", [*BAD_PROMPTS, *BAD_FORMS])
-def test_what_is_no_text_is_refused(model: mlflow.pyfunc.PyFuncModel, name: str) -> None:
+def test_what_is_no_text_is_refused(generator: TextGenerator, name: str) -> None:
     given, reason = (BAD_PROMPTS | BAD_FORMS)[name]
-    refused(model, reason, given)
+    refused(CalmTextModel(generator), reason, given)
 
 
-def refused(model: mlflow.pyfunc.PyFuncModel, reason: str, given: object, **params: Any) -> None:
+@pytest.mark.parametrize("name", [name for name in BAD_PROMPTS if name != "half a character"])  # pandas refuses that
+def test_what_is_no_text_is_refused_through_mlflow(model: mlflow.pyfunc.PyFuncModel, name: str) -> None:
+    prompts, reason = BAD_PROMPTS[name]
+    refused(model, reason, pd.DataFrame({"prompt": prompts}, dtype=object))
+
+
+def refused(model: mlflow.pyfunc.PyFuncModel | CalmTextModel, reason: str, given: object, **params: Any) -> None:
     with pytest.raises(MlflowException) as caught:
         model.predict(given, params=params)
     assert str(caught.value).startswith(reason)
@@ -265,14 +301,22 @@ def refused(model: mlflow.pyfunc.PyFuncModel, reason: str, given: object, **para
 
 @pytest.mark.parametrize("name", BAD_PROMPTS)
 def test_a_served_prompt_that_is_no_text_is_refused(address: str, name: str) -> None:
+    """By this model, or before by MLflow: a column of numbers alone, half a character."""
     prompts, reason = BAD_PROMPTS[name]
-    check_refusal(ask(address, json.dumps({"prompt": prompts})), reason)
+    bodies: list[dict[str, Any]] = [{"prompt": prompts}]
     if name not in ("a dictionary", "half a character"):  # of which pandas makes columns, or nothing
-        frame = {"columns": ["prompt"], "data": [[prompt] for prompt in prompts]}
-        check_refusal(ask(address, json.dumps({"dataframe_split": frame})), reason)
-    if name not in ("a fraction", "a list", "a dictionary"):  # numpy makes texts of numbers, and refuses a list
-        for form in ("inputs", "instances"):
-            check_refusal(ask(address, json.dumps({form: prompts})), reason)
+        bodies += [{"dataframe_split": {"columns": ["prompt"], "data": [[prompt] for prompt in prompts]}}]
+    for status, answer in map(partial(ask, address), map(json.dumps, bodies)):
+        assert (status, answer["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+        assert "stack_trace" not in answer
+        its_own = ("Incompatible input types for column prompt", "'utf-8' codec can't encode character")
+        assert answer["message"].startswith(reason) or any(words in answer["message"] for words in its_own)
+
+
+@pytest.mark.parametrize("form", ["inputs", "instances"])
+def test_mlflow_makes_texts_of_what_stands_in_a_list(address: str, generator: TextGenerator, form: str) -> None:
+    answer = ask(address, json.dumps({form: [None, 5]}))
+    assert answer == (200, {"predictions": generator.generate(["None", "5"])})
 
 
 @pytest.mark.parametrize(
@@ -335,7 +379,7 @@ BAD_PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", BAD_PARAMETERS)
 def test_a_parameter_out_of_range_is_refused(model: mlflow.pyfunc.PyFuncModel, address: str, name: str) -> None:
     params, reason = BAD_PARAMETERS[name]
-    refused(model, reason, PROMPTS, **params)
+    refused(model, reason, FRAME, **params)
     check_refusal(ask(address, json.dumps({"inputs": PROMPTS, "params": params})), reason)
 
 
@@ -365,10 +409,10 @@ def test_limits_are_set_by_whoever_runs_the_model(
     model: mlflow.pyfunc.PyFuncModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CALM_MAX_NEW_TOKENS", "5")
-    assert model.predict("the", params={"max_new_tokens": 5})
-    refused(model, "max_new_tokens must be a whole number from 1 to 5 (got 6)", "the", max_new_tokens=6)
+    assert model.predict(FRAME, params={"max_new_tokens": 5})
+    refused(model, "max_new_tokens must be a whole number from 1 to 5 (got 6)", FRAME, max_new_tokens=6)
     monkeypatch.setenv("CALM_MAX_NEW_TOKENS", "many")
-    refused(model, "CALM_MAX_NEW_TOKENS must be a whole number from 1 (got 'many')", "the")
+    refused(model, "CALM_MAX_NEW_TOKENS must be a whole number from 1 (got 'many')", FRAME)
 
 
 def test_work_ends_when_the_server_waits_no_longer(
@@ -377,14 +421,14 @@ def test_work_ends_when_the_server_waits_no_longer(
     monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
     monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "-1")  # which any work takes longer than
     with pytest.raises(MlflowException, match="not finished within the server's limit") as caught:
-        model.predict("the river", params={"max_new_tokens": 4096})
+        model.predict(FRAME, params={"max_new_tokens": 4096})
     assert caught.value.get_http_status_code() == 504
 
 
 def test_several_texts_of_a_prompt(model: mlflow.pyfunc.PyFuncModel, generator: TextGenerator) -> None:
-    texts = model.predict(PROMPTS, params=PARAMETERS | {"n": 3})
+    texts = model.predict(FRAME, params=PARAMETERS | {"n": 3})
     assert len(texts) == 6
-    assert [texts[0], texts[3]] == model.predict(PROMPTS, params=PARAMETERS)
+    assert [texts[0], texts[3]] == model.predict(FRAME, params=PARAMETERS)
     assert len(set(texts)) == 6
     second = generator.generate(
         ["the old port"], max_new_tokens=6, sampling=Sampling(0.5, samples=16), seed=derive_seed(1, "text", 2)
@@ -395,23 +439,28 @@ def test_several_texts_of_a_prompt(model: mlflow.pyfunc.PyFuncModel, generator: 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_equal_prompts_get_equal_texts(model: mlflow.pyfunc.PyFuncModel, temperature: float) -> None:
     params = PARAMETERS | {"temperature": temperature, "max_new_tokens": 24}
-    texts = model.predict(["the river", "the", "the river", "a small town"], params=params)
-    assert texts[0] == texts[2] == model.predict("the river", params=params)[0]
+    texts = model.predict({"prompt": ["the river", "the", "the river", "a small town"]}, params=params)
+    assert texts[0] == texts[2] == model.predict({"prompt": "the river"}, params=params)[0]
     assert len({*texts}) > 1
 
 
 def test_a_text_ends_before_a_stop_string(model: mlflow.pyfunc.PyFuncModel, generator: TextGenerator) -> None:
-    (text,) = model.predict("the river", params=PARAMETERS)
+    (text,) = model.predict({"prompt": "the river"}, params=PARAMETERS)
     stop = text[len(text) // 2]
-    assert model.predict("the river", params=PARAMETERS | {"stop": [stop]}) == [text[: text.index(stop)]]
+    assert model.predict({"prompt": "the river"}, params=PARAMETERS | {"stop": [stop]}) == [text[: text.index(stop)]]
 
 
 def test_more_samples_write_another_text(model: mlflow.pyfunc.PyFuncModel) -> None:
     params = PARAMETERS | {"max_new_tokens": 32}
-    assert model.predict("the river", params=params) != model.predict("the river", params=params | {"samples": 200})
+    assert model.predict({"prompt": "the river"}, params=params) != model.predict(
+        {"prompt": "the river"}, params=params | {"samples": 200}
+    )
 
 
-def test_the_signature_tells_the_parameters(model: mlflow.pyfunc.PyFuncModel) -> None:
+def test_the_signature_tells_texts_and_parameters(model: mlflow.pyfunc.PyFuncModel) -> None:
+    signature = model.metadata.signature
+    assert signature.inputs.to_dict() == [{"type": "string", "name": "prompt", "required": True}]
+    assert signature.outputs.to_dict() == [{"type": "string", "required": True}]
     assert {spec.name: spec.default for spec in model.metadata.get_params_schema()} == {
         "max_new_tokens": 64,
         "temperature": 1.0,
