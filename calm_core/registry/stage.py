@@ -37,7 +37,7 @@ from calm_core.store.facts import (
     MixtureFacts,
     RegistrationFacts,
 )
-from calm_core.telemetry.mlflow_run import parent_run_id
+from calm_core.telemetry.mlflow_run import kubeflow_run, parent_run_id
 from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, outlasting
 from calm_core.telemetry.stage import Stage
 from calm_core.weights.lineage import autoencoder_of
@@ -164,7 +164,7 @@ class ScoredModel:
         tags[MEASURED_TAG] = json.dumps(self.evaluation.facts.model_dump(mode="json", include=_MEASURED))
         if parent := parent_run_id():
             tags["calm.pipeline_run"] = parent
-        return tags
+        return tags | kubeflow_run()
 
 
 def _uri(model_name: str, number: str) -> str:

@@ -43,9 +43,12 @@ if TYPE_CHECKING:
 
 EXPERIMENT_VARIABLE, EXPERIMENT_ID_VARIABLE = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 PARENT_RUN_VARIABLE, RUN_VARIABLE = "CALM_PARENT_RUN_ID", "MLFLOW_RUN_ID"
+KUBEFLOW_RUN_VARIABLE = "CALM_KUBEFLOW_RUN"
+"""Kubeflow's id of the pipeline's run that a pod belongs to."""
 COMMAND_VARIABLE = "CALM_RUN_COMMAND"
 """The command that began the pipeline's run, for people."""
 STAGE_TAG = "calm.stage"
+KUBEFLOW_RUN_TAG = "calm.kubeflow_run"
 DIGEST_TAG = "calm.artifact_digest"
 DEFAULT_EXPERIMENT = "calm"
 REGISTERED = ("models:", "runs:", "mlflow-artifacts:")
@@ -150,6 +153,12 @@ def parent_run_id() -> str:
     return os.environ.get(PARENT_RUN_VARIABLE) or os.environ.get(RUN_VARIABLE, "")
 
 
+def kubeflow_run() -> dict[str, str]:
+    """A tag with the run of the pipeline in a cluster, as Kubeflow knows it; none on one machine."""
+    run = os.environ.get(KUBEFLOW_RUN_VARIABLE, "")
+    return {KUBEFLOW_RUN_TAG: run} if run else {}
+
+
 def start_run(name: str, tags: Mapping[str, str]) -> Run:
     """Start an MLflow run, below the parent run and in its experiment if there is one; the null run without a server.
 
@@ -234,7 +243,7 @@ def _active(client: "MlflowClient", experiment: "Experiment") -> str:
 @contextmanager
 def stage_run(stage: str, config: Mapping[str, Any]) -> Iterator[Run]:
     """A stage's MLflow run: its settings as parameters; finished, failed or killed with the block."""
-    run = start_run(stage, {STAGE_TAG: stage})
+    run = start_run(stage, {STAGE_TAG: stage, **kubeflow_run()})
     try:
         run.log_parameters(config)
         yield run

@@ -5,6 +5,8 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
+from calm_core.telemetry.mlflow_run import KUBEFLOW_RUN_VARIABLE
+
 ENVIRONMENT = {
     "AWS_ENDPOINT_URL": "AWS_ENDPOINT_URL",
     "AWS_REGION": "AWS_DEFAULT_REGION",  # botocore knows this name alone
@@ -21,6 +23,7 @@ CREDENTIALS = {
     )
 }
 """What a Secret may set, likewise."""
+_LABEL_OF_THE_RUN = "metadata.labels['pipeline/runid']"  # which Kubeflow puts on every pod of a run
 _RETRIES, _LONGEST_PAUSE = 3, "86400s"
 # Kubeflow puts a deadline on retried pods that is as long as the longest pause, an hour by default.
 
@@ -62,6 +65,7 @@ class Pods:
             kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory")  # of ranks and loaders
         kubernetes.use_config_map_as_env(task, self.environment, ENVIRONMENT, optional=True)
         kubernetes.use_secret_as_env(task, self.credentials, CREDENTIALS, optional=True)
+        kubernetes.use_field_path_as_env(task, KUBEFLOW_RUN_VARIABLE, _LABEL_OF_THE_RUN)
         kubernetes.empty_dir_mount(task, "temporary", "/tmp")  # HOME too: the root file system may be read-only
         kubernetes.set_security_context(task, run_as_non_root=True)
         return task.set_retry(_RETRIES, backoff_duration="30s", backoff_max_duration=_LONGEST_PAUSE)

@@ -76,7 +76,8 @@ NOT_RUN = (
         "needs a package index or a server; tests/registry/test_consumer.py has what concerns MLflow",
     ),
     (r"mlflow (server|db upgrade)", "needs PostgreSQL and S3; tests/registry/test_mlflow_on_postgres.py starts them"),
-    (r"kubectl (auth|delete|get|patch|port-forward|wait)", "needs a cluster"),
+    (r"kubectl (auth|delete|get|patch|port-forward|rollout|wait)", "needs a cluster"),
+    (r"pg_dump", "needs a database; the command is PostgreSQL's own"),
     (r"calm ui", "serves until Ctrl-C"),
     (r"calm (submit|schedule|runs .*--host)", "needs Kubeflow; tests/cluster has servers that answer as it does"),
     (r"calm doctor", "ends as the machine is; tests/cluster/test_doctor.py has machines and clusters of all kinds"),
@@ -267,7 +268,9 @@ def _run(arguments: list[str], output: Path | None, monkeypatch: pytest.MonkeyPa
 def _without_a_cluster(words: list[str]) -> None:
     """What a command of Kubernetes would apply or make."""
     if "|" in words:
-        assert words[0] == "sh" and words[words.index("|") + 1 :][:2] == ["kubectl", "create"]
+        words, taker = words[: words.index("|")], words[words.index("|") + 1 :]
+        assert taker[:2] in (["kubectl", "create"], ["kubectl", "replace"])
+    if words[0] == "sh":
         subprocess.run([words[0], str(ROOT / words[1])], check=True, stdout=subprocess.DEVNULL)
     elif words[1] in ("kustomize", "apply"):
         assert len(words) == (3 if words[1] == "kustomize" else 4) and words[2:-1] in ([], ["--kustomize"])

@@ -56,7 +56,8 @@ class Backend:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.spec = next(yaml.safe_load_all(self.pipeline.read_text()))
+        self.spec, platform = yaml.safe_load_all(self.pipeline.read_text())
+        self._pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         self.run_id = str(uuid.uuid4())
 
     def run(self, arguments: Parameters) -> Artifacts:
@@ -164,7 +165,12 @@ class Backend:
         source.write_text(container["command"][-1])
         arguments = [argument if word == "{{$}}" else word for word in container["args"]]
         command = [sys.executable, "-c", _MOUNTED, f"{self.mount}/minio/", "--component_module_path", str(source)]
-        done = subprocess.run([*command, *arguments], env=dict(self.environment), capture_output=True, text=True)
+        environment = dict(self.environment)
+        for field_path in self._pods[component["executorLabel"]]["fieldPathAsEnv"]:
+            environment[field_path["name"]] = {"metadata.labels['pipeline/runid']": self.run_id}[
+                field_path["fieldPath"]
+            ]
+        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{name}: {done.stdout[-3000:]}{done.stderr[-5000:]}"
         output = strict_json((folder / "output.json").read_text())
         json_format.ParseDict(output, pipeline_spec_pb2.ExecutorOutput())

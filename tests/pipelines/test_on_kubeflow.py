@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from calm_core.config import resolve_config
 from calm_core.data.sources.partitions import Partition
@@ -59,7 +60,7 @@ def outputs(backend: Backend, place: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.timeout(900)
-def test_all_of_it_runs_on_object_storage(outputs: dict[str, list[dict[str, Any]]]) -> None:
+def test_all_of_it_runs_on_object_storage(backend: Backend, outputs: dict[str, list[dict[str, Any]]]) -> None:
     uris = {name: artifacts[0]["uri"] for name, artifacts in outputs.items()}
     assert all(uri.startswith(f"{ROOT}/calm-train/") for uri in uris.values())
     dataset = Artifact(uris["dataset"], DatasetFacts)
@@ -69,6 +70,11 @@ def test_all_of_it_runs_on_object_storage(outputs: dict[str, list[dict[str, Any]
     evaluation.check_files()
     registration = Artifact(uris["registration"], RegistrationFacts)
     assert (registration.facts.version, registration.facts.promoted) == ("1", True)
+    client = MlflowClient(backend.environment["MLFLOW_TRACKING_URI"])
+    assert client.get_model_version("calm", "1").tags["calm.kubeflow_run"] == backend.run_id
+    [experiment] = client.search_experiments(filter_string="name = 'calm'")
+    runs = client.search_runs([experiment.experiment_id], f"tags.`calm.kubeflow_run` = '{backend.run_id}'")
+    assert {"train-autoencoder", "train-calm", "evaluate", "register"} <= {run.info.run_name for run in runs}
     for name, artifacts in outputs.items():
         assert artifacts[0]["metadata"]["digest"] == Artifact.of_any_kind(uris[name]).digest
 
