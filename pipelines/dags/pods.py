@@ -24,8 +24,9 @@ CREDENTIALS = {
 }
 """What a Secret may set, likewise."""
 _LABEL_OF_THE_RUN = "metadata.labels['pipeline/runid']"  # which Kubeflow puts on every pod of a run
-_RETRIES, _LONGEST_PAUSE = 3, "86400s"
-# Kubeflow puts a deadline on retried pods that is as long as the longest pause, an hour by default.
+_RETRIES = 3
+_DAYS, _DAYS_OF_TRAINING = 3, 30
+"""How long a pod may take, and one that trains or evaluates; after that it hangs. Kubeflow has no parameter for it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Pods:
         task.set_cpu_request(self.cpu).set_memory_request(self.memory).set_memory_limit(self.memory)
         # Kubeflow's compiler does not hand resources into loops and conditions by itself.
         task.channel_inputs.extend([self.cpu, self.memory])
+        days = _DAYS
         if self.accelerator is not None:
+            days = _DAYS_OF_TRAINING
             task.set_accelerator_type(self.accelerator).set_accelerator_limit(self.accelerators)
             task.channel_inputs.extend([self.accelerator, self.accelerators])
             kubernetes.add_node_selector_json(task, self.node_selector)
@@ -68,4 +71,6 @@ class Pods:
         kubernetes.use_field_path_as_env(task, KUBEFLOW_RUN_VARIABLE, _LABEL_OF_THE_RUN)
         kubernetes.empty_dir_mount(task, "temporary", "/tmp")  # HOME too: the root file system may be read-only
         kubernetes.set_security_context(task, run_as_non_root=True)
-        return task.set_retry(_RETRIES, backoff_duration="30s", backoff_max_duration=_LONGEST_PAUSE)
+        kubernetes.set_timeout(task, days * 86400)
+        # The longest pause is the deadline of a retried pod, too: an hour, unless it is set.
+        return task.set_retry(_RETRIES, backoff_duration="30s", backoff_max_duration=f"{days * 86400}s")
