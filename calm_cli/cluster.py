@@ -9,10 +9,12 @@ from rich.console import Console
 
 from calm_cli.board import Board
 from calm_cli.display import display_for
+from calm_cli.screen import Screen
 from calm_core.errors import CalmError, Stopped
 from calm_core.telemetry.progress import ProgressEvent
 
 if TYPE_CHECKING:
+    from calm_core.config import Config
     from pipelines.cluster.client import Cluster
     from pipelines.cluster.runs import ClusterRun, StageState
 
@@ -55,6 +57,18 @@ _POLL_SECONDS = 3.0
 _REDRAW_SECONDS = 0.25
 _PATIENCE_SECONDS = 900.0
 """How long a cluster may not answer while a run of it is watched."""
+
+
+def warn_of_partitions(config: "Config") -> None:
+    """Tell of a limit of Kubeflow that shows in the middle of a run alone."""
+    from pipelines.cluster.submit import FEW_PARTITIONS
+
+    if config.data.partitions > FEW_PARTITIONS:
+        Screen(stderr=True, soft_wrap=True).print(
+            f"data.partitions: {config.data.partitions} may be more than this Kubeflow keeps track of "
+            f"(docs/cluster.md, large runs); {FEW_PARTITIONS} are not",
+            style="yellow",
+        )
 
 
 def wait_for(cluster: "Cluster", run_id: str, stages: Sequence[str], console: Console) -> "ClusterRun":

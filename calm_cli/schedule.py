@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calm_cli.cluster import HostOption, NamespaceOption, PipelineRootOption, SourceOption
+from calm_cli.cluster import HostOption, NamespaceOption, PipelineRootOption, SourceOption, warn_of_partitions
 from calm_cli.options import JsonOption, ProfileOption, SetOption, TextFieldOption, configuration
 from calm_cli.result import print_json
 from calm_cli.screen import Screen
@@ -52,8 +52,8 @@ def create(
 ) -> None:
     """Create a schedule, or change the one of the same name. The same command twice changes nothing.
 
-    A run that was missed is not made up for, and none starts while one is at work. The pipeline's version is the newest
-    at the time of each run: `calm submit` of a new one is enough.
+    None starts while one is at work; of the times missed meanwhile, one is made up for. The pipeline's version is the
+    newest at the time of each run: `calm submit` of a new one is enough.
 
     Example:
 
@@ -67,6 +67,7 @@ def create(
     cron = schedule.checked_cron(cron)
     package, root = Package(TRAIN_PIPELINE), checked_root(pipeline_root) if pipeline_root else ""
     values = arguments(config, root, package, by_the_clock=True)
+    warn_of_partitions(config)
     if not is_by_digest(config, package):
         Screen(stderr=True, soft_wrap=True).print(
             "the image is named by a tag: what Kubeflow has cached stays when another image gets that tag; name it by "

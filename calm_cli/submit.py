@@ -6,7 +6,14 @@ from typing import Annotated
 import typer
 
 from calm_cli.board import stages_of
-from calm_cli.cluster import HostOption, NamespaceOption, PipelineRootOption, SourceOption, wait_for
+from calm_cli.cluster import (
+    HostOption,
+    NamespaceOption,
+    PipelineRootOption,
+    SourceOption,
+    wait_for,
+    warn_of_partitions,
+)
 from calm_cli.display import clock
 from calm_cli.options import ProfileOption, SetOption, TextFieldOption, configuration
 from calm_cli.screen import Screen, told
@@ -45,6 +52,7 @@ def submit(
 
     package, root = Package(TRAIN_PIPELINE), checked_root(pipeline_root) if pipeline_root else ""
     values = arguments(config, root, package)
+    warn_of_partitions(config)
     with told(Screen(stderr=True)) as tell:
         tell("reaching Kubeflow Pipelines")
         cluster = connect(host, namespace)

@@ -39,7 +39,9 @@ def stage(code_version: str) -> Iterator[None]:
     from calm_core.errors import EXIT_FAILED, CalmError
     from calm_core.shown import lines_of
     from calm_core.store.code_version import CODE_VERSION_VARIABLE
+    from components.mlflow_environment import use_own_mlflow
 
+    use_own_mlflow()
     if code_version:
         os.environ[CODE_VERSION_VARIABLE] = code_version
     try:

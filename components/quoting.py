@@ -1,17 +1,17 @@
 """Text that travels through Kubeflow unchanged.
 
 Kubeflow replaces what it takes for a placeholder anywhere in a task's command, values that a user wrote included:
-`{{...}}` (its own, and Argo's in a cluster), the path of its workspace, and the names of its channels. In quoted text
-none of them is left; other text reads as before.
+`{{...}}` (its own, and Argo's in a cluster), the path of its workspace, and the names of its channels; and Kubernetes
+`$(NAME)` by a variable, and `$$`. In quoted text none of them is left; other text reads as before.
 """
 
 import re
 from collections.abc import Callable
 from typing import Any
 
-_REPLACED = re.compile(r"\{(?=\{)|/(?=kfp-workspace)|p(?=ipelinechannel--)")
-_QUOTED = re.compile("%(25|7B|2F|70)")
-_ESCAPED = re.compile(f"%(?=25|7B|2F|70)|{_REPLACED.pattern}")
+_REPLACED = re.compile(r"\{(?=\{)|/(?=kfp-workspace)|p(?=ipelinechannel--)|\$(?=[$(])")
+_QUOTED = re.compile("%(25|7B|2F|70|24)")
+_ESCAPED = re.compile(f"%(?=25|7B|2F|70|24)|{_REPLACED.pattern}")
 
 
 def is_safe(text: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from calm_core.errors import EXIT_INTERRUPTED, CalmError
+from components.mlflow_environment import use_own_mlflow
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -25,6 +26,7 @@ def main(spec_uri: str) -> int:
     from calm_core.training.stage import work_on
     from components.training.trainer_status import status_pushed
 
+    use_own_mlflow()
     told = os.environ.get("PET_NPROC_PER_NODE", "")
     try:
         nodes = Nodes.from_environment()

@@ -107,7 +107,8 @@ def create(
 ) -> tuple[Schedule, bool]:
     """Have a schedule of this name that runs the newest version of a pipeline; one of another form is replaced.
 
-    It names no version of the pipeline, makes up for no run that it missed, and starts none while one is at work.
+    It names no version of the pipeline, makes up for one run at most of those it missed, and starts none while one is
+    at work.
     A schedule that was paused stays so.
 
     Args:

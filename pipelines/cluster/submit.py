@@ -37,7 +37,11 @@ _OWN_FOLDER = "calm"
 _LOCAL_SCHEMES = ("file", "local", "memory")
 _DIGEST_CHARACTERS = 12
 _BY_DIGEST = "@sha256:"
-_LONGEST_ROOT = 500
+_SCHEMES = ("s3://", "minio://")
+_LONGEST_ROOT = 200  # it is in every URI of the 128 KiB that a task gets
+FEW_PARTITIONS = 32
+"""That any Kubeflow runs. What Argo keeps of a run is 1 MiB at most, unless an administrator lets it keep that in a
+database; in Kubeflow Pipelines 2.17 each partition takes some 20 KB of it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def checked_root(root: str) -> str:
     """A folder that all pods see.
 
     Raises:
-        ConfigError: It is on this machine, holds a secret, or is none.
+        ConfigError: It is on this machine, holds a secret, or is none that Kubeflow and our code take alike.
     """
     if holds_secret(root):
         raise ConfigError(
@@ -96,11 +100,16 @@ def checked_root(root: str) -> str:
             f"--pipeline-root: {shortened(root)} is a folder of this machine, which no pod sees; write --pipeline-root "
             "s3://bucket/folder"
         )
-    if not is_safe(root) or len(root) > _LONGEST_ROOT or any(not 32 < ord(sign) < 127 for sign in root):
+    root, (bucket, *folders) = root.rstrip("/"), rest.rstrip("/").split("/")
+    is_plain = is_safe(root) and all(32 < ord(sign) < 127 and sign not in "?#" for sign in root)
+    if not (root.startswith(_SCHEMES) and bucket and is_plain) or {"", ".", ".."} & {*folders}:
         raise ConfigError(
-            f"--pipeline-root: Kubeflow does not take {shortened(root)}; use plain letters, and no braces"
+            f"--pipeline-root: Kubeflow does not take {shortened(root)}; write s3:// or minio://, a bucket and "
+            "folders, in plain letters"
         )
-    return root.rstrip("/")
+    if len(root) > _LONGEST_ROOT:
+        raise ConfigError(f"--pipeline-root: has {len(root)} characters; Kubeflow hands on {_LONGEST_ROOT}; shorten it")
+    return root
 
 
 def arguments(config: Config, root: str, package: Package, by_the_clock: bool = False) -> dict[str, Any]:

@@ -6,21 +6,18 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from calm_core.telemetry.mlflow_run import KUBEFLOW_RUN_VARIABLE
+from components import mlflow_environment
 
 ENVIRONMENT = {
     "AWS_ENDPOINT_URL": "AWS_ENDPOINT_URL",
     "AWS_REGION": "AWS_DEFAULT_REGION",  # botocore knows this name alone
-    "MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI",
+    **{name: mlflow_environment.own(name) for name in mlflow_environment.OF_THE_SERVER},
 }
 """What a ConfigMap may set, and the variables of it."""
 CREDENTIALS = {
-    name: name
-    for name in (
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "MLFLOW_TRACKING_USERNAME",
-        "MLFLOW_TRACKING_PASSWORD",
-    )
+    "AWS_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY",
+    **{name: mlflow_environment.own(name) for name in mlflow_environment.OF_ITS_USER},
 }
 """What a Secret may set, likewise."""
 _LABEL_OF_THE_RUN = "metadata.labels['pipeline/runid']"  # which Kubeflow puts on every pod of a run

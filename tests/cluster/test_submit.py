@@ -129,7 +129,17 @@ PLACES = {
         ("--source", "s3://b/a.jsonl", "--pipeline-root", "s3://me:hunter2@bucket/x"),
         "--pipeline-root: a URL holds no password",
     ),
-    "a root with braces": (("--source", "s3://b/a.jsonl", "--pipeline-root", "s3://b/{{x}}"), "does not take s3://b/"),
+    **{
+        f"a root {root}": (
+            ("--source", "s3://b/a.jsonl", "--pipeline-root", root),
+            f"does not take {root}; write s3://",
+        )
+        for root in (
+            *("s3://b/{{x}}", "s3://b//x", "s3:///x", "s3://b/../x", "s3://b/x?region=r", "s3://b/x#y", "s3://b/$(X)"),
+            *("S3://b/x", "s3a://b/x", "gs://b/x", "https://b/x"),
+        )
+    },
+    "a long root": (("--source", "s3://b/a.jsonl", "--pipeline-root", f"s3://{'b' * 200}"), "has 205 characters"),
 }
 
 
@@ -167,6 +177,13 @@ def test_what_pods_get_comes_from_the_settings(kubeflow: Kubeflow, call: Call) -
 
 def test_checked_root_takes_kubeflows_own() -> None:
     assert checked_root("minio://mlpipeline/private-artifacts/team/") == "minio://mlpipeline/private-artifacts/team"
+
+
+def test_many_partitions_are_told_of_a_limit_of_kubeflow(kubeflow: Kubeflow, call: Call) -> None:
+    assert call(*SUBMIT, "--host", kubeflow.url, "--set", "data.partitions=32")[2] == ""
+    code, _, err = call(*SUBMIT, "--host", kubeflow.url, "--set", "data.partitions=33")
+    assert (code, len(err.splitlines())) == (0, 1)
+    assert err.startswith("data.partitions: 33 may be more than this Kubeflow keeps track of")
 
 
 # --- what the server may do

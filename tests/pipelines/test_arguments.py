@@ -46,6 +46,7 @@ PARTS = [
     '"$program_path/ephemeral_component.py" "$@"',
     "pip install x",
     "$(touch here) `id` $HOME ${HOME}",
+    "$$(AWS_SECRET_ACCESS_KEY) $$$",
     "'\"\\",
     "\t\r\n\x00\x1b[2J",
     "ümläut 日本 🙂 \u2028",

@@ -75,7 +75,10 @@ def test_a_secret_is_a_name_that_a_parameter_gives(documents: list[dict[str, Any
         assert secret["secretNameParameter"]["componentInputParameter"].endswith("credentials")
         assert environment["configMapNameParameter"]["componentInputParameter"].endswith("environment")
         assert secret["optional"] and environment["optional"]
-        assert all(each["secretKey"] == each["envVar"] for each in secret["keyToEnv"])
+        variables = {each["envVar"]: each["secretKey"] for each in secret["keyToEnv"]}
+        variables |= {each["envVar"]: each["configMapKey"] for each in environment["keyToEnv"]}
+        assert all(name.removeprefix("CALM_") == key or key == "AWS_REGION" for name, key in variables.items())
+        assert not any(name.startswith("MLFLOW_") for name in variables)  # those are set by Kubeflow's MLflow plugin
         assert executor["securityContext"] == {"runAsNonRoot": True}
 
 
