@@ -29,7 +29,7 @@ def kinds_of(texts: list[str], place: Path, **settings: Any) -> list[int]:
     """What becomes of each text, in order; the counts agree."""
     config = data_of(write_lines(place / "texts.jsonl", texts), **settings)
     found = find_duplicates(scans_of(config, place), config, f"{place}/duplicates")
-    kinds = [kind for i in range(config.partitions) for kind in read_dropped(found, f"dropped/{i:05d}.parquet")[1]]
+    kinds = [kind for i in range(config.partitions) for kind in read_dropped(found, f"dropped/{i:05d}.parquet")]
     assert found.facts == DuplicatesFacts(
         duplicates=kinds.count(DUPLICATE), near_duplicates=kinds.count(NEAR_DUPLICATE)
     )
