@@ -16,7 +16,7 @@ from calm_core.data.preparing.scan import scan_partition
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import DatasetFacts, DuplicatesFacts, ScanFacts
+from calm_core.store.facts import DatasetFacts, ScanFacts
 from tests.data.test_prepare import TOKENIZER, data_of, write_lines
 
 
@@ -30,9 +30,8 @@ def kinds_of(texts: list[str], place: Path, **settings: Any) -> list[int]:
     config = data_of(write_lines(place / "texts.jsonl", texts), **settings)
     found = find_duplicates(scans_of(config, place), config, f"{place}/duplicates")
     kinds = [kind for i in range(config.partitions) for kind in read_dropped(found, f"dropped/{i:05d}.parquet")]
-    assert found.facts == DuplicatesFacts(
-        duplicates=kinds.count(DUPLICATE), near_duplicates=kinds.count(NEAR_DUPLICATE)
-    )
+    counts = found.facts.duplicates, found.facts.near_duplicates
+    assert counts == (kinds.count(DUPLICATE), kinds.count(NEAR_DUPLICATE))
     assert len(kinds) == len(texts)
     return kinds
 
