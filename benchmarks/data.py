@@ -84,6 +84,24 @@ def _scaling_rows(source: Path, tokenizer: Path, folder: Path) -> Iterator[Row]:
         f"{two['seconds']:.1f} s",
         one["seconds"] / two["seconds"],
     )
+    yield from _portion_rows(source, tokenizer, folder)
+
+
+def _portion_rows(source: Path, tokenizer: Path, folder: Path) -> Iterator[Row]:
+    """One partition, as a task of a pipeline has it; the plan and the tokenizer are made before."""
+    measured = partial(_preparing, "partition", source, tokenizer, folder / "partition")
+    numbers = in_turns(
+        {"whole": partial(measured, 1, "whole"), "one": partial(measured, 1), "two": partial(measured, 2)}, 2
+    )
+    assert len({run["digest"] for run in numbers.values()}) == 1, "the bytes must not depend on the processes"
+    what = f"scanning and tokenising one partition of {source.stat().st_size / 1e6:.0f} MB, one process"
+    for name, reference, ours, unit in (
+        (f"{what}: in portions against in one go", "whole", "one", "cpu_seconds"),
+        ("... in portions, two processes against one", "one", "two", "seconds"),
+    ):
+        before, now = (numbers[way]["tokens"] / numbers[way][unit] / 1e6 for way in (reference, ours))
+        per = "CPU-s" if unit == "cpu_seconds" else "s"
+        yield Row(name, f"{before:.2f} Mtoken/{per}", f"{now:.2f} Mtoken/{per}", now / before)
 
 
 def _prepare(source: Path, tokenizer: Path, output: Path, workers: int = 1, **settings: Any) -> Numbers:

@@ -13,14 +13,16 @@ from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.data.preparing.duplicates import find_duplicates
 from calm_core.data.preparing.keys import TEXT, KeyWriter
 from calm_core.data.preparing.plan import plan_partitions
-from calm_core.data.preparing.scan import scan_partition
-from calm_core.data.preparing.tokenize import tokenize_partition
+from calm_core.data.preparing.scan import scan_partition, scan_partitions
+from calm_core.data.preparing.tokenize import tokenize_partition, tokenize_partitions
 from calm_core.data.preparing.train_tokenizer import train_tokenizer
+from calm_core.data.preparing.workers import Workers
+from calm_core.data.sources import partitions
 from calm_core.data.stage import prepare_data
 from calm_core.data.tokenizers.encoder import choose_engine, encoder
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import DatasetFacts, ScanFacts
+from calm_core.store.facts import SPLITS, DatasetFacts, ScanFacts, ShardsFacts
 
 
 def prepare(source: str, tokenizer_file: str, output: str, workers: str, settings: str) -> Numbers:
@@ -65,6 +67,27 @@ def worker(source: str, tokenizer_file: str, folder: str) -> Numbers:
     return {"bytes": memory("VmHWM")}
 
 
+def partition(source: str, tokenizer_file: str, folder: str, processes: str, whole: str = "") -> Numbers:
+    """Scanning and tokenising one partition, from nothing, with so many processes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if whole:
+        partitions._PORTION_BYTES = 1 << 60
+    config = DataConfig(sources=(source,), partitions=1, sequence_length=2048)
+    planned = plan_partitions(config, f"{folder}/plan")
+    tokenizer = train_tokenizer(planned, TokenizerConfig(source=tokenizer_file), config, f"{folder}/tokenizer").uri
+    made: list[Artifact[ShardsFacts]] = []
+
+    def run() -> None:
+        with Workers(int(processes)) as workers:
+            scans = scan_partitions(planned, config, [f"{folder}/scan"], workers)
+            found = find_duplicates([scan.uri for scan in scans], config, f"{folder}/duplicates").uri
+            made.extend(tokenize_partitions(planned, config, tokenizer, found, [f"{folder}/shards"], workers))
+
+    numbers = metered(run)
+    tokens = sum(made[0].facts.split(split).tokens for split in SPLITS)
+    return numbers | {"tokens": tokens, "digest": int(made[0].digest[:12], 16)}
+
+
 def write_keys(folder: str, partitions: str) -> Numbers:
     """Scans of partitions of 2^20 documents each, with random keys."""
     for number in range(int(partitions)):
@@ -87,5 +110,5 @@ def compare_keys(folder: str, partitions: str) -> Numbers:
 
 
 if __name__ == "__main__":
-    TASKS = (prepare, encode, worker, write_keys, compare_keys)
+    TASKS = (prepare, encode, worker, partition, write_keys, compare_keys)
     print(json.dumps({task.__name__: task for task in TASKS}[sys.argv[1]](*sys.argv[2:])))

@@ -1,6 +1,5 @@
 """The stages one by one, with the arguments and the meaning that they have in Python and in the pipeline."""
 
-import os
 import re
 import time
 from shlex import quote
@@ -95,7 +94,7 @@ def prepare(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes, at most one a partition; the bytes stay the same. [default: a core each]"),
+        typer.Option(min=1, help="Processes; the bytes stay the same. [default: a core and 1 GiB of memory each]"),
     ] = None,
     overwrite: OverwriteOption = False,
     profile: ProfileOption = DEFAULT_PROFILE,
@@ -119,13 +118,14 @@ def prepare(
     config = configuration(profile, set_, options)
     if config.data.extends:
         require("--extends", config.data.extends, DatasetFacts)
+    from calm_core.data.preparing.workers import most_workers
     from calm_core.data.sources.check import check_sources
     from calm_core.data.stage import prepare_data
 
     if config.data.sources:
         check_sources(config.data)
     config = with_text(config, _begin(config, "dataset", output))
-    dataset = prepare_data(config.data, config.tokenizer, output, workers or os.cpu_count() or 1, overwrite=overwrite)
+    dataset = prepare_data(config.data, config.tokenizer, output, workers or most_workers(), overwrite=overwrite)
     train_it = f"calm train autoencoder --dataset {quote(output)} --output AUTOENCODER{_of(profile)}"
     show_result(dataset, started, json_, [train_it, f"calm inspect {quote(output)}"])
 

@@ -1,6 +1,7 @@
 """Processes: what is said of one that ended without a word, and ending with the one that was started by."""
 
 import ctypes
+import math
 import os
 import resource
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 
 PARENT_VARIABLE = "CALM_PARENT_PID"
 """Who starts a process that calls `end_with_parent` says here who it is: it may be gone before the process can look."""
+PROCESSES_VARIABLE = "CALM_PROCESSES"
+"""Who starts several tasks on one machine says here how many processes each may have."""
 _PARENT_SECONDS = 0.5  # between two looks at whether the parent is there
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # cgroups(7)
@@ -40,11 +43,30 @@ def killed_by(exit_code: int, *, for_memory: bool = False) -> str:
 def machine_bytes() -> int:
     """Memory of this machine, or of the container if it may use less."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for group in _memory_groups():
+    for group in _groups("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             with suppress(OSError, ValueError):  # not there, or "max"
                 limits.append(int((group / name).read_text()))
     return min(limits)
+
+
+def machine_cores() -> int:
+    """Cores that this process may use of this machine, or of the container, a part of one counted whole."""
+    limits = [float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)]
+    for group in _groups("cpu"):
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            with suppress(OSError, ValueError):  # not there, or "max"
+                quota, period = map(int, " ".join((group / name).read_text() for name in names).split())
+                if quota > 0:
+                    limits.append(quota / period)
+    return math.ceil(min(limits))
+
+
+def room_for_processes(each_bytes: int) -> int:
+    """How many processes this machine or container has cores and memory for; at most CALM_PROCESSES, if that is set."""
+    told = os.environ.get(PROCESSES_VARIABLE, "")
+    most = int(told) if told.isdecimal() else machine_cores()
+    return max(1, min(most, machine_cores(), machine_bytes() // each_bytes))
 
 
 def peak_bytes() -> int:
@@ -55,7 +77,7 @@ def peak_bytes() -> int:
 
 def oom_kills() -> int:
     """How many processes the kernel has killed for want of memory in this process's control group, so far."""
-    for group in _memory_groups():
+    for group in _groups("memory"):
         for name in ("memory.events", "memory.oom_control"):
             with suppress(OSError):
                 counts = dict(line.split() for line in (group / name).read_text().splitlines())
@@ -63,12 +85,13 @@ def oom_kills() -> int:
     return 0
 
 
-def _memory_groups() -> Iterator[Path]:
-    """The folders in which Linux says what memory this process may use, of both its versions: the nearest first."""
+def _groups(controller: str) -> Iterator[Path]:
+    """The folders in which Linux says what this process may use of memory or cpu, of both its versions: the nearest
+    first."""
     with suppress(OSError):  # there are none elsewhere
         for line in _OWN_GROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers in ("", "memory"):
+            if not controllers or controller in controllers.split(","):
                 group = _GROUPS / controllers / path.lstrip("/")  # in a container it may not be seen, but one above it
                 yield from (one for one in (group, *group.parents) if one.is_relative_to(_GROUPS))
 

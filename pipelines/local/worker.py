@@ -21,10 +21,13 @@ from kfp import components, local
 from kfp.local import cache, subprocess_task_handler
 
 from calm_core.shown import SafeStream
-from calm_core.telemetry.processes import end_with_parent
+from calm_core.telemetry.processes import PROCESSES_VARIABLE, end_with_parent, machine_cores
 from pipelines.compile import TRAIN_PIPELINE
 from pipelines.local.cache import use_checked_cache
 from pipelines.local.run import BASELINE_MODEL, BASELINE_REPORT, RUN_REPORT, STOP_SECONDS
+
+_AT_ONCE = 2
+"""Tasks of a loop that Kubeflow's local runner has at work at a time."""
 
 
 def run(request: dict[str, Any]) -> None:
@@ -37,6 +40,7 @@ def run(request: dict[str, Any]) -> None:
     # sys.executable has to be this word, and PATH has to lead to this interpreter.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     sys.executable = "python3"
+    os.environ[PROCESSES_VARIABLE] = str(max(1, machine_cores() // _AT_ONCE))
     use_checked_cache()
     _note_failures(Path(request["failure"]))
     local.init(

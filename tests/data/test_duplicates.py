@@ -16,7 +16,7 @@ from calm_core.data.preparing.scan import scan_partition
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store.artifact import Artifact, ArtifactWriter
-from calm_core.store.facts import DatasetFacts, DuplicatesFacts, ScanFacts
+from calm_core.store.facts import DatasetFacts, ScanFacts
 from tests.data.test_prepare import TOKENIZER, data_of, write_lines
 
 
@@ -29,10 +29,9 @@ def kinds_of(texts: list[str], place: Path, **settings: Any) -> list[int]:
     """What becomes of each text, in order; the counts agree."""
     config = data_of(write_lines(place / "texts.jsonl", texts), **settings)
     found = find_duplicates(scans_of(config, place), config, f"{place}/duplicates")
-    kinds = [kind for i in range(config.partitions) for kind in read_dropped(found, f"dropped/{i:05d}.parquet")[1]]
-    assert found.facts == DuplicatesFacts(
-        duplicates=kinds.count(DUPLICATE), near_duplicates=kinds.count(NEAR_DUPLICATE)
-    )
+    kinds = [kind for i in range(config.partitions) for kind in read_dropped(found, f"dropped/{i:05d}.parquet")]
+    counts = found.facts.duplicates, found.facts.near_duplicates
+    assert counts == (kinds.count(DUPLICATE), kinds.count(NEAR_DUPLICATE))
     assert len(kinds) == len(texts)
     return kinds
 

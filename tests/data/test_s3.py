@@ -18,6 +18,7 @@ from calm_core.data.preparing.plan import plan_partitions
 from calm_core.data.preparing.scan import scan_partition
 from calm_core.data.reading.dataset import TokenDataset
 from calm_core.data.reading.loader import Loader
+from calm_core.data.sources import partitions
 from calm_core.data.sources.documents import read_documents
 from calm_core.data.stage import prepare_data
 from calm_core.errors import ArtifactError, CalmError, SourceError, StorageError
@@ -70,6 +71,16 @@ def test_s3_and_disk_hold_the_same_bytes(s3_place: str, local: Artifact[DatasetF
     assert files_of(remote) == files_of(local)
     assert remote.manifest.results == local.manifest.results
     assert all_rows(remote.uri) == all_rows(local.uri)
+
+
+def test_portions_in_s3_give_the_same_bytes_and_are_removed(
+    s3_place: str, local: Artifact[DatasetFacts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write(f"{s3_place}/texts.jsonl", LINES.encode())
+    monkeypatch.setattr(partitions, "_PORTION_BYTES", len(LINES) // 7)
+    remote = prepare_data(data_of(f"{s3_place}/texts.jsonl"), TOKENIZER, f"{s3_place}/dataset")
+    assert files_of(remote) == files_of(local)
+    assert not any(".portions" in uri for uri in storage.files_below(s3_place))
 
 
 def test_storms_of_errors_and_slow_answers_change_nothing(

@@ -173,7 +173,12 @@ def test_a_repeated_document_is_one_of_the_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize("documents", [21, 10**12])
 def test_a_scan_has_a_key_for_each_document(documents: int, scan: Path, tmp_path: Path) -> None:
     """No memory is taken for what a manifest says alone."""
-    uri = edit(scan, lambda content: content["results"].update(documents=documents))
+
+    def claim(content: Any) -> None:
+        content["results"].update(documents=documents)
+        content["origins"].update(portions=[documents])
+
+    uri = edit(scan, claim)
     with pytest.raises(ArtifactError, match=f"20 keys of {documents:,} documents"):
         find_duplicates([uri], data_of(tmp_path / "texts.jsonl", partitions=1), f"{tmp_path}/duplicates")
 

@@ -70,8 +70,16 @@ def _unpacked(bits: npt.NDArray[np.uint8], start: int, stop: int) -> npt.NDArray
     return np.unpackbits(bits[start // 8 : -(-stop // 8)])[: stop - start]
 
 
-def read_dropped(artifact: Artifact[DuplicatesFacts], path: str) -> tuple[int, Iterator[int]]:
-    """How many documents a partition has, and KEPT, DUPLICATE or NEAR_DUPLICATE for each of them, in order.
+def read_dropped(
+    artifact: Artifact[DuplicatesFacts], path: str, first: int = 0, count: int | None = None
+) -> Iterator[int]:
+    """KEPT, DUPLICATE or NEAR_DUPLICATE for each of a partition's documents, in order.
+
+    Args:
+        artifact: The duplicates.
+        path: The file of the partition there.
+        first: The first document that is of interest.
+        count: How many are; None: all from there on.
 
     Raises:
         ArtifactError: The file is missing or damaged.
@@ -81,17 +89,19 @@ def read_dropped(artifact: Artifact[DuplicatesFacts], path: str) -> tuple[int, I
         file = pq.ParquetFile(data)
     if file.schema_arrow.types != [pa.uint8()]:
         raise artifact.damaged(path, "no list of dropped documents")
-    return file.metadata.num_rows, _kinds(file, artifact, path)
+    end = file.metadata.num_rows if count is None else first + count
+    return _kinds(file, artifact, path, first, end)
 
 
-def _kinds(file: pq.ParquetFile, artifact: Artifact[DuplicatesFacts], path: str) -> Iterator[int]:
-    batches = file.iter_batches()
+def _kinds(file: pq.ParquetFile, artifact: Artifact[DuplicatesFacts], path: str, first: int, end: int) -> Iterator[int]:
+    batches, start = file.iter_batches(), 0
     while True:
         with _undamaged(artifact, path):
             kinds = next(batches, None)
-        if kinds is None:
+        if kinds is None or start >= end:
             return
-        yield from kinds.column(0).to_pylist()
+        yield from kinds.column(0)[max(first - start, 0) : max(end - start, 0)].to_pylist()
+        start += len(kinds)
 
 
 @contextmanager

@@ -75,7 +75,8 @@ def find_duplicates(scan_uris: Sequence[str], config: DataConfig, output_uri: st
         dropped = _compared(before, scans, config.near_duplicate_threshold)
         counts = [part.write(writer, f"dropped/{i:05d}.parquet") for i, part in enumerate(dropped, first)]
         exact, near = (sum(column) for column in zip(*counts, strict=True))
-        writer.facts = DuplicatesFacts(duplicates=exact, near_duplicates=near)
+        portions = {str(scan.facts.partition): scan.facts.portions for scan in scans}
+        writer.facts = DuplicatesFacts(duplicates=exact, near_duplicates=near, portions=portions)
         report(STAGE, note=f"{exact:,} duplicates, {near:,} near-duplicates found")
     return Artifact(output_uri, DuplicatesFacts)
 

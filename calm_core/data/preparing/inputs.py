@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 from calm_core.config import DataConfig
-from calm_core.data.sources.partitions import Partition
+from calm_core.data.sources.partitions import Partition, Portion
 from calm_core.errors import ArtifactError
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import ScanFacts, ShardsFacts
@@ -39,6 +39,11 @@ def document_settings(partition: Partition, config: DataConfig) -> dict[str, Any
         ],
         **{name: getattr(config, name) for name in _DOCUMENTS},
     }
+
+
+def portion_settings(part: Partition) -> dict[str, Any]:
+    """What tells a portion from others; empty for a whole partition."""
+    return {"partition": part.index, "portion": part.number} if isinstance(part, Portion) else {}
 
 
 def shape_settings(config: DataConfig) -> dict[str, Any]:

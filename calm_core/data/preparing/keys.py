@@ -116,17 +116,21 @@ class KeyWriter:
         self._first = 0  # document of the buffer's first key
         self._run = 0
 
-    def add(self, key: bytes) -> None:
-        """The key of the next document, 16 bytes spread evenly."""
-        self._keys += key
-        if len(self._keys) >= _KEY_BYTES * _RUN_DOCUMENTS:
-            self.close()
+    def add(self, keys: bytes) -> None:
+        """The key of the next document, 16 bytes spread evenly; or those of the next ones."""
+        self._keys += keys
+        while len(self._keys) >= _KEY_BYTES * _RUN_DOCUMENTS:
+            self._write()
 
     def close(self) -> None:
         """Write what is still in memory."""
-        if not self._keys:
-            return
-        high, low = np.frombuffer(bytes(self._keys), dtype=">u8").reshape(-1, 2).T
+        if self._keys:
+            self._write()
+
+    def _write(self) -> None:
+        run = bytes(self._keys[: _KEY_BYTES * _RUN_DOCUMENTS])
+        del self._keys[: len(run)]
+        high, low = np.frombuffer(run, dtype=">u8").reshape(-1, 2).T
         order = np.lexsort((low, high))  # by high, then by low; equal keys in the order of the documents
         records = np.empty(len(order), dtype=_RECORD)
         records["high"], records["low"], records["document"] = high[order], low[order], order + self._first
@@ -137,7 +141,6 @@ class KeyWriter:
             file.write(records.tobytes())
         self._first += len(order)
         self._run += 1
-        self._keys.clear()
 
 
 class KeyFile(NamedTuple):
@@ -164,6 +167,12 @@ class KeyFile(NamedTuple):
         """The records of buckets [first, end)."""
         start, stop = (_INDEX_BYTES + int(starts[bucket]) * _RECORD.itemsize for bucket in (first, end))
         return np.frombuffer(self._read(start, stop) if start < stop else b"", dtype=_RECORD)
+
+    def keys(self) -> bytes:
+        """The keys as they were added: in the order of the documents."""
+        records = self.records(self.starts(), 0, BUCKETS)
+        ordered = records[np.argsort(records["document"])]
+        return np.stack([ordered["high"], ordered["low"]], axis=1).astype(">u8").tobytes()
 
     def _read(self, start: int, stop: int) -> bytes:
         return storage.read(self.artifact.uri_of(self.path), start, stop)

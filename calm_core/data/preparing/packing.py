@@ -65,15 +65,19 @@ class Packer:
     def push(self, document: Tokens) -> Iterator[Tokens]:
         """Append a document; yields each block that it fills, uint32 [block_rows, T]."""
         for part in (self._begin, document, self._end_of(document)):
-            while len(part):
-                room = len(self._block) - self._used
-                # Both sides are cut where the block ends, so that they have equal lengths.
-                self._block[self._used : self._used + len(part)] = part[:room]
-                self._used += min(room, len(part))
-                part = part[room:]
-                if self._used == len(self._block):
-                    yield self._block.reshape(-1, self._length).copy()
-                    self._used = 0
+            yield from self.append(part)
+
+    def append(self, tokens: npt.NDArray[np.unsignedinteger]) -> Iterator[Tokens]:
+        """Append tokens as they stand: of documents that are packed already."""
+        while len(tokens):
+            room = len(self._block) - self._used
+            # Both sides are cut where the block ends, so that they have equal lengths.
+            self._block[self._used : self._used + len(tokens)] = tokens[:room]
+            self._used += min(room, len(tokens))
+            tokens = tokens[room:]
+            if self._used == len(self._block):
+                yield self._block.reshape(-1, self._length).copy()
+                self._used = 0
 
     def _end_of(self, document: Tokens) -> Tokens:
         if self._contiguous:

@@ -1,37 +1,100 @@
 """How far preparing is."""
 
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
+from calm_core.data.sources.partitions import Partition
 from calm_core.telemetry.progress import report
 
 STAGE = "prepare"
-_SECONDS = 2.0  # between two reports of one partition
+_SECONDS = 2.0  # between two reports
+_SHARING_SECONDS = 0.2  # between two looks at what the others have done
+_DONE, _COUNTED, _KEPT, _NEXT = range(4)
+
+
+def of_partition(partitions: Sequence[Partition]) -> str:
+    """The beginning of what is said of a partition; empty for several."""
+    return f"partition {partitions[0].index}: " if len(partitions) == 1 else ""
+
+
+class Counts(Protocol):
+    """Numbers that all processes which are at work on a step share."""
+
+    def get_lock(self) -> AbstractContextManager[object]: ...
+    def __getitem__(self, index: int, /) -> float: ...
+    def __setitem__(self, index: int, value: float, /) -> None: ...
+    def __len__(self) -> int: ...
+
+
+class _Own(list[float]):
+    """The numbers of a process that works alone."""
+
+    def get_lock(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+
+counts: Counts = _Own([0.0] * 4)
 
 
 class Progress:
-    """Reports of the work on one partition, now and then.
+    """Reports of a step, now and then, of what all processes together have done since it began.
 
     Args:
+        note: What is said of it, with {done} and {counted} for the two numbers.
         total: Documents in all, 0 where that is not known.
 
     Example:
-        >>> if progress.is_due():
-        ...     progress.tell("partition 3: 12,000 tokens", done=50, tokens=12_000)
+        >>> progress = Progress("{counted:,} tokens", total=3_000)
+        >>> progress.add(done=1, counted=250)
     """
 
-    def __init__(self, total: int = 0) -> None:
-        self._total = total
-        self._started = time.monotonic()
-        self._next = self._started + _SECONDS
+    def __init__(self, note: str, total: int = 0) -> None:
+        self._note, self._total = note, total
+        self._done = self._counted = 0  # what the others do not know of yet
+        self._started = time.monotonic()  # of the machine: the same in all of its processes
+        self._next = 0.0
+        with counts.get_lock():
+            for index, value in ((_DONE, 0), (_COUNTED, 0), (_KEPT, 0), (_NEXT, self._started + _SECONDS)):
+                counts[index] = value
 
-    def is_due(self) -> bool:
-        """Whether nothing has been said for a while."""
-        return time.monotonic() >= self._next
+    def add(self, done: int, counted: int) -> None:
+        """Documents that are done, and how much has come of them."""
+        self._done += done
+        self._counted += counted
+        if time.monotonic() >= self._next:
+            self.share()
 
-    def tell(self, note: str, done: int = 0, tokens: int = 0) -> None:
-        """Say how many documents are done, and how many tokens have come of them."""
+    def keep(self, done: int) -> None:
+        """Documents that an earlier run has done."""
+        with counts.get_lock():
+            counts[_KEPT] += done
+
+    def share(self) -> None:
+        """Let the others know, and report where nothing has been said for a while."""
         now = time.monotonic()
-        self._next = now + _SECONDS
-        spent = max(now - self._started, 1e-9)
-        left = spent * (self._total - done) / done if done else 0.0
-        report(STAGE, done=done, total=self._total, rate=tokens / spent, eta=left, note=note)
+        with counts.get_lock():
+            counts[_DONE] += self._done
+            counts[_COUNTED] += self._counted
+            if is_due := now >= counts[_NEXT]:
+                counts[_NEXT] = now + _SECONDS
+        self._done = self._counted = 0
+        self._next = now + _SHARING_SECONDS
+        if is_due:
+            self.tell()
+
+    def tell(self) -> None:
+        """Report."""
+        with counts.get_lock():
+            done, counted, kept = (int(counts[index]) for index in (_DONE, _COUNTED, _KEPT))
+        spent = max(time.monotonic() - self._started, 1e-9)
+        known = bool(self._total)
+        report(
+            STAGE,
+            done=done + kept if known else 0,
+            total=self._total,
+            rate=counted / spent if known else 0.0,
+            eta=spent * max(self._total - kept - done, 0) / done if known and done else 0.0,
+            note=self._note.format(done=done + kept, counted=counted),
+        )

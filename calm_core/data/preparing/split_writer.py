@@ -9,27 +9,42 @@ import numpy.typing as npt
 
 from calm_core.config import DataConfig
 from calm_core.data.preparing.packing import Packer
-from calm_core.data.shards import ShardWriter
-from calm_core.data.tokenizers.tokenizer import Tokenizer
-from calm_core.store.artifact import ArtifactWriter
-from calm_core.store.facts import LENGTH_BINS, Shard, ShardsFacts, Split, SplitCounts
+from calm_core.data.shards import ShardReader, ShardShape, ShardWriter
+from calm_core.store.artifact import Artifact, ArtifactWriter
+from calm_core.store.facts import LENGTH_BINS, Shard, ShardsFacts, Split, SplitCounts, Vocabulary
+
+
+def of_portion(config: DataConfig) -> DataConfig:
+    """Settings with which a portion's documents are packed into rows without a rest, for others to follow them.
+
+    As many tokens are in a row group, and in a file, as in those of the partition.
+    """
+    tokens = config.document_alignment if config.packing == "documents" else 1
+    rows = config.sequence_length // tokens
+    return config.model_copy(
+        update={
+            "sequence_length": tokens,
+            "rows_per_group": config.rows_per_group * rows,
+            "rows_per_shard": config.rows_per_shard * rows,
+        }
+    )
 
 
 class SplitWriter:
     """Packs the documents of one split and writes them as shards, <split>-<number>.parquet."""
 
     def __init__(
-        self, writer: ArtifactWriter[ShardsFacts], split: Split, config: DataConfig, tokenizer: Tokenizer
+        self, writer: ArtifactWriter[ShardsFacts], split: Split, config: DataConfig, vocabulary: Vocabulary
     ) -> None:
         self._writer, self._split, self._config = writer, split, config
-        self._vocab_size = tokenizer.vocab_size
+        self._vocab_size = vocabulary.vocab_size
         self._packer = Packer(
             sequence_length=config.sequence_length,
             block_rows=config.rows_per_group,
             document_alignment=config.document_alignment,
-            pad_id=tokenizer.pad_id,
-            eos_id=tokenizer.eos_id,
-            bos_id=tokenizer.bos_id,
+            pad_id=vocabulary.pad_id,
+            eos_id=vocabulary.eos_id,
+            bos_id=vocabulary.bos_id,
             packing=config.packing,
         )
         self._open = ExitStack()
@@ -57,6 +72,24 @@ class SplitWriter:
         self._lengths[tokens.bit_length() - 1] += 1  # bin i: [2^i, 2^(i+1)) tokens
         for block in self._packer.push(ids):
             self._write(block)
+
+    def take(self, part: Artifact[ShardsFacts]) -> None:
+        """Append the documents of a portion (see `of_portion`).
+
+        Raises:
+            ArtifactError: It is damaged.
+        """
+        counts, shape = part.facts.split(self._split), of_portion(self._config)
+        self._documents += counts.documents
+        self._text_bytes += counts.text_bytes
+        self._lengths += np.array(counts.document_lengths)
+        self._packer.padding += counts.padding
+        for shard in counts.shards:
+            rows = ShardShape(shard.rows, shape.sequence_length, self._vocab_size, shape.rows_per_group)
+            reader = ShardReader(part.open(shard.path), rows)
+            for index in range(-(-shard.rows // shape.rows_per_group)):
+                for block in self._packer.append(reader.read_group(index).reshape(-1)):
+                    self._write(block)
 
     def finish(self) -> SplitCounts:
         """Write what is left; returns the split's counts."""

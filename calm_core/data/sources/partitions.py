@@ -2,7 +2,7 @@
 
 import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Self
 
@@ -14,6 +14,10 @@ from calm_core.errors import ArtifactError, ConfigError
 from calm_core.store import storage
 from calm_core.store.artifact import digest_of
 from calm_core.store.facts import Record, SourceFile
+
+_PORTION_BYTES = 32 << 20  # seconds of work for a process
+_MOST_PORTIONS = 1024  # of a partition: each is an artifact until all are finished
+_OPENING_BYTES = 1 << 18  # that are read in the time that it takes to open a file
 
 
 class Piece(Record):
@@ -69,6 +73,45 @@ class Partition(Record):
         """
         return _PIECES.validate_python(_read(self.pieces_uri))
 
+    def portions(self) -> Sequence["Partition"]:
+        """The partition as portions that are prepared side by side, each kept once it is finished.
+
+        A portion is a run of pieces; those that are larger than one are cut. What it holds depends on the partition's
+        pieces alone. A small partition is its only portion.
+
+        Raises:
+            ArtifactError: The file of the pieces is gone or damaged.
+        """
+        size = max(_PORTION_BYTES, -(-self.num_bytes // _MOST_PORTIONS))
+        runs: list[list[Piece]] = [[]]
+        room = size
+        for piece in self.pieces():
+            for start, end in pairwise([*_steps(piece, size), piece.end]):
+                if room <= 0:
+                    runs.append([])
+                    room = size
+                runs[-1].append(piece.model_copy(update={"start": start, "end": end}))
+                room -= max(end - start, _OPENING_BYTES)
+        if len(runs) == 1:
+            return [self]
+        return [Portion(**self.model_dump(), number=number, held=run) for number, run in enumerate(runs)]
+
+
+class Portion(Partition):
+    """A part of a partition.
+
+    Attributes:
+        number: Place in the partition.
+        held: Its pieces.
+    """
+
+    number: int
+    held: list[Piece]
+
+    def pieces(self) -> list[Piece]:
+        """Its pieces."""
+        return self.held
+
 
 _PIECES = TypeAdapter(list[Piece])
 
@@ -97,6 +140,13 @@ def partition_files(
     for file in {file.digest: file for file in files}.values():
         write_blocks(file, place)
     return [_written(pieces, first_index + i, place, extends) for i, pieces in enumerate(shares)]
+
+
+def _steps(piece: Piece, size: int) -> range | list[int]:
+    """Where the parts of a piece begin that portions of this size take."""
+    format_ = format_of(piece.file.uri)
+    splits = format_ is not None and format_.splits and piece.start < piece.end
+    return range(piece.start, piece.end, size) if splits else [piece.start]
 
 
 def _cuts(file: SourceFile, offset: int, bounds: list[float]) -> list[int]:

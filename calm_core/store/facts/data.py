@@ -68,7 +68,11 @@ class SplitCounts(Record):
 
 
 class ScanFacts(Facts, kind="scan"):
-    """Keys of a partition's documents."""
+    """Keys of a partition's documents.
+
+    Attributes:
+        portions: How many of the documents are in each of the portions that it was scanned in.
+    """
 
     partition: Count
     documents: Count
@@ -76,18 +80,26 @@ class ScanFacts(Facts, kind="scan"):
     normalized: Count
     rejected: dict[str, Count]
     reject_examples: Annotated[list[str], ORIGIN] = []
+    portions: Annotated[list[Count], ORIGIN] = []
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if self.portions:
+            require_sum("documents", self.documents, "documents of the portions", self.portions)
         require_at_most("normalized", self.normalized, "documents", self.documents)
         return self
 
 
 class DuplicatesFacts(Facts, kind="duplicates"):
-    """Which documents of each partition stay."""
+    """Which documents of each partition stay.
+
+    Attributes:
+        portions: Of each partition, how many documents are in each of its portions.
+    """
 
     duplicates: Count
     near_duplicates: Count
+    portions: Annotated[dict[str, list[Count]], ORIGIN] = {}
 
 
 class Vocabulary(Record):
