@@ -38,7 +38,7 @@ def image(engine: docker.DockerClient) -> str:
 
 @pytest.fixture(scope="session")
 def pod() -> dict[str, Any]:
-    """How a container has to run as a pod of a strict cluster does, for `containers.run`: as a user that nobody knows."""
+    """Arguments of `containers.run` for what strict clusters do to pods: a user that nobody knows, nothing to write."""
     return {
         "user": f"{random.randint(100_000, 2**31)}:0",
         "read_only": True,
