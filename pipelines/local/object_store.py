@@ -26,11 +26,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[str]:
+def s3_server(folder: Path, address: str = "127.0.0.1") -> Iterator[str]:
     """Run the server while the block lasts; yields its endpoint.
 
     Args:
         folder: An empty folder for its data and its log.
+        address: Of this machine, that it is reached at.
 
     Raises:
         CalmError: Its program is not installed, or it does not serve.
@@ -46,13 +47,14 @@ def s3_server(folder: Path) -> Iterator[str]:
     (folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
-    command = [program, "server", f"-dir={folder}/data", "-ip=127.0.0.1", "-s3", f"-s3.config={folder}/identities.json"]
+    command = [program, "server", f"-dir={folder}/data", f"-ip={address}"]
+    command += ["-s3", f"-s3.config={folder}/identities.json"]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
     command += [f"-{name}.port.grpc={free_port()}" for name in ports]
     command += ["-master.volumeSizeLimitMB=64", "-volume.max=100", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     with open(folder / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
-            endpoint = f"http://127.0.0.1:{ports['s3']}"
+            endpoint = f"http://{address}:{ports['s3']}"
             _wait_until_it_serves(endpoint, server, folder / "log")
             yield endpoint
         finally:

@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import pytest
 import yaml
 from kubeflow_trainer_api import models
+
+from components.training import kubernetes_api, pod_log, trainjob
 
 NAMESPACE, TOKEN, OWN_POD, RUN = "team", "token-1", "calm-train-x7-2041", "3f0c8a5e-0000-4000-8000-000000000001"
 WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "calm-train-x7", "uid": "w-1"}
@@ -461,6 +464,19 @@ def kubernetes_cluster(folder: Path) -> Iterator[tuple[Cluster, Path]]:
         server.shutdown()
         server.server_close()
         assert cluster.mistakes == []
+
+
+@contextmanager
+def hurried_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster that this process is a task of, and asks often."""
+    with kubernetes_cluster(folder) as (cluster, config):
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(config))
+        monkeypatch.setenv("KFP_POD_NAME", OWN_POD)
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        monkeypatch.setattr(trainjob, "_POLL_SECONDS", 0.1)
+        monkeypatch.setattr(pod_log, "_PAUSE", 0.1)
+        monkeypatch.setattr(kubernetes_api, "_FIRST_PAUSE", 0.05)
+        yield cluster
 
 
 def write_config(path: Path, port: int, token: str) -> None:

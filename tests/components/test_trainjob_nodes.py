@@ -22,11 +22,11 @@ from calm_core.telemetry.progress import ProgressEvent
 from calm_core.training.launcher import Ending, TorchrunLauncher
 from calm_core.training.stage import train
 from calm_core.weights.load import load_weights
-from components.training import kubernetes_api, node, pod_log, trainjob
+from components.training import node
 from components.training.trainer_status import status_of, status_pushed
 from components.training.trainjob import launcher_of
 from pipelines.local.object_store import free_port
-from tests.components.kubernetes_cluster import OWN_POD, Cluster, Pod, checked, kubernetes_cluster
+from tests.components.kubernetes_cluster import Cluster, Pod, checked, hurried_cluster
 from tests.training.test_launcher import job_of
 from tests.training.test_stages import autoencoder_config
 from tests.training.test_unfinished_training import spec_of
@@ -36,13 +36,7 @@ ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    with kubernetes_cluster(tmp_path) as (cluster, config):
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(config))
-        monkeypatch.setenv("KFP_POD_NAME", OWN_POD)
-        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-        monkeypatch.setattr(trainjob, "_POLL_SECONDS", 0.1)
-        monkeypatch.setattr(pod_log, "_PAUSE", 0.1)
-        monkeypatch.setattr(kubernetes_api, "_FIRST_PAUSE", 0.05)
+    with hurried_cluster(tmp_path, monkeypatch) as cluster:
         yield cluster
 
 
