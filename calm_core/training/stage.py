@@ -196,6 +196,8 @@ def work_on(spec_uri: str, nodes: Nodes | None, processes: int | None = None) ->
     if ending.exit_code == 0:
         return 0
     outcome = job.outcome()
+    if outcome and outcome.exit_code:  # the stage tells of it, and so may this machine's own log
+        report(spec.stage, note=outcome.message)
     if ending.exit_code != EXIT_NO_MEETING and outcome and outcome.exit_code in (EXIT_WRONG_SETTINGS, EXIT_INTERRUPTED):
         return outcome.exit_code
     return SIGNALLED - ending.exit_code if ending.exit_code < 0 else ending.exit_code
