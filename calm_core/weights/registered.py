@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from calm_core.config import text
 from calm_core.errors import ArtifactError, CalmError, StorageError
-from calm_core.registry.versions import exact_uri
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts
 from calm_core.telemetry.mlflow_store import MlflowUnreachable, reach_mlflow, reason_of, tracking_place
+from calm_core.weights.versions import exact_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import FileInfo
