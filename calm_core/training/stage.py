@@ -85,7 +85,7 @@ def train(
 
     with Stage(spec.stage, spec.settings) as stage:
         spec = check_inputs(spec)
-        spec.writer(TASKS[config.kind].facts).check()
+        spec.writer(TASKS[config.kind].facts).check(lambda manifest: manifest.parents == spec.parents)
         job = Job.of(spec, checkpoint_root)
         job.check(output_uri)
         require_even_batches(spec.stage, spec.config, launcher.world_size(config.processes))

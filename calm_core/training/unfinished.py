@@ -14,6 +14,7 @@ from calm_core.config.base import as_written
 from calm_core.errors import CalmError, ConfigError
 from calm_core.shown import by_dotted_name
 from calm_core.store import lock, storage
+from calm_core.training.initial_weights import INITIAL_WEIGHTS
 from calm_core.training.job import Job, TrainingSpec
 
 _FEW = 4
@@ -40,6 +41,8 @@ class Unfinished:
         told = [
             f"another {name}"
             if name in ("dataset", "autoencoder")
+            else "other initial weights"
+            if name == INITIAL_WEIGHTS
             else f"{name} {as_written(a)} there, {as_written(b)} here"
             for name, (a, b) in sorted(self.differing.items())
         ]

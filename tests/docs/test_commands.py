@@ -80,6 +80,7 @@ NOT_RUN = (
     (r"calm ui", "serves until Ctrl-C"),
     (r"calm (submit|schedule|runs .*--host)", "needs Kubeflow; tests/cluster has servers that answer as it does"),
     (r"calm doctor", "ends as the machine is; tests/cluster/test_doctor.py has machines and clusters of all kinds"),
+    (r"calm train .*initial_weights", "tests/training/test_initial_weights.py has models of one shape"),
     (r"calm prepare .*(tokenizer\.model|--extends)", "tests/data has that file, and grown datasets"),
     (r"calm prepare .*</s>|calm prepare .*eos_token", "stands for names of another tokenizer"),
 )
