@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from calm_core.telemetry.processes import end_with_parent
 from pipelines.compile import TRAIN_PIPELINE
 from pipelines.local.cache import use_checked_cache
 from pipelines.local.run import BASELINE_MODEL, BASELINE_REPORT, RUN_REPORT, STOP_SECONDS
+
+_POLL_SECONDS = 0.05
 
 
 def run(request: dict[str, Any]) -> None:
@@ -100,9 +103,18 @@ def _end(temporary: str) -> None:
     for task in tasks:
         with suppress(psutil.NoSuchProcess):
             task.terminate()
-    psutil.wait_procs(tasks, timeout=STOP_SECONDS)
+    until = time.monotonic() + STOP_SECONDS
+    # psutil's own waiting would take their exit codes from Kubeflow's runner, for which they would have succeeded then.
+    while any(map(_is_at_work, tasks)) and time.monotonic() < until:
+        time.sleep(_POLL_SECONDS)
     shutil.rmtree(temporary, ignore_errors=True)
     os.killpg(0, signal.SIGTERM)
+
+
+def _is_at_work(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 if __name__ == "__main__":
