@@ -1,7 +1,6 @@
 """Starting from the weights of another model: whether they fit, and their way to all ranks."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 from calm_core.config import AutoencoderConfig, CalmConfig, TrainingConfig, TransformerConfig
 from calm_core.config.base import as_written
 from calm_core.data.tokenizers.stored import TOKENIZER_NAME
-from calm_core.errors import ArtifactError, CalmError, ConfigError
+from calm_core.errors import CalmError, ConfigError
 from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.layers import without_storage
@@ -19,40 +18,10 @@ from calm_core.models.transformer import Transformer
 from calm_core.shown import by_dotted_name
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, DatasetFacts, Facts, MixtureFacts, ModelFacts
-from calm_core.telemetry.mlflow_run import REGISTERED
-from calm_core.weights.load import load_weights, settings_of
-from calm_core.weights.registered import registered_artifacts
+from calm_core.weights.initial import INITIAL_WEIGHTS, initial_model
+from calm_core.weights.load import WEIGHTS_NAME, load_weights, settings_of
 
-INITIAL_WEIGHTS = "initial_weights"
-"""Name of the setting, and of the parent."""
 _NAMED = 4
-
-
-@contextmanager
-def opened(config: TrainingConfig, *, files: bool = True) -> Iterator[Artifact[ModelFacts]]:
-    """The model that a training starts from, while the block lasts.
-
-    Args:
-        config: Of the training.
-        files: Whether those of a registered model are brought here, or the manifest alone.
-
-    Raises:
-        ConfigError: It is of another kind.
-        CalmError: It is missing or damaged, or MLflow does not answer.
-    """
-    uri, setting = config.initial_weights, f"{config.kind}.{INITIAL_WEIGHTS}"
-    kind = cast(type[ModelFacts], Facts.of_kind[config.kind])
-    if uri.startswith(REGISTERED):
-        if kind not in (AutoencoderFacts, CalmFacts):
-            raise ConfigError(f"{setting}: {uri} holds a CALM model and its autoencoder; name a {kind.kind} artifact")
-        with registered_artifacts(uri, files=files) as (autoencoder, calm):
-            yield autoencoder if kind is AutoencoderFacts else calm
-        return
-    try:
-        artifact = Artifact(uri, kind)
-    except ArtifactError as error:
-        raise ConfigError(f"{setting}: {error}") from None
-    yield artifact
 
 
 def checked_digest(config: TrainingConfig, dataset_uri: str, autoencoder_uri: str) -> str:
@@ -68,7 +37,7 @@ def checked_digest(config: TrainingConfig, dataset_uri: str, autoencoder_uri: st
     """
     dataset = _plain(dataset_uri)
     autoencoder = Artifact(autoencoder_uri, AutoencoderFacts) if autoencoder_uri else None
-    with opened(config, files=False) as initial:
+    with initial_model(config, files=False) as initial:
         if initial.entry(TOKENIZER_NAME).sha256 != dataset.entry(TOKENIZER_NAME).sha256:
             raise ConfigError(
                 f"{config.kind}.{INITIAL_WEIGHTS}: {config.initial_weights} has another tokenizer than {dataset.uri}; "
@@ -128,7 +97,7 @@ def start_from(model: nn.Module, config: TrainingConfig, digest: str, device: to
     """
     weights = {}
     if dist.get_rank() == 0:
-        with opened(config) as initial:
+        with initial_model(config) as initial:
             if initial.digest != digest:
                 raise CalmError(
                     f"{config.kind}.{INITIAL_WEIGHTS}: {config.initial_weights} has been replaced since the job was "
@@ -137,7 +106,7 @@ def start_from(model: nn.Module, config: TrainingConfig, digest: str, device: to
                 )
             weights = load_weights(initial)
             if {name: value.shape for name, value in weights.items()} != _shapes_of(model):
-                raise initial.damaged("weights.safetensors", "its tensors are not as its settings say")
+                raise initial.damaged(WEIGHTS_NAME, "its tensors are not as its settings say")
     for name, own in model.state_dict().items():
         value = weights[name].to(device, own.dtype) if weights else torch.empty_like(own, device=device)
         dist.broadcast(value, 0)

@@ -28,8 +28,9 @@ from calm_core.store.facts import (
     SpecFacts,
 )
 from calm_core.store.lock import FolderLock
-from calm_core.training.initial_weights import INITIAL_WEIGHTS, checked_digest
+from calm_core.training.initial_weights import checked_digest
 from calm_core.training.tasks.base import Inputs
+from calm_core.weights.initial import INITIAL_WEIGHTS
 from calm_core.weights.load import settings_of
 
 ModelConfig = AutoencoderConfig | CalmConfig | TransformerConfig

@@ -14,8 +14,8 @@ from calm_core.config.base import as_written
 from calm_core.errors import CalmError, ConfigError
 from calm_core.shown import by_dotted_name
 from calm_core.store import lock, storage
-from calm_core.training.initial_weights import INITIAL_WEIGHTS
 from calm_core.training.job import Job, TrainingSpec
+from calm_core.weights.initial import INITIAL_WEIGHTS
 
 _FEW = 4
 """A training that differs in more is another one, and not one that somebody means to go on with."""

@@ -39,7 +39,7 @@ from calm_core.telemetry.sinks import Curves, JsonlSink, MetricSink, MlflowSink,
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.energy import energy_meter
 from calm_core.training.engine import Engine, wants_bf16
-from calm_core.training.initial_weights import INITIAL_WEIGHTS, start_from
+from calm_core.training.initial_weights import start_from
 from calm_core.training.job import Job, TrainingSpec, open_inputs
 from calm_core.training.loop import Trainer
 from calm_core.training.meter import CostMeter, Peak, Spent, peak_tflops
@@ -49,6 +49,7 @@ from calm_core.training.tasks.make import make_task
 from calm_core.training.validation import Validator
 from calm_core.training.watchdog import Watchdog
 from calm_core.weights.curves import CURVES_NAME
+from calm_core.weights.initial import INITIAL_WEIGHTS
 from calm_core.weights.load import WEIGHTS_NAME, settings_of
 
 _LOST = re.compile("Connection (closed|reset) by|Broken pipe|remote process exited|Socket closed")

@@ -255,7 +255,7 @@ def _run(arguments: list[str], output: Path | None, monkeypatch: pytest.MonkeyPa
     try:
         main(arguments)
     except Started:
-        assert arguments[0] in ("run", "train")
+        assert arguments[0] in ("run", "retrain", "train")
         return 0
     except SystemExit as ending:
         return int(ending.code or 0)

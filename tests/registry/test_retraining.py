@@ -7,10 +7,11 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from calm_core.config import DataConfig, RegistryConfig
+from calm_core.config import DataConfig, RegistryConfig, RetrainingConfig
 from calm_core.data.mixture import mix_datasets
 from calm_core.errors import ConfigError, SourceError
-from calm_core.registry.retraining import DATASET_URI_TAG, look_for_new_data
+from calm_core.registry import retraining
+from calm_core.registry.retraining import DATASET_URI_TAG, Look
 from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import DatasetFacts, EvaluationFacts
@@ -40,6 +41,10 @@ def data(dataset: str) -> DataConfig:
     return DataConfig.model_validate({"sources": sources, **SHAPE})
 
 
+def look_for_new_data(data: DataConfig, registry: RegistryConfig, start: str = "scratch") -> Look:
+    return retraining.look_for_new_data(data, registry, RetrainingConfig.model_validate({"start": start}))
+
+
 def registered(registry: RegistryConfig, model_uris: tuple[str, str], evaluation: str, dataset: str = "") -> None:
     output = f"{registry.model_name} {Path(evaluation).name}"
     register_model(registry, model_uris[1], evaluation, output, dataset_uri=dataset, overwrite=True)
@@ -52,8 +57,9 @@ def more(folder: Path, data: DataConfig, name: str = "new.jsonl") -> DataConfig:
 
 def test_without_a_version_all_text_is_new(data: DataConfig, registry: RegistryConfig) -> None:
     look = look_for_new_data(data, registry)
-    assert (look.is_new, look.extends, look.champion) == (True, "", "")
-    assert look.told == f"no version of {registry.model_name} tells its dataset: trained on all text"
+    told = f"no version of {registry.model_name} tells its dataset: all text is new"
+    assert look == Look(True, told)
+    assert look_for_new_data(data, registry, "champion").told == f"{told}; from scratch, since there is no champion"
 
 
 def test_what_the_newest_version_was_trained_on_is_not_new(
@@ -68,9 +74,11 @@ def test_what_the_newest_version_was_trained_on_is_not_new(
     look = look_for_new_data(data, registry)
     assert (look.is_new, look.told) == (False, f"no new data since {registry.model_name} version 1")
     look = look_for_new_data(more(tmp_path, data), registry)
-    assert (look.is_new, look.extends) == (True, dataset)
-    assert look.champion == f"models:/{registry.model_name}/1"
-    assert look.told == f"new since {registry.model_name} version 1: file://{tmp_path}/new.jsonl"
+    told = f"new since {registry.model_name} version 1: file://{tmp_path}/new.jsonl"
+    champion = f"models:/{registry.model_name}/1"
+    assert look == Look(True, told, extends=dataset)
+    look = look_for_new_data(more(tmp_path, data), registry, "champion")
+    assert look == Look(True, f"{told}; from the weights of {champion}", dataset, champion)
 
 
 def test_a_challenger_that_has_lost_counts_and_one_without_a_dataset_does_not(
@@ -86,7 +94,6 @@ def test_a_challenger_that_has_lost_counts_and_one_without_a_dataset_does_not(
     registered(registry, model_uris, scored_otherwise(evaluation_uri, 9, tmp_path / "elsewhere", seed=2))
     look = look_for_new_data(data, registry)
     assert (look.is_new, look.told) == (False, f"no new data since {registry.model_name} version 2")
-    assert look.champion == f"models:/{registry.model_name}/1"
 
 
 def test_a_registration_that_is_interrupted_leaves_the_text_new_and_one_again_does_not(
@@ -130,8 +137,10 @@ def test_a_dataset_that_is_gone_means_all_text_and_is_told(
             writer.facts = old.facts
     look = look_for_new_data(data, registry)
     assert (look.is_new, look.extends) == (True, "")
-    assert look.told.startswith(f"the dataset of {registry.model_name} version 1 is gone")
+    assert look.told.startswith(f"the dataset of {registry.model_name} version 1 is gone, so all text is new (")
     assert "\n" not in look.told
+    look = look_for_new_data(data, registry, "champion")  # a tokenizer is trained anew
+    assert look.initial_weights == "" and look.told.endswith("/1 has another tokenizer")
     registered(registry, model_uris, evaluation_uri, str(tmp_path / "moved"))  # made again, elsewhere
     assert not look_for_new_data(data, registry).is_new
 
@@ -155,7 +164,7 @@ def test_text_that_changed_under_its_name_follows_the_settings(
     finally:
         source.write_bytes(before)
     assert (look.is_new, look.extends) == (True, dataset)
-    assert look.told.startswith(f"changed since {registry.model_name} version 1, all text is prepared anew: ")
+    assert look.told.startswith(f"changed since {registry.model_name} version 1, so all text is prepared anew: ")
 
 
 def test_settings_of_another_shape_are_refused(

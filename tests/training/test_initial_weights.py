@@ -117,10 +117,10 @@ def test_what_lies_there_tells_trainings_apart_and_not_where(
     other = train(
         config_of(models["autoencoder"]), dataset_uri, str(tmp_path / "other"), seed=1, checkpoint_root=str(tmp_path)
     ).uri
-    places = {
-        uri: Job.of(check_inputs(spec_of(config_of(models["autoencoder"], initial_weights=uri), dataset_uri)), "jobs").uri
-        for uri in ("", models["autoencoder"], copy, other)
-    }
+    places = {}
+    for uri in ("", models["autoencoder"], copy, other):
+        spec = check_inputs(spec_of(config_of(models["autoencoder"], initial_weights=uri), dataset_uri))
+        places[uri] = Job.of(spec, "jobs").uri
     assert places[copy] == places[models["autoencoder"]]
     assert len({*places.values()}) == 3
 
