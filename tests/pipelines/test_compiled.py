@@ -193,6 +193,16 @@ def test_a_tokenizer_that_is_named_is_in_the_key_by_its_content(pipeline: dict[s
     }
 
 
+@pytest.mark.parametrize("kind", ["autoencoder", "calm", "transformer"])
+def test_weights_that_are_named_are_in_the_key_by_their_content(kind: str, pipeline: dict[str, Any]) -> None:
+    """Likewise: an alias may point to another version, and an artifact be replaced."""
+    [(how, found)] = tasks_of(pipeline)[f"train-{kind}"]["inputs"]["parameters"]["start"].items()
+    if how == "componentInputParameter":  # into the condition of the baseline
+        condition = next(dag["tasks"] for dag in dags_of(pipeline) if "condition-3" in dag["tasks"])["condition-3"]
+        found = condition["inputs"]["parameters"][found]["taskOutputParameter"]
+    assert found == {"outputParameterKey": f"{kind}_start", "producerTask": "plan-partitions"}
+
+
 def test_outputs_are_the_artifacts_of_the_stages(pipeline: dict[str, Any]) -> None:
     assert set(pipeline["root"]["outputDefinitions"]["artifacts"]) == {
         "dataset",

@@ -18,6 +18,7 @@ from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts, TransformerFacts
 from calm_core.training.job import Job, TrainingSpec, check_inputs
 from calm_core.training.stage import train
+from calm_core.weights.initial import initial_digest
 from tests.conftest import sentences
 from tests.mlflow_tables import new_store
 
@@ -123,6 +124,19 @@ def test_what_lies_there_tells_trainings_apart_and_not_where(
         places[uri] = Job.of(spec, "jobs").uri
     assert places[copy] == places[models["autoencoder"]]
     assert len({*places.values()}) == 3
+
+
+def test_weights_that_changed_since_the_plan_are_refused(
+    models: dict[str, str], dataset_uri: str, tmp_path: Path
+) -> None:
+    """The run's cache would take what comes of them for what comes of the others."""
+    config = config_of(models["autoencoder"], initial_weights=models["autoencoder"])
+    assert initial_digest(config) == Artifact(models["autoencoder"], AutoencoderFacts).digest
+    with pytest.raises(CalmError, match="has changed since the run was planned; run again") as caught:
+        train(
+            config, dataset_uri, str(tmp_path / "out"), seed=0, checkpoint_root=str(tmp_path), initial_digest="0" * 64
+        )
+    assert caught.value.can_pass
 
 
 def test_an_output_of_other_initial_weights_is_refused_before_training(
