@@ -81,6 +81,7 @@ def test_the_first_step_computes_with_the_given_weights(
 def test_a_registered_version_is_taken_by_its_kind(
     models: dict[str, str], evaluation_uri: str, dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow's files go there
     store = new_store(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     mlflow.set_tracking_uri(store)
