@@ -92,7 +92,7 @@ def _evaluation(uri: str, stack: ExitStack) -> Artifact[EvaluationFacts]:
     """The evaluation that an argument names; that of a registered model is here until the stack is unwound."""
     if not uri.startswith(REGISTERED):
         return require("EVALUATION", uri, EvaluationFacts)
-    from calm_core.registry.files import registered_evaluation
+    from calm_core.weights.registered import registered_evaluation
     from pipelines.local.tracking import read_tracking
 
     read_tracking(Home.find(make=False))

@@ -54,7 +54,7 @@ def model_artifacts(uri: str, autoencoder_uri: str) -> Iterator[tuple[str, str]]
         return
     if autoencoder_uri:
         raise ConfigError("autoencoder_uri: a registered model brings its autoencoder; leave it out")
-    from calm_core.registry.files import registered_artifacts
+    from calm_core.weights.registered import registered_artifacts
     from pipelines.local.tracking import read_tracking
 
     read_tracking(Home.find(make=False))

@@ -18,6 +18,7 @@ from calm_cli.inspect import inspect
 from calm_cli.options import DEFAULT_PROFILE, ProfileOption, SetOption, configuration, with_options
 from calm_cli.registry import registry_app
 from calm_cli.report import report
+from calm_cli.retrain import retrain
 from calm_cli.run import run
 from calm_cli.runs import runs_app
 from calm_cli.schedule import schedule_app
@@ -63,6 +64,8 @@ def calm(
 
       calm generate "The climate of" --seed 1   # the registered model writes
 
+      calm retrain                              # again, if there is new text
+
       calm runs                                 # what has run here
 
       calm report                               # the page about the newest run
@@ -85,6 +88,7 @@ def config(profile: ProfileOption = DEFAULT_PROFILE, set_: SetOption = None) -> 
 
 
 app.command()(run)
+app.command()(retrain)
 app.add_typer(runs_app, name="runs")
 app.command()(report)
 app.command()(config)

@@ -122,7 +122,7 @@ def _generator(model: str, autoencoder: str) -> "TextGenerator":
         return load_generator(model, autoencoder)
     if autoencoder:
         raise ConfigError("autoencoder_uri: a registered model brings its autoencoder; leave it out")
-    from calm_core.registry.files import registered_artifacts
+    from calm_core.weights.registered import registered_artifacts
     from pipelines.local.tracking import read_tracking
 
     read_tracking(Home.find(make=False))

@@ -82,9 +82,9 @@ def _in_mlflow(uri: str) -> bytes:
     Raises:
         CalmError: There is no such run or version, or it has no page.
     """
-    from calm_core.registry.files import registered_evaluation
-    from calm_core.registry.versions import exact_uri
     from calm_core.telemetry.mlflow_store import mlflow_answers, reach_mlflow
+    from calm_core.weights.registered import registered_evaluation
+    from calm_core.weights.versions import exact_uri
     from pipelines.local.tracking import read_tracking
 
     read_tracking(Home.find(make=False))

@@ -64,7 +64,7 @@ def run(
       calm run --set calm.learning_rate=5e-4 --set seed=1
     """
     config = configuration(profile, set_, {"data.sources": source or None, "data.text_field": text_field})
-    asked = asked_for(profile, source or (), text_field, set_ or (), config)
+    asked = asked_for("run", profile, source or (), text_field, set_ or (), config)
     check_environment()
     home = Home.find()
     with home.lock() as lock:
@@ -72,7 +72,10 @@ def run(
         arguments = arguments_of(config, str(home.plans), str(home.checkpoints))
         with told(Screen(stderr=True)) as tell:
             check_run(config, home, lambda what: tell(f"checking {what}"))
-        run_pipeline(config, arguments, home, lock, Screen(), asked)
+        console = Screen()
+        finished, board = run_pipeline(config, arguments, home, lock, console, asked)
+        console.print()
+        summary.show(finished, board, console, asked["command"])
 
 
 def run_pipeline(
@@ -82,15 +85,15 @@ def run_pipeline(
     lock: int,
     console: Console,
     asked: Mapping[str, Any],
-) -> None:
-    """Run the pipeline, show it, and keep its record in MLflow.
+) -> tuple[summary.Finished, Board]:
+    """Run the pipeline, show it, and keep its record in MLflow; returns what it has made, and how it went.
 
     Args:
         config: Every setting of the run, which has been checked.
         arguments: The same, as the pipeline takes it.
         home: Where it works.
         lock: The home's lock, which is held.
-        console: Where the run and its results are shown.
+        console: Where the run is shown.
         asked: What the run is remembered by, as `asked_for` says.
 
     Raises:
@@ -106,8 +109,7 @@ def run_pipeline(
             raise failure(board, pipeline)
         finished = summary.Finished.read(pipeline.outputs())
         _record(parent, finished, board)
-    console.print()
-    summary.show(finished, board, console, asked["command"])
+    return finished, board
 
 
 def watch(pipeline: LocalRun, stages: Sequence[str], console: Console) -> Board:

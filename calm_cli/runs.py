@@ -208,15 +208,16 @@ def _unfinished(home: Home) -> str:
 
 
 def asked_for(
-    profile: str, sources: Sequence[str], text_field: str | None, overrides: Sequence[str], config: Config
+    name: str, profile: str, sources: Sequence[str], text_field: str | None, overrides: Sequence[str], config: Config
 ) -> dict[str, Any]:
     """What a run is remembered by: the command, the profile, and the settings that differ from the profile's.
 
     Args:
+        name: Of the command.
         profile, sources, text_field, overrides: As the options give them.
         config: The settings that they make.
     """
-    command = ["calm", "run"] if profile == DEFAULT_PROFILE else ["calm", "run", "--profile", profile]
+    command = ["calm", name] if profile == DEFAULT_PROFILE else ["calm", name, "--profile", profile]
     for option, values in (("--source", sources), ("--text-field", [text_field or ""]), ("--set", overrides)):
         command += [word for value in values if value for word in (option, value)]
     before, after = (

@@ -11,13 +11,13 @@ from calm_cli.screen import Screen
 from calm_cli.submit import DEFAULT_PROFILE
 from calm_cli.tables import show_table
 from calm_cli.usage import App
-from pipelines.compile import TRAIN_PIPELINE
+from pipelines.compile import RETRAIN_PIPELINE
 
 if TYPE_CHECKING:
     from pipelines.cluster.schedule import Schedule
 
 schedule_app = App(
-    help="""Let Kubeflow run the pipeline by the clock: always its newest version, one run at a time.
+    help="""Let Kubeflow retrain by the clock, when there is new text: always the newest version, one run at a time.
 
     Examples:
 
@@ -52,8 +52,9 @@ def create(
 ) -> None:
     """Create a schedule, or change the one of the same name. The same command twice changes nothing.
 
-    None starts while one is at work; of the times missed meanwhile, one is made up for. The pipeline's version is the
-    newest at the time of each run: `calm submit` of a new one is enough.
+    Each run looks for text that no registered version was trained on, and ends if there is none; `calm retrain` does
+    so on one machine. None starts while one is at work; of the times missed meanwhile, one is made up for. The
+    pipeline's version is the newest at the time of each run; this command uploads it.
 
     Example:
 
@@ -65,7 +66,7 @@ def create(
     from pipelines.cluster.submit import Package, arguments, checked_root, is_by_digest
 
     cron = schedule.checked_cron(cron)
-    package, root = Package(TRAIN_PIPELINE), checked_root(pipeline_root) if pipeline_root else ""
+    package, root = Package(RETRAIN_PIPELINE), checked_root(pipeline_root) if pipeline_root else ""
     values = arguments(config, root, package, by_the_clock=True)
     warn_of_partitions(config)
     if not is_by_digest(config, package):

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from calm_core.shown import shortened
 
-EXIT_FAILED, EXIT_WRONG_SETTINGS, EXIT_INTERRUPTED = 1, 2, 75
-"""Exit codes of a process; 75 is the system's own for "try again" (EX_TEMPFAIL)."""
+EXIT_FAILED, EXIT_WRONG_SETTINGS, EXIT_NOTHING_NEW, EXIT_INTERRUPTED = 1, 2, 3, 75
+"""Exit codes of a process: 3 of a retraining without new text; 75 is the system's own for "try again" (EX_TEMPFAIL)."""
 
 
 _ERROR_NUMBER = re.compile(r"^\[Errno -?\d+\] ")

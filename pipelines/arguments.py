@@ -1,4 +1,4 @@
-"""A configuration as the arguments of `calm-train`."""
+"""A configuration as the arguments of `calm-train` and `calm-retrain`."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from pipelines import profiles
 _MAX_SECTION_BYTES = 48 << 10
 MAX_PARTITIONS = 64  # whose scans and shards are such inputs of one task, some 100 KiB in all
 MAX_DATA_BYTES = 12 << 10  # of the settings that the same task gets
-_OF_PODS = "cluster"
+_NOT_OF_STAGES = ("cluster", "retraining")
 
 
 def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[str, Any]:
@@ -45,6 +45,28 @@ def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[s
     }
 
 
+def retraining_of(config: Config) -> dict[str, Any]:
+    """The argument `retraining` of `calm-retrain`, whose others are those of `calm-train`."""
+    return _argument("retraining", config.retraining)
+
+
+def retrained(config: Config, extends: str, initial_weights: str) -> Config:
+    """The settings of a training that a look has found due.
+
+    Args:
+        config: Every setting.
+        extends: URI of the dataset that new text is added to; empty: as the settings say.
+        initial_weights: URI of the registered version that autoencoder and language model start from; likewise.
+    """
+    sections: dict[str, Section] = {}
+    if extends:
+        sections["data"] = config.data.model_copy(update={"extends": extends})
+    if initial_weights:
+        for name in ("autoencoder", "calm"):
+            sections[name] = getattr(config, name).model_copy(update={"initial_weights": initial_weights})
+    return config.model_copy(update=sections)
+
+
 def pods_of(config: Config) -> dict[str, Any]:
     """The further arguments of `calm-train` in a cluster: what the pods of its tasks get.
 
@@ -74,7 +96,7 @@ def defaults_of(profile: str) -> dict[str, Any]:
 
 def _sections(config: Config) -> dict[str, Section]:
     """The sections of the stages; each is an argument of its own."""
-    return {name: section for name, section in config if isinstance(section, Section) and name != _OF_PODS}
+    return {name: section for name, section in config if isinstance(section, Section) and name not in _NOT_OF_STAGES}
 
 
 def _argument(name: str, section: Section) -> dict[str, Any]:

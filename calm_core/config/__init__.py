@@ -19,6 +19,7 @@ from calm_core.config.language_model import (
     TransformerModelConfig,
 )
 from calm_core.config.registry import RegistryConfig
+from calm_core.config.retraining import RetrainingConfig
 from calm_core.config.run import Config, resolve_config
 from calm_core.config.training import TrainingConfig
 
@@ -41,6 +42,7 @@ __all__ = [
     "LanguageModelTrainingConfig",
     "MlpAutoencoderConfig",
     "RegistryConfig",
+    "RetrainingConfig",
     "Section",
     "SettingError",
     "TokenizerConfig",

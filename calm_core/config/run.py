@@ -15,6 +15,7 @@ from calm_core.config.evaluation import EvaluationConfig
 from calm_core.config.heads import HEADS
 from calm_core.config.language_model import CalmConfig, TransformerConfig
 from calm_core.config.registry import RegistryConfig
+from calm_core.config.retraining import RetrainingConfig
 from calm_core.errors import ConfigError
 from calm_core.shown import shortened
 
@@ -32,6 +33,7 @@ class Config(Section):
     transformer: TransformerConfig = TransformerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     registry: RegistryConfig = RegistryConfig()
+    retraining: RetrainingConfig = RetrainingConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from calm_core.config.base import MOST_STEPS, Fraction, Section, Steps
+from calm_core.config.base import MOST_STEPS, Fraction, Section, Steps, Uri
 
 MOST_NODES = 4096
 MOST_PROFILED = 20  # steps: each has up to 100,000 events, which are kept in memory
@@ -41,6 +41,11 @@ class TrainingConfig(Section):
             TrainingConfig.of_kind[kind] = cls
 
     steps: Steps = Field(description="optimiser steps")
+    initial_weights: Execution[Uri] = Field(  # what lies there tells trainings apart, by its digest: a parent
+        "",
+        description="a model of the same kind, shape and tokenizer whose weights training starts from: an artifact, or "
+        "models:/NAME/VERSION; optimiser and schedule are new. Unset: random weights, from the seed",
+    )
     global_batch_size: int = Field(16, ge=1, le=2**20, description="sequences in one optimiser step, over all ranks")
     micro_batch_size: Execution[int] = Field(
         16, ge=1, le=2**20, description="sequences that one rank computes at a time"

@@ -18,11 +18,11 @@ from pydantic import Field, ValidationError
 
 from calm_core.config import RegistryConfig
 from calm_core.errors import CalmError
-from calm_core.registry.versions import version_if_there, versions_of
 from calm_core.shown import shortened
 from calm_core.store.facts import LONGEST_TOLD, Decided
 from calm_core.store.facts.base import Record
 from calm_core.store.facts.registry import Told
+from calm_core.weights.versions import version_if_there, versions_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

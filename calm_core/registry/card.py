@@ -7,7 +7,6 @@ import shlex
 
 import jinja2
 
-from calm_core.registry.files import DATA_FOLDER
 from calm_core.shown import shortened
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import (
@@ -20,6 +19,7 @@ from calm_core.store.facts import (
     ModelFacts,
     TrainingCost,
 )
+from calm_core.weights.registered import DATA_FOLDER
 
 LONGEST = 5_000
 """Characters of a description that MLflow's store takes."""

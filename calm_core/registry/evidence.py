@@ -11,13 +11,13 @@ from calm_core.errors import CalmError
 from calm_core.evaluation.comparison import compare
 from calm_core.evaluation.documents import DOCUMENTS_NAME, DocumentScores
 from calm_core.evaluation.stage import score_documents
-from calm_core.registry.files import registered_artifacts, registered_evaluation, registered_signature
 from calm_core.registry.gate import Contender, Signature, judge
 from calm_core.shown import shortened
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import Decided, Difference, EvaluationFacts
 from calm_core.store.protocol import differences
 from calm_core.telemetry.stage import Stage
+from calm_core.weights.registered import registered_artifacts, registered_evaluation, registered_signature
 
 RESAMPLES, CONFIDENCE, SEED = 9_999, 0.95, 0
 """Of comparisons in the registry: the least p-value is 1 / 10,000, and equal versions give equal numbers."""

@@ -11,13 +11,13 @@ from torch import nn
 
 from calm_core.generation.text import CalmChunks, TextGenerator, TransformerTokens
 from calm_core.models.layers import freeze
-from calm_core.registry.files import AUTOENCODER_FOLDER, CALM_FOLDER, registered_artifacts
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, TransformerFacts
 from calm_core.telemetry.mlflow_run import REGISTERED
 from calm_core.weights.lineage import autoencoder_of
 from calm_core.weights.load import load_autoencoder, load_calm, load_tokenizer, load_transformer
+from calm_core.weights.registered import AUTOENCODER_FOLDER, CALM_FOLDER, registered_artifacts
 
 if TYPE_CHECKING:
     from calm_core.registry.served import CalmTextModel

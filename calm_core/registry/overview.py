@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from calm_core.registry.aliases import MEASURED_TAG, Decision
-from calm_core.registry.versions import exact_uri, registered_model, version_if_there, versions_of
 from calm_core.store.facts import Score
 from calm_core.store.facts.base import Share
+from calm_core.weights.versions import exact_uri, registered_model, version_if_there, versions_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -14,17 +14,10 @@ from calm_core.errors import ArtifactError, CalmError
 from calm_core.registry.aliases import EVALUATION_TAG, MEASURED_TAG, Aliases, Decision, may_be_deleted
 from calm_core.registry.card import model_card
 from calm_core.registry.evidence import Evidence
-from calm_core.registry.files import (
-    AUTOENCODER_FOLDER,
-    CALM_FOLDER,
-    DATA_FOLDER,
-    EVALUATION_FOLDER,
-    LOADER_MODULE,
-    registered_artifacts,
-)
 from calm_core.registry.load import calm_generator
-from calm_core.registry.versions import versions_of
+from calm_core.registry.retraining import DATASET_TAG, DATASET_URI_TAG
 from calm_core.registry.wheel import needed_packages, write_wheel
+from calm_core.shown import holds_secret
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, ArtifactWriter
 from calm_core.store.code_version import code_version
@@ -41,6 +34,15 @@ from calm_core.telemetry.mlflow_run import kubeflow_run, parent_run_id
 from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, outlasting
 from calm_core.telemetry.stage import Stage
 from calm_core.weights.lineage import autoencoder_of
+from calm_core.weights.registered import (
+    AUTOENCODER_FOLDER,
+    CALM_FOLDER,
+    DATA_FOLDER,
+    EVALUATION_FOLDER,
+    LOADER_MODULE,
+    registered_artifacts,
+)
+from calm_core.weights.versions import versions_of
 
 STAGE = "register"
 _PROMPT = "Once upon a time"  # the example of a model whose evaluation wrote nothing
@@ -72,7 +74,8 @@ def register_model(
         evaluation_uri: Its scores.
         output_uri: Where the `registration` artifact is written.
         dataset_uri: The dataset or mixture of the evaluation, which the model card tells of, and on which a champion is
-            scored that was not scored like this model; unset, neither is done.
+            scored that was not scored like this model; unset, neither is done. Where the model was trained on it, the
+            version notes where it lies, for `retraining`.
         autoencoder_uri: The autoencoder of the model; unset, where it was when the model was trained.
         overwrite: Whether another registration that lies there is replaced (see `ArtifactWriter`).
 
@@ -102,6 +105,8 @@ def register_model(
             writer.facts = facts
             writer.write("registration.json", json.dumps(facts.part("results"), indent=1).encode())
         registration = Artifact(output_uri, RegistrationFacts)
+        if dataset := scored.dataset_of_training:
+            outlasting(STAGE, lambda: _note_dataset(config, number, dataset))
         stage.finish(registration, f"{config.model_name} version {number}; {decided.reason}")
     return registration
 
@@ -154,17 +159,32 @@ class ScoredModel:
         """The digests of the model and its evaluation by kind."""
         return {a.manifest.kind: a.digest for a in (self.autoencoder, self.calm, self.evaluation)}
 
+    @property
+    def dataset_of_training(self) -> str:
+        """Where the dataset lies that the model was trained and scored on, if it can be extended; else empty."""
+        if self.dataset is None or self.dataset.digest != self.calm.manifest.parents.get("dataset"):
+            return ""
+        uri = storage.real(self.dataset.uri)
+        return uri if self.dataset.manifest.kind == DatasetFacts.kind and not holds_secret(uri) else ""
+
     def lineage(self) -> dict[str, str]:
         """Tags that say where the model comes from, and how good it is."""
         score = self.evaluation.facts.brierlm
         tags = {f"calm.{kind}_digest": digest for kind, digest in self.digests.items()}
-        tags["calm.dataset_digest"] = self.evaluation.manifest.parents["dataset"]
+        tags[DATASET_TAG] = self.evaluation.manifest.parents["dataset"]
         tags["calm.code_version"] = code_version()
         tags["calm.brierlm"] = f"{score.value:.4f} {score.interval(4)}"
         tags[MEASURED_TAG] = json.dumps(self.evaluation.facts.model_dump(mode="json", include=_MEASURED))
         if parent := parent_run_id():
             tags["calm.pipeline_run"] = parent
         return tags | kubeflow_run()
+
+
+def _note_dataset(config: RegistryConfig, number: str, uri: str) -> None:
+    """Note where a version's dataset lies now: it may have been made again elsewhere."""
+    from mlflow import MlflowClient
+
+    MlflowClient().set_model_version_tag(config.model_name, number, DATASET_URI_TAG, uri)
 
 
 def _uri(model_name: str, number: str) -> str:

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 from calm_core.errors import ArtifactError, CalmError
 from calm_core.evaluation.report import BASELINE_STAGES, MAIN_STAGES, PAGE_NAME, Verdict, WholeRun, render_report
-from calm_core.registry.files import registered_evaluation
 from calm_core.report.times import stage_times
 from calm_core.report.training import curves_of
 from calm_core.shown import lines_of, listed
@@ -24,6 +23,7 @@ from calm_core.store.protocol import differences
 from calm_core.telemetry.mlflow_run import COMMAND_VARIABLE, FLUSH_SECONDS, PARENT_RUN_VARIABLE, Run
 from calm_core.telemetry.mlflow_store import TRACKING_URI_VARIABLE, mlflow_answers
 from calm_core.telemetry.stage import Stage
+from calm_core.weights.registered import registered_evaluation
 
 STAGE = "report"
 

@@ -28,7 +28,9 @@ from calm_core.store.facts import (
     SpecFacts,
 )
 from calm_core.store.lock import FolderLock
+from calm_core.training.initial_weights import checked_digest
 from calm_core.training.tasks.base import Inputs
+from calm_core.weights.initial import INITIAL_WEIGHTS
 from calm_core.weights.load import settings_of
 
 ModelConfig = AutoencoderConfig | CalmConfig | TransformerConfig
@@ -106,13 +108,15 @@ def check_inputs(spec: TrainingSpec) -> TrainingSpec:
     """Check the inputs as far as their manifests tell, and note their digests.
 
     Raises:
-        CalmError: One is missing, of another kind, or not needed.
+        CalmError: One is missing, of another kind, or not needed; or the weights to start from do not fit.
     """
     parents = {"dataset": Artifact(spec.dataset_uri, DatasetFacts, MixtureFacts).digest}
     if (spec.kind == CalmConfig.kind) != bool(spec.autoencoder_uri):
         raise ConfigError(f"{spec.stage}: autoencoder_uri is needed for CALM, and for no other model")
     if spec.autoencoder_uri:
         parents["autoencoder"] = Artifact(spec.autoencoder_uri, AutoencoderFacts).digest
+    if spec.config.initial_weights:
+        parents[INITIAL_WEIGHTS] = checked_digest(spec.config, spec.dataset_uri, spec.autoencoder_uri)
     return spec.model_copy(update={"parents": parents})
 
 
@@ -135,7 +139,7 @@ def open_inputs(spec: TrainingSpec, device: torch.device, dtype: torch.dtype) ->
     if isinstance(shape, AutoencoderConfig):
         require_whole_chunks(dataset, shape.model.chunk_size)
     found = {"dataset": dataset.digest} | ({"autoencoder": autoencoder.digest} if autoencoder else {})
-    if found != spec.parents:
+    if found != {name: digest for name, digest in spec.parents.items() if name != INITIAL_WEIGHTS}:
         raise CalmError(f"{spec.stage}: an input has been replaced since the job was made; run again", can_pass=True)
     return Inputs(dataset, autoencoder, spec.seed, device, dtype)
 

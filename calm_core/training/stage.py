@@ -26,6 +26,7 @@ from calm_core.training.job import Job, ModelConfig, TrainingSpec, check_inputs
 from calm_core.training.launcher import EXIT_NO_MEETING, Ending, Launcher, Nodes, TorchrunLauncher, require_nodes
 from calm_core.training.tasks.make import TASKS
 from calm_core.training.unfinished import how_it_begins
+from calm_core.weights.initial import INITIAL_WEIGHTS
 
 _LOG, _POINTS = ".log", ".points.jsonl"
 
@@ -40,6 +41,7 @@ def train(
     autoencoder_uri: str = "",
     overwrite: bool = False,
     resume: bool = False,
+    initial_digest: str = "",
     launcher: Launcher | None = None,
     log_folder: str = "",
 ) -> Artifact[ModelFacts]:
@@ -56,6 +58,7 @@ def train(
         autoencoder_uri: The trained autoencoder that a CALM model predicts the vectors of.
         overwrite: Whether another model of its kind that lies there is replaced (see `ArtifactWriter`).
         resume: Whether to go on from a checkpoint, or not to train at all.
+        initial_digest: What the weights to start from were when the run was planned; unset, they may be any.
         launcher: How the ranks are started; unset, by torchrun on this machine.
         log_folder: A local folder for a log of what the ranks print, named by what is trained, and beside it a file of
             all points of the curves; unset, standard error alone has it.
@@ -85,7 +88,13 @@ def train(
 
     with Stage(spec.stage, spec.settings) as stage:
         spec = check_inputs(spec)
-        spec.writer(TASKS[config.kind].facts).check()
+        if initial_digest not in ("", spec.parents.get(INITIAL_WEIGHTS)):
+            raise CalmError(
+                f"{config.kind}.{INITIAL_WEIGHTS}: {config.initial_weights} has changed since the run was planned; run "
+                "again",
+                can_pass=True,
+            )
+        spec.writer(TASKS[config.kind].facts).check(lambda manifest: manifest.parents == spec.parents)
         job = Job.of(spec, checkpoint_root)
         job.check(output_uri)
         require_even_batches(spec.stage, spec.config, launcher.world_size(config.processes))

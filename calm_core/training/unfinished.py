@@ -15,6 +15,7 @@ from calm_core.errors import CalmError, ConfigError
 from calm_core.shown import by_dotted_name
 from calm_core.store import lock, storage
 from calm_core.training.job import Job, TrainingSpec
+from calm_core.weights.initial import INITIAL_WEIGHTS
 
 _FEW = 4
 """A training that differs in more is another one, and not one that somebody means to go on with."""
@@ -40,6 +41,8 @@ class Unfinished:
         told = [
             f"another {name}"
             if name in ("dataset", "autoencoder")
+            else "other initial weights"
+            if name == INITIAL_WEIGHTS
             else f"{name} {as_written(a)} there, {as_written(b)} here"
             for name, (a, b) in sorted(self.differing.items())
         ]

@@ -39,6 +39,7 @@ from calm_core.telemetry.sinks import Curves, JsonlSink, MetricSink, MlflowSink,
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.energy import energy_meter
 from calm_core.training.engine import Engine, wants_bf16
+from calm_core.training.initial_weights import start_from
 from calm_core.training.job import Job, TrainingSpec, open_inputs
 from calm_core.training.loop import Trainer
 from calm_core.training.meter import CostMeter, Peak, Spent, peak_tflops
@@ -48,6 +49,7 @@ from calm_core.training.tasks.make import make_task
 from calm_core.training.validation import Validator
 from calm_core.training.watchdog import Watchdog
 from calm_core.weights.curves import CURVES_NAME
+from calm_core.weights.initial import INITIAL_WEIGHTS
 from calm_core.weights.load import WEIGHTS_NAME, settings_of
 
 _LOST = re.compile("Connection (closed|reset) by|Broken pipe|remote process exited|Socket closed")
@@ -119,6 +121,8 @@ def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog, costs: CostMeter) -
     inputs = open_inputs(spec, _device(), torch.bfloat16 if wants_bf16(spec.config) else torch.float32)
     torch.manual_seed(spec.seed)  # initial weights
     task = make_task(spec.config, inputs)
+    if spec.config.initial_weights:
+        start_from(task.model, spec.config, spec.parents[INITIAL_WEIGHTS], inputs.device)
     with _mlflow_run(spec) as run:
         trainer = _make_trainer(spec, job, task, inputs, run, watchdog, costs)
         watchdog.alive()

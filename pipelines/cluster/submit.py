@@ -21,12 +21,13 @@ from kfp_server_api import (
     V2beta1RuntimeConfig,
 )
 
-from calm_core.config import Config
+from calm_core.config import Config, TrainingConfig
 from calm_core.errors import CalmError, ConfigError
 from calm_core.shown import holds_secret, shortened
 from calm_core.store import storage
+from calm_core.telemetry.mlflow_run import REGISTERED
 from components.quoting import is_safe
-from pipelines.arguments import arguments_of, pods_of
+from pipelines.arguments import arguments_of, pods_of, retraining_of
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.connection import Refused
 
@@ -42,6 +43,8 @@ _LONGEST_ROOT = 200  # it is in every URI of the 128 KiB that a task gets
 FEW_PARTITIONS = 32
 """That any Kubeflow runs. What Argo keeps of a run is 1 MiB at most, unless an administrator lets it keep that in a
 database; in Kubeflow Pipelines 2.17 each partition takes some 20 KB of it."""
+_RETRAINING = "retraining"
+"""What `calm-retrain` alone takes."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ def arguments(config: Config, root: str, package: Package, by_the_clock: bool = 
     _require_visible_places(config)
     plans, checkpoints = (storage.join(root, _OWN_FOLDER, name) if root else "" for name in ("plans", "checkpoints"))
     values = arguments_of(config, plans, checkpoints) | pods_of(config)
+    if _RETRAINING in package.parameters:
+        values |= {_RETRAINING: retraining_of(config)}
     if by_the_clock or is_by_digest(config, package):
         del values["code_version"]
     return {name: value for name, value in values.items() if value != ""}
@@ -153,9 +158,10 @@ def _require_visible_places(config: Config) -> None:
         *(("data.sources", source) for source in config.data.sources),
         ("data.extends", config.data.extends),
         ("tokenizer.source", config.tokenizer.source),
+        *((f"{kind}.initial_weights", getattr(config, kind).initial_weights) for kind in TrainingConfig.of_kind),
     ):
         scheme, _, rest = place.partition("://")
-        if place and (not rest or scheme.lower() in _LOCAL_SCHEMES):
+        if place and not place.startswith(REGISTERED) and (not rest or scheme.lower() in _LOCAL_SCHEMES):
             raise ConfigError(
                 f"{name}: {shortened(place)} lies on this machine, which no pod sees; copy it to the object store, and "
                 "name it there: s3://bucket/..."

@@ -104,7 +104,17 @@ def calm_train(
         node_selector=node_selector,
         tolerations=tolerations,
     )
-    plan = pods.run(plan_partitions(data=data, tokenizer=tokenizer, plan_root=plan_root, code_version=code_version))
+    plan = pods.run(
+        plan_partitions(
+            data=data,
+            tokenizer=tokenizer,
+            plan_root=plan_root,
+            code_version=code_version,
+            autoencoder=autoencoder,
+            calm=calm,
+            transformer=transformer,
+        )
+    )
     plan.set_caching_options(enable_caching=False)  # what is named by path can change
     partitions = plan.outputs["Output"]  # Kubeflow's local runner loops over an output of this name alone
 
@@ -152,6 +162,7 @@ def calm_train(
             checkpoint_root=checkpoint_root,
             code_version=code_version,
             trainjob=trainjob,
+            start=plan.outputs["autoencoder_start"],
             dataset=dataset,
         )
     ).outputs["autoencoder_model"]
@@ -162,6 +173,7 @@ def calm_train(
             checkpoint_root=checkpoint_root,
             code_version=code_version,
             trainjob=trainjob,
+            start=plan.outputs["calm_start"],
             dataset=dataset,
             autoencoder_model=autoencoder_model,
         )
@@ -207,6 +219,7 @@ def calm_train(
                 checkpoint_root=checkpoint_root,
                 code_version=code_version,
                 trainjob=trainjob,
+                start=plan.outputs["transformer_start"],
                 dataset=dataset,
             )
         ).outputs["transformer_model"]

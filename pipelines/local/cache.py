@@ -65,6 +65,8 @@ class CheckedCache(cache.LocalCache):  # type: ignore[misc]  # kfp is untyped
             outputs: dict[str, Any] | None = super().get(key)
             if outputs is None:
                 return None
+            if outputs.keys() == {_CHECKSUM}:  # earlier versions kept those of tasks that had been ended
+                raise ArtifactError(f"entry {key} has no outputs")
             if outputs.pop(_CHECKSUM) != self._checksum(outputs):
                 raise ArtifactError(f"entry {key} is damaged")
             for artifact in _artifacts(outputs.values()):

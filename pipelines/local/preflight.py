@@ -75,6 +75,19 @@ def check_run(config: Config, home: Home, tell: Callable[[str], None]) -> None:
     from pipelines.local.tracking import use_tracking  # costs seconds, and in a new home makes a database
 
     use_tracking(home, config.experiment)
+    _check_initial_weights(config, vocab_size, kinds)
+
+
+def _check_initial_weights(config: Config, vocab_size: int, kinds: Sequence[str]) -> None:
+    """Refuse weights to start from that are missing or do not fit; the text may have no tokenizer yet."""
+    from calm_core.training.initial_weights import require_fitting
+    from calm_core.weights.initial import initial_model
+
+    for kind in kinds:
+        training: TrainingConfig = getattr(config, kind)
+        if training.initial_weights:
+            with initial_model(training, files=False) as initial:
+                require_fitting(training, initial, vocab_size, config.autoencoder if kind == "calm" else None)
 
 
 def _check_sources(config: Config) -> int:

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pipelines.local.run import BASELINE_MODEL, BASELINE_REPORT, RUN_REPORT, STO
 
 _AT_ONCE = 2
 """Tasks of a loop that Kubeflow's local runner has at work at a time."""
+_POLL_SECONDS = 0.05
 
 
 def run(request: dict[str, Any]) -> None:
@@ -104,9 +106,18 @@ def _end(temporary: str) -> None:
     for task in tasks:
         with suppress(psutil.NoSuchProcess):
             task.terminate()
-    psutil.wait_procs(tasks, timeout=STOP_SECONDS)
+    until = time.monotonic() + STOP_SECONDS
+    # psutil's own waiting would take their exit codes from Kubeflow's runner, for which they would have succeeded then.
+    while any(map(_is_at_work, tasks)) and time.monotonic() < until:
+        time.sleep(_POLL_SECONDS)
     shutil.rmtree(temporary, ignore_errors=True)
     os.killpg(0, signal.SIGTERM)
+
+
+def _is_at_work(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def leave(
     request: Mapping[str, Any] = {
         "arguments": arguments_of(config, str(home.plans), str(home.checkpoints)),
         "pipeline_root": str(home.pipeline_root),
-        "asked": asked_for("tiny", (), None, changed, config),
+        "asked": asked_for("run", "tiny", (), None, changed, config),
         "started": 1000.0,
         "process": 2**22 + 1,  # beyond the highest one there can be
         "process_started": 1.0,

@@ -9,7 +9,7 @@ import pytest
 from pipelines.cluster import schedule
 from pipelines.cluster.client import connect
 from pipelines.cluster.submit import Package
-from pipelines.compile import TRAIN_PIPELINE
+from pipelines.compile import RETRAIN_PIPELINE
 from tests.cluster.conftest import Call
 from tests.cluster.servers import Handler, Kubeflow, refuse
 
@@ -30,6 +30,8 @@ def test_a_schedule_runs_the_newest_version_one_at_a_time(kubeflow: Kubeflow, ca
     assert made["pipeline_version_reference"] == {"pipeline_id": kubeflow.pipelines[0]["pipeline_id"]}
     assert made["service_account"] == "calm-pipeline"
     assert len(kubeflow.versions) == 1
+    assert kubeflow.pipelines[0]["name"] == "calm-retrain"
+    assert made["runtime_config"]["parameters"]["retraining"] == {"start": "scratch"}
 
 
 def test_the_codes_version_is_not_frozen_in(kubeflow: Kubeflow, call: Call) -> None:
@@ -87,7 +89,7 @@ def test_two_who_create_at_once_leave_one(seeds: tuple[int, int], kubeflow: Kube
         return False
 
     clusters = [connect(kubeflow.url) for _ in range(2)]
-    package = Package(TRAIN_PIPELINE)
+    package = Package(RETRAIN_PIPELINE)
     values = {name: _value_of(spec) for name, spec in package.parameters.items()}
     schedule.create(clusters[0], package, "another", "0 0 1 * * *", values, "")
     kubeflow.faults.append(meet)

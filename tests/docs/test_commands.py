@@ -82,6 +82,7 @@ NOT_RUN = (
     (r"calm ui", "serves until Ctrl-C"),
     (r"calm (submit|schedule|runs .*--host)", "needs Kubeflow; tests/cluster has servers that answer as it does"),
     (r"calm doctor", "ends as the machine is; tests/cluster/test_doctor.py has machines and clusters of all kinds"),
+    (r"calm train .*initial_weights", "tests/training/test_initial_weights.py has models of one shape"),
     (r"calm prepare .*(tokenizer\.model|--extends)", "tests/data has that file, and grown datasets"),
     (r"calm prepare .*</s>|calm prepare .*eos_token", "stands for names of another tokenizer"),
 )
@@ -256,7 +257,7 @@ def _run(arguments: list[str], output: Path | None, monkeypatch: pytest.MonkeyPa
     try:
         main(arguments)
     except Started:
-        assert arguments[0] in ("run", "train")
+        assert arguments[0] in ("run", "retrain", "train")
         return 0
     except SystemExit as ending:
         return int(ending.code or 0)

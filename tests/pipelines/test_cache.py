@@ -48,6 +48,12 @@ def test_whole_outputs_are_answered(task_cache: CheckedCache, tmp_path: Path) ->
     assert task_cache.get("another key") is None
 
 
+def test_a_task_without_outputs_is_not_answered(task_cache: CheckedCache) -> None:
+    """Earlier versions kept tasks that had been ended with the run as ones that had succeeded."""
+    task_cache.put("ended", {})
+    assert task_cache.get("ended") is None
+
+
 def flip(path: Path, place: int = -1) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2 if place < 0 else place] ^= 1

@@ -9,13 +9,13 @@ import yaml
 
 from calm_core.config import resolve_config
 from components.image import IMAGE
-from pipelines.compile import TRAIN_PIPELINE, compile_train
+from pipelines.compile import RETRAIN_PIPELINE, TRAIN_PIPELINE, compile_retrain, compile_train
 from pipelines.profiles import load
 
 SECTIONS = {"data", "tokenizer", "autoencoder", "calm", "transformer", "evaluation", "registry"}
 
 SECTIONS_OF_TASK = {
-    "plan-partitions": {"data", "tokenizer"},
+    "plan-partitions": {"data", "tokenizer", "autoencoder", "calm", "transformer"},
     "scan-partition": {"data"},
     "find-duplicates": {"data"},
     "train-tokenizer": {"tokenizer", "data"},
@@ -58,6 +58,36 @@ def test_is_what_the_code_compiles_to(documents: list[dict[str, Any]], tmp_path:
     compile_train(tmp_path / "fresh.yaml")
     fresh = list(yaml.safe_load_all((tmp_path / "fresh.yaml").read_text()))
     assert documents == fresh, "run: python -m pipelines.compile"
+
+
+def test_the_retraining_is_what_the_code_compiles_to_and_has_the_training_in_it(
+    documents: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Task by task as it is compiled alone, with what its pods get; before it, one task that is never cached."""
+    for name in ("fresh.yaml", "again.yaml"):
+        compile_retrain(tmp_path / name)
+    assert (tmp_path / "fresh.yaml").read_bytes() == (tmp_path / "again.yaml").read_bytes()
+    retraining = list(yaml.safe_load_all(RETRAIN_PIPELINE.read_text()))
+    assert list(yaml.safe_load_all((tmp_path / "fresh.yaml").read_text())) == retraining, "python -m pipelines.compile"
+    (training, pods), (whole, all_pods) = documents, retraining
+    assert training["components"].items() <= whole["components"].items()
+    assert whole["components"].keys() - training["components"].keys() == {
+        "comp-find-new-data",
+        "comp-condition-1",
+        "comp-calm-train",
+    }
+    executors = [each["deploymentSpec"]["executors"] for each in (training, whole)]
+    platforms = [each["platforms"]["kubernetes"]["deploymentSpec"]["executors"] for each in (pods, all_pods)]
+    for alone, within in (executors, platforms):
+        assert alone.items() <= within.items()
+        assert within.keys() - alone.keys() == {"exec-find-new-data"}
+    assert training["root"]["dag"]["tasks"] == whole["components"]["comp-calm-train"]["dag"]["tasks"]
+    parameters = [each["root"]["inputDefinitions"]["parameters"] for each in (training, whole)]
+    assert parameters[1] == parameters[0] | {"retraining": parameters[1]["retraining"]}
+    look, new = (whole["root"]["dag"]["tasks"][name] for name in ("find-new-data", "condition-1"))
+    assert look["cachingOptions"] == {}
+    condition = "inputs.parameter_values['pipelinechannel--find-new-data-is_new'] == true"
+    assert new["triggerPolicy"]["condition"] == condition
 
 
 def test_every_task_runs_in_our_image_and_nothing_is_set_that_could_be_a_secret(pipeline: dict[str, Any]) -> None:
@@ -171,6 +201,16 @@ def test_a_tokenizer_that_is_named_is_in_the_key_by_its_content(pipeline: dict[s
     assert digest == {
         "taskOutputParameter": {"outputParameterKey": "tokenizer_digest", "producerTask": "plan-partitions"}
     }
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "calm", "transformer"])
+def test_weights_that_are_named_are_in_the_key_by_their_content(kind: str, pipeline: dict[str, Any]) -> None:
+    """Likewise: an alias may point to another version, and an artifact be replaced."""
+    [(how, found)] = tasks_of(pipeline)[f"train-{kind}"]["inputs"]["parameters"]["start"].items()
+    if how == "componentInputParameter":  # into the condition of the baseline
+        condition = next(dag["tasks"] for dag in dags_of(pipeline) if "condition-3" in dag["tasks"])["condition-3"]
+        found = condition["inputs"]["parameters"][found]["taskOutputParameter"]
+    assert found == {"outputParameterKey": f"{kind}_start", "producerTask": "plan-partitions"}
 
 
 def test_outputs_are_the_artifacts_of_the_stages(pipeline: dict[str, Any]) -> None:

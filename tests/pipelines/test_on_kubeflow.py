@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -15,8 +16,8 @@ from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact
 from calm_core.store.facts import DatasetFacts, EvaluationFacts, RegistrationFacts
 from components.image import IMAGE
-from pipelines.arguments import MAX_DATA_BYTES, MAX_PARTITIONS, arguments_of, pods_of
-from pipelines.compile import TRAIN_PIPELINE
+from pipelines.arguments import MAX_DATA_BYTES, MAX_PARTITIONS, arguments_of, pods_of, retraining_of
+from pipelines.compile import RETRAIN_PIPELINE, TRAIN_PIPELINE
 from pipelines.local.object_store import ACCESS_KEY, BUCKET, SECRET_KEY
 from tests.conftest import sentences
 from tests.object_store import environment
@@ -95,6 +96,38 @@ def test_what_runs_share_lies_where_kubeflow_keeps_what_they_make(
     found = {key.removeprefix(ROOT.replace("minio", "s3")).split("/")[1] for key in storage.files_below(ROOT)}
     assert found == {"calm-train", "calm"}
     assert storage.files_below(f"{ROOT}/calm/plans")
+
+
+@pytest.mark.timeout(900)
+def test_a_retraining_ends_at_once_without_new_text_and_trains_on_what_is_new(
+    backend: Backend, outputs: dict[str, list[dict[str, Any]]], place: Path
+) -> None:
+    """After the run before, whose version notes its dataset."""
+    settings = yaml.safe_load(PROFILE.read_text())
+    config = resolve_config(settings, [f"data.sources=[s3://{BUCKET}/texts/*.jsonl]", "retraining.start=champion"])
+    arguments = arguments_of(config, "", "") | pods_of(config) | {"code_version": ""}
+    arguments["retraining"] = retraining_of(config)
+
+    def ran() -> set[str]:
+        there = Backend(RETRAIN_PIPELINE, ROOT, place / "mount", backend.environment)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(place)
+            there.run(arguments)
+        return set(there.downloaded)
+
+    assert ran() == {"find-new-data"}
+    lines = "".join(json.dumps({"text": sentences(i, 12)}) + "\n" for i in range(100, 120))
+    storage.write(f"s3://{BUCKET}/texts/2.jsonl", lines.encode())
+    tasks = ran()
+    assert {"find-new-data", "merge-partitions", "train-calm", "register-model", "report-2"} <= tasks
+    assert not {"train-transformer", "report"} & tasks
+    version = mlflow.MlflowClient(backend.environment["MLFLOW_TRACKING_URI"]).get_model_version("calm", "2")
+    dataset = Artifact(version.tags["calm.dataset_uri"], DatasetFacts)
+    assert dataset.digest == version.tags["calm.dataset_digest"]
+    assert dataset.manifest.parents["extends"] == Artifact(outputs["dataset"][0]["uri"], DatasetFacts).digest
+    assert (dataset.facts.documents_out, dataset.facts.duplicates) == (100, 10)
+    assert "champion" in version.tags["calm.promotion"]
+    assert ran() == {"find-new-data"}
 
 
 def test_the_most_partitions_fit_into_one_argument(backend: Backend, tmp_path: Path) -> None:

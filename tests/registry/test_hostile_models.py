@@ -12,11 +12,11 @@ import pytest
 from calm_cli.main import main
 from calm_core.config import RegistryConfig
 from calm_core.errors import CalmError
-from calm_core.registry.files import LOADER_MODULE, registered_artifacts, registered_evaluation
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import EvaluationFacts
+from calm_core.weights.registered import LOADER_MODULE, registered_artifacts, registered_evaluation
 from tests.mlflow_tables import new_store
 
 

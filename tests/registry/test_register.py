@@ -22,12 +22,12 @@ from calm_core.evaluation.stage import evaluate
 from calm_core.generation.text import Sampling
 from calm_core.registry import evidence, stage
 from calm_core.registry.aliases import Decision
-from calm_core.registry.files import registered_evaluation
 from calm_core.registry.load import load_generator
 from calm_core.registry.stage import register_model
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import DatasetFacts, EvaluationFacts, RegistrationFacts
 from calm_core.telemetry.progress import parse
+from calm_core.weights.registered import registered_evaluation
 from tests.registry.made_up_scores import scored_otherwise
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_with_a_store")

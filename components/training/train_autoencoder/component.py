@@ -16,6 +16,7 @@ def train_autoencoder(
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
     trainjob: dict[str, Any] = {},  # noqa: B006 # Kubeflow copies it
+    start: str = "",
 ) -> None:
     """Train the autoencoder that turns a chunk of tokens into one vector and back.
 
@@ -30,6 +31,7 @@ def train_autoencoder(
         page: The learning curves.
         trainjob: How the nodes of a TrainJob are made, where the settings ask for one (`TrainJobSettings`); unset,
             like this task's own pod.
+        start: What `plan_partitions` says of the weights that training starts from.
     """
     from calm_core.config import AutoencoderConfig
     from calm_core.report.training import numbers, training_page
@@ -45,6 +47,7 @@ def train_autoencoder(
             place_of(autoencoder_model),
             seed=seed,
             checkpoint_root=root_of(checkpoint_root, autoencoder_model, "checkpoint"),
+            initial_digest=start,
             launcher=launcher_of(config, trainjob),
         )
         describe(autoencoder_model, artifact)

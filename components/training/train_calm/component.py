@@ -17,6 +17,7 @@ def train_calm(
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
     trainjob: dict[str, Any] = {},  # noqa: B006 # Kubeflow copies it
+    start: str = "",
 ) -> None:
     """Train the CALM language model, which predicts the vector of the next chunk.
 
@@ -32,6 +33,7 @@ def train_calm(
         page: The learning curves.
         trainjob: How the nodes of a TrainJob are made, where the settings ask for one (`TrainJobSettings`); unset,
             like this task's own pod.
+        start: What `plan_partitions` says of the weights that training starts from.
     """
     from calm_core.config import CalmConfig
     from calm_core.report.training import numbers, training_page
@@ -48,6 +50,7 @@ def train_calm(
             seed=seed,
             checkpoint_root=root_of(checkpoint_root, calm_model, "checkpoint"),
             autoencoder_uri=autoencoder_model.uri,
+            initial_digest=start,
             launcher=launcher_of(config, trainjob),
         )
         describe(calm_model, artifact)

@@ -16,6 +16,7 @@ def train_transformer(
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
     trainjob: dict[str, Any] = {},  # noqa: B006 # Kubeflow copies it
+    start: str = "",
 ) -> None:
     """Train the token-level Transformer that CALM is compared with.
 
@@ -30,6 +31,7 @@ def train_transformer(
         page: The learning curves.
         trainjob: How the nodes of a TrainJob are made, where the settings ask for one (`TrainJobSettings`); unset,
             like this task's own pod.
+        start: What `plan_partitions` says of the weights that training starts from.
     """
     from calm_core.config import TransformerConfig
     from calm_core.report.training import numbers, training_page
@@ -45,6 +47,7 @@ def train_transformer(
             place_of(transformer_model),
             seed=seed,
             checkpoint_root=root_of(checkpoint_root, transformer_model, "checkpoint"),
+            initial_digest=start,
             launcher=launcher_of(config, trainjob),
         )
         describe(transformer_model, artifact)

@@ -63,6 +63,18 @@ MISTAKES = [
         },
     ),
     Mistake(
+        "starting from weights that are not there",
+        (*_TRAIN, "--set", "autoencoder.initial_weights=nothing"),
+        ("autoencoder.initial_weights: nothing: ",),
+        exit_code=2,
+    ),
+    Mistake(
+        "starting from a dataset",
+        (*_TRAIN, "--set", "autoencoder.initial_weights={dataset}"),
+        ("autoencoder.initial_weights: {dataset}: is a dataset artifact, an autoencoder artifact was expected",),
+        exit_code=2,
+    ),
+    Mistake(
         "resuming where nothing was begun",
         (*_TRAIN, "--resume"),
         ("--resume: there is no unfinished training of this kind in {folder}/home/checkpoints; leave it out",),

@@ -10,9 +10,9 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from calm_core.errors import CalmError
 from calm_core.registry.evidence import _signature_of
-from calm_core.registry.files import _RemoteFiles, registered_signature
 from calm_core.registry.gate import Signature
 from calm_core.registry.load import load_generator
+from calm_core.weights.registered import _RemoteFiles, registered_signature
 from pipelines.local.object_store import free_port
 from tests.mlflow_tables import new_store
 

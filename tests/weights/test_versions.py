@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from calm_core.errors import CalmError
-from calm_core.registry.versions import exact_uri, versions_of
+from calm_core.weights.versions import exact_uri, versions_of
 from tests.mlflow_tables import new_store
 
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from calm_core.config import text
 from calm_core.errors import ArtifactError, CalmError, StorageError
-from calm_core.registry.versions import exact_uri
 from calm_core.store import storage
 from calm_core.store.artifact import MANIFEST_NAME, Artifact, Manifest
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, EvaluationFacts
 from calm_core.telemetry.mlflow_store import MlflowUnreachable, reach_mlflow, reason_of, tracking_place
+from calm_core.weights.versions import exact_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import FileInfo
@@ -37,16 +37,19 @@ _LARGEST_MODEL_MANIFEST = 16 << 20  # a model has a handful of files
 
 
 @contextmanager
-def registered_artifacts(uri: str) -> Iterator[tuple[Artifact[AutoencoderFacts], Artifact[CalmFacts]]]:
+def registered_artifacts(
+    uri: str, *, files: bool = True
+) -> Iterator[tuple[Artifact[AutoencoderFacts], Artifact[CalmFacts]]]:
     """The artifacts inside a registered CALM model, on this machine while the block lasts.
 
     Args:
         uri: As MLflow resolves it: models:/calm@champion, runs:/... or mlflow-artifacts:/...
+        files: Whether their files are brought, or the manifests alone.
 
     Raises:
         CalmError: There is no such model, it is none of ours, or its files are missing or damaged.
     """
-    with _registered(uri, _Files.bring_model) as data:
+    with _registered(uri, _Files.bring_model if files else _Files.bring_manifests) as data:
         autoencoder = Artifact(storage.child(data, AUTOENCODER_FOLDER), AutoencoderFacts)
         yield autoencoder, Artifact(storage.child(data, CALM_FOLDER), CalmFacts)
 
@@ -183,10 +186,14 @@ class _Files:
         for name in (AUTOENCODER_FOLDER, CALM_FOLDER):
             self.bring_artifact(f"{data}/{name}")
 
-    def bring_evaluation(self, data: str) -> None:
-        """Bring the evaluation, if there is one, and the manifests of what it has to be the evaluation of."""
+    def bring_manifests(self, data: str) -> None:
+        """Bring the manifests of the weights' artifacts."""
         for name in (AUTOENCODER_FOLDER, CALM_FOLDER):
             self.bring(f"{data}/{name}/{MANIFEST_NAME}", _LARGEST_MODEL_MANIFEST)
+
+    def bring_evaluation(self, data: str) -> None:
+        """Bring the evaluation, if there is one, and the manifests of what it has to be the evaluation of."""
+        self.bring_manifests(data)
         if self.has(f"{data}/{EVALUATION_FOLDER}"):
             self.bring_artifact(f"{data}/{EVALUATION_FOLDER}")
 
