@@ -82,6 +82,7 @@ def _launch(request: Request, ranks: "_Ranks") -> None:
         rdzv_backend="static" if nodes else "c10d",
         rdzv_endpoint=f"{nodes.address}:{nodes.port}" if nodes else "localhost:0",
         rdzv_configs={"timeout": _MEETING_SECONDS} | ({"rank": nodes.rank} if nodes else {}),
+        local_addr=None if nodes else "localhost",  # a container may not know its own name
         max_restarts=0,
         signals_to_handle="SIGQUIT",  # the others are ours: at those, torch waits 30 s and kills
         logs_specs=ranks,

@@ -140,3 +140,20 @@ def test_a_machine_is_lost_and_both_go_on_bit_for_bit(
     _finished(_start(machines, dataset_uri, disturbed))
     first, second = (Artifact(str(one / "out"), AutoencoderFacts) for one in (undisturbed, disturbed))
     assert first.read("weights.safetensors") == second.read("weights.safetensors")
+
+
+def test_one_machine_trains_that_does_not_know_its_own_name(
+    machines: tuple[str, str], dataset_uri: str, tmp_path: Path
+) -> None:
+    """As a container without a network: torch would look for the ranks at that name, for ten minutes."""
+    program = ["train", "autoencoder", "--profile", str(MINI), "--dataset", dataset_uri, "--output", "out"]
+    program = [sys.executable, "-c", "from calm_cli.start import main; main()", *program]
+    nameless = ["unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid && exec "$@"', "sh", *program]
+    subprocess.run(
+        ["ip", "netns", "exec", machines[0], *nameless],
+        cwd=tmp_path,
+        env=os.environ | {"CALM_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[2])},
+        timeout=_SECONDS / 2,
+        check=True,
+    )
+    Artifact(str(tmp_path / "out"), AutoencoderFacts).check_files()
