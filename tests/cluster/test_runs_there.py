@@ -23,7 +23,6 @@ from calm_cli.board import stages_of
 from calm_core.errors import CalmError
 from pipelines.cluster import runs, workflow
 from pipelines.cluster.client import Cluster, connect
-from pipelines.cluster.connection import LARGEST_ANSWER
 from pipelines.compile import TRAIN_PIPELINE
 from tests.cluster.conftest import Call
 from tests.cluster.servers import Handler, Kubeflow, Kubernetes, refuse, stamp
@@ -219,6 +218,7 @@ def large(text: str) -> str:
 DAMAGED_WORKFLOWS = {
     "no JSON": '{"status": ',
     "no object": "[]",
+    "too large": '{"status": {}' + " " * workflow._LARGEST + "}",
     "nested without end": '{"status": ' + '{"nodes": ' * 100_000,
     "nodes of another type": '{"status": {"nodes": [1]}}',
     "a node without a name": json.dumps({"status": {"nodes": {"a": {"id": "a", "type": "Pod"}}}}),
@@ -229,7 +229,7 @@ DAMAGED_WORKFLOWS = {
     "cut off": large(base64.b64encode(PACKED[:-4]).decode()),
     "another checksum": large(base64.b64encode(PACKED[:-8] + bytes(8)).decode()),
     "no nodes inside": large(compressed("nodes")),
-    "a bomb": large(base64.b64encode(gzip.compress(bytes(LARGEST_ANSWER + 1))).decode()),
+    "a bomb": large(base64.b64encode(gzip.compress(bytes(workflow._LARGEST + 1))).decode()),
 }
 
 
@@ -252,7 +252,7 @@ def test_a_damaged_workflow_leaves_the_state_of_the_run(name: str, quick: None, 
 
 
 def test_a_workflow_unpacks_into_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workflow, "LARGEST_ANSWER", 1 << 20)
+    monkeypatch.setattr(workflow, "_LARGEST", 1 << 20)
     bomb = base64.b64encode(gzip.compress(bytes(64 << 20))).decode()
     tracemalloc.start()
     with pytest.raises(ValueError, match=r"^$"):
