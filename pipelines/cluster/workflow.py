@@ -21,9 +21,9 @@ from pipelines.cluster.client import Cluster
 
 TaskState = Literal["running", "done", "cached", "failed"]
 
-OF_KUBEFLOW = re.compile(r".*-driver|executor|root|entrypoint|iteration.*|for-loop-\d+|condition-.*|.*\([\d:]+\)|")
-"""Names that are Kubeflow's own work, and the tries of one that is retried."""
 _DRIVER, _EXECUTOR = "-driver", ".executor"
+_OF_COMPONENTS = "system-container-executor"
+"""How the templates of components' tasks end; pipelines, loops and conditions have others."""
 _TRY = re.compile(r"(.*?)(?:\((\d+)\))?")
 _POD = re.compile(r"[a-z0-9][a-z0-9.-]{0,252}")
 _LARGEST = 32 << 20
@@ -153,7 +153,7 @@ def _tasks(nodes: dict[str, _Node]) -> tuple[Task, ...]:
         has_failed = node.phase in _FAILED
         if node.label.endswith(_DRIVER) and has_failed:  # its task is omitted, and it stands for it
             name, work = node.label.removesuffix(_DRIVER), node
-        elif node.name.startswith(f"{node.workflow}.root.") and not OF_KUBEFLOW.fullmatch(node.label):
+        elif node.template.endswith(_OF_COMPONENTS):
             name, work = node.label, by_name.get(node.name + _EXECUTOR, node)
         else:
             continue

@@ -69,13 +69,13 @@ class Nodes:
     ) -> str:
         """A component's task, `Cached` being a phase as well; returns its last pod's name."""
         path = f"{WORKFLOW}.root{above}.{name}"
-        template = f"{'retry-' * self._retried}system-container-impl"
+        template, own = (f"{'retry-' * self._retried}system-container-{each}" for each in ("impl", "executor"))
         self.add(f"{path}-driver", "Pod", start=start, seconds=5, templateName="system-container-driver")
         if phase == "Cached":
-            self.add(path, "DAG", "Succeeded", start, 0)
+            self.add(path, "DAG", "Succeeded", start, 0, templateName=own)
             self.add(f"{path}.executor", "Skipped", "Skipped", start, 0, message="when 'true != true' evaluated false")
             return ""
-        self.add(path, "DAG", phase, start, seconds)
+        self.add(path, "DAG", phase, start, seconds, templateName=own)
         executor = f"{path}.executor"
         if self._retried:
             self.add(executor, "Retry", phase, start, seconds, templateName=template)
@@ -113,7 +113,8 @@ def failed_run(kubeflow: Kubeflow, call: Call, nodes: Nodes) -> dict[str, Any]:
     nodes.task("train-autoencoder", "Cached", start=100)
     pod = nodes.task("train-calm", "Failed", start=101, message="main: Error (exit code 1)")
     for name in ("evaluate-driver", "evaluate"):
-        nodes.add(f"{WORKFLOW}.root.{name}", "Skipped", "Omitted", 161, 0, message="omitted: depends condition not met")
+        node = nodes.add(f"{WORKFLOW}.root.{name}", "Skipped", "Omitted", 161, 0)
+        node |= {"templateName": "system-container-executor", "message": "omitted: depends condition not met"}
     stopped = {"display_name": "plan-partitions", "state": "RUNNING", "start_time": stamp(BEGUN)}
     run |= {"state": "FAILED", "finished_at": stamp(BEGUN + 200), "run_details": {"task_details": [stopped]}}
     kubeflow.workflows[run["run_id"]] = nodes.workflow
@@ -157,9 +158,9 @@ def test_runs_are_listed_newest_first_and_found_by_the_beginning_of_an_id(kubefl
 
 def test_every_task_of_the_pipeline_belongs_to_a_stage() -> None:
     spec = next(yaml.load_all(TRAIN_PIPELINE.read_text(), yaml.CSafeLoader))
-    dags = [spec["root"], *spec["components"].values()]
-    names = {name for dag in dags for name in dag.get("dag", {}).get("tasks", {})}
-    assert {name for name in names if not workflow.OF_KUBEFLOW.fullmatch(name)} == set(runs._STAGE_OF)
+    dags = [each["dag"] for each in (spec["root"], *spec["components"].values()) if "dag" in each]
+    tasks = [(name, task["componentRef"]["name"]) for dag in dags for name, task in dag["tasks"].items()]
+    assert {name for name, of in tasks if "dag" not in spec["components"][of]} == set(runs._STAGE_OF)
     assert set(runs._STAGE_OF.values()) == set(stages_of(train_baseline=True))
 
 
@@ -207,7 +208,7 @@ def test_a_damaged_run_is_shown_or_is_one_line(name: str, kubeflow: Kubeflow, ca
     kubeflow.wrong.clear()
 
 
-NODE = {"id": f"{WORKFLOW}-1", "name": f"{WORKFLOW}.root.train-calm", "type": "DAG", "displayName": "train-calm"}
+NODE = {"id": f"{WORKFLOW}-1", "name": "train-calm", "type": "DAG", "templateName": "system-container-executor"}
 PACKED = gzip.compress(json.dumps({"a": NODE}).encode())
 
 
@@ -281,7 +282,7 @@ def test_a_driver_that_failed_fails_its_task(kubeflow: Kubeflow, call: Call) -> 
     run, nodes = run_of(kubeflow, call), Nodes()
     path = f"{WORKFLOW}.root.train-calm"
     nodes.add(f"{path}-driver", "Pod", "Failed", templateName="system-container-driver", message="Error (exit code 1)")
-    nodes.add(path, "Skipped", "Omitted", message="omitted: depends condition not met")
+    nodes.add(path, "Skipped", "Omitted", templateName="system-container-executor")
     nodes.add(f"{WORKFLOW}.root.evaluate-driver", "Skipped", "Omitted")
     kubeflow.workflows[run["run_id"]], run["state"] = nodes.workflow, "FAILED"
     [stage] = json.loads(call("runs", "show", run["run_id"], "--json", "--host", kubeflow.url)[1])["stages"]
@@ -290,6 +291,17 @@ def test_a_driver_that_failed_fails_its_task(kubeflow: Kubeflow, call: Call) -> 
     kubeflow.logs[pod] = b"no such config map\n"
     out = call("runs", "logs", run["run_id"], "train-calm", "--host", kubeflow.url)[1]
     assert out == "train-calm | no such config map\n"
+
+
+def test_a_pipeline_within_a_pipeline_is_no_stage(kubeflow: Kubeflow, call: Call) -> None:
+    run, nodes = run_of(kubeflow, call), Nodes()
+    for path in ("condition-1", "condition-1.calm-train"):
+        nodes.add(f"{WORKFLOW}.root.{path}-driver", "Pod", templateName="system-dag-driver")
+        nodes.add(f"{WORKFLOW}.root.{path}", "DAG", "Running", templateName=f"comp-{path}")
+    nodes.task("train-calm", "Running", above=".condition-1.calm-train")
+    kubeflow.workflows[run["run_id"]] = nodes.workflow
+    stages = json.loads(call("runs", "show", run["run_id"], "--json", "--host", kubeflow.url)[1])["stages"]
+    assert [(stage["stage"], stage["state"]) for stage in stages] == [("train-calm", "running")]
 
 
 def test_a_pod_that_was_killed_says_so(kubeflow: Kubeflow, call: Call) -> None:
