@@ -53,7 +53,9 @@ SourceOption = Annotated[
     ),
 ]
 
-_POLL_SECONDS = 3.0
+_POLL_SECONDS, _LONGEST_POLL_SECONDS = 3.0, 60.0
+_POLL_SHARE = 0.01
+"""Of the time that has been waited: answers of 1 MiB are asked for less often in a run of days."""
 _REDRAW_SECONDS = 0.25
 _PATIENCE_SECONDS = 900.0
 """How long a cluster may not answer while a run of it is watched."""
@@ -102,7 +104,7 @@ def _polled(cluster: "Cluster", run_id: str) -> "Iterator[ClusterRun | None]":
     """A run again and again; None where it is time to redraw."""
     from pipelines.cluster.runs import get_run
 
-    answered = time.monotonic()
+    began = answered = time.monotonic()
     while True:
         try:
             run = get_run(cluster, run_id)
@@ -111,7 +113,8 @@ def _polled(cluster: "Cluster", run_id: str) -> "Iterator[ClusterRun | None]":
         except CalmError as error:
             if not error.can_pass or time.monotonic() > answered + _PATIENCE_SECONDS:
                 raise
-        until = time.monotonic() + _POLL_SECONDS
+        now = time.monotonic()
+        until = now + max(_POLL_SECONDS, min((now - began) * _POLL_SHARE, _LONGEST_POLL_SECONDS))
         while time.monotonic() < until:
             yield None
             time.sleep(_REDRAW_SECONDS)

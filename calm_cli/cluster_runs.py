@@ -51,7 +51,9 @@ def show_one(host: str, namespace: str, wanted: str, as_json: bool) -> None:
     cluster = connect(host, namespace)
     run = find_run(cluster, wanted)
     if as_json:
-        print_json(_as_json(cluster, run) | {"settings": unquoted(run.parameters)})
+        stages = [vars(stage) for stage in run.stages]
+        told = {"stages": stages, "trouble": run.trouble, "settings": unquoted(run.parameters)}
+        print_json(_as_json(cluster, run) | told)
         return
     screen = Screen(soft_wrap=True)
     took = f", after {clock(run.ended - run.started)}" if run.ended and run.started else ""
@@ -60,6 +62,7 @@ def show_one(host: str, namespace: str, wanted: str, as_json: bool) -> None:
         ("started", _time(run.started)),
         ("state", run.state + took),
         ("why", reason_of(cluster, run) if run.state == "failed" else ""),
+        ("stages", run.trouble if run.state != "failed" else ""),
         ("root", run.root),
         ("page", cluster.link(f"runs/details/{run.id}")),
     ]
@@ -142,6 +145,5 @@ def _as_json(cluster: "Cluster", run: "ClusterRun") -> dict[str, Any]:
         "started": run.started,
         "ended": run.ended,
         "root": run.root,
-        "stages": [vars(stage) for stage in run.stages],
         "page": cluster.link(f"runs/details/{run.id}"),
     }

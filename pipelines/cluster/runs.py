@@ -5,11 +5,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Literal
 
-from kfp_server_api import V2beta1PipelineTaskDetail, V2beta1Run
+from kfp_server_api import V2beta1Run
 
 from calm_core.errors import CalmError
 from calm_core.shown import shortened
@@ -17,6 +16,7 @@ from calm_core.store import storage
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.connection import Refused
 from pipelines.cluster.submit import find_experiment
+from pipelines.cluster.workflow import Task, read_tasks, seconds
 
 State = Literal["waiting", "running", "done", "cached", "failed"]
 
@@ -38,16 +38,9 @@ _STAGE_OF = {
 }
 """The stage that each of Kubeflow's tasks belongs to, in the order of a run on one machine."""
 _NEVER_CACHED, _LAST_OF_PREPARING = "plan-partitions", "merge-partitions"
-_OF_KUBEFLOW = re.compile(r".*-driver|executor|root|entrypoint|iteration.*|for-loop-\d+|condition-.*|.*\([\d:]+\)|")
-"""Tasks that are Kubeflow's own work, and the tries of one that is retried."""
 _ENDS: dict[str, str] = {"SUCCEEDED": "done", "SKIPPED": "done", "FAILED": "failed", "CANCELED": "stopped"}
-_FROM_CACHE_SECONDS = 1.0
-"""No pod starts, works and ends in so little time: such a task had no pod."""
-_TEMPLATES = ("system-container-impl", "retry-system-container-impl")
-_MOST_TRIES = 16
 _QUIET_SECONDS = 3600
 """How long a pod that works may print nothing."""
-_POD = re.compile(r"\.([^.()]+)(?:\(\d+\))?\.executor(?:\(\d+\))?$")
 _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LAST_BYTES = 256 << 10
 _OF_A_STAGE = "error: "
@@ -60,7 +53,7 @@ class StageState:
     Attributes:
         started, ended: Seconds since the epoch; None where it has not.
         tasks, finished: Of Kubeflow.
-        reason: Why it failed, as far as Kubeflow says so.
+        reason: Why it failed, as far as Argo says so.
     """
 
     stage: str
@@ -74,9 +67,16 @@ class StageState:
 
 @dataclass(frozen=True)
 class ClusterRun:
-    """A run, as Kubeflow tells of it."""
+    """A run, as Kubeflow tells of it.
+
+    Attributes:
+        tasks: Those that have begun; a run of a listing has none.
+        trouble: Why they cannot be read.
+    """
 
     told: V2beta1Run
+    tasks: tuple[Task, ...] = ()
+    trouble: str = ""
 
     @property
     def id(self) -> str:
@@ -98,11 +98,11 @@ class ClusterRun:
 
     @property
     def started(self) -> float | None:
-        return _seconds(self.told.created_at)
+        return seconds(self.told.created_at)
 
     @property
     def ended(self) -> float | None:
-        return _seconds(self.told.finished_at) if self.has_ended else None
+        return seconds(self.told.finished_at) if self.has_ended else None
 
     @property
     def root(self) -> str:
@@ -116,31 +116,11 @@ class ClusterRun:
         return dict((config and config.parameters) or {})
 
     @property
-    def tasks(self) -> list[V2beta1PipelineTaskDetail]:
-        details = self.told.run_details
-        return [task for task in (details and details.task_details) or () if task]
-
-    @property
-    def nodes(self) -> set[str]:
-        """Ids of Argo's nodes: the workflow's name and a number."""
-        return {str(child.pod_name or "") for task in self.tasks for child in task.child_tasks or () if child}
-
-    @property
-    def own_tasks(self) -> list[V2beta1PipelineTaskDetail]:
-        """Those that are components: neither Kubeflow's own work nor the workflow itself."""
-        workflows = {node.rpartition("-")[0] for node in self.nodes}
-        return [
-            task
-            for task in self.tasks
-            if not _OF_KUBEFLOW.fullmatch(_name_of(task)) and _name_of(task) not in workflows
-        ]
-
-    @property
     def stages(self) -> list[StageState]:
         """Those that have begun, in the order of a run on one machine; what a pipeline has beside ours comes last."""
-        by_stage: dict[str, list[V2beta1PipelineTaskDetail]] = {stage: [] for stage in _STAGE_OF.values()}
-        for task in self.own_tasks:
-            by_stage.setdefault(stage_of(_name_of(task)), []).append(task)
+        by_stage: dict[str, list[Task]] = {stage: [] for stage in _STAGE_OF.values()}
+        for task in self.tasks:
+            by_stage.setdefault(stage_of(task.name), []).append(task)
         return [_state_of(stage, tasks) for stage, tasks in by_stage.items() if tasks]
 
 
@@ -183,7 +163,7 @@ def find_run(cluster: Cluster, wanted: str) -> ClusterRun:
 
 
 def get_run(cluster: Cluster, run_id: str) -> ClusterRun:
-    """A run, by its id.
+    """A run and its tasks, by its id.
 
     Raises:
         CalmError: There is none, or it cannot be read.
@@ -196,7 +176,10 @@ def get_run(cluster: Cluster, run_id: str) -> ClusterRun:
         raise
     if told.run_id != run_id:
         raise CalmError(f"{run_id}: {cluster.host} tells of another run; its answer is damaged")
-    return ClusterRun(told)
+    try:
+        return ClusterRun(told, read_tasks(cluster, run_id))
+    except CalmError as error:  # how the run ends is known all the same
+        return ClusterRun(told, trouble=f"its stages cannot be read ({error})")
 
 
 def terminate(cluster: Cluster, run: ClusterRun) -> None:
@@ -231,18 +214,19 @@ def logs(
     Raises:
         CalmError: No task is called so, or nothing is left of what it printed.
     """
-    begun: dict[str, bool] = {}  # whether a pod has worked, in the order of the tasks
-    for task in sorted(run.own_tasks, key=lambda task: _seconds(task.start_time) or 0.0):
-        name = _name_of(task)
-        if wanted in ("", name, stage_of(name)):
-            begun[name] = begun.get(name, False) or not _is_cached(task)
+    if run.trouble:
+        raise CalmError(f"{run.id}: {run.trouble}")
+    begun: dict[str, list[str]] = {}  # pods by task, in the order of the tasks
+    for task in run.tasks:
+        if wanted in ("", task.name, stage_of(task.name)):
+            begun.setdefault(task.name, []).extend(task.pods)
     if not begun:
         known = ", ".join(state.stage for state in run.stages) or "none yet"
         raise CalmError(f"{wanted or run.id}: no such stage of this run has begun; begun have: {shortened(known, 300)}")
-    pods, lost = _pods(run), []
-    for name in (name for name, has_worked in begun.items() if has_worked):
-        found = False
-        for pod in pods.get(name, ()):
+    lost = []
+    for name, pods in begun.items():
+        found = not pods
+        for pod in pods:
             if parts := _pod_log(cluster, run, pod, follow):
                 found = True
                 yield name, parts
@@ -257,6 +241,8 @@ def logs(
 
 def reason_of(cluster: Cluster, run: ClusterRun) -> str:
     """Why a run failed: what its first failed stage said last; empty where no stage failed."""
+    if run.trouble:
+        return run.trouble
     failed = next((state for state in run.stages if state.state == "failed"), None)
     if failed is None:
         return ""
@@ -297,43 +283,6 @@ def _is_error(text: bytes) -> bool:
     return isinstance(told, dict) and "error_message" in told
 
 
-def _pods(run: ClusterRun) -> dict[str, list[str]]:
-    """Names of the pods of tasks, by the tasks' names.
-
-    Kubeflow's API names no pod. It tells the ids of Argo's nodes, each a hash of the node's name, which is a path of
-    names that it tells too; so the paths are walked down, as far as ids confirm them.
-    """
-    ids = run.nodes
-    workflows = {name.rpartition("-")[0] for name in ids}
-    if len(workflows) != 1:
-        return {}
-    workflow = workflows.pop()
-    hashes = {int(name.rpartition("-")[2]) for name in ids if name.rpartition("-")[2].isdecimal()}
-    steps = {f".{_name_of(task)}".encode() for task in run.tasks} | {f"({n})".encode() for n in range(_MOST_TRIES)}
-    found = {workflow.encode(): _fnv(workflow.encode())}
-    waiting = list(found)
-    while waiting:
-        path = waiting.pop()
-        for step in steps:
-            number = _fnv(step, found[path])
-            if number in hashes and path + step not in found:
-                found[path + step] = number
-                waiting.append(path + step)
-    pods: dict[str, list[str]] = {}
-    for path in sorted(found):
-        is_retried = any(path + f"({n})".encode() in found for n in range(_MOST_TRIES))
-        if (of_task := _POD.search(path.decode(errors="replace"))) and not is_retried:
-            pods.setdefault(of_task[1], []).extend(f"{workflow}-{template}-{found[path]}" for template in _TEMPLATES)
-    return pods
-
-
-def _fnv(text: bytes, so_far: int = 0x811C9DC5) -> int:
-    """The hash FNV-1a of 32 bits, by which Argo names its nodes, gone on from that of what comes before."""
-    for byte in text:
-        so_far = (so_far ^ byte) * 0x01000193 & 0xFFFFFFFF
-    return so_far
-
-
 def _kept_logs(cluster: Cluster, run: ClusterRun, task: str) -> list[str]:
     """Copies of a task's log that Kubeflow keeps beside its outputs, one for each try."""
     source = run.told.pipeline_version_reference
@@ -347,40 +296,19 @@ def _kept_logs(cluster: Cluster, run: ClusterRun, task: str) -> list[str]:
     raise CalmError(f"{folder} has no executor-logs")
 
 
-def _name_of(task: V2beta1PipelineTaskDetail) -> str:
-    return str(task.display_name or "")
-
-
-def _state_of(stage: str, tasks: Sequence[V2beta1PipelineTaskDetail]) -> StageState:
+def _state_of(stage: str, tasks: Sequence[Task]) -> StageState:
     """How far a stage is, of whose tasks some may not have begun."""
-    states = [str(task.state or "") for task in tasks]
-    finished = sum(state in ("SUCCEEDED", "SKIPPED") for state in states)
-    starts = [start for task in tasks if (start := _seconds(task.start_time))]
-    ends = [end for task in tasks if (end := _seconds(task.end_time))]
-    is_whole = stage != "prepare" or any(_name_of(task) == _LAST_OF_PREPARING for task in tasks)
+    finished = sum(task.state in ("done", "cached") for task in tasks)
+    starts = [task.started for task in tasks if task.started]
+    ends = [task.ended for task in tasks if task.ended]
+    is_whole = stage != "prepare" or any(task.name == _LAST_OF_PREPARING for task in tasks)
     state: State = "running" if starts else "waiting"
-    if any(each in ("FAILED", "CANCELED") for each in states):
+    if any(task.state == "failed" for task in tasks):
         state = "failed"
     elif finished == len(tasks) and is_whole:
-        state = "cached" if all(_is_cached(task) for task in tasks if _name_of(task) != _NEVER_CACHED) else "done"
-    reason = next((str(task.error.message or "") for task in tasks if task.error), "")
+        state = "cached" if all(task.state == "cached" for task in tasks if task.name != _NEVER_CACHED) else "done"
+    reason = next((task.message for task in tasks if task.message), "")
     has_ended = state not in ("running", "waiting") and bool(ends)
     return StageState(
         stage, state, min(starts, default=None), max(ends) if has_ended else None, len(tasks), finished, reason
     )
-
-
-def _is_cached(task: V2beta1PipelineTaskDetail) -> bool:
-    start, end = _seconds(task.start_time), _seconds(task.end_time)
-    took = None if start is None or end is None else end - start
-    return str(task.state) == "SKIPPED" or (
-        str(task.state) == "SUCCEEDED" and took is not None and took <= _FROM_CACHE_SECONDS
-    )
-
-
-def _seconds(time: datetime | None) -> float | None:
-    """Seconds since the epoch; None for a moment that has not come, of which Kubeflow says 1970 or year 1."""
-    if time is None:
-        return None
-    seconds = (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-    return seconds if seconds > 0 else None

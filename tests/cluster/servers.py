@@ -195,6 +195,7 @@ class Kubeflow(Server):
         token, cookie: What a request has to bring; empty: nothing.
         most: Entries of a page at most.
         logs: What pods have printed, by their names.
+        workflows: Argo's workflows as JSON, by the ids of runs.
     """
 
     def __init__(self, users: bool = False, version: str = "2.17.0") -> None:
@@ -208,6 +209,7 @@ class Kubeflow(Server):
         self.runs: list[dict[str, Any]] = []
         self.schedules: list[dict[str, Any]] = []
         self.logs: dict[str, bytes] = {}
+        self.workflows: dict[str, str] = {}
         self.clock = 1_780_000_000
 
     def now(self) -> str:
@@ -224,6 +226,10 @@ class Kubeflow(Server):
         if log := re.fullmatch(r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", request.place):
             told = self.logs.get(log[2])
             return 200, {"error_message": "Failed to read logs", "error_details": "..."} if told is None else told
+        if older := re.fullmatch(r"/apis/v1beta1/runs/([^/:]+)", request.place):
+            status, told = _one(self.runs, "run_id", older[1])
+            runtime = {"workflow_manifest": self.workflows.get(older[1], "{}")}
+            return (200, {"run": {"id": older[1]}, "pipeline_runtime": runtime}) if status == 200 else (status, told)
         for method, path, takes, gives, queries in _API:
             match = re.fullmatch(f"/apis/v2beta1{path}", request.place)
             if match and method == request.command:
