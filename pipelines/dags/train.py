@@ -117,18 +117,17 @@ def calm_train(
     )
     plan.set_caching_options(enable_caching=False)  # what is named by path can change
     partitions = plan.outputs["Output"]  # Kubeflow's local runner loops over an output of this name alone
-    documents = plan.outputs["documents"]
 
     with dsl.ParallelFor(partitions, parallelism=_AT_ONCE) as partition:
-        scan = pods.run(scan_partition(partition=partition, data=documents, code_version=code_version))
+        scan = pods.run(scan_partition(partition=partition, data=data, code_version=code_version))
     duplicates = pods.run(
-        find_duplicates(data=documents, code_version=code_version, scans=dsl.Collected(scan.outputs["scan"]))
+        find_duplicates(data=data, code_version=code_version, scans=dsl.Collected(scan.outputs["scan"]))
     )
     bpe = pods.run(
         train_tokenizer(
             plan=plan.outputs["plan"],
             tokenizer=tokenizer,
-            data=documents,
+            data=data,
             tokenizer_digest=plan.outputs["tokenizer_digest"],
             code_version=code_version,
         )
@@ -138,7 +137,7 @@ def calm_train(
         tokens = pods.run(
             tokenize_partition(
                 partition=partition,
-                data=documents,
+                data=data,
                 code_version=code_version,
                 tokenizer_model=bpe.outputs["tokenizer_model"],
                 duplicates=duplicates.outputs["duplicates"],

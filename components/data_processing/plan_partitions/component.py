@@ -19,7 +19,6 @@ def plan_partitions(
     "Plan",
     [
         ("Output", list[dict[str, Any]]),
-        ("documents", dict[str, Any]),
         ("plan", str),
         ("tokenizer_digest", str),
         ("autoencoder_start", str),
@@ -44,8 +43,7 @@ def plan_partitions(
 
     Returns:
         Output: One description of a partition for each task of a loop.
-        documents: `data` less its sources, which may be many: what the tasks that read documents need of it.
-        plan: URI of a file with all partitions.
+        plan: URI of a file with all of them.
         tokenizer_digest: Of the tokenizer that the settings name, empty where one is trained.
         autoencoder_start: Digest of the weights that the autoencoder starts from, empty for random ones.
         calm_start: Likewise, of the language model.
@@ -65,7 +63,6 @@ def plan_partitions(
         digest = digest_of_source(settings(TokenizerConfig, tokenizer).source)
         return (
             [partition.model_dump() for partition in partitions],
-            {name: value for name, value in data.items() if name != "sources"},
             write_plan(partitions, place),
             digest,
             initial_digest(settings(AutoencoderConfig, autoencoder)),
