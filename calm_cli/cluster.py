@@ -63,12 +63,13 @@ _PATIENCE_SECONDS = 900.0
 
 def warn_of_partitions(config: "Config") -> None:
     """Tell of a limit of Kubeflow that shows in the middle of a run alone."""
-    from pipelines.cluster.submit import FEW_PARTITIONS
+    from pipelines.cluster.submit import FEW_PARTITIONS, FEW_SOURCE_BYTES
 
-    if config.data.partitions > FEW_PARTITIONS:
+    partitions, named = config.data.partitions, sum(map(len, config.data.sources))
+    if partitions > FEW_PARTITIONS or partitions * named > FEW_SOURCE_BYTES:
         Screen(stderr=True, soft_wrap=True).print(
-            f"data.partitions: {config.data.partitions} may be more than this Kubeflow keeps track of "
-            f"(docs/cluster.md, large runs); {FEW_PARTITIONS} are not",
+            f"data.partitions: {partitions} may be more than this Kubeflow keeps track of (docs/cluster.md, large "
+            f"runs); {FEW_PARTITIONS} are not, with sources named by patterns",
             style="yellow",
         )
 

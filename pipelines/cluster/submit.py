@@ -40,9 +40,9 @@ _DIGEST_CHARACTERS = 12
 _BY_DIGEST = "@sha256:"
 _SCHEMES = ("s3://", "minio://")
 _LONGEST_ROOT = 200  # it is in every URI of the 128 KiB that a task gets
-FEW_PARTITIONS = 32
-"""That any Kubeflow runs. What Argo keeps of a run is 1 MiB at most, unless an administrator lets it keep that in a
-database; in Kubeflow Pipelines 2.17 each partition takes some 20 KB of it."""
+FEW_PARTITIONS, FEW_SOURCE_BYTES = 32, 128 << 10
+"""That any Kubeflow runs: partitions, and bytes of the names of sources, which each of them gets. What Argo keeps of a
+run is 1 MiB at most, unless an administrator lets it keep that in a database."""
 _RETRAINING = "retraining"
 """What `calm-retrain` alone takes."""
 

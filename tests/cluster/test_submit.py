@@ -184,6 +184,10 @@ def test_many_partitions_are_told_of_a_limit_of_kubeflow(kubeflow: Kubeflow, cal
     code, _, err = call(*SUBMIT, "--host", kubeflow.url, "--set", "data.partitions=33")
     assert (code, len(err.splitlines())) == (0, 1)
     assert err.startswith("data.partitions: 33 may be more than this Kubeflow keeps track of")
+    many = [option for i in range(100) for option in ("--source", f"s3://bucket/{'x' * 60}-{i}.jsonl")]
+    code, _, err = call(*SUBMIT, "--host", kubeflow.url, *many, "--set", "data.partitions=24")
+    assert (code, len(err.splitlines())) == (0, 1)
+    assert err.startswith("data.partitions: 24 may be more")
 
 
 # --- what the server may do

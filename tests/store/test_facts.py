@@ -47,7 +47,7 @@ def changed(manifest: Path, **parts: Any) -> None:
 
 def test_numbers_and_origins_lie_apart_and_come_back_together(scan: Path) -> None:
     manifest = Manifest.read(str(scan.parent))
-    assert (manifest.results, manifest.origins) == (SCAN, {"reject_examples": ["a.txt:0: empty"]})
+    assert (manifest.results, manifest.origins) == (SCAN, {"reject_examples": ["a.txt:0: empty"], "portions": []})
     artifact = Artifact(str(scan.parent), ScanFacts)
     assert (artifact.facts.documents, artifact.facts.reject_examples) == (3, ["a.txt:0: empty"])
 
