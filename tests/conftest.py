@@ -13,11 +13,13 @@ import pytest
 
 from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.errors import CalmError
+from calm_core.store.code_version import CODE_VERSION_VARIABLE, code_version
 from pipelines.local.object_store import BUCKET, s3_server
 from tests.object_store import environment
 from tests.postgres import Postgres, postgres_server
 
 ServerT = TypeVar("ServerT")
+_SET_BY_TESTS = ("MLFLOW_", "CALM_")
 
 # The models of these tests are so small that a second thread only waits for the first one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,13 +42,15 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_mlflow() -> Iterator[None]:
-    """The MLflow that a test names counts for it alone: MLflow keeps it in itself and in the environment."""
-    before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+def own_variables() -> Iterator[None]:
+    """Variables of ours and of MLflow, which keeps them itself too, count for the test that sets them alone."""
+    before = {name: value for name, value in os.environ.items() if name.startswith(_SET_BY_TESTS)}
     yield
     if mlflow := sys.modules.get("mlflow"):
         mlflow.set_tracking_uri(before.get("MLFLOW_TRACKING_URI"))
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+    if os.environ.get(CODE_VERSION_VARIABLE) != before.get(CODE_VERSION_VARIABLE):
+        code_version.cache_clear()
+    for name in [name for name in os.environ if name.startswith(_SET_BY_TESTS)]:
         del os.environ[name]
     os.environ.update(before)
 
