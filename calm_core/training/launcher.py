@@ -31,7 +31,6 @@ EXIT_NO_MEETING = 69
 _AGENT = "calm_core.training.agent"
 _STANDARD_ERROR = 2
 _MOST_RANKS = 1024
-_WAKE_SECONDS = 1.0
 _AT_ONCE = 1.0
 """Seconds in which a second SIGTERM is the same request, which a whole group of processes or several processes tell."""
 _FOLDER_PREFIX = "calm-training-"
@@ -249,11 +248,7 @@ class TorchrunLauncher:
                     process_group=0,  # Ctrl-C in a terminal comes from here alone, and once
                 )
             with process, _signals_passed_on(process):
-                code = None
-                # Linux may tell another thread of a signal, which does not wake this one, where alone handlers run.
-                while code is None:
-                    with suppress(subprocess.TimeoutExpired):
-                        code = process.wait(timeout=_WAKE_SECONDS)
+                code = process.wait()
             _wait_for_end(ours)
             _say(log, f"end with exit code {code}")
             return Ending(code, _recorded(error_file), for_memory=oom_kills() > killed_before)
