@@ -166,7 +166,7 @@ def test_training_that_is_stopped_twice_ends_as_it_is(
         program.said(lambda event: event.done > 1)
         rank = next(process for process in program.below() if "calm_core.training.worker" in process.cmdline())
         rank.suspend()
-        # Of two signals that wait, the kernel gives it the lower number first: it would be asked, and stopped after that.
+        # Of two signals that wait, the kernel gives the lower number first: it would be asked, and only then be held.
         program.wait_until(lambda: rank.status() == psutil.STATUS_STOPPED)
         program.process.send_signal(number)
         program.wait_until(lambda: has_signal(rank.pid, signal.SIGTERM, "ShdPnd"))
