@@ -21,7 +21,7 @@ from pipelines.compile import RETRAIN_PIPELINE, TRAIN_PIPELINE
 from pipelines.local.object_store import ACCESS_KEY, BUCKET, SECRET_KEY
 from tests.conftest import sentences
 from tests.object_store import environment
-from tests.pipelines.kubeflow_backend import LARGEST_ARGUMENT, Backend, environment_of
+from tests.pipelines.kubeflow_backend import LARGEST_ARGUMENT, SESSION, Backend, environment_of
 
 PROFILE = Path(__file__).with_name("mini.yaml")
 ROOT = f"minio://{BUCKET}/private-artifacts/team-of-language-models/v2/artifacts"
@@ -37,8 +37,8 @@ def place(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def backend(place: Path, s3_endpoint: str) -> Backend:
-    for number, documents in enumerate((range(40), range(30, 80))):
-        lines = "".join(json.dumps({"text": sentences(i, 12)}) + "\n" for i in documents)
+    for number in range(MAX_PARTITIONS):
+        lines = "".join(json.dumps({"text": sentences(i, 12)}) + "\n" for i in (number, number + 1))
         storage.write(f"s3://{BUCKET}/texts/{number}.jsonl", lines.encode())
     variables = {
         "AWS_ENDPOINT_URL": s3_endpoint,
@@ -51,9 +51,10 @@ def backend(place: Path, s3_endpoint: str) -> Backend:
 
 @pytest.fixture(scope="module")
 def outputs(backend: Backend, place: Path) -> dict[str, list[dict[str, Any]]]:
-    """Of a run whose roots are left to the tasks."""
+    """Of a run of as many partitions as there can be, whose roots are left to the tasks."""
     settings = yaml.safe_load(PROFILE.read_text())
-    config = resolve_config(settings, [f"data.sources=[s3://{BUCKET}/texts/*.jsonl]", "train_baseline=true"])
+    chosen = [f"data.sources=[s3://{BUCKET}/texts/*.jsonl]", f"data.partitions={MAX_PARTITIONS}", "train_baseline=true"]
+    config = resolve_config(settings, chosen)
     arguments = arguments_of(config, "", "") | pods_of(config) | {"code_version": ""}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -65,7 +66,7 @@ def test_all_of_it_runs_on_object_storage(backend: Backend, outputs: dict[str, l
     uris = {name: artifacts[0]["uri"] for name, artifacts in outputs.items()}
     assert all(uri.startswith(f"{ROOT}/calm-train/") for uri in uris.values())
     dataset = Artifact(uris["dataset"], DatasetFacts)
-    assert (dataset.facts.documents_out, dataset.facts.duplicates) == (80, 10)
+    assert (dataset.facts.documents_out, dataset.facts.duplicates) == (65, 63)
     dataset.check_files()
     evaluation = Artifact(uris["evaluation_report"], EvaluationFacts)
     evaluation.check_files()
@@ -88,6 +89,12 @@ def test_the_launcher_downloads_manifests_and_no_data(
     assert max(storage.size(key) for key in fetched) < 100_000
     data = storage.files_below(f"{ROOT}/calm-train/{backend.run_id}")
     assert any(key.endswith(".parquet") for key in data) and any(key.endswith(".safetensors") for key in data)
+
+
+def test_what_a_task_is_given_is_one_argument(backend: Backend, outputs: dict[str, list[dict[str, Any]]]) -> None:
+    assert backend.ran["scan-partition"] == backend.ran["tokenize-partition"] == MAX_PARTITIONS
+    assert {name: size for name, size in backend.sizes.items() if size > LARGEST_ARGUMENT} == {}
+    assert backend.sizes["merge-partitions"] > LARGEST_ARGUMENT // 2  # it is what the limit is for
 
 
 def test_what_runs_share_lies_where_kubeflow_keeps_what_they_make(
@@ -117,7 +124,7 @@ def test_a_retraining_ends_at_once_without_new_text_and_trains_on_what_is_new(
 
     assert ran() == {"find-new-data"}
     lines = "".join(json.dumps({"text": sentences(i, 12)}) + "\n" for i in range(100, 120))
-    storage.write(f"s3://{BUCKET}/texts/2.jsonl", lines.encode())
+    storage.write(f"s3://{BUCKET}/texts/new.jsonl", lines.encode())
     tasks = ran()
     assert {"find-new-data", "merge-partitions", "train-calm", "register-model", "report-2"} <= tasks
     assert not {"train-transformer", "report"} & tasks
@@ -125,7 +132,7 @@ def test_a_retraining_ends_at_once_without_new_text_and_trains_on_what_is_new(
     dataset = Artifact(version.tags["calm.dataset_uri"], DatasetFacts)
     assert dataset.digest == version.tags["calm.dataset_digest"]
     assert dataset.manifest.parents["extends"] == Artifact(outputs["dataset"][0]["uri"], DatasetFacts).digest
-    assert (dataset.facts.documents_out, dataset.facts.duplicates) == (100, 10)
+    assert (dataset.facts.documents_out, dataset.facts.duplicates) == (85, 63)
     assert "champion" in version.tags["calm.promotion"]
     assert ran() == {"find-new-data"}
 
@@ -166,23 +173,6 @@ def test_the_most_partitions_fit_into_one_argument(backend: Backend, tmp_path: P
     assert {name: size for name, size in largest.items() if size >= LARGEST_ARGUMENT} == {}
 
 
-SESSION = json.dumps(
-    {
-        "Provider": "minio",
-        "Params": {
-            "accessKeyKey": "accesskey",
-            "disableSSL": "true",
-            "endpoint": "seaweedfs.kubeflow:9000",
-            "forcePathStyle": "true",
-            "fromEnv": "false",
-            "maxRetries": "5",
-            "region": "us-east-1",
-            "secretKeyKey": "secretkey",
-            "secretName": "mlpipeline-minio-artifact",
-        },
-    }
-)
-"""What Kubeflow notes with each artifact of where it lies."""
 POD_PARAMETERS = {
     name: f"{{{{$.inputs.parameters['pipelinechannel--{name}']}}}}"
     for name in ("base_image", "cpu_request", "memory_request", "memory_limit", "accelerator_type", "accelerator_count")
