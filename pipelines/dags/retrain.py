@@ -82,7 +82,8 @@ def calm_retrain(
         )
     )
     look.set_caching_options(enable_caching=False)  # sources and registry change under their names
-    with dsl.If(look.outputs["is_new"] == True, name="new-data"):  # noqa: E712 # Kubeflow's own form of a condition
+    # Kubeflow's local runner finds an output of this name alone.
+    with dsl.If(look.outputs["Output"] == True, name="new-data"):  # noqa: E712 # Kubeflow's own form of a condition
         calm_train(
             data=look.outputs["training_data"],
             tokenizer=tokenizer,

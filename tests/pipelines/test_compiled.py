@@ -86,7 +86,7 @@ def test_the_retraining_is_what_the_code_compiles_to_and_has_the_training_in_it(
     assert parameters[1] == parameters[0] | {"retraining": parameters[1]["retraining"]}
     look, new = (whole["root"]["dag"]["tasks"][name] for name in ("find-new-data", "condition-1"))
     assert look["cachingOptions"] == {}
-    condition = "inputs.parameter_values['pipelinechannel--find-new-data-is_new'] == true"
+    condition = "inputs.parameter_values['pipelinechannel--find-new-data-Output'] == true"
     assert new["triggerPolicy"]["condition"] == condition
 
 

@@ -17,7 +17,7 @@ def find_new_data(
 ) -> NamedTuple(  # type: ignore[valid-type] # Kubeflow's form
     "Look",
     [
-        ("is_new", bool),
+        ("Output", bool),
         ("training_data", dict[str, Any]),
         ("training_autoencoder", dict[str, Any]),
         ("training_calm", dict[str, Any]),
@@ -37,7 +37,7 @@ def find_new_data(
         found: What has been found, on one line.
 
     Returns:
-        is_new: Whether there is such text.
+        Output: Whether there is such text.
         training_data: The settings `data`, which extend the version's dataset.
         training_autoencoder: The settings `autoencoder`, from whatever weights a training starts.
         training_calm: The settings `calm`, likewise.
