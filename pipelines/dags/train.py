@@ -108,11 +108,11 @@ def calm_train(
         plan_partitions(
             data=data,
             tokenizer=tokenizer,
-            plan_root=plan_root,
-            code_version=code_version,
             autoencoder=autoencoder,
             calm=calm,
             transformer=transformer,
+            plan_root=plan_root,
+            code_version=code_version,
         )
     )
     plan.set_caching_options(enable_caching=False)  # what is named by path can change

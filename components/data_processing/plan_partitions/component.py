@@ -9,12 +9,12 @@ from components.image import IMAGE
 def plan_partitions(
     data: dict[str, Any],
     tokenizer: dict[str, Any],
+    autoencoder: dict[str, Any],
+    calm: dict[str, Any],
+    transformer: dict[str, Any],
     plan_root: str,
     code_version: str,
     found: dsl.Output[dsl.Metrics],
-    autoencoder: dict[str, Any] = {},  # noqa: B006 # Kubeflow copies it
-    calm: dict[str, Any] = {},  # noqa: B006
-    transformer: dict[str, Any] = {},  # noqa: B006
 ) -> NamedTuple(  # type: ignore[valid-type] # Kubeflow's form
     "Plan",
     [
@@ -34,12 +34,12 @@ def plan_partitions(
     Args:
         data: Settings of the sources and the shards (`DataConfig`).
         tokenizer: Settings of the tokenizer (`TokenizerConfig`).
-        plan_root: URL of the folder in which the partitions' pieces are written, named by their content.
-        code_version: Version of the code, part of the cache key.
-        found: How much text there is.
         autoencoder: Settings of the autoencoder and its training (`AutoencoderConfig`).
         calm: Settings of the language model and its training (`CalmConfig`).
         transformer: Settings of the baseline and its training (`TransformerConfig`).
+        plan_root: URL of the folder in which the partitions' pieces are written, named by their content.
+        code_version: Version of the code, part of the cache key.
+        found: How much text there is.
 
     Returns:
         Output: One description of a partition for each task of a loop.
