@@ -15,8 +15,8 @@ _FORMULA = (
     "backward = 2 x forward.",
     "CALM trains with the head once for each model sample and the encoder forward; it writes with the head and the "
     "decoder.",
-    "memory = parameters (bf16 unless fp32 is set), fp32 gradients, copy and Adam's moments, shared as ZeRO's stage "
-    "says; and the activations of one micro-batch, a rough count.",
+    "memory = parameters (bf16 unless precision says otherwise), fp32 gradients, copy and Adam's moments, shared as "
+    "ZeRO's stage says; and the activations of one micro-batch, a rough count.",
 )
 
 

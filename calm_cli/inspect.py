@@ -162,7 +162,7 @@ def _show_mixture(artifact: Artifact[MixtureFacts], console: Console) -> None:
 def _show_model(artifact: Artifact[ModelFacts], console: Console) -> None:
     """Print numbers, lineage and settings of a model."""
     facts = artifact.facts
-    told = {"validation", "parameters", "trained_tokens", *facts.went_wrong}
+    told = {"validation", "parameters", "trained_tokens", "precision", *facts.went_wrong}
     others = {name: value for name, value in facts.part("results").items() if name not in told}
     show_pairs([*artifact_lines(artifact), *plain_lines(others), *_origin(artifact.manifest)], console)
     console.print("\nsettings")

@@ -105,6 +105,8 @@ def model_lines(facts: ModelFacts) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{facts.parameters:,}"
     if facts.trained_tokens is not None:
         yield "trained tokens", f"{facts.trained_tokens:,}"
+    if facts.precision:
+        yield "trained in", facts.precision
     for name, number in facts.validation.items():
         yield f"validation {name.replace('_', ' ')}", f"{number:.4f}"
     yield from plain_lines(facts.went_wrong)

@@ -60,7 +60,11 @@ class TrainingConfig(Section):
         "auto", description="trainjob: in a pipeline, a TrainJob of Kubeflow's trains on a single node as well"
     )
     zero_stage: Execution[Literal[0, 1, 2, 3]] = Field(1, description="DeepSpeed ZeRO stage; bf16 runs 0 as 1")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on CPU")
+    precision: Literal["auto", "fp32", "bf16", "bf16-mixed"] = Field(
+        "auto",
+        description="bf16-mixed: bf16 products on fp32 weights; auto: bf16 on a GPU, bf16-mixed on a CPU that computes "
+        "bf16, else fp32",
+    )
     learning_rate: float = Field(3e-4, ge=1e-12, le=10)
     warmup_steps: int = Field(100, ge=0, le=MOST_STEPS, description="linear warm-up")
     schedule: Literal["constant", "cosine", "wsd"] = Field(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from calm_core.config import BackboneConfig
-from calm_core.models.layers import SwiGLU
+from calm_core.models.layers import RMSNorm, SwiGLU
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class Backbone(nn.Module):
         self.activation_checkpointing = False
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return rotary(positions, self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta)
@@ -174,6 +174,7 @@ class Backbone(nn.Module):
 
         Activation checkpointing gives no keys and values: holding them is what it avoids.
         """
+        x_BPD = x_BPD.to(self.norm.weight.dtype)  # under autocast, states are summed along the layers in fp32
         offset = past[0].keys.shape[2] if past else 0
         cos, sin = self._rotary(torch.arange(offset, offset + x_BPD.shape[1], device=x_BPD.device))
         if self.activation_checkpointing and torch.is_grad_enabled():

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from calm_core.models.layers import product_dtype
+
 _BLOCK_ELEMENTS = 2**24  # logits that exist at a time: 64 MB in fp32
 
 
@@ -22,13 +24,15 @@ def linear_cross_entropy(hidden_RD: Tensor, weight_VD: Tensor, target_R: Tensor)
     (the idea of Hsu et al. 2024, Liger Kernel).
 
     Args:
-        hidden_RD: States; their dtype is that of the products, all else is fp32.
+        hidden_RD: States; their dtype, or what autocast says, is that of the products, all else is fp32.
         weight_VD: Output projection, [V, D].
         target_R: int64 token ids.
 
     Returns:
         The sum over rows in nats, fp32, and the number of rows whose most likely token is the target.
     """
+    hidden_RD = hidden_RD.to(product_dtype(hidden_RD))
+    weight_VD = weight_VD.to(hidden_RD.dtype)
     loss, correct = cast(
         tuple[Tensor, Tensor],
         _LinearCrossEntropy.apply(hidden_RD, weight_VD, target_R),  # type: ignore[no-untyped-call] # torch's own

@@ -24,7 +24,8 @@ def energy_loss(samples_RNL: Tensor, mean_RL: Tensor, deviations_RML: Tensor, al
         deviations_RML: z_m - mean.
         alpha: Exponent.
     """
-    return cast(Tensor, _EnergyLoss.apply(samples_RNL, mean_RL, deviations_RML, alpha))  # type: ignore[no-untyped-call] # torch's own
+    with torch.autocast(samples_RNL.device.type, enabled=False):
+        return cast(Tensor, _EnergyLoss.apply(samples_RNL, mean_RL, deviations_RML, alpha))  # type: ignore[no-untyped-call] # torch's own
 
 
 class _EnergyLoss(torch.autograd.Function):

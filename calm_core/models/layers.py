@@ -12,6 +12,24 @@ from torch.overrides import TorchFunctionMode
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """In which matrix products are computed: what autocast says, else the type of their input."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # of "meta" it is not
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+class RMSNorm(nn.RMSNorm):
+    """Computed in the type of its weight and given in that of the products that take it, so cast once for all of them.
+
+    [..., D] -> [..., D].
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(product_dtype(x))
+
+
 class SwiGLU(nn.Module):
     """Gated feed-forward layer: down(SiLU(gate(x)) * up(x)), without biases. [..., D] -> [..., D]."""
 

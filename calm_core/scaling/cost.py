@@ -54,7 +54,7 @@ def estimate(config: Config, gpus: int) -> dict[str, Cost]:
 
     Args:
         config: The resolved settings.
-        gpus: Ranks that share a training run, one GPU each; bf16 is assumed unless a section says fp32.
+        gpus: Ranks that share a training run, one GPU each; bf16 is assumed where a section says auto.
     """
     autoencoder, calm, transformer = _models(config, config.tokenizer.vocab_size)
     return {
@@ -293,14 +293,16 @@ def state_bytes(number: int, training: TrainingConfig, gpus: int) -> dict[int, f
     """Parameters, gradients and Adam's state of one GPU, by ZeRO stage (Rajbhandari et al. 2020).
 
     bf16: 2 bytes a parameter, 4 a gradient (summed in fp32), 12 for the fp32 copy and the two moments; fp32: 4, 4 and
-    8. Averaged weights are 4 more of the optimiser's. Stage 1 shares the optimiser's part between the ranks, stage 2
-    the gradients too, stage 3 the parameters too. bf16 runs stage 0 as 1.
+    8; bf16-mixed: as fp32, and 2 for the copy that autocast computes with. Averaged weights are 4 more of the
+    optimiser's. Stage 1 shares the optimiser's part between the ranks, stage 2 the gradients too, stage 3 the
+    parameters too. bf16 runs stage 0 as 1.
     """
-    parameter, gradient = _bytes(training), 4
-    optimiser = (8 if training.precision == "fp32" else 12) + (4 if training.ema_decay else 0)
+    is_bf16 = training.precision in ("bf16", "auto")
+    parameter, gradient = {"fp32": 4, "bf16-mixed": 6}.get(training.precision, 2), 4
+    optimiser = (12 if is_bf16 else 8) + (4 if training.ema_decay else 0)
     shared = number * (parameter + gradient + optimiser / gpus)
     return {
-        0: number * float(parameter + gradient + optimiser) if training.precision == "fp32" else shared,
+        0: shared if is_bf16 else number * float(parameter + gradient + optimiser),
         1: shared,
         2: number * (parameter + (gradient + optimiser) / gpus),
         3: number * (parameter + gradient + optimiser) / gpus,

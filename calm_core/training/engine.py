@@ -18,15 +18,26 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from calm_core.config import TrainingConfig
+from calm_core.training.distributed import gathered
 from calm_core.training.optimizer import AVERAGE, make_optimizer, state_kinds
 
 DEFAULT_BUCKET = 500_000_000  # elements, DeepSpeed's default reduce_bucket_size
 WEIGHTS = "weights"
 
 
-def wants_bf16(config: TrainingConfig) -> bool:
-    """Whether to train in bfloat16 on this machine."""
-    return config.precision == "bf16" or (config.precision == "auto" and torch.cuda.is_available())
+def computes_bf16() -> bool:
+    """Whether this processor multiplies bf16 numbers itself, as torch finds, and torch has what makes use of it."""
+    found = torch.cpu.get_capabilities()  # "bf16" is ARM's
+    return torch.backends.mkldnn.is_available() and any(map(found.get, ("avx512_bf16", "amx_bf16", "bf16")))
+
+
+def precision_of(config: TrainingConfig) -> str:
+    """The precision that is trained in: fp32, bf16 or bf16-mixed. With `auto` all ranks have to ask."""
+    if config.precision != "auto":
+        return config.precision
+    if torch.cuda.is_available():
+        return "bf16"
+    return "bf16-mixed" if all(gathered(computes_bf16())) else "fp32"
 
 
 def zero_stage(config: TrainingConfig, ranks: int) -> int:
@@ -38,8 +49,8 @@ def zero_stage(config: TrainingConfig, ranks: int) -> int:
     quarter of its step.
     """
     if config.offload:
-        return 3 if wants_bf16(config) else max(config.zero_stage, 1)
-    if wants_bf16(config):
+        return 3 if precision_of(config) == "bf16" else max(config.zero_stage, 1)
+    if precision_of(config) == "bf16":
         return max(config.zero_stage, 1)
     return config.zero_stage if ranks > 1 else 0
 
@@ -48,8 +59,9 @@ class Engine:
     """A model, AdamW and DeepSpeed; every rank calls every method, with the same arguments but for the data.
 
     In bf16, weights and activations are bf16; gradients are summed, over micro-batches and over ranks, in fp32, and
-    AdamW works on fp32 weights. The model's buffers stay as they are. A step whose gradient is not finite changes
-    nothing, in any stage.
+    AdamW works on fp32 weights. In bf16-mixed, weights and gradients are fp32 as well, and the model computes under
+    torch's autocast: matrix products and attention in bf16, the rest as it is written. The model's buffers stay as they
+    are. A step whose gradient is not finite changes nothing, in any stage.
 
     The state is what a checkpoint holds: fp32 tensors by kind (WEIGHTS, and those of the optimiser's state) and name,
     whole, whatever the stage and the number of ranks.
@@ -59,6 +71,7 @@ class Engine:
         config: Precision, batch sizes, stage, optimiser.
 
     Attributes:
+        precision: That it computes in.
         device: Where it computes.
         kinds: Of the state.
     """
@@ -66,6 +79,7 @@ class Engine:
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         ranks = dist.get_world_size()
         self.model = model
+        self.precision = precision_of(config)
         self.stage = zero_stage(config, ranks)
         self._optimizer = make_optimizer(model, config, clips=self.stage == 0)
         self._parameters = dict(model.named_parameters())
@@ -76,6 +90,8 @@ class Engine:
         if not self.stage and ranks == 1:  # a sum of one: DeepSpeed would copy all gradients, there and back
             self._deepspeed.enable_backward_allreduce = False
         self.device: torch.device = self._deepspeed.device
+        if self.precision == "bf16-mixed":  # within the model: around it, DeepSpeed would switch it off on a GPU
+            model.forward = torch.autocast(self.device.type, torch.bfloat16)(model.forward)
         for name, buffer in buffers.items():  # DeepSpeed makes them bf16 as well
             module, _, own_name = name.rpartition(".")
             setattr(model.get_submodule(module), own_name, buffer.to(self.device))
@@ -98,7 +114,7 @@ class Engine:
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,  # ours is AdamW
             "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own needs a compiler
-            "bf16": {"enabled": wants_bf16(config)},
+            "bf16": {"enabled": self.precision == "bf16"},
             # Both would follow the weights' type: in bf16 a sum of 120 micro-batches is 1 % off.
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",

@@ -68,6 +68,7 @@ class Trainer:
         peak: Of the hardware, None where it is not known.
         must_resume: Whether to go on from a checkpoint, or not to train at all.
         step: Optimiser steps done.
+        precision: That it is trained in; one after the other where it goes on from a checkpoint of another one.
     """
 
     task: Task[Any]
@@ -88,6 +89,7 @@ class Trainer:
     peak: Peak | None = None
     must_resume: bool = False
     step: int = 0
+    precision: str = field(init=False)
     meter: SpeedMeter = field(init=False)
     guards: Guards = field(init=False)
     _told: dict[Verdict, int] = field(default_factory=dict)  # the step from which on the next one is told
@@ -103,6 +105,7 @@ class Trainer:
             CalmError: Too much was not finite; the last good checkpoint stands.
         """
         self.guards = Guards(self.config)
+        self.precision = self.engine.precision
         self._resume()
         self.watchdog.alive()
         self._start_meter()
@@ -139,8 +142,16 @@ class Trainer:
             self.loader.load_state_dict({"position": facts.position})
             self.guards.load_state_dict(facts.guards.model_dump())
             self.tell(f"continues from step {self.step:,} of {self.config.steps:,}")
+            self._go_on_in(facts.precision)
         elif self.config.rewinds:  # so that there is one to go back to from the first step on
             self._save(is_regular=True)
+
+    def _go_on_in(self, before: str | None) -> None:
+        """Note where a checkpoint is of another precision, as from another kind of processor: its weights are fp32."""
+        if before and before.rpartition(" ")[2] != self.precision:
+            self.tell(f"trains in {self.precision} from here on, before in {before}")
+            before = f"{before}, then {self.precision}"
+        self.precision = before or self.precision
 
     def _rewind(self) -> bool:
         """Go back to a checkpoint, and on behind the batches since; returns whether there is one."""
@@ -293,6 +304,7 @@ class Trainer:
             optimizer_steps=self.engine.optimizer_steps,
             validation=self.curves.latest(f"validation_{self.task.objective}"),
             guards=GuardState(**self.guards.state_dict()),
+            precision=self.precision,
             ranks=dist.get_world_size(),
             **asdict(self.costs.spent(self.engine.device)),
         )

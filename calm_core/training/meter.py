@@ -12,7 +12,7 @@ from calm_core.config import TrainingConfig
 from calm_core.telemetry.processes import peak_bytes
 from calm_core.training.distributed import all_reduce_sum
 from calm_core.training.energy import EnergyMeter
-from calm_core.training.engine import wants_bf16
+from calm_core.training.engine import precision_of
 
 _PEAK_TFLOPS = {
     "A100": 312.0,
@@ -33,7 +33,9 @@ def peak_tflops(config: TrainingConfig, device: torch.device) -> float:
     """What utilisation is measured against: 1e12 FLOP/s of one rank, 0 where nobody has said and it is not known."""
     if config.peak_tflops is not None:
         return config.peak_tflops
-    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" and wants_bf16(config) else 0.0
+    if device.type != "cuda" or precision_of(config) == "fp32":
+        return 0.0
+    return peak_of(torch.cuda.get_device_name(device))
 
 
 def peak_of(gpu: str) -> float:

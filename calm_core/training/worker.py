@@ -38,7 +38,7 @@ from calm_core.telemetry.progress import report
 from calm_core.telemetry.sinks import Curves, JsonlSink, MetricSink, MlflowSink, ProgressSink, Sinks
 from calm_core.training.checkpoint import Checkpointer
 from calm_core.training.energy import energy_meter
-from calm_core.training.engine import Engine, wants_bf16
+from calm_core.training.engine import Engine, precision_of
 from calm_core.training.initial_weights import start_from
 from calm_core.training.job import Job, TrainingSpec, open_inputs
 from calm_core.training.loop import Trainer
@@ -118,7 +118,7 @@ def _start_distributed() -> None:
 
 
 def _train(spec: TrainingSpec, job: Job, watchdog: Watchdog, costs: CostMeter) -> None:
-    inputs = open_inputs(spec, _device(), torch.bfloat16 if wants_bf16(spec.config) else torch.float32)
+    inputs = open_inputs(spec, _device(), torch.float32 if precision_of(spec.config) == "fp32" else torch.bfloat16)
     torch.manual_seed(spec.seed)  # initial weights
     task = make_task(spec.config, inputs)
     if spec.config.initial_weights:
@@ -214,6 +214,7 @@ def _write(
             packing=dataset.packing,
             trained_tokens=spec.config.steps * spec.config.global_batch_size * dataset.sequence_length,
             validation=_validation(last),
+            precision=trainer.precision,
             **trainer.guards.counts,
             **asdict(spent),
             trace_uri=trainer.profiler.trace_uri or None,

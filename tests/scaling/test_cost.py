@@ -152,6 +152,7 @@ def test_zero_stages_share_optimiser_then_gradients_then_parameters() -> None:
     shares = state_bytes(1000, SMALL.calm, gpus=4)
     assert shares == {0: 9_000, 1: 9_000, 2: 6_000, 3: 4_500}
     assert state_bytes(1000, SMALL.calm.model_copy(update={"precision": "fp32"}), gpus=4)[0] == 16_000
+    assert state_bytes(1000, SMALL.calm.model_copy(update={"precision": "bf16-mixed"}), gpus=4)[0] == 18_000
     averaged = state_bytes(1000, SMALL.calm.model_copy(update={"ema_decay": 0.999}), gpus=4)
     assert averaged == {0: 10_000, 1: 10_000, 2: 7_000, 3: 5_500}  # 16 bytes of the optimiser's, over four
 

@@ -19,6 +19,7 @@ from calm_core.training import worker
 from calm_core.training.engine import WEIGHTS, Engine
 
 STEPS, SEQUENCES, MICRO_BATCH, LENGTH, VOCABULARY = 4, 8, 2, 6, 7
+PRECISIONS = ("fp32", "bf16", "bf16-mixed")
 BROKEN_STEP = 2
 """After so many steps, one rank's gradient is not finite."""
 CLIPPING = 0.02
@@ -44,9 +45,10 @@ class Case(NamedTuple):
 
 
 CASES = [
-    *(Case(stage, precision) for precision in ("fp32", "bf16") for stage in (0, 1, 2, 3)),
-    *(Case(3, precision, is_partitioned=True) for precision in ("fp32", "bf16")),
+    *(Case(stage, precision) for precision in PRECISIONS for stage in (0, 1, 2, 3)),
+    *(Case(3, precision, is_partitioned=True) for precision in PRECISIONS),
     *(Case(stage, "fp32", offload=True) for stage in (1, 2, 3)),
+    Case(1, "bf16-mixed", offload=True),
     Case(1, "bf16", offload=True),
 ]
 

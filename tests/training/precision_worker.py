@@ -1,10 +1,11 @@
-"""The ranks of test_precision: train a small model in bf16 in each ZeRO stage, and write what the engine gives back.
+"""The ranks of test_precision: train a small model in each ZeRO stage, and write what the engine gives back.
 
-Rank 0 writes the weights of an unbroken training, <stage>.safetensors, and those of one that
-was stopped in between, <stage>-resumed.safetensors.
+Rank 0 writes the weights of an unbroken training, <precision>-<stage>.safetensors, and those of one that
+was stopped in between, <precision>-<stage>-resumed.safetensors.
 """
 
 import math
+from itertools import product
 from pathlib import Path
 
 import safetensors.torch
@@ -20,6 +21,7 @@ from calm_core.training.engine import Engine
 
 STEPS, SEQUENCES, SIZE = 4, 64, 16
 STAGES = (0, 1, 2, 3)
+PRECISIONS = ("bf16", "bf16-mixed")
 
 
 def make_model() -> nn.Module:
@@ -40,19 +42,19 @@ def loss_of(outputs: Tensor) -> Tensor:
     return outputs.float().square().mean() / SEQUENCES
 
 
-def settings(stage: int) -> TrainingConfig:
+def settings(precision: str, stage: int) -> TrainingConfig:
     """One sequence is a micro-batch."""
     return TrainingConfig.model_validate(
         {
             "steps": STEPS, "warmup_steps": 0, "learning_rate": 1e-3, "gradient_clipping": 1e6,
-            "global_batch_size": SEQUENCES, "micro_batch_size": 1, "zero_stage": stage, "precision": "bf16",
+            "global_batch_size": SEQUENCES, "micro_batch_size": 1, "zero_stage": stage, "precision": precision,
         }
     )  # fmt: skip
 
 
-def train(stage: int, folder: Path, stop: int = STEPS) -> dict[str, Tensor]:
+def train(precision: str, stage: int, folder: Path, stop: int = STEPS) -> dict[str, Tensor]:
     """The weights after all steps, or after those until `stop`; goes on from a checkpoint where there is one."""
-    config, ranks = settings(stage), dist.get_world_size()
+    config, ranks = settings(precision, stage), dist.get_world_size()
     engine = Engine(make_model(), config)
     checkpointer = Checkpointer(str(folder), engine, config)
     found = checkpointer.load_latest()
@@ -69,7 +71,6 @@ def train(stage: int, folder: Path, stop: int = STEPS) -> dict[str, Tensor]:
         checkpointer.save(facts, b"")
         checkpointer.finish()
         assert not checkpointer.failure
-        assert not checkpointer.failure
     return engine.whole_weights()
 
 
@@ -85,11 +86,12 @@ def leave_a_step_out(engine: Engine, own: int) -> None:
 
 def main(folder: Path) -> None:
     worker._start_distributed()
-    for stage in STAGES:
-        unbroken = train(stage, folder / "none")
-        train(stage, folder / str(stage), stop=2)
-        resumed = train(stage, folder / str(stage))
+    for precision, stage in product(PRECISIONS, STAGES):
+        name = f"{precision}-{stage}"
+        unbroken = train(precision, stage, folder / "none")
+        train(precision, stage, folder / name, stop=2)
+        resumed = train(precision, stage, folder / name)
         if dist.get_rank() == 0:
-            safetensors.torch.save_file(unbroken, folder / f"{stage}.safetensors")
-            safetensors.torch.save_file(resumed, folder / f"{stage}-resumed.safetensors")
+            safetensors.torch.save_file(unbroken, folder / f"{name}.safetensors")
+            safetensors.torch.save_file(resumed, folder / f"{name}-resumed.safetensors")
     dist.destroy_process_group()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from calm_core.store.artifact import Artifact
+from calm_core.store.facts import ModelFacts
 from calm_core.weights.curves import CURVES_NAME
 from calm_core.weights.load import WEIGHTS_NAME
 from tests.training.faulty_ranks import run_forked
@@ -18,7 +19,7 @@ from tests.training.task_worker import LEARNING_RATE, STEPS, TASKS, Case, main
 pytestmark = pytest.mark.timeout(900)  # of 60 trainings in five starts: a minute where nothing else is at work
 MOVED = STEPS * LEARNING_RATE
 """How far AdamW can move a weight, about."""
-STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3)}
+STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3), "bf16-mixed": (0, 2)}
 CASES = {
     1: [
         *(Case.of(task, f"{precision}-1", precision=precision) for task in TASKS for precision in STAGES),
@@ -55,6 +56,9 @@ RESUMED: list[tuple[int, list[Case]]] = [
             Case.of("flow", "a2", stop=5, job="a", zero_stage=2, **ALL),
             Case.of("flow", "a3", job="a", zero_stage=2, **ALL),
             Case.of("flow", "b1", stop=3, job="b", zero_stage=2, **ALL),
+            Case.of("flow", "c1", stop=3, job="c", **ALL | {"precision": "bf16-mixed"}),
+            Case.of("flow", "c2", stop=5, job="c", **ALL),
+            Case.of("flow", "c3", job="c", **ALL),
         ],
     ),
     (1, [Case.of("flow", "b2", stop=5, job="b", **ALL)]),
@@ -133,21 +137,21 @@ def test_losses_and_weights_are_those_of_one_rank(folder: Path, name: str) -> No
     assert found.mean < 1e-5
 
 
-@pytest.mark.parametrize("name", names("bf16"))
+@pytest.mark.parametrize("name", names("bf16") + names("bf16-mixed"))
 def test_in_bf16_they_are_those_of_one_rank_but_for_its_rounding_and_the_same_in_each_stage(
     folder: Path, name: str
 ) -> None:
     """A sum that was 1e-7 off rounds a weight to its bf16 neighbour, 4e-3 away."""
-    task = name.partition("-")[0]
-    of_one = differences(folder, name, f"{task}-bf16-1")
+    of_all = name.rpartition("-2-")[0]  # task and precision
+    of_one = differences(folder, name, f"{of_all}-1")
     assert of_one.loss < 2e-3
     assert of_one.mean < 0.02
-    of_stage_2 = differences(folder, name, f"{task}-bf16-2-zero2")
+    of_stage_2 = differences(folder, name, f"{of_all}-2-zero2")
     assert of_stage_2.loss < 1e-6
     assert of_stage_2.largest < 1e-3
 
 
-@pytest.mark.parametrize("name", names("bf16", ranks=1) + names("bf16"))
+@pytest.mark.parametrize("name", [n for p in ("bf16", "bf16-mixed") for ranks in (1, 2) for n in names(p, ranks=ranks)])
 def test_bf16_learns_what_fp32_learns(folder: Path, name: str) -> None:
     """And leaves the fp32 weights that AdamW has stepped."""
     found = differences(folder, name, f"{name.partition('-')[0]}-fp32-1")
@@ -206,3 +210,15 @@ def test_a_training_goes_on_on_one_and_four_ranks_in_other_stages(folder: Path) 
     found = differences(folder, "flow-b4", "flow-undisturbed")
     assert found.loss < 1e-6
     assert found.largest < 5e-3
+
+
+def test_the_precision_that_was_trained_in_is_told(folder: Path) -> None:
+    for name, told in {
+        "flow-fp32-1": "fp32",
+        "flow-bf16-2-zero3": "bf16",
+        "flow-bf16-mixed-1": "bf16-mixed",
+        "flow-c3": "bf16-mixed, then fp32",
+    }.items():
+        facts = Artifact.of_any_kind(str(folder / name / "out")).facts
+        assert isinstance(facts, ModelFacts)
+        assert facts.precision == told, name

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from calm_core.config import MlpAutoencoderConfig
 from calm_core.models.autoencoders.base import Autoencoder, Posterior
-from calm_core.models.layers import SwiGLU, initialize
+from calm_core.models.layers import RMSNorm, SwiGLU, initialize
 
 _MIN_LOG_STD, _MAX_LOG_STD = -12.0, 6.0  # keeps exp() finite in any precision; trained values lie near -1.2
 
@@ -18,7 +18,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, config: MlpAutoencoderConfig) -> None:
         super().__init__()
-        self.layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
         self.embed_tokens = nn.Embedding(vocab_size, hidden)
         self.encoder_layers = nn.ModuleList(ResidualBlock(config) for _ in range(config.num_encoder_layers))
         self.squeeze_layer = nn.Linear(chunk * hidden, hidden)
-        self.norm = nn.RMSNorm(hidden, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(hidden, eps=config.rms_norm_eps)
         self.hidden_to_latent = nn.Linear(hidden, 2 * config.latent_size)
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Posterior:
@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         self.latent_to_hidden = nn.Linear(config.latent_size, hidden)
         self.decoder_layers = nn.ModuleList(ResidualBlock(config) for _ in range(config.num_decoder_layers))
         self.expand_layer = nn.Linear(hidden, config.chunk_size * hidden)
-        self.norm = nn.RMSNorm(hidden, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(hidden, eps=config.rms_norm_eps)
 
     def trunk(self, latents: Tensor) -> Tensor:
         """What all tokens of a chunk are expanded from, [..., D], of latents [..., L]."""

@@ -50,6 +50,9 @@ from calm_core.store.facts.base import (
     Part as Part,
 )
 from calm_core.store.facts.base import (
+    Precision as Precision,
+)
+from calm_core.store.facts.base import (
     Rate as Rate,
 )
 from calm_core.store.facts.base import (

@@ -31,6 +31,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, TIMING, Field(ge=0, allow_inf_nan=False)]
 Measured = Annotated[float | None, TIMING, Field(ge=0, allow_inf_nan=False)]  # None where it was not
+Precision = Annotated[str, Field(pattern=r"^(fp32|bf16|bf16-mixed)(, then (fp32|bf16|bf16-mixed))*$")]
 Split = Literal["train", "validation"]
 Packing = Literal["documents", "contiguous"]
 SPLITS: tuple[Split, ...] = ("train", "validation")

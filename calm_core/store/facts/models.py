@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from calm_core.store.facts.base import ORIGIN, Count, Facts, Measured, Number, Packing, Rate, Seconds
+from calm_core.store.facts.base import ORIGIN, Count, Facts, Measured, Number, Packing, Precision, Rate, Seconds
 from calm_core.store.facts.data import Vocabulary
 
 
@@ -16,6 +16,8 @@ class ModelFacts(Facts, Vocabulary):
         parameters: Numbers that were trained; 0 where earlier code has trained them with ZeRO stage 3.
         trained_tokens: None of a model that was trained elsewhere.
         validation: Metrics on held-out text after the last step.
+        precision: That it was trained in, one after the other where it went on on another kind of processor; None as of
+            `bad_steps`.
         bad_steps, skipped_steps, loss_spikes, rewinds: What went wrong in training (see `Guards`); None of a model
             that earlier code has trained, or that was trained elsewhere.
         seconds: Of training in all, by the clock.
@@ -36,6 +38,7 @@ class ModelFacts(Facts, Vocabulary):
     parameters: Count
     trained_tokens: Count | None = None
     validation: dict[str, Number] = {}
+    precision: Precision | None = None
     bad_steps: Count | None = None
     skipped_steps: Count | None = None
     loss_spikes: Count | None = None

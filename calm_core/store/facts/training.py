@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from calm_core.store.facts.base import ORIGIN, Count, Facts, Measured, Number, Record, Seconds
+from calm_core.store.facts.base import ORIGIN, Count, Facts, Measured, Number, Precision, Record, Seconds
 
 
 class SpecFacts(Facts, kind="training-spec"):
@@ -55,6 +55,7 @@ class CheckpointFacts(Facts, kind="checkpoint"):
         optimizer_steps: Steps that the optimiser has taken; others were left out.
         validation: The latest value on held-out text of what is minimised; none before there is one.
         guards: What went wrong so far.
+        precision: That it was trained in, one after the other where that has changed; None of earlier code.
         ranks: That wrote it; any other number can go on from it.
         seconds, accelerator_seconds, energy_joules: What training has taken in all (see `Spent`).
     """
@@ -66,6 +67,7 @@ class CheckpointFacts(Facts, kind="checkpoint"):
     optimizer_steps: Count
     validation: Number | None = None
     guards: GuardState = GuardState()
+    precision: Precision | None = None
     ranks: Annotated[Count, ORIGIN] = 1
     seconds: Seconds = 0.0
     accelerator_seconds: Measured = None
