@@ -1,12 +1,16 @@
 """BrierLM at equal training FLOPs: CALM with K = 1, 2 and 4 and the token-level baseline, on the default corpus.
 
-All models share the data, tokenizer, backbone, batch, optimiser and schedule of a profile; steps differ so that each
-language model trains with the same number of FLOPs (`calm estimate`'s count). The autoencoder's own training is counted
-apart. Scores share one protocol: the same positions of the same held-out text.
+All models share the data and tokenizer of a profile; CALM and the baseline have its shape, batch and learning rate of
+their own sections each. With a smaller K a step takes fewer sequences, so that it trains on as many chunks, down to
+one sequence. Steps differ so that each language model trains with the same number of FLOPs (`calm estimate`'s count).
+The autoencoder's own training is counted apart; the seeds share it. Scores share one protocol: the same positions of
+the same held-out text.
 """
 
 import argparse
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from calm_core.evaluation.comparison import require_same_protocol
 from calm_core.evaluation.stage import evaluate
 from calm_core.scaling.cost import Cost, estimate
 from calm_core.store.artifact import Artifact, FactsT
-from calm_core.store.facts import AutoencoderFacts, DatasetFacts, EvaluationFacts, Score
+from calm_core.store.facts import AutoencoderFacts, DatasetFacts, EvaluationFacts, ModelFacts, Score
 from calm_core.training.stage import train
 from calm_core.training.tasks.make import TASKS
 from pipelines import profiles
@@ -29,98 +33,160 @@ from pipelines import profiles
 CHUNK_SIZES = (1, 2, 4)
 
 
-def main() -> None:
-    """Train and score all models, and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.equal_compute", description=__doc__)
+@dataclass(frozen=True)
+class Runs:
+    """One model trained with one budget, once a seed.
+
+    Attributes:
+        config: That it was trained with.
+        models, scores: Facts and evaluation of each seed.
+    """
+
+    config: Config
+    models: list[ModelFacts]
+    scores: list[Artifact[EvaluationFacts]]
+
+
+class Laboratory:
+    """Trains and scores models on the default corpus; what is in its folder already is not made again.
+
+    Args:
+        folder: Where everything lies.
+        profile: Shapes, batches and schedules.
+        settings: Changes of the profile.
+    """
+
+    def __init__(self, folder: str, profile: str, settings: Sequence[str]) -> None:
+        self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_factbook(str(self.folder / "corpus.jsonl"))
+        fixed = [f"data.sources=[{self.folder / 'corpus.jsonl'}]", "evaluation.prompts=[]"]  # no text is written
+        self._profile, self._settings = profiles.load(profile), [*settings, *fixed]
+        config = self.configure()
+        self._dataset = _made(
+            self.folder / "dataset", DatasetFacts, config, lambda uri: prepare_data(config.data, config.tokenizer, uri)
+        ).uri
+
+    def configure(self, *settings: str) -> Config:
+        """The profile with changes of one's own beside those of all."""
+        return resolve_config(self._profile, [*self._settings, *settings])
+
+    def runs(self, chunk_size: int | None, budget: float, seeds: Sequence[int]) -> Runs:
+        """Train and score one model with so many FLOPs; None is the baseline."""
+        section = "transformer" if chunk_size is None else "calm"
+        settings = [] if chunk_size is None else _of_chunk_size(self.configure(), chunk_size)
+        config = self.configure(*settings)
+        training = getattr(config, section)
+        tokens_a_step = config.data.sequence_length * training.global_batch_size
+        steps = max(1, round(budget / _cost(config, section).training_flops_per_token / tokens_a_step))
+        warmup = min(training.warmup_steps, steps // 4)
+        config = self.configure(*settings, f"{section}.steps={steps}", f"{section}.warmup_steps={warmup}")
+        autoencoder_uri = "" if chunk_size is None else self._autoencoder(config, chunk_size).uri
+        name = f"transformer-{steps}" if chunk_size is None else f"calm-{chunk_size}-{steps}"
+        models, scores = [], []
+        for seed in seeds:
+            model = self._model(f"{name}-seed-{seed}", config, section, seed, autoencoder_uri)
+            output = str(self.folder / f"{name}-seed-{seed}-score")
+            score = evaluate(
+                config.evaluation, self._dataset, model.uri, output, seed=config.seed, autoencoder_uri=autoencoder_uri
+            )
+            models.append(model.facts)
+            scores.append(score)
+        return Runs(config, models, scores)
+
+    def _autoencoder(self, config: Config, chunk_size: int) -> Artifact[AutoencoderFacts]:
+        return _made(
+            self.folder / f"autoencoder-{chunk_size}",
+            AutoencoderFacts,
+            config.autoencoder,
+            lambda uri: train(
+                config.autoencoder, self._dataset, uri, seed=config.seed, checkpoint_root=self._checkpoints
+            ),
+        )
+
+    def _model(self, name: str, config: Config, section: str, seed: int, autoencoder_uri: str) -> Artifact[ModelFacts]:
+        training = getattr(config, section)
+        return _made(
+            self.folder / name,
+            TASKS[section].facts,
+            training,
+            lambda uri: train(
+                training,
+                self._dataset,
+                uri,
+                seed=seed,
+                checkpoint_root=self._checkpoints,
+                autoencoder_uri=autoencoder_uri,
+            ),
+        )
+
+    @property
+    def _checkpoints(self) -> str:
+        return str(self.folder / "checkpoints")
+
+
+def arguments_of(description: str | None, name: str, output: str) -> argparse.ArgumentParser:
+    """The options of a comparison."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--profile", default="tiny", help="shapes and schedules; its CALM (K = 4) sets the FLOPs")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
-    parser.add_argument("--output", default=".calm/equal-compute", help="what is there already is not made again")
-    arguments = parser.parse_args()
-    folder = Path(arguments.output).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_factbook(str(folder / "corpus.jsonl"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the language models' training")
+    parser.add_argument("--output", default=output, help="what is there already is not made again")
+    return parser
 
-    def configure(*settings: str) -> Config:
-        source = f"data.sources=[{folder / 'corpus.jsonl'}]"
-        return resolve_config(profiles.load(arguments.profile), [*arguments.set, source, *settings])
 
-    config = configure()
-    budget = estimate(config, gpus=1)["CALM"].training_flops
-    dataset = _made(
-        folder / "dataset", DatasetFacts, config, lambda uri: prepare_data(config.data, config.tokenizer, uri)
-    ).uri
+def main() -> None:
+    """Train and score all models, and print a table."""
+    arguments = arguments_of(__doc__, "equal_compute", ".calm/equal-compute").parse_args()
+    laboratory = Laboratory(arguments.output, arguments.profile, arguments.set)
+    budget = training_flops(laboratory.configure())
     console = Console(width=140)
     console.print(f"{budget:.3g} training FLOPs for each language model")
     table = Table("model", "tokens", "steps", "minutes", "autoencoder: FLOPs", "accuracy", "BrierLM", box=None)
     for name in ("Brier-1", "Brier-2", "Brier-3", "Brier-4"):
         table.add_column(name)
-    scores = []
+    scores: list[Artifact[EvaluationFacts]] = []
     for chunk_size in (*CHUNK_SIZES, None):
-        scores.append(_row(table, folder, configure, dataset, chunk_size, budget))
+        runs = laboratory.runs(chunk_size, budget, arguments.seeds)
+        table.add_row(*_row(runs, chunk_size))
+        scores += runs.scores
         require_same_protocol(scores)
     console.print(table)
+    console.print(f"seeds {arguments.seeds}: mean (smallest to largest); of one seed, with its interval")
     console.print(f"protocol: {scores[0].facts.protocol}", highlight=False)
 
 
-def _row(
-    table: Table,
-    folder: Path,
-    configure: Callable[..., Config],
-    dataset: str,
-    chunk_size: int | None,
-    budget: float,
-) -> Artifact[EvaluationFacts]:
-    """Train and score one model; None is the baseline."""
-    name = "transformer" if chunk_size is None else f"calm-{chunk_size}"
-    settings = [] if chunk_size is None else [f"autoencoder.model.chunk_size={chunk_size}"]
-    section = "transformer" if chunk_size is None else "calm"
-    cost = _cost(configure(*settings), section)
-    config = configure(*settings)
-    tokens_a_step = config.data.sequence_length * getattr(config, section).global_batch_size
-    steps = max(1, round(budget / cost.training_flops_per_token / tokens_a_step))
-    config = configure(*settings, f"{section}.steps={steps}")
-    checkpoints = str(folder / "checkpoints")
-    autoencoder = None
+def training_flops(config: Config) -> float:
+    """Those of the profile's CALM."""
+    return _cost(config, "calm").training_flops
+
+
+def _row(runs: Runs, chunk_size: int | None) -> list[str]:
+    scores = [score.facts for score in runs.scores]
+    steps = getattr(runs.config, "transformer" if chunk_size is None else "calm").steps
+    autoencoder = ["", ""]
     if chunk_size is not None:
-        autoencoder = _made(
-            folder / f"autoencoder-{chunk_size}",
-            AutoencoderFacts,
-            config.autoencoder,
-            lambda uri: train(config.autoencoder, dataset, uri, seed=config.seed, checkpoint_root=checkpoints),
-        )
-    autoencoder_uri = autoencoder.uri if autoencoder else ""
-    model = _made(
-        folder / name,
-        TASKS[section].facts,
-        getattr(config, section),
-        lambda uri: train(
-            getattr(config, section),
-            dataset,
-            uri,
-            seed=config.seed,
-            checkpoint_root=checkpoints,
-            autoencoder_uri=autoencoder_uri,
-        ),
-    )
-    score = evaluate(
-        config.evaluation,
-        dataset,
-        model.uri,
-        str(folder / f"{name}-score"),
-        seed=config.seed,
-        autoencoder_uri=autoencoder_uri,
-    )
-    facts = score.facts
-    table.add_row(
-        facts.model,
-        f"{model.facts.trained_tokens:,}",
+        flops = estimate(runs.config, gpus=1)["autoencoder"].training_flops
+        autoencoder = [f"{flops:.2g}", f"{scores[0].autoencoder_accuracy:.2%}"]
+    return [
+        scores[0].model,
+        f"{runs.models[0].trained_tokens:,}",
         f"{steps:,}",
-        f"{model.facts.seconds / 60:.1f}",
-        "" if autoencoder is None else f"{estimate(config, gpus=1)['autoencoder'].training_flops:.2g}",
-        "" if autoencoder is None else f"{facts.autoencoder_accuracy:.2%}",
-        *(_interval(value) for value in (facts.brierlm, *facts.brier.values())),
-    )
-    return score
+        f"{statistics.mean(model.seconds for model in runs.models) / 60:.1f}",
+        *autoencoder,
+        _spread([score.brierlm for score in scores]),
+        *(_spread([score.brier[n] for score in scores]) for n in scores[0].brier),
+    ]
+
+
+def _of_chunk_size(config: Config, chunk_size: int) -> list[str]:
+    """Settings of another K with as many chunks in a step, or of one sequence."""
+    batch = max(1, config.calm.global_batch_size * chunk_size // config.autoencoder.model.chunk_size)
+    return [
+        f"autoencoder.model.chunk_size={chunk_size}",
+        f"calm.global_batch_size={batch}",
+        f"calm.micro_batch_size={min(batch, config.calm.micro_batch_size)}",
+    ]
 
 
 def _cost(config: Config, section: str) -> Cost:
@@ -139,9 +205,12 @@ def _made(path: Path, kind: type[FactsT], config: Any, make: Callable[[str], Art
     return make(str(path))
 
 
-def _interval(score: Score) -> str:
-    digits = 2 if (score.high or score.value) > 0.5 else 4
-    return f"{score.value:.{digits}f} {score.interval(digits)}"
+def _spread(scores: Sequence[Score]) -> str:
+    values = [score.value for score in scores]
+    digits = 2 if max(values) > 0.5 else 4
+    if len(scores) == 1:
+        return f"{values[0]:.{digits}f} {scores[0].interval(digits)}"
+    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -49,7 +49,11 @@ class FlowHeadConfig(HeadConfig):
     """Flow matching on the straight path, sampled in few steps."""
 
     kind: Literal["flow"] = "flow"
-    sampling_steps: int = Field(8, ge=1, le=10**6, description="network evaluations of one sample")
+    model_samples: int = Field(2, ge=1, le=4096, description="draws of time and noise for each position in the loss")
+    sampling_steps: int = Field(4, ge=1, le=10**6, description="network evaluations of one sample")
+    linear_path: bool = Field(
+        False, description="add a linear map of the condition to the velocity, which is learned sooner"
+    )
 
 
 HEADS = Kinds(

@@ -80,9 +80,14 @@ class Kinds(Generic[KindT]):
         return self.settings_of(kind).model_validate({**settings, "kind": kind})
 
     def switched(self, settings: Any, kind: str) -> dict[str, Any]:
-        """The settings of another kind: of the ones before, those that all kinds share stay."""
+        """The settings of another kind: of the ones before, those that both kinds share, with one default, stay."""
         before = settings if isinstance(settings, Mapping) else {}
-        same = before.get("kind", next(iter(self.classes))) == kind
-        return {name: value for name, value in before.items() if same or name in self.base.model_fields} | {
-            "kind": kind
-        }
+        was = before.get("kind", next(iter(self.classes)))
+        if was == kind:
+            return {**before, "kind": kind}
+        try:
+            old, new = (self.settings_of(str(name)).model_fields for name in (was, kind))
+        except ValueError:  # there is no such kind, which is told where it is read
+            return {"kind": kind}
+        shared = {name for name in self.base.model_fields if old[name].default == new[name].default}
+        return {name: value for name, value in before.items() if name in shared} | {"kind": kind}

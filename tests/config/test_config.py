@@ -181,7 +181,15 @@ def test_another_kind_keeps_what_all_kinds_share_and_drops_the_rest(override: st
         "num_layers": 2,
         "model_samples": FlowHeadConfig().model_samples,
         "sampling_steps": 3,
+        "linear_path": False,
     }
+
+
+@pytest.mark.parametrize(("before", "after", "draws"), [("energy", "flow", 2), ("flow", "energy", 8)])
+def test_another_kind_has_as_many_draws_as_is_best_for_it(before: str, after: str, draws: int) -> None:
+    profile = {"calm": {"model": {"head": {"kind": before, "num_layers": 3, "model_samples": 5}}}}
+    head = resolve_config(profile, [f"calm.model.head={after}"]).calm.model.head
+    assert (head.kind, head.num_layers, head.model_samples) == (after, 3, draws)
 
 
 def test_the_same_kind_keeps_its_settings() -> None:

@@ -13,6 +13,7 @@ from calm_core.models.heads.denoising import DenoisingHead
 from calm_core.models.heads.diffusion import DiffusionHead
 from calm_core.models.heads.flow import FlowHead
 from calm_core.models.heads.make import make_head
+from calm_core.models.layers import initialize
 from calm_core.models.noise import SequenceNoise
 
 D, L, N, P = 16, 5, 3, 4
@@ -54,6 +55,20 @@ def test_the_loss_equals_a_loop_over_positions_and_draws(head: str) -> None:
             predicted = model.predict(x[None], time[None], model.condition(hidden[b, p]))
             errors.append((predicted[0] - goal).square().mean())
         torch.testing.assert_close(loss[r], torch.stack(errors).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_linear_path_adds_a_map_of_the_condition_to_the_velocity() -> None:
+    model = make("flow", linear_path=True)
+    assert isinstance(model, FlowHead) and model.linear_path is not None
+    model.apply(initialize)
+    model.finish_initialization()
+    generator = torch.Generator().manual_seed(2)
+    condition, x = (torch.randn(P, size, generator=generator) for size in (D, L))
+    at = x, torch.rand(P, generator=generator), condition
+    torch.testing.assert_close(model.predict(*at), torch.zeros(P, L))  # a new head stands still, as without it
+    with torch.no_grad():
+        model.linear_path.weight.normal_(generator=generator)
+    torch.testing.assert_close(model.predict(*at), condition @ model.linear_path.weight.T)
 
 
 def velocity(x: Tensor, time: Tensor, mean: float, variance: float) -> Tensor:

@@ -102,4 +102,4 @@ def test_another_kind_in_a_profile_starts_from_its_own_defaults(tmp_path: Path) 
     assert config.calm.model.head == EnergyHeadConfig(noise_size=8)
     (tmp_path / "same.yaml").write_text("base: tiny\ncalm: {model: {head: {sampling_steps: 6}}}\n")
     head = resolve_config(profiles.load(str(tmp_path / "same.yaml"))).calm.model.head
-    assert head == FlowHeadConfig(num_layers=2, model_samples=4, sampling_steps=6)
+    assert head == FlowHeadConfig(num_layers=2, sampling_steps=6, linear_path=True)

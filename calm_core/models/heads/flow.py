@@ -1,17 +1,36 @@
 """A head that predicts velocities."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from calm_core.config import FlowHeadConfig
 from calm_core.models.heads.denoising import DenoisingHead
 
 
 class FlowHead(DenoisingHead):
-    """Flow matching on the straight path x_t = (1 - t) noise + t latent (Lipman et al. 2023), sampled by midpoints."""
+    """Flow matching on the straight path x_t = (1 - t) noise + t latent (Lipman et al. 2023), sampled by midpoints.
+
+    Attributes:
+        linear_path: With the setting of that name: of the velocity E[latent | x_t, hidden] - E[noise | x_t, hidden], at
+            the noisy end, the first term depends on the hidden state alone. In the blocks the state acts by gates only,
+            which pass little gradient to it while they are new; this map passes it from the first step on.
+    """
 
     loss_name = "flow_loss"
     config: FlowHeadConfig
+
+    def __init__(self, config: FlowHeadConfig, hidden_size: int, latent_size: int) -> None:
+        super().__init__(config, hidden_size, latent_size)
+        self.linear_path = nn.Linear(hidden_size, latent_size, bias=False) if config.linear_path else None
+
+    def finish_initialization(self) -> None:
+        super().finish_initialization()
+        if self.linear_path is not None:
+            nn.init.zeros_(self.linear_path.weight)
+
+    def predict(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        velocity = super().predict(x, time, condition)
+        return velocity if self.linear_path is None else velocity + self.linear_path(condition).float()
 
     def draw_time(self, uniform: Tensor) -> Tensor:
         return uniform

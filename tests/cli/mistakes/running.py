@@ -70,7 +70,7 @@ MISTAKES = [
     ),
     Mistake(
         "nodes on one machine",
-        (*_RUN, "--set", "calm.nodes=2", "--set", "calm.micro_batch_size=2"),
+        (*_RUN, "--set", "calm.nodes=2", "--set", "calm.micro_batch_size=1"),
         ("calm.nodes is 2, this is one machine; submit the pipeline to a cluster, run `calm train` on each machine",),
         exit_code=2,
         files=_TEXT,
