@@ -20,7 +20,7 @@ PLAIN_INTERVAL_SECONDS = 5.0
 
 _STYLES = {"waiting": "dim", "running": "bold cyan", "done": "green", "cached": "green dim", "failed": "bold red"}
 _STATE_WIDTH = max(map(len, _STYLES))
-_STAGE_WIDTH = 24  # at most: no stage of ours has a longer name
+_STAGE_WIDTH = 48  # at most: no stage of ours has half of it, runs of a sweep may
 _GAP = "  "
 _SHORTEST_NOTE = 8
 _NUMBER_AT_END = re.compile(r" [-+\d.,]+%?$")

@@ -26,6 +26,7 @@ from calm_cli.screen import Screen
 from calm_cli.settings import settings_lines
 from calm_cli.stopping import stop_behind
 from calm_cli.submit import submit
+from calm_cli.sweep import sweep
 from calm_cli.usage import App, UsageError
 from calm_core.errors import EXIT_FAILED, CalmError, ConfigError, Interrupted
 from calm_core.shown import lines_of
@@ -91,6 +92,7 @@ app.command()(run)
 app.command()(retrain)
 app.add_typer(runs_app, name="runs")
 app.command()(report)
+app.command()(sweep)
 app.command()(config)
 app.command()(estimate)
 app.command()(models.generate)

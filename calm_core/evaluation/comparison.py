@@ -16,7 +16,7 @@ from calm_core.evaluation.resampling import (
     with_interval,
 )
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import Difference, EvaluationFacts, ScoreDifference
+from calm_core.store.facts import Difference, EvaluationFacts, Score, ScoreDifference
 from calm_core.store.protocol import differences
 
 
@@ -115,6 +115,28 @@ def compare_evaluations(
     require_same_protocol([base, *others])
     scores = [DocumentScores.read(evaluation) for evaluation in (base, *others)]
     return compare_all(scores[0], scores[1:], resamples=resamples, confidence=confidence, seed=seed)
+
+
+def mean_score(scores: Sequence[DocumentScores], *, resamples: int, confidence: float, seed: int) -> Score:
+    """The mean BrierLM of several models that were trained alike, with its interval over documents, all on the same.
+
+    It tells where the mean of these very models would lie on other documents; how other seeds would do, their spread.
+
+    Args:
+        scores: Of each model, by the same protocol.
+        resamples, confidence, seed: As of `compare`.
+
+    Raises:
+        CalmError: They are scores of different documents.
+    """
+    first, *others = scores
+    for other in others:
+        _require_same_documents(first, other)
+    sums_DT, terms = np.hstack([each.sums_DT for each in scores]), len(first.mean_T)
+    drawn_XT = resampled_means(sums_DT, first.counts_D, resamples, seed)
+    drawn_XS = brierlm(drawn_XT.reshape(len(drawn_XT), len(scores), terms))
+    value = float(np.mean([brierlm(each.mean_T) for each in scores]))
+    return with_interval(value, drawn_XS.mean(1), confidence, first.counts_D)
 
 
 def require_same_protocol(evaluations: Sequence[Artifact[EvaluationFacts]]) -> None:

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 from cycler import cycler
@@ -128,6 +128,39 @@ def quality_against_compute(points: Mapping[str, tuple[float, Score]]) -> Markup
         _name_lines(figure)
         told = ", ".join(f"{name} {score.value:z.2f} after {flops:.2e}" for name, (flops, score) in points.items())
         return _as_svg(figure, f"BrierLM over the FLOPs of training: {told}")
+
+
+def scores_over(
+    label: str, lines: Mapping[str, Sequence[tuple[float, Score]]], names: Sequence[str] = (), scale: str = "linear"
+) -> Markup:
+    """BrierLM over a setting or a cost.
+
+    Args:
+        label: Of what it is shown over.
+        lines: Its values and scores, by what else the models share; of more than four, points alone are drawn.
+        names: Of the values 0, 1, ... of a setting that is no number.
+        scale: Of the values: linear or log.
+    """
+    has_lines = len(lines) <= len(_SERIES)
+    with _picture() as (figure, axes):
+        for name, points in lines.items():
+            own = {"label": _short(name)} if has_lines else {"linestyle": "", "color": _SERIES[0], "marker": "o"}
+            found = sorted(points, key=lambda point: point[0])
+            scores = [score for _, score in found]
+            values = [score.value for score in scores]
+            axes.errorbar([x for x, _ in found], values, yerr=_errors(scores), **cast(Any, own))
+        if names:
+            _name_places(axes, [_short(name) for name in names])
+        axes.set(xscale=scale, xlabel=label, ylabel="BrierLM")
+        axes.margins(0.12)
+        axes.grid()
+        if has_lines and len(lines) > 1:
+            _name_lines(figure, columns=2)
+        told = "; ".join(
+            f"{name} " + ", ".join(f"{names[int(x)] if names else f'{x:g}'}: {score.value:z.2f}" for x, score in points)
+            for name, points in lines.items()
+        )
+        return _as_svg(figure, f"BrierLM over {label}: {told}")
 
 
 def by_place(places: Sequence[PlaceScores], label: str) -> Markup:

@@ -137,6 +137,11 @@ def render_training(title: str, facts: ModelFacts, curves: Mapping[tuple[str, st
     return _template("training.html").render(title=title, facts=facts, curves=_curves(curves))
 
 
+def render_sweep(title: str, heading: Sequence[str], rows: Sequence[Sequence[str]], drawn: Mapping[str, Markup]) -> str:
+    """A page with the table of a sweep, below its pictures by their captions."""
+    return _template("sweep.html").render(title=title, heading=heading, rows=rows, drawn=drawn)
+
+
 def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("calm_core.evaluation"),

@@ -78,6 +78,62 @@ def check_run(config: Config, home: Home, tell: Callable[[str], None]) -> None:
     _check_initial_weights(config, vocab_size, kinds)
 
 
+def check_sweep(
+    runs: Sequence[tuple[Config, str]], home: Home, folder: Path, parallel: int, tell: Callable[[str], None]
+) -> None:
+    """Check all that the runs of a sweep will need, the quickest first.
+
+    Args:
+        runs: Settings and language model of each; text and scores are the same.
+        home: Where MLflow is.
+        folder: Where all of it is written.
+        parallel: Runs at a time.
+        tell: As of `check_run`.
+
+    Raises:
+        CalmError: As of `check_run`.
+    """
+    from calm_core.training.launcher import require_nodes
+
+    config, _ = runs[0]
+    trained = {
+        (kind, getattr(each, kind).model_dump_json(), each.autoencoder.model_dump_json()): each
+        for each, model in runs
+        for kind in (*(["autoencoder"] if model == "calm" else []), model)
+    }
+    for (kind, _, _), each in trained.items():
+        require_nodes(getattr(each, kind), None)
+    if config.data.validation_fraction == 1:
+        raise ConfigError("data.validation_fraction: is 1, so a run has no text to train on; lower it")
+    tell(f"the folder {folder}")
+    storage.require_writable(str(folder))
+    for place in (home.logs, home.outbox, home.mlflow_artifacts):
+        storage.require_writable(str(place))
+    tell("the sources of text")
+    source_bytes = _check_sources(config)
+    vocab_size = _check_tokenizer(config, tell)
+    tell("the models")
+    parameters = {key: _check_models(each, vocab_size, [key[0]])[key[0]] for key, each in trained.items()}
+    checkpoints = [_checkpoint_bytes(getattr(each, key[0]), parameters[key]) for key, each in trained.items()]
+    needed = int(_SHARE_OF_TEXT * source_bytes) + parallel * max(checkpoints)
+    needed += sum(
+        _FP32_BYTES * parameters[model, getattr(each, model).model_dump_json(), each.autoencoder.model_dump_json()]
+        for each, model in runs
+    )
+    free = shutil.disk_usage(_nearest(folder)).free
+    if needed > free and needed > free + _bytes_in(folder):
+        raise CalmError(
+            f"{folder}: this sweep writes {_size(needed)} or more there (data, checkpoints, models), and "
+            f"{_size(free)} are free; free space, name another output_uri, or plan fewer runs"
+        )
+    tell("MLflow")
+    from pipelines.local.tracking import use_tracking
+
+    use_tracking(home, config.experiment)
+    for (kind, _, _), each in trained.items():
+        _check_initial_weights(each, vocab_size, [kind])
+
+
 def _check_initial_weights(config: Config, vocab_size: int, kinds: Sequence[str]) -> None:
     """Refuse weights to start from that are missing or do not fit; the text may have no tokenizer yet."""
     from calm_core.training.initial_weights import require_fitting
