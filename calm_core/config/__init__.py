@@ -8,6 +8,12 @@ from calm_core.config.autoencoder import AUTOENCODERS, AutoencoderConfig, Autoen
 from calm_core.config.base import Section, SettingError, parse_section, setting_names
 from calm_core.config.cluster import ClusterConfig
 from calm_core.config.data import DataConfig, TokenizerConfig
+from calm_core.config.decoder_losses import (
+    DECODER_LOSSES,
+    DecoderBrierConfig,
+    DecoderCrossEntropyConfig,
+    DecoderLossConfig,
+)
 from calm_core.config.evaluation import EvaluationConfig
 from calm_core.config.heads import HEADS, DiffusionHeadConfig, EnergyHeadConfig, FlowHeadConfig, HeadConfig
 from calm_core.config.language_model import (
@@ -25,6 +31,7 @@ from calm_core.config.training import TrainingConfig
 
 __all__ = [
     "AUTOENCODERS",
+    "DECODER_LOSSES",
     "HEADS",
     "AutoencoderConfig",
     "AutoencoderModelConfig",
@@ -34,6 +41,9 @@ __all__ = [
     "ClusterConfig",
     "Config",
     "DataConfig",
+    "DecoderBrierConfig",
+    "DecoderCrossEntropyConfig",
+    "DecoderLossConfig",
     "DiffusionHeadConfig",
     "EnergyHeadConfig",
     "EvaluationConfig",

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
@@ -222,8 +222,9 @@ def _meant(key: str, names: list[str]) -> list[str]:
 def setting_names(section_type: type[Section]) -> Iterator[str]:
     """Dotted names of all settings of a section, its sub-sections' and all their kinds' included."""
     for name, field in section_type.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, Section):
+        # A section that may be unset is a union with None.
+        types = (one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type))
+        if nested := next((one for one in types if issubclass(one, Section)), None):
             kinds = (nested, *nested.__subclasses__())
             yield from dict.fromkeys(f"{name}.{inner}" for kind in kinds for inner in setting_names(kind))
         else:

@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from calm_core.config.base import Layers, Section, Small, Steps, Width
+from calm_core.config.decoder_losses import AnyDecoderLossConfig
 from calm_core.config.heads import AnyHeadConfig, EnergyHeadConfig
 from calm_core.config.training import Execution, TrainingConfig
 
@@ -60,6 +61,9 @@ class CalmConfig(LanguageModelTrainingConfig, kind="calm"):
 
     head_learning_rate: float | None = Field(
         None, ge=1e-12, le=10, description="of the generative head; unset: learning_rate"
+    )
+    decoder_loss: AnyDecoderLossConfig = Field(
+        None, description="a loss of decoded samples beside the head's: cross_entropy or brier, with its settings"
     )
     model: CalmModelConfig = CalmModelConfig()
 

@@ -11,6 +11,7 @@ from calm_core.config.autoencoder import AUTOENCODERS, AutoencoderConfig
 from calm_core.config.base import Name, Section, parse_section, setting_names
 from calm_core.config.cluster import ClusterConfig
 from calm_core.config.data import DataConfig, TokenizerConfig
+from calm_core.config.decoder_losses import DECODER_LOSSES
 from calm_core.config.evaluation import EvaluationConfig
 from calm_core.config.heads import HEADS
 from calm_core.config.language_model import CalmConfig, TransformerConfig
@@ -120,7 +121,7 @@ _DEEPEST_KEY = 10
 
 def _overridden(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     """Settings with one replaced. Another kind brings its own defaults: it does not know those of the one before."""
-    for kinds in (HEADS, AUTOENCODERS):
+    for kinds in (HEADS, AUTOENCODERS, DECODER_LOSSES):
         if key in (kinds.setting, f"{kinds.setting}.kind") and isinstance(value, str):
             key, value = kinds.setting, kinds.switched(_value_at(values, kinds.setting.split(".")), value)
     path = key.split(".")

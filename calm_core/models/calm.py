@@ -3,6 +3,8 @@
 Parameter names are those of the public checkpoints.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -68,7 +70,21 @@ class Calm(nn.Module):
         """Latent samples [..., S, L] of the next chunk from states [..., D] and `sampling_noise` [..., S, U]."""
         return self.mlp_generator.sample(hidden, drawn)
 
-    def forward(self, chunks_BPK: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
-        """The head's loss summed over the positions that count (fp32 scalar); the caller divides by their number."""
+    def forward(
+        self,
+        chunks_BPK: Tensor,
+        targets: Targets,
+        noise: SequenceNoise,
+        beside: Callable[[Head, Tensor, SequenceNoise], Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The head's loss summed over the positions that count (fp32 scalar); the caller divides by their number.
+
+        Args:
+            chunks_BPK: int64, whole sequences.
+            targets: What the positions must predict.
+            noise: One generator for each sequence.
+            beside: Another loss, of the head and the states [B, P - 1, D]; it is returned too. It draws last.
+        """
         hidden_BPD, _ = self.transformer(self.embed(chunks_BPK[:, :-1]))
-        return self.mlp_generator.loss(hidden_BPD, targets, noise).sum()
+        loss = self.mlp_generator.loss(hidden_BPD, targets, noise).sum()
+        return loss if beside is None else (loss, beside(self.mlp_generator, hidden_BPD, noise))

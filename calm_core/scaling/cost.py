@@ -90,7 +90,8 @@ def training_flops_per_token(
         case Autoencoder() as trained:
             return 3 * _autoencoder_forward(trained)
         case Calm() as calm, Autoencoder() as frozen:
-            return _calm_training(calm, frozen, sequence_length // calm.chunk_size)
+            assert isinstance(config, CalmConfig)
+            return _calm_training(config, calm, frozen, sequence_length // calm.chunk_size)
         case Transformer() as transformer:
             return 3 * _transformer_forward(transformer, sequence_length)
 
@@ -190,13 +191,27 @@ def _autoencoder_forward(autoencoder: Autoencoder) -> float:
     return (_encoder_flops(autoencoder) + _decoder_flops(autoencoder)) / autoencoder.config.chunk_size
 
 
-def _calm_training(calm: Calm, autoencoder: Autoencoder, positions: int) -> float:
+def _calm_training(config: CalmConfig, calm: Calm, autoencoder: Autoencoder, positions: int) -> float:
     """Training on one token of a sequence of so many chunks.
 
-    The head runs once for each of N draws, and the frozen encoder forward only; the decoder runs in inference only.
+    The head runs once for each of N draws, and the frozen encoder forward only; the decoder runs in a loss of decoded
+    samples and in inference.
     """
     head = calm.config.head.model_samples * forward_flops(calm.mlp_generator.training_pass, *_one_draw(calm))
-    return (3 * (_calm_backbone(calm, positions) + head) + _encoder_flops(autoencoder)) / calm.chunk_size
+    trained = 3 * (_calm_backbone(calm, positions) + head) + _decoder_loss_flops(config, calm, autoencoder)
+    return (trained + _encoder_flops(autoencoder)) / calm.chunk_size
+
+
+def _decoder_loss_flops(config: CalmConfig, calm: Calm, autoencoder: Autoencoder) -> float:
+    """Training on one chunk by the loss of decoded samples, a mean over all steps and positions.
+
+    The backward pass through the frozen decoder needs no gradients of its weights: it takes once the forward pass.
+    """
+    if (loss := config.decoder_loss) is None:
+        return 0.0
+    samples = loss.positions * (loss.until or 1) * (loss.samples or calm.config.head.model_samples)
+    head = forward_flops(calm.mlp_generator.sample, *_one_draw(calm))
+    return samples * (3 * head + 2 * _decoder_flops(autoencoder))
 
 
 def _calm_inference(calm: Calm, autoencoder: Autoencoder, positions: int) -> float:
@@ -248,6 +263,9 @@ def _calm(config: Config, calm: Calm, autoencoder: Autoencoder, gpus: int) -> Co
     positions = config.data.sequence_length // calm.chunk_size
     kept = _backbone_activations(model, training.activation_checkpointing)
     kept += model.head.model_samples * saved_numbers(head, head.training_pass, *_one_draw(calm))
+    if (loss := training.decoder_loss) is not None:  # what the decoder keeps exists for a block of positions only
+        samples = loss.positions * (loss.samples or model.head.model_samples)
+        kept += samples * saved_numbers(head, head.sample, *_one_draw(calm))
     parts = {
         "embedding": parameters(calm.transformer.embed_tokens),
         "input projection": parameters(calm.embed_proj),
@@ -258,7 +276,7 @@ def _calm(config: Config, calm: Calm, autoencoder: Autoencoder, gpus: int) -> Co
     return Cost(
         parameters=parts,
         training_tokens=_training_tokens(config, training),
-        training_flops_per_token=_calm_training(calm, autoencoder, positions),
+        training_flops_per_token=_calm_training(training, calm, autoencoder, positions),
         inference_flops_per_token=_calm_inference(calm, autoencoder, positions),
         state_bytes={stage: size + frozen for stage, size in state_bytes(sum(parts.values()), training, gpus).items()},
         activation_bytes=_bytes(training) * kept * training.micro_batch_size * positions,

@@ -113,6 +113,7 @@ class Trainer:
             while not self._finished:
                 self.profiler.begin_step(self.step)
                 self.engine.set_learning_rate(learning_rate_factor(self.config, self.step))
+                self.task.begin_step(self.step)
                 metrics, stopping = self._train_step()
                 self.step += 1
                 self.meter.update(self.step, self.loader.wait_seconds)

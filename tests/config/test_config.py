@@ -121,6 +121,10 @@ MISTAKES = [
     # kinds
     ("calm.model.head=other", 'calm.model.head: there is no "other"; there are energy, diffusion, flow'),
     ("calm.model.head=3", "calm.model.head: expected a kind with its settings, e.g. {kind: energy}"),
+    ("calm.decoder_loss=other", 'calm.decoder_loss: there is no "other"; there are cross_entropy, brier'),
+    ("calm.decoder_loss.until=0", "calm.decoder_loss.until: expected more than 0 (got 0)"),
+    ("calm.decoder_loss.joint=true", "calm.decoder_loss.joint: is a setting of another kind than the one"),
+    ("calm.decoder_loss.unitl=0.2", "unknown setting calm.decoder_loss.unitl; did you mean calm.decoder_loss.until?"),
     ("calm.model.head.kind=[1]", "calm.model.head: its kind is a name (got [1]); there are energy, diffusion, flow"),
     ("calm.model.head.kind=", "calm.model.head: its kind is a name (got nothing)"),
     ("calm.model.head.sampling_steps=3", "calm.model.head.sampling_steps: is a setting of another kind than the one"),
@@ -169,6 +173,20 @@ def test_a_stage_takes_its_own_section_alone() -> None:
     assert section.steps == 200
     with pytest.raises(ConfigError, match=r"^unknown setting noise_size"):
         parse_section(CalmConfig, {"noise_size": 3})
+
+
+def test_a_loss_of_decoded_samples_is_chosen_by_name_changed_and_taken_back() -> None:
+    profile = {"calm": {"decoder_loss": {"kind": "brier", "joint": True, "weight": 0.5}}}
+    config = resolve_config(profile, ["calm.decoder_loss=cross_entropy", "calm.decoder_loss.until=0.2"])
+    assert config.calm.model_dump()["decoder_loss"] == {
+        "kind": "cross_entropy",
+        "weight": 0.5,
+        "until": 0.2,
+        "positions": 1.0,
+        "samples": None,
+    }
+    assert parse_section(CalmConfig, config.calm.model_dump(mode="json")) == config.calm
+    assert resolve_config(profile, ["calm.decoder_loss="]).calm == CalmConfig()
 
 
 @pytest.mark.parametrize("override", ["calm.model.head=flow", "calm.model.head.kind=flow"])

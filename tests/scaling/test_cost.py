@@ -139,6 +139,29 @@ def test_a_head_that_samples_in_steps_costs_each_of_them() -> None:
     assert third - second == second - first
 
 
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ([], 8.0),
+        (["calm.decoder_loss.samples=3", "calm.decoder_loss.positions=0.25"], 0.75),
+        (["calm.decoder_loss.samples=4", "calm.decoder_loss.until=0.2"], 0.8),
+    ],
+    ids=["all", "some positions", "a warm-up"],
+)
+def test_a_loss_of_decoded_samples_costs_them_and_the_decoder_without_its_weights_gradients(
+    settings: list[str], share: float
+) -> None:
+    """By hand: 3 x a sample of the head and 2 x the decoder, for each sample, position and step that it is of."""
+    config = resolve_config(SMALL.model_dump(), ["calm.decoder_loss=cross_entropy", *settings])
+    plain, cost = (estimate(one, gpus=1)["CALM"] for one in (SMALL, config))
+    head = 64 * 32 + 32 * 32 + 2 * (2 + 1 + 2 + 1) * 32 * 32 + 32 * 32 + 32 * 8
+    decoder = 8 * 32 + 3 * 32 * 48 + 32 * 4 * 32 + 4 * (3 * 32 * 48 + 300 * 32)
+    added = cost.training_flops_per_token - plain.training_flops_per_token
+    assert added == pytest.approx(share * (3 * 2 * head + 2 * 2 * decoder) / 4)
+    assert cost.inference_flops_per_token == plain.inference_flops_per_token
+    assert cost.activation_bytes > plain.activation_bytes
+
+
 @pytest.mark.parametrize("head", ["energy", "diffusion", "flow"])
 def test_the_parts_are_the_whole_model(head: str) -> None:
     config = resolve_config(SMALL.model_dump(), [f"calm.model.head={head}"])

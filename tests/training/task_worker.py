@@ -74,7 +74,9 @@ class Case:
         model: dict[str, Any] = {"chunk_size": 4, "latent_size": 8, **_WIDTHS}
         if kind != "autoencoder":
             model = _LAYERS | ({"head": _HEADS[self.task]} if kind == "calm" else {})
-        return TrainingConfig.of_kind[kind].model_validate(_TRAINING | {"model": model} | self.settings)
+        # One of them with a loss of decoded samples, in every stage and precision.
+        beside = {"decoder_loss": {"kind": "brier", "positions": 0.5}} if self.task == "energy" else {}
+        return TrainingConfig.of_kind[kind].model_validate(_TRAINING | {"model": model} | beside | self.settings)
 
 
 def look_at(trainer: Trainer, case: Case) -> dict[str, Any]:

@@ -45,6 +45,7 @@ CASES = {
 ALL = {
     "precision": "fp32", "steps": 8, "ema_decay": 0.9, "head_learning_rate": 1e-3, "schedule": "wsd",
     "decay_fraction": 0.5, "checkpoint_interval": 100,
+    "decoder_loss": {"kind": "cross_entropy", "until": 0.8, "positions": 0.5},
 }  # fmt: skip
 """What a checkpoint has to bring back."""
 RESUMED: list[tuple[int, list[Case]]] = [
@@ -145,7 +146,7 @@ def test_in_bf16_they_are_those_of_one_rank_but_for_its_rounding_and_the_same_in
     of_all = name.rpartition("-2-")[0]  # task and precision
     of_one = differences(folder, name, f"{of_all}-1")
     assert of_one.loss < 2e-3
-    assert of_one.mean < 0.02
+    assert of_one.mean < 0.03
     of_stage_2 = differences(folder, name, f"{of_all}-2-zero2")
     assert of_stage_2.loss < 1e-6
     assert of_stage_2.largest < 1e-3

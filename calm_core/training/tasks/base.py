@@ -78,6 +78,9 @@ class Task(ABC, Generic[ConfigT]):
     def loss(self, forward: Callable[..., Any], tokens_BT: Tensor, noise: SequenceNoise, counts: Tensor) -> Loss:
         """Loss of a micro-batch, divided by the `counts` of its global batch; `forward` is the model or its engine."""
 
+    def begin_step(self, step: int) -> None:  # most tasks do the same in each
+        """Take note of the optimiser step (from 0) that `loss` is computed for next."""
+
     def own_facts(self, inputs: Inputs) -> dict[str, Any]:
         """What the artifact's facts hold beyond those of every model."""
         return {}

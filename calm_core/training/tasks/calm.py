@@ -1,6 +1,7 @@
 """Training a CALM language model."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch import Tensor
 from calm_core.config import CalmConfig
 from calm_core.models.autoencoders.base import Autoencoder, to_chunks
 from calm_core.models.calm import Calm, make_targets, next_chunk_counts
+from calm_core.models.decoder_losses.base import DecoderLoss
+from calm_core.models.decoder_losses.make import make_decoder_loss
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.store import storage
@@ -22,17 +25,27 @@ _FITTED_SEQUENCES = 64  # training sequences that a head takes its constants fro
 
 
 class CalmTask(Task[CalmConfig]):
-    """The head's loss on the next chunk's latent, on a frozen autoencoder."""
+    """The head's loss on the next chunk's latent, on a frozen autoencoder, and a loss of decoded samples beside it."""
 
     facts = CalmFacts
     model: Calm
 
-    def __init__(self, model: Calm, autoencoder: Autoencoder, pad_id: int) -> None:
+    def __init__(
+        self,
+        model: Calm,
+        autoencoder: Autoencoder,
+        pad_id: int,
+        decoder_loss: DecoderLoss | None = None,
+        steps: int = 1,
+    ) -> None:
         self.model = model
         self.autoencoder = autoencoder
         self.target_samples = model.mlp_generator.target_samples()
         self.headline = model.mlp_generator.loss_name
         self.pad_id = pad_id
+        self.decoder_loss = decoder_loss
+        self.steps = steps
+        self.begin_step(0)
 
     @classmethod
     def create(cls, config: CalmConfig, inputs: Inputs) -> Self:
@@ -44,13 +57,18 @@ class CalmTask(Task[CalmConfig]):
             lambda: Calm(config.model, dataset.vocab_size, shape.chunk_size, shape.latent_size), config, inputs.device
         )
         set_up_backbone(model.transformer, config)
-        task = cls(model, autoencoder, dataset.pad_id)
+        decoder_loss = None if config.decoder_loss is None else make_decoder_loss(config.decoder_loss, autoencoder)
+        task = cls(model, autoencoder, dataset.pad_id, decoder_loss, config.steps)
         if model.mlp_generator.fits_data:
             rows = dataset.rows(np.arange(min(_FITTED_SEQUENCES, dataset.num_sequences)))
             seeds = [derive_seed(inputs.seed, "latent scale", i) for i in range(len(rows))]
             tokens_BT = torch.from_numpy(rows).to(inputs.device)
             model.mlp_generator.fit(task.latents(tokens_BT, SequenceNoise(seeds, inputs.device)))
         return task
+
+    def begin_step(self, step: int) -> None:
+        decoder_loss = self.decoder_loss
+        self.decoder_weight = decoder_loss.config.weight_at(step, self.steps) if decoder_loss else 0.0
 
     def own_facts(self, inputs: Inputs) -> dict[str, Any]:
         assert inputs.autoencoder is not None
@@ -74,5 +92,11 @@ class CalmTask(Task[CalmConfig]):
     def loss(self, forward: Callable[..., Any], tokens_BT: Tensor, noise: SequenceNoise, counts: Tensor) -> Loss:
         chunks_BPK, real_BPK = self._chunks(tokens_BT)
         targets = make_targets(self.autoencoder, chunks_BPK, real_BPK, noise, self.target_samples)
-        loss = forward(chunks_BPK, targets, noise) / counts[0].float()
-        return Loss(loss, {self.headline: loss})
+        positions = counts[0].float()
+        # What is left of it once its weight is 0 is told by validation, and costs no more steps.
+        if self.decoder_loss is None or (self.model.training and not self.decoder_weight):
+            loss = forward(chunks_BPK, targets, noise) / positions
+            return Loss(loss, {self.headline: loss})
+        beside = partial(self.decoder_loss.of_head, chunks_BPK=chunks_BPK[:, 1:], real_BPK=real_BPK[:, 1:])
+        loss, decoded = (one / positions for one in forward(chunks_BPK, targets, noise, beside))
+        return Loss(loss + self.decoder_weight * decoded, {self.headline: loss, self.decoder_loss.name: decoded})
