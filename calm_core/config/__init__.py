@@ -8,6 +8,7 @@ from calm_core.config.autoencoder import AUTOENCODERS, AutoencoderConfig, Autoen
 from calm_core.config.base import Section, SettingError, parse_section, setting_names
 from calm_core.config.cluster import ClusterConfig
 from calm_core.config.data import DataConfig, TokenizerConfig
+from calm_core.config.distillation import DistillationConfig
 from calm_core.config.evaluation import EvaluationConfig
 from calm_core.config.heads import HEADS, DiffusionHeadConfig, EnergyHeadConfig, FlowHeadConfig, HeadConfig
 from calm_core.config.language_model import (
@@ -35,6 +36,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DiffusionHeadConfig",
+    "DistillationConfig",
     "EnergyHeadConfig",
     "EvaluationConfig",
     "FlowHeadConfig",

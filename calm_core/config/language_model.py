@@ -4,7 +4,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from calm_core.config.base import Layers, Section, Small, Steps, Width
+from calm_core.config.base import Layers, Section, Small, Steps, Uri, Width
+from calm_core.config.distillation import DistillationConfig
 from calm_core.config.heads import AnyHeadConfig, EnergyHeadConfig
 from calm_core.config.training import Execution, TrainingConfig
 
@@ -61,6 +62,12 @@ class CalmConfig(LanguageModelTrainingConfig, kind="calm"):
     head_learning_rate: float | None = Field(
         None, ge=1e-12, le=10, description="of the generative head; unset: learning_rate"
     )
+    teacher: Execution[Uri] = Field(  # what lies there tells trainings apart, by its digest: a parent
+        "",
+        description="a trained model that this one learns from: a CALM model on the same autoencoder, or a Transformer "
+        "with the same tokenizer. Unset: it learns from the text",
+    )
+    distillation: DistillationConfig = DistillationConfig()
     model: CalmModelConfig = CalmModelConfig()
 
 

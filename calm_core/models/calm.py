@@ -68,7 +68,25 @@ class Calm(nn.Module):
         """Latent samples [..., S, L] of the next chunk from states [..., D] and `sampling_noise` [..., S, U]."""
         return self.mlp_generator.sample(hidden, drawn)
 
-    def forward(self, chunks_BPK: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
-        """The head's loss summed over the positions that count (fp32 scalar); the caller divides by their number."""
+    def forward(
+        self,
+        chunks_BPK: Tensor,
+        targets: Targets,
+        noise: SequenceNoise,
+        uniform_RNV: Tensor | None = None,
+        has_loss: bool = True,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The head's loss summed over the positions that count (fp32 scalar); the caller divides by their number.
+
+        Args:
+            chunks_BPK: int64 token ids.
+            targets: Of the positions that count.
+            noise: One generator for each of the B sequences.
+            uniform_RNV: Given, what the head makes of it is returned, too: samples [R, N, L] of those positions.
+            has_loss: Whether the loss is asked for; else it is zero.
+        """
         hidden_BPD, _ = self.transformer(self.embed(chunks_BPK[:, :-1]))
-        return self.mlp_generator.loss(hidden_BPD, targets, noise).sum()
+        if uniform_RNV is None:
+            return self.mlp_generator.loss(hidden_BPD, targets, noise).sum()
+        own = self.mlp_generator.loss(hidden_BPD, targets, noise).sum() if has_loss else hidden_BPD.new_zeros(())
+        return own, self.mlp_generator.sample_paired(hidden_BPD[targets.counted_BP], uniform_RNV)
