@@ -1,7 +1,7 @@
 """`calm estimate`: what a configuration costs, before anything is run."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,10 @@ from calm_cli.options import DEFAULT_PROFILE, JsonOption, ProfileOption, SetOpti
 from calm_cli.result import print_json
 from calm_cli.screen import Screen
 from calm_cli.tables import show_table
+from calm_core.config import Config
+
+if TYPE_CHECKING:
+    from calm_core.training.distillation import TeacherCost
 
 _FORMULA = (
     "forward = 2 x weights of matrix products + 4 x positions x hidden size x layers (attention); "
@@ -38,8 +42,11 @@ def estimate(
     from calm_core.scaling import cost as costs
 
     estimates = costs.estimate(config, gpus)
+    teacher = _teacher(config)
     if json_:
         models = {name: asdict(cost) | {"training_flops": cost.training_flops} for name, cost in estimates.items()}
+        if teacher:
+            models["CALM"] |= {"teacher_flops": teacher.passes, "teacher_training_flops": teacher.training}
         print_json({"gpus": gpus, "models": models})
         return
     rows = {
@@ -53,6 +60,13 @@ def estimate(
         "training FLOPs": [f"{cost.training_flops:.3g}" for cost in estimates.values()],
         "inference FLOPs per token": [f"{cost.inference_flops_per_token:.3g}" for cost in estimates.values()],
     }
+    if teacher:
+        student = estimates["CALM"].training_flops
+        with_passes, training = student + teacher.passes, teacher.training
+        rows |= {
+            "... with the teacher's passes": ["", f"{with_passes:.3g}", ""],
+            "... and its training": ["", "unknown" if training is None else f"{with_passes + training:.3g}", ""],
+        }
     for stage in costs.ZERO_STAGES:
         rows[f"state per GPU, ZeRO {stage}, {gpus} GPUs"] = [
             f"{cost.state_bytes[stage] / 2**30:.2f} GiB" for cost in estimates.values()
@@ -68,3 +82,14 @@ def estimate(
     console.print()
     for sentence in _FORMULA:
         console.print(sentence, style="dim")
+
+
+def _teacher(config: Config) -> "TeacherCost | None":
+    """What the teacher of CALM's settings adds."""
+    if not config.calm.teacher:
+        return None
+    from calm_core.training.distillation import teacher_cost
+    from calm_core.weights.teacher import teacher_artifact
+
+    teacher = teacher_artifact(config.calm.teacher)
+    return teacher_cost(config.calm, teacher, config.autoencoder, config.data.sequence_length)

@@ -36,7 +36,9 @@ from calm_core.store.facts import (
     EvaluationFacts,
     Facts,
     MixtureFacts,
+    TransformerFacts,
 )
+from calm_core.weights.teacher import SETTING as TEACHER_SETTING
 from pipelines.local.home import Home
 from pipelines.local.preflight import check_environment, check_training
 
@@ -139,6 +141,14 @@ def train(
     autoencoder: Annotated[
         str, typer.Option(metavar="URI", help="The trained autoencoder; needed for CALM.", show_default=False)
     ] = "",
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="URI",
+            help="A trained CALM model on the same autoencoder, or a Transformer, that CALM learns from.",
+            show_default=False,
+        ),
+    ] = "",
     head: Annotated[HeadKind | None, typer.Option(help="CALM's generative head. [default: the profile's]")] = None,
     checkpoints: CheckpointsOption = None,
     resume: Annotated[
@@ -174,12 +184,18 @@ def train(
       calm train calm --head flow --dataset out/dataset --autoencoder out/autoencoder --output out/calm
 
       calm train transformer --dataset out/dataset --output out/transformer
+
+      calm train calm --teacher out/transformer --dataset out/dataset --autoencoder out/autoencoder --output out/student
     """
     started = time.monotonic()
     if head and kind != "calm":
         raise ConfigError(f"--head: is CALM's, {kind} has none")
+    if teacher and kind != "calm":
+        raise ConfigError(f"--teacher: is CALM's, {kind} has none")
     profiled = _steps_between(profile_steps) if profile_steps is not None else None
-    config = configuration(profile, set_, {HEADS.setting: head, f"{kind}.profile_steps": profiled})
+    config = configuration(
+        profile, set_, {HEADS.setting: head, f"{kind}.profile_steps": profiled, TEACHER_SETTING: teacher or None}
+    )
     if kind == "calm" and not autoencoder:
         raise ConfigError("--autoencoder: CALM is trained on an autoencoder; name that of `calm train autoencoder`")
     if autoencoder and kind != "calm":
@@ -187,6 +203,8 @@ def train(
     require("--dataset", dataset, DatasetFacts, MixtureFacts)
     if autoencoder:
         require("--autoencoder", autoencoder, AutoencoderFacts)
+    if teacher:
+        require("--teacher", teacher, CalmFacts, TransformerFacts)
     if checkpoints:
         storage.filesystem_of(checkpoints)
     check_environment()  # before torch reads it

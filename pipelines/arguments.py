@@ -30,6 +30,10 @@ def arguments_of(config: Config, plan_root: str, checkpoint_root: str) -> dict[s
         raise ConfigError(
             f"data.partitions: a pipeline has at most {MAX_PARTITIONS}, not {config.data.partitions}; lower it"
         )
+    if config.calm.teacher:
+        raise ConfigError(
+            "calm.teacher: a pipeline has no teacher; leave it out, and train with `calm train calm --teacher`"
+        )
     for root in (plan_root, checkpoint_root):
         if not is_safe(root):
             raise ConfigError(

@@ -14,6 +14,7 @@ from calm_core.config.decoder_losses import (
     DecoderCrossEntropyConfig,
     DecoderLossConfig,
 )
+from calm_core.config.distillation import DistillationConfig
 from calm_core.config.evaluation import EvaluationConfig
 from calm_core.config.heads import HEADS, DiffusionHeadConfig, EnergyHeadConfig, FlowHeadConfig, HeadConfig
 from calm_core.config.language_model import (
@@ -45,6 +46,7 @@ __all__ = [
     "DecoderCrossEntropyConfig",
     "DecoderLossConfig",
     "DiffusionHeadConfig",
+    "DistillationConfig",
     "EnergyHeadConfig",
     "EvaluationConfig",
     "FlowHeadConfig",

@@ -4,8 +4,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from calm_core.config.base import Layers, Section, Small, Steps, Width
+from calm_core.config.base import Layers, Section, Small, Steps, Uri, Width
 from calm_core.config.decoder_losses import AnyDecoderLossConfig
+from calm_core.config.distillation import DistillationConfig
 from calm_core.config.heads import AnyHeadConfig, EnergyHeadConfig
 from calm_core.config.training import Execution, TrainingConfig
 
@@ -65,7 +66,19 @@ class CalmConfig(LanguageModelTrainingConfig, kind="calm"):
     decoder_loss: AnyDecoderLossConfig = Field(
         None, description="a loss of decoded samples beside the head's: cross_entropy or brier, with its settings"
     )
+    teacher: Execution[Uri] = Field(  # what lies there tells trainings apart, by its digest: a parent
+        "",
+        description="a trained model that this one learns from: a CALM model on the same autoencoder, or a Transformer "
+        "with the same tokenizer. Unset: it learns from the text",
+    )
+    distillation: DistillationConfig = DistillationConfig()
     model: CalmModelConfig = CalmModelConfig()
+
+    @model_validator(mode="after")
+    def _a_teacher_has_its_own_loss(self) -> Self:
+        if self.teacher and self.decoder_loss is not None:
+            raise ValueError("decoder_loss is of a training without a teacher; unset it, or see distillation.loss")
+        return self
 
 
 class TransformerConfig(LanguageModelTrainingConfig, kind="transformer"):

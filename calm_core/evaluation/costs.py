@@ -4,7 +4,7 @@ from calm_core.config import AutoencoderConfig, TrainingConfig
 from calm_core.errors import ArtifactError
 from calm_core.scaling import cost
 from calm_core.store.artifact import Artifact
-from calm_core.store.facts import AutoencoderFacts, ModelFacts, TrainingCost
+from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts, TrainingCost
 from calm_core.weights.load import settings_of
 
 
@@ -18,13 +18,18 @@ def costs(
         autoencoder: The one that a CALM model was trained on; None of other kinds.
 
     Returns:
-        Nothing of a model that was trained elsewhere: nobody here knows.
+        Nothing of a model that was trained elsewhere: nobody here knows. Of a teacher, "teacher", what it has added:
+        its own training, and its passes over what its student has read.
 
     Raises:
         ArtifactError: A manifest's settings are not understood, or are not those of its facts.
     """
     trained = [(model, autoencoder)] if autoencoder is None else [(autoencoder, None), (model, autoencoder)]
-    return {one.facts.kind: _cost(one, beside) for one, beside in trained if one.facts.trained_tokens is not None}
+    found = {one.facts.kind: _cost(one, beside) for one, beside in trained if one.facts.trained_tokens is not None}
+    facts = model.facts
+    if isinstance(facts, CalmFacts) and facts.teacher_flops is not None:
+        found["teacher"] = TrainingCost(flops=facts.teacher_flops + (facts.teacher_training_flops or 0))
+    return found
 
 
 def inference_flops_per_token(

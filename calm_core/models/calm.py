@@ -76,6 +76,7 @@ class Calm(nn.Module):
         targets: Targets,
         noise: SequenceNoise,
         beside: Callable[[Head, Tensor, SequenceNoise], Tensor] | None = None,
+        has_loss: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The head's loss summed over the positions that count (fp32 scalar); the caller divides by their number.
 
@@ -83,8 +84,9 @@ class Calm(nn.Module):
             chunks_BPK: int64, whole sequences.
             targets: What the positions must predict.
             noise: One generator for each sequence.
-            beside: Another loss, of the head and the states [B, P - 1, D]; it is returned too. It draws last.
+            beside: What else is wanted of the head and the states [B, P - 1, D]; it is returned too. It draws last.
+            has_loss: Whether the loss is asked for; else it is zero.
         """
         hidden_BPD, _ = self.transformer(self.embed(chunks_BPK[:, :-1]))
-        loss = self.mlp_generator.loss(hidden_BPD, targets, noise).sum()
+        loss = self.mlp_generator.loss(hidden_BPD, targets, noise).sum() if has_loss else hidden_BPD.new_zeros(())
         return loss if beside is None else (loss, beside(self.mlp_generator, hidden_BPD, noise))

@@ -59,6 +59,23 @@ class Transformer(nn.Module):
         return torch.cat(parts)
 
     @torch.no_grad()
+    def interval(self, hidden_RD: Tensor, token_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each next token lies in [0, 1) if all tokens lie there side by side, the likeliest first.
+
+        Returns:
+            Start and size of its interval, fp64 [R]; the size is its probability.
+        """
+        start_R, size_R = torch.empty(2, len(hidden_RD), dtype=torch.float64, device=hidden_RD.device)
+        order_V = torch.arange(self.vocab_size, device=token_R.device)
+        for block in row_blocks(len(hidden_RD), self.vocab_size):
+            p_RV = self.lm_head(hidden_RD[block]).float().softmax(1).double()
+            token_R1 = token_R[block].unsqueeze(1)
+            own_R1 = p_RV.gather(1, token_R1)
+            before_RV = (p_RV > own_R1) | ((p_RV == own_R1) & (order_V < token_R1))
+            start_R[block], size_R[block] = (p_RV * before_RV).sum(1), own_R1.squeeze(1)
+        return start_R, size_R
+
+    @torch.no_grad()
     def next_token(self, hidden_RD: Tensor, uniform_RS: Tensor, temperature: float = 1.0) -> NextToken:
         """Draw S tokens after each state, by numbers uniform in [0, 1); logits are divided by the temperature."""
         parts = []

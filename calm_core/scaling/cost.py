@@ -192,14 +192,22 @@ def _autoencoder_forward(autoencoder: Autoencoder) -> float:
 
 
 def _calm_training(config: CalmConfig, calm: Calm, autoencoder: Autoencoder, positions: int) -> float:
-    """Training on one token of a sequence of so many chunks.
+    """Training on one token of a sequence of so many chunks; of a student, what it computes itself.
 
     The head runs once for each of N draws, and the frozen encoder forward only; the decoder runs in a loss of decoded
-    samples and in inference.
+    samples and in inference. A student's head runs for each lesson, and for its own loss if that counts; through the
+    frozen decoder a gradient passes to the latents alone, which takes as much as the forward pass.
     """
-    head = calm.config.head.model_samples * forward_flops(calm.mlp_generator.training_pass, *_one_draw(calm))
-    trained = 3 * (_calm_backbone(calm, positions) + head) + _decoder_loss_flops(config, calm, autoencoder)
-    return (trained + _encoder_flops(autoencoder)) / calm.chunk_size
+    lessons = config.distillation
+    head, frozen = 0.0, float(_encoder_flops(autoencoder))
+    if not config.teacher or lessons.own_loss_weight:
+        head += calm.config.head.model_samples * forward_flops(calm.mlp_generator.training_pass, *_one_draw(calm))
+    if config.teacher:
+        head += lessons.samples * forward_flops(calm.mlp_generator.sample, *_one_draw(calm))
+        if lessons.loss == "cross_entropy":
+            frozen += 2 * lessons.samples * _decoder_flops(autoencoder)
+    frozen += _decoder_loss_flops(config, calm, autoencoder)
+    return (3 * (_calm_backbone(calm, positions) + head) + frozen) / calm.chunk_size
 
 
 def _decoder_loss_flops(config: CalmConfig, calm: Calm, autoencoder: Autoencoder) -> float:
@@ -212,6 +220,34 @@ def _decoder_loss_flops(config: CalmConfig, calm: Calm, autoencoder: Autoencoder
     samples = loss.positions * (loss.until or 1) * (loss.samples or calm.config.head.model_samples)
     head = forward_flops(calm.mlp_generator.sample, *_one_draw(calm))
     return samples * (3 * head + 2 * _decoder_flops(autoencoder))
+
+
+def teacher_flops_per_token(
+    student: CalmConfig,
+    teacher: CalmConfig | TransformerConfig,
+    autoencoder: AutoencoderConfig,
+    vocab_size: int,
+    sequence_length: int,
+) -> float:
+    """Operations of a teacher's forward passes for one token that its student is trained on.
+
+    Args:
+        student: How it is trained.
+        teacher: Of the teacher's own training.
+        autoencoder: That of the student.
+        vocab_size: Of the tokenizer.
+        sequence_length: In tokens.
+    """
+    match _model(teacher, autoencoder, vocab_size):
+        case Calm() as calm, Autoencoder() as frozen:
+            lessons, positions = student.distillation, sequence_length // calm.chunk_size
+            one = forward_flops(calm.mlp_generator.sample, *_one_draw(calm))
+            if lessons.loss == "cross_entropy":
+                one += _decoder_flops(frozen)
+            return (_calm_backbone(calm, positions) + lessons.samples * one) / calm.chunk_size
+        case Transformer() as transformer:
+            return _transformer_forward(transformer, sequence_length)
+    raise TypeError(f"{type(teacher).__name__} is no teacher")
 
 
 def _calm_inference(calm: Calm, autoencoder: Autoencoder, positions: int) -> float:

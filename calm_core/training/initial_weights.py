@@ -35,7 +35,7 @@ def checked_digest(config: TrainingConfig, dataset_uri: str, autoencoder_uri: st
         ConfigError: It is of another kind or shape, or has another tokenizer than the dataset.
         CalmError: It is missing or damaged, or MLflow does not answer.
     """
-    dataset = _plain(dataset_uri)
+    dataset = plain_dataset(dataset_uri)
     autoencoder = Artifact(autoencoder_uri, AutoencoderFacts) if autoencoder_uri else None
     with initial_model(config, files=False) as initial:
         if initial.entry(TOKENIZER_NAME).sha256 != dataset.entry(TOKENIZER_NAME).sha256:
@@ -131,7 +131,7 @@ def _shapes(config: TrainingConfig, facts: Mapping[str, int]) -> Mapping[str, to
     raise TypeError(config)
 
 
-def _plain(dataset_uri: str) -> Artifact[DatasetFacts]:
+def plain_dataset(dataset_uri: str) -> Artifact[DatasetFacts]:
     """A dataset, or one of those of a mixture, which share their tokenizer."""
     found = Artifact[Facts](dataset_uri, DatasetFacts, MixtureFacts)
-    return _plain(found.facts.datasets[0]) if isinstance(found.facts, MixtureFacts) else cast(Any, found)
+    return plain_dataset(found.facts.datasets[0]) if isinstance(found.facts, MixtureFacts) else cast(Any, found)

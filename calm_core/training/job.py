@@ -28,10 +28,12 @@ from calm_core.store.facts import (
     SpecFacts,
 )
 from calm_core.store.lock import FolderLock
-from calm_core.training.initial_weights import checked_digest
+from calm_core.training.distillation import checked_teacher
+from calm_core.training.initial_weights import checked_digest, plain_dataset
 from calm_core.training.tasks.base import Inputs
 from calm_core.weights.initial import INITIAL_WEIGHTS
 from calm_core.weights.load import settings_of
+from calm_core.weights.teacher import TEACHER, teacher_artifact
 
 ModelConfig = AutoencoderConfig | CalmConfig | TransformerConfig
 
@@ -117,6 +119,9 @@ def check_inputs(spec: TrainingSpec) -> TrainingSpec:
         parents["autoencoder"] = Artifact(spec.autoencoder_uri, AutoencoderFacts).digest
     if spec.config.initial_weights:
         parents[INITIAL_WEIGHTS] = checked_digest(spec.config, spec.dataset_uri, spec.autoencoder_uri)
+    if isinstance(spec.config, CalmConfig) and spec.config.teacher:
+        autoencoder = Artifact(spec.autoencoder_uri, AutoencoderFacts)
+        parents[TEACHER] = checked_teacher(spec.config, plain_dataset(spec.dataset_uri), autoencoder)
     return spec.model_copy(update={"parents": parents})
 
 
@@ -138,10 +143,13 @@ def open_inputs(spec: TrainingSpec, device: torch.device, dtype: torch.dtype) ->
     shape = settings_of(autoencoder, AutoencoderConfig) if autoencoder else spec.config
     if isinstance(shape, AutoencoderConfig):
         require_whole_chunks(dataset, shape.model.chunk_size)
+    uri = spec.config.teacher if isinstance(spec.config, CalmConfig) else ""
+    teacher = teacher_artifact(uri) if uri else None
     found = {"dataset": dataset.digest} | ({"autoencoder": autoencoder.digest} if autoencoder else {})
+    found |= {TEACHER: teacher.digest} if teacher else {}
     if found != {name: digest for name, digest in spec.parents.items() if name != INITIAL_WEIGHTS}:
         raise CalmError(f"{spec.stage}: an input has been replaced since the job was made; run again", can_pass=True)
-    return Inputs(dataset, autoencoder, spec.seed, device, dtype)
+    return Inputs(dataset, autoencoder, spec.seed, device, dtype, teacher)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from calm_core.shown import by_dotted_name
 from calm_core.store import lock, storage
 from calm_core.training.job import Job, TrainingSpec
 from calm_core.weights.initial import INITIAL_WEIGHTS
+from calm_core.weights.teacher import TEACHER
 
 _FEW = 4
 """A training that differs in more is another one, and not one that somebody means to go on with."""
@@ -40,7 +41,7 @@ class Unfinished:
     def __str__(self) -> str:
         told = [
             f"another {name}"
-            if name in ("dataset", "autoencoder")
+            if name in ("dataset", "autoencoder", TEACHER)
             else "other initial weights"
             if name == INITIAL_WEIGHTS
             else f"{name} {as_written(a)} there, {as_written(b)} here"

@@ -223,3 +223,8 @@ def test_settings_are_read_without_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_student_has_no_other_loss_of_decoded_samples() -> None:
+    with pytest.raises(ConfigError, match=r"decoder_loss is of a training without a teacher"):
+        resolve_config({}, ["calm.teacher=/models/a", "calm.decoder_loss=brier"])

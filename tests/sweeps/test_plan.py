@@ -139,5 +139,5 @@ def test_two_values_that_come_to_the_same_run_are_refused() -> None:
 
 
 def test_halving_and_steps_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match="calm.steps: is what --halving shares out"):
+    with pytest.raises(ConfigError, match=r"calm.steps: is what --halving shares out"):
         plan_of("calm.steps=1,2", eta=2)

@@ -57,7 +57,9 @@ TRAINED = {
     "weight_decay",
 }
 OF_LANGUAGE_MODELS = {"activation_checkpointing", "compile"}
-TRAINED_OF = {"autoencoder": set(), "calm": {"head_learning_rate"}, "transformer": set()}
+PLACES = {"initial_weights", "teacher"}
+"""What lies there is a parent."""
+TRAINED_OF = {"autoencoder": set(), "calm": {"head_learning_rate", "distillation"}, "transformer": set()}
 
 
 def spec_of(config: TrainingConfig, dataset_uri: str, autoencoder_uri: str = "", seed: int = 0) -> TrainingSpec:
@@ -115,9 +117,9 @@ def test_every_setting_is_either_of_what_is_trained_or_of_how() -> None:
     """Whoever adds one has to think of it: does its change begin another training?"""
     for kind, config in TrainingConfig.of_kind.items():
         execution = config.model_validate({"steps": 200}).execution_settings()
-        execution -= {"initial_weights"}  # where it lies; what lies there is a parent
+        execution -= PLACES
         assert execution == EXECUTION | (OF_LANGUAGE_MODELS if kind != "autoencoder" else set()), kind
-        assert config.model_fields.keys() - execution - {"initial_weights"} == TRAINED | TRAINED_OF[kind], kind
+        assert config.model_fields.keys() - execution - PLACES == TRAINED | TRAINED_OF[kind], kind
 
 
 OTHER: dict[str, Any] = {

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from calm_core.config import HeadConfig
 from calm_core.models.noise import SequenceNoise
+from calm_core.models.paired_noise import normal_quantiles
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class Head(nn.Module, ABC):
     Attributes:
         loss_name: Name of the loss in curves.
         fits_data: Whether `fit` is to be called with latents of the training data before training.
+        uniform_noise: Whether `sample` takes numbers uniform in [0, 1), and not N(0, 1).
     """
 
     loss_name: str
     fits_data: ClassVar[bool] = False
+    uniform_noise: ClassVar[bool] = False
 
     def __init__(self, config: HeadConfig, hidden_size: int, latent_size: int, noise_size: int) -> None:
         super().__init__()
@@ -66,6 +69,11 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def sample(self, hidden: Tensor, drawn: Tensor) -> Tensor:
         """Latents [..., N, L] of backbone states [..., D] and `sampling_noise` [..., N, U]."""
+
+    def sample_paired(self, hidden: Tensor, uniform: Tensor) -> Tensor:
+        """`sample` of noise [..., N, V] uniform in [0, 1), V >= U, that other models make theirs of, too."""
+        own = uniform[..., : self.noise_size]
+        return self.sample(hidden, own if self.uniform_noise else normal_quantiles(own))
 
     def training_pass(self, hidden: Tensor, drawn: Tensor) -> Tensor:
         """What `loss` evaluates for each of its N draws; its operations are counted. Arguments as of `sample`."""

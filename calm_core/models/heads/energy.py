@@ -13,6 +13,7 @@ class EnergyHead(NetworkHead):
     """An implicit model: uniform noise in, one latent sample out, trained by the energy score."""
 
     loss_name = "energy_loss"
+    uniform_noise = True
 
     config: EnergyHeadConfig
 

@@ -93,11 +93,21 @@ class AutoencoderFacts(ModelFacts, kind="autoencoder"):
 
 
 class CalmFacts(ModelFacts, kind="calm"):
-    """A trained CALM language model."""
+    """A trained CALM language model.
+
+    Attributes:
+        chunk_size, latent_size: K and L.
+        autoencoder_uri, teacher_uri: Where they lay in training.
+        teacher_flops: Of the forward passes of the teacher that it has learned from; unset where it had none.
+        teacher_training_flops: Of that teacher's own training; unset where nobody here knows.
+    """
 
     chunk_size: Annotated[int, Field(ge=1, le=2**20)]
     latent_size: Annotated[int, Field(ge=1, le=2**20)]
     autoencoder_uri: Annotated[str, ORIGIN] = ""
+    teacher_uri: Annotated[str, ORIGIN] = ""
+    teacher_flops: Number | None = None
+    teacher_training_flops: Number | None = None
 
     @classmethod
     def upgrade_config(cls, config: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Inputs:
     Attributes:
         dataset: The training split.
         autoencoder: The trained autoencoder that a CALM model predicts the vectors of.
+        teacher: The model that a CALM model learns from; None where it learns from the text.
         seed: Of everything random.
         device, dtype: Where, and in which numbers, frozen models compute.
     """
@@ -42,6 +43,7 @@ class Inputs:
     seed: int
     device: torch.device
     dtype: torch.dtype
+    teacher: Artifact[ModelFacts] | None = None
 
 
 class Task(ABC, Generic[ConfigT]):

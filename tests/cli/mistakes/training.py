@@ -13,6 +13,7 @@ from tests.store.test_lock import holder_of, left
 from tests.training.test_unfinished_training import Stopped
 
 _TRAIN = ("train", "autoencoder", "--dataset", "{dataset}", "--output", "out")
+_STUDENT = ("train", "calm", "--dataset", "{dataset}", "--autoencoder", "{autoencoder}", "--output", "out")
 _HELD = ": is being worked on by process "
 
 
@@ -72,6 +73,29 @@ MISTAKES = [
         "starting from a dataset",
         (*_TRAIN, "--set", "autoencoder.initial_weights={dataset}"),
         ("autoencoder.initial_weights: {dataset}: is a dataset artifact, an autoencoder artifact was expected",),
+        exit_code=2,
+    ),
+    Mistake(
+        "a teacher that is no language model",
+        (*_STUDENT, "--teacher", "{autoencoder}"),
+        ("--teacher {autoencoder}: is an autoencoder artifact, a calm or transformer artifact was expected",),
+    ),
+    Mistake(
+        "a teacher for another model",
+        (*_TRAIN, "--teacher", "{transformer}"),
+        ("--teacher: is CALM's, autoencoder has none",),
+        exit_code=2,
+    ),
+    Mistake(
+        "a head with too little noise for its teacher",
+        (*_STUDENT, "--teacher", "{transformer}", "--head", "energy", "--set", "calm.model.head.noise_size=3"),
+        ("calm.model.head: makes a sample of 3 random numbers, and needs 4, one for each token of a chunk; set ",),
+        exit_code=2,
+    ),
+    Mistake(
+        "a teacher in a pipeline",
+        ("run", "--set", "calm.teacher={transformer}"),
+        ("calm.teacher: a pipeline has no teacher; leave it out, and train with `calm train calm --teacher`",),
         exit_code=2,
     ),
     Mistake(
