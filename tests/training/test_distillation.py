@@ -26,7 +26,7 @@ from calm_core.data.stage import prepare_data
 from calm_core.errors import CalmError, ConfigError
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm, make_targets
-from calm_core.models.heads.base import Targets
+from calm_core.models.heads.base import Head, Targets
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
 from calm_core.models.paired_noise import normal_quantiles, numbers_of
@@ -190,7 +190,11 @@ def test_a_student_that_is_its_teacher_has_no_loss() -> None:
     chunks, real, targets = batch()
     teacher = make_teacher(calm(), autoencoder(), DistillationConfig(samples=N), L)
     lessons = teacher.lessons(chunks, real, targets, SequenceNoise([4, 5]))
-    own, samples = calm()(chunks, targets, SequenceNoise([0, 1]), lessons.uniform_RNV, False)
+
+    def answer(head: Head, hidden_BPD: Tensor, _: SequenceNoise) -> Tensor:
+        return head.sample_paired(hidden_BPD[targets.counted_BP], lessons.uniform_RNV)
+
+    own, samples = calm()(chunks, targets, SequenceNoise([0, 1]), answer, False)
     assert own == 0
     assert lesson_loss(samples, lessons, autoencoder(), "regression") < 1e-8
 
