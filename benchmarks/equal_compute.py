@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from calm_core.config import Config, resolve_config
@@ -209,7 +210,7 @@ def _spread(scores: Sequence[Score]) -> str:
     values = [score.value for score in scores]
     digits = 2 if max(values) > 0.5 else 4
     if len(scores) == 1:
-        return f"{values[0]:.{digits}f} {scores[0].interval(digits)}"
+        return escape(f"{values[0]:.{digits}f} {scores[0].interval(digits)}")
     return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.equal_compute import Laboratory, arguments_of, training_flops
@@ -108,7 +109,7 @@ def drawn(budgets: Sequence[float], curves: dict[str, list[Score]]) -> bytes:
 
 
 def _text(score: Score) -> str:
-    return f"{score.value:.2f} {score.interval()}"
+    return escape(f"{score.value:.2f} {score.interval()}")
 
 
 if __name__ == "__main__":
