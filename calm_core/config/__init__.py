@@ -9,7 +9,14 @@ from calm_core.config.base import Section, SettingError, parse_section, setting_
 from calm_core.config.cluster import ClusterConfig
 from calm_core.config.data import DataConfig, TokenizerConfig
 from calm_core.config.evaluation import EvaluationConfig
-from calm_core.config.heads import HEADS, DiffusionHeadConfig, EnergyHeadConfig, FlowHeadConfig, HeadConfig
+from calm_core.config.heads import (
+    HEADS,
+    DiffusionHeadConfig,
+    EnergyHeadConfig,
+    FlowHeadConfig,
+    HeadConfig,
+    ResidualHeadConfig,
+)
 from calm_core.config.language_model import (
     BackboneConfig,
     CalmConfig,
@@ -42,6 +49,7 @@ __all__ = [
     "LanguageModelTrainingConfig",
     "MlpAutoencoderConfig",
     "RegistryConfig",
+    "ResidualHeadConfig",
     "RetrainingConfig",
     "Section",
     "SettingError",

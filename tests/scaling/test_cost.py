@@ -139,7 +139,7 @@ def test_a_head_that_samples_in_steps_costs_each_of_them() -> None:
     assert third - second == second - first
 
 
-@pytest.mark.parametrize("head", ["energy", "diffusion", "flow"])
+@pytest.mark.parametrize("head", ["energy", "diffusion", "flow", "residual"])
 def test_the_parts_are_the_whole_model(head: str) -> None:
     config = resolve_config(SMALL.model_dump(), [f"calm.model.head={head}"])
     model = Calm(config.calm.model, 300, 4, 8)
