@@ -16,7 +16,14 @@ from calm_core.config.decoder_losses import (
 )
 from calm_core.config.distillation import DistillationConfig
 from calm_core.config.evaluation import EvaluationConfig
-from calm_core.config.heads import HEADS, DiffusionHeadConfig, EnergyHeadConfig, FlowHeadConfig, HeadConfig
+from calm_core.config.heads import (
+    HEADS,
+    DiffusionHeadConfig,
+    EnergyHeadConfig,
+    FlowHeadConfig,
+    HeadConfig,
+    ResidualHeadConfig,
+)
 from calm_core.config.language_model import (
     BackboneConfig,
     CalmConfig,
@@ -54,6 +61,7 @@ __all__ = [
     "LanguageModelTrainingConfig",
     "MlpAutoencoderConfig",
     "RegistryConfig",
+    "ResidualHeadConfig",
     "RetrainingConfig",
     "Section",
     "SettingError",

@@ -56,6 +56,14 @@ class FlowHeadConfig(HeadConfig):
     )
 
 
+class ResidualHeadConfig(HeadConfig):
+    """One sample from one evaluation: a mean of the hidden state, and noise that is corrected; the energy score."""
+
+    kind: Literal["residual"] = "residual"
+    model_samples: int = Field(2, ge=2, le=4096, description="N: samples per position in the energy loss")
+    target_samples: int = Field(1, ge=1, le=2**16, description="M, samples of the autoencoder's posterior")
+
+
 HEADS = Kinds(
     "calm.model.head",
     HeadConfig,
@@ -63,6 +71,7 @@ HEADS = Kinds(
         "energy": "calm_core.models.heads.energy:EnergyHead",
         "diffusion": "calm_core.models.heads.diffusion:DiffusionHead",
         "flow": "calm_core.models.heads.flow:FlowHead",
+        "residual": "calm_core.models.heads.residual:ResidualHead",
     },
 )
 AnyHeadConfig = Annotated[SerializeAsAny[HeadConfig], BeforeValidator(HEADS.parse)]

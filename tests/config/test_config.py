@@ -119,13 +119,16 @@ MISTAKES = [
         "data.document_alignment (8) must be a multiple of autoencoder.model.chunk_size (3)",
     ),
     # kinds
-    ("calm.model.head=other", 'calm.model.head: there is no "other"; there are energy, diffusion, flow'),
+    ("calm.model.head=other", 'calm.model.head: there is no "other"; there are energy, diffusion, flow, residual'),
     ("calm.model.head=3", "calm.model.head: expected a kind with its settings, e.g. {kind: energy}"),
     ("calm.decoder_loss=other", 'calm.decoder_loss: there is no "other"; there are cross_entropy, brier'),
     ("calm.decoder_loss.until=0", "calm.decoder_loss.until: expected more than 0 (got 0)"),
     ("calm.decoder_loss.joint=true", "calm.decoder_loss.joint: is a setting of another kind than the one"),
     ("calm.decoder_loss.unitl=0.2", "unknown setting calm.decoder_loss.unitl; did you mean calm.decoder_loss.until?"),
-    ("calm.model.head.kind=[1]", "calm.model.head: its kind is a name (got [1]); there are energy, diffusion, flow"),
+    (
+        "calm.model.head.kind=[1]",
+        "calm.model.head: its kind is a name (got [1]); there are energy, diffusion, flow, residual",
+    ),
     ("calm.model.head.kind=", "calm.model.head: its kind is a name (got nothing)"),
     ("calm.model.head.sampling_steps=3", "calm.model.head.sampling_steps: is a setting of another kind than the one"),
     ("autoencoder.model.kind=other", 'autoencoder.model: there is no "other"; there are mlp'),

@@ -1,4 +1,4 @@
-"""The diffusion and flow-matching heads against their formulas; the energy head's loss has tests of its own."""
+"""Heads against their formulas; the energy score and the energy head have tests of their own."""
 
 from collections.abc import Callable
 
@@ -13,6 +13,7 @@ from calm_core.models.heads.denoising import DenoisingHead
 from calm_core.models.heads.diffusion import DiffusionHead
 from calm_core.models.heads.flow import FlowHead
 from calm_core.models.heads.make import make_head
+from calm_core.models.heads.residual import ResidualHead
 from calm_core.models.layers import initialize
 from calm_core.models.noise import SequenceNoise
 
@@ -123,3 +124,67 @@ def test_the_condition_reaches_every_sample() -> None:
     hidden, noise = torch.randn(2, D, generator=torch.Generator().manual_seed(3)), torch.zeros(2, N, L)
     samples = model.sample(hidden, noise)
     assert not torch.equal(samples[0], samples[1])
+
+
+def residual() -> ResidualHead:
+    """With weights that are not zero anywhere."""
+    torch.manual_seed(0)
+    made = make_head(HEADS.parse({"kind": "residual", "num_layers": 2, "model_samples": N, "target_samples": 2}), D, L)
+    assert isinstance(made, ResidualHead)
+    return made.apply(initialize)
+
+
+def test_the_residual_head_equals_its_formula() -> None:
+    """Loss and gradients of a loop over positions and pairs, from z = scale (mean(h) + u + network(u, h))."""
+    model, wanted, scale = residual(), targets(), 2.0
+    wanted = Targets(wanted.counted_BP, wanted.mean_RL, wanted.deviations_RML[:, :2])
+    model.fit(scale * torch.ones(3, L))
+    hidden = torch.randn(2, P, D, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    loss = model.loss(hidden, wanted, SequenceNoise([0, 1]))
+    weights = torch.linspace(0.5, 1.5, len(loss))
+    inputs = (hidden, *model.parameters())
+    grads = torch.autograd.grad((weights * loss).sum(), inputs)
+
+    normal = SequenceNoise([0, 1]).normal(P, N, L)
+    plain = []
+    for r, (b, p) in enumerate(wanted.counted_BP.nonzero().tolist()):
+        h = hidden[b, p]
+        x = [scale * (model.mean(h) + u + model.network(u[None], model.condition(h))[0]) for u in normal[b, p]]
+        z = [wanted.mean_RL[r] + deviation for deviation in wanted.deviations_RML[r]]
+        to_targets = sum((x_n - z_m).norm() for x_n in x for z_m in z) * 2 / (N * len(z))
+        between = sum((x[n] - x[k]).norm() for n in range(N) for k in range(N) if n != k) / (N * (N - 1))
+        plain.append((to_targets - between) / (scale * L**0.5))
+    torch.testing.assert_close(loss, torch.stack(plain))
+    for grad, by_formula in zip(grads, torch.autograd.grad((weights * torch.stack(plain)).sum(), inputs), strict=True):
+        torch.testing.assert_close(grad, by_formula, rtol=1e-4, atol=1e-5)
+
+
+def test_a_residual_sample_is_its_noise_before_training() -> None:
+    model = residual()
+    model.finish_initialization()
+    model.fit(3 * torch.ones(2, L))
+    drawn = model.sampling_noise(SequenceNoise([5]), P, N)
+    samples = model.sample(torch.randn(1, P, D), drawn)
+    torch.testing.assert_close(samples, 3 * drawn)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_residual_head_trains_in_any_precision(dtype: torch.dtype) -> None:
+    """Towards a latent that the hidden state tells: the loss falls to the posterior's own spread."""
+    model, positions = residual(), 32
+    model.finish_initialization()
+    model.to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(1, positions, D, generator=generator)
+    mean, counted = hidden[0, :, :L], torch.ones(1, positions, dtype=torch.bool)
+    losses = []
+    for step in range(100):
+        deviations = 0.1 * torch.randn(positions, 2, L, generator=generator)
+        loss = model.loss(hidden.to(dtype), Targets(counted, mean, deviations), SequenceNoise([step])).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert loss.dtype == torch.float32
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from calm_core.config import HeadConfig
 from calm_core.models.heads.base import Head
 
-_LAYER_NORM_EPS = 1e-6
+LAYER_NORM_EPS = 1e-6
 
 
 class HeadBlock(nn.Module):
@@ -19,7 +19,7 @@ class HeadBlock(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.in_ln = nn.LayerNorm(hidden_size, eps=_LAYER_NORM_EPS)
+        self.in_ln = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
         self.linears = nn.Sequential(
             nn.Linear(2 * hidden_size, hidden_size),
             nn.SiLU(),
@@ -45,7 +45,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, hidden_size: int, latent_size: int) -> None:
         super().__init__()
-        self.in_ln = nn.LayerNorm(hidden_size, eps=_LAYER_NORM_EPS)
+        self.in_ln = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
         self.linears = nn.Sequential(
             nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, latent_size)
         )
@@ -67,8 +67,8 @@ class NetworkHead(Head):
         super().__init__(config, hidden_size, latent_size, noise_size)
         self.noise_embd = nn.Linear(noise_size, hidden_size)
         self.hidden_embd = nn.Linear(hidden_size, hidden_size)
-        self.norm_hidden = nn.LayerNorm(hidden_size, eps=_LAYER_NORM_EPS)
-        self.norm_noise = nn.LayerNorm(hidden_size, eps=_LAYER_NORM_EPS)
+        self.norm_hidden = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+        self.norm_noise = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
         self.mlp_blocks = nn.ModuleList(HeadBlock(hidden_size) for _ in range(config.num_layers))
         self.final_layer = FinalLayer(hidden_size, latent_size)
 

@@ -89,7 +89,10 @@ VALUES = [
     _set("registry.max_regression.brier1=0.1", "did you mean registry.max_regression.brier_1"),
     _set("registry.max_regression.brier_1=-0.1", "registry.max_regression.brier_1: expected at least 0"),
     _set("registry.alias=latest", "registry.alias: to MLflow latest is a version; choose another alias"),
-    _set("calm.model.head.kind=round", 'calm.model.head: there is no "round"; there are energy, diffusion, flow'),
+    _set(
+        "calm.model.head.kind=round",
+        'calm.model.head: there is no "round"; there are energy, diffusion, flow, residual',
+    ),
     _set("calm.steps", "--set calm.steps: expected section.key=value"),
     _set("calm.steps:5", "--set calm.steps:5: expected section.key=value, e.g. calm.steps=5"),
     _set("data.sequence_length=510", "sequence_length (510)"),
