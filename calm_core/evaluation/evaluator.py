@@ -26,16 +26,17 @@ from calm_core.evaluation.language_model_quality import (
     quality,
     target_latents,
 )
-from calm_core.evaluation.resampling import FloatArray
+from calm_core.evaluation.resampling import FloatArray, resampled_means, with_interval
 from calm_core.evaluation.samplers import BrierModel, DrawingModel, Draws
 from calm_core.evaluation.training_text import TrainingText
 from calm_core.evaluation.unfinished import Arrays, Unfinished
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.noise import SequenceNoise, derive_seed
-from calm_core.store.facts import AutoencoderQuality, BrierScores, LanguageModelQuality
+from calm_core.store.facts import AutoencoderQuality, BrierScores, LanguageModelQuality, Perplexity
 from calm_core.store.protocol import NO_START
 from calm_core.telemetry.stage import Stage
 
+_MOST_NATS = 700.0  # of a token: exp of more is no number
 _PIECES = 64  # of a purpose, that are kept of an unfinished evaluation; each is of one batch or several
 
 
@@ -200,6 +201,8 @@ class Evaluator:
             counted = self._counted(batch, counted_BP, draws.terms_BPT)
             seconds = time.monotonic() - started
             arrays = counted.stretches().arrays("document") | {"seconds": np.array([seconds])}
+            nats_N1 = draws.nats_BP[counted_BP].unsqueeze(1).cpu().numpy()
+            arrays |= Stretches.of(counted.row_N, counted.document_N, nats_N1).arrays("nats")
             arrays |= counted.by_range(counted.offset_N).arrays("offset")
             arrays |= counted.by_range(counted.context_N).arrays("context")
             arrays |= agreement(draws.samples_BPST[counted_BP], targets_BPT[counted_BP][:, 0])
@@ -210,7 +213,8 @@ class Evaluator:
 
         arrays = self._measured(purpose, measure)
         documents = DocumentScores.of(Stretches.from_arrays(arrays, "document"))
-        return Studied(documents, quality(arrays, self.scores, text), float(arrays["seconds"].sum()))
+        perplexity = self._perplexity(DocumentScores.of(Stretches.from_arrays(arrays, "nats")), autoencoder)
+        return Studied(documents, quality(arrays, self.scores, text, perplexity), float(arrays["seconds"].sum()))
 
     def _positions(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         """The true tokens after each scored position, and whether it counts."""
@@ -237,6 +241,15 @@ class Evaluator:
     def scores(self, documents: DocumentScores) -> BrierScores:
         """Brier-1..4 and BrierLM, each with its interval."""
         return documents.scores(self.config.bootstrap_resamples, self.config.confidence, self.seed)
+
+    def _perplexity(self, nats: DocumentScores, autoencoder: Autoencoder | None) -> Perplexity:
+        """Of sums of nats by document (`Draws.nats_BP`); of a model over chunks it is a bound."""
+        tokens, samples = (MAX_N, None) if autoencoder is None else (min(self.chunk_size, MAX_N), self.config.samples)
+        resampled_X1 = resampled_means(nats.sums_DT, nats.counts_D, self.config.bootstrap_resamples, self.seed)
+        means = np.concatenate([nats.mean_T, resampled_X1[:, 0]]) / tokens
+        mean, *resampled_X = np.exp(np.minimum(means, _MOST_NATS))
+        score = with_interval(float(mean), np.array(resampled_X), self.config.confidence, nats.counts_D)
+        return Perplexity(**dict(score), tokens=tokens, samples=samples)
 
     def protocol(self, documents: DocumentScores) -> dict[str, str | int]:
         """All that two scores must share to be compared."""

@@ -24,6 +24,7 @@ from calm_core.store.facts import (
     CalibrationBin,
     KnownText,
     LanguageModelQuality,
+    Perplexity,
     PlaceScores,
     SampleDistances,
 )
@@ -171,7 +172,7 @@ def known_text(draws: Draws, targets_BPT: Tensor, counted_BP: Tensor, text: Trai
 
 
 def quality(
-    arrays: Arrays, scores: Callable[[DocumentScores], BrierScores], text: TrainingText
+    arrays: Arrays, scores: Callable[[DocumentScores], BrierScores], text: TrainingText, perplexity: Perplexity
 ) -> LanguageModelQuality:
     """All of it, of what all batches have counted.
 
@@ -179,6 +180,7 @@ def quality(
         arrays: Of `agreement`, `known_text` and `Stretches.arrays`, joined; of a model over chunks also of `distances`.
         scores: Of documents, with intervals.
         text: What is known of training text.
+        perplexity: Of the true next tokens.
     """
     positions = int(arrays["positions"].sum())
     sampled, true = (int(number) / positions for number in arrays["known"].sum(0))
@@ -194,4 +196,5 @@ def quality(
         known_4grams=None if text.known is None else KnownText(sampled=sampled, true=true),
         calibration=calibration(arrays["positions"].sum(0), arrays["hits"].sum(0)),
         distances=measured,
+        perplexity=perplexity,
     )

@@ -20,6 +20,7 @@ from calm_core.store.facts import (
     DatasetFacts,
     EvaluationFacts,
     ModelFacts,
+    Perplexity,
     RegistrationFacts,
     StageTime,
     TrainingCost,
@@ -111,6 +112,7 @@ def render_report(
         scores=evaluation.shown(),
         unigram=evaluation.references.unigram.shown(),
         untrained=evaluation.references.untrained.shown(),
+        perplexities=_perplexities({"this model": evaluation} | told.others),
         curves=_curves(curves),
         compute=_compute(evaluation, told) if run else None,
         costs=_costs(evaluation, told) if run else {},
@@ -219,6 +221,12 @@ def _compute(evaluation: EvaluationFacts, run: WholeRun) -> Markup | None:
         if (flops := math.fsum(cost.flops or 0 for cost in facts.costs.values()))
     }
     return pictures.quality_against_compute(points) if "this model" in points and len(points) > 1 else None
+
+
+def _perplexities(evaluations: Mapping[str, EvaluationFacts]) -> dict[str, Perplexity]:
+    """Of those that tell it, by name."""
+    told = {name: one.language_model.perplexity for name, one in evaluations.items() if one.language_model}
+    return {name: perplexity for name, perplexity in told.items() if perplexity}
 
 
 def _texts(evaluation: EvaluationFacts, settings: Mapping[str, Any]) -> dict[str, dict[float, str]]:

@@ -9,12 +9,15 @@ Scored positions are those after every `interval` tokens, the same for every mod
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from calm_core.config import DecoderCrossEntropyConfig
 from calm_core.evaluation.brier import MAX_N, brier_terms
 from calm_core.evaluation.continuations import Continuations
 from calm_core.models.autoencoders.base import Autoencoder, to_chunks
 from calm_core.models.calm import Calm
+from calm_core.models.decoder_losses.cross_entropy import DecoderCrossEntropy
 from calm_core.models.noise import SequenceNoise
 from calm_core.models.transformer import Transformer
 
@@ -41,11 +44,14 @@ class Draws(NamedTuple):
         terms_BPT: As `BrierModel.terms`.
         samples_BPST: int64, the samples: the first token of each, and all tokens of the first one. Of the others the
             rest may be missing, where it can no longer change a term.
+        nats_BP: fp64, -log P of the true next tokens, MAX_N of a model over tokens. Of one over chunks it is of the
+            first min(K, MAX_N) tokens of the next chunk, and an upper bound on average.
         latents_BPSL: Of a model over chunks: what the first chunks were decoded from.
     """
 
     terms_BPT: Tensor
     samples_BPST: Tensor
+    nats_BP: Tensor
     latents_BPSL: Tensor | None = None
 
 
@@ -71,16 +77,30 @@ class CalmSampler:
         self.interval = interval
 
     def terms(self, tokens_BT: Tensor, targets_BPT: Tensor, noise: SequenceNoise, samples: int) -> Tensor:
-        return self._draw(tokens_BT, targets_BPT, noise, samples, whole_first=False).terms_BPT
+        return self._draw(tokens_BT, targets_BPT, noise, samples, whole_first=False)[0]
 
+    @torch.no_grad()
     def draw(self, tokens_BT: Tensor, targets_BPT: Tensor, noise: SequenceNoise, samples: int) -> Draws:
-        return self._draw(tokens_BT, targets_BPT, noise, samples, whole_first=True)
+        terms, sampled, latents = self._draw(tokens_BT, targets_BPT, noise, samples, whole_first=True)
+        return Draws(terms, sampled, self._nats(latents, targets_BPT), latents)
+
+    def _nats(self, latents_BPSL: Tensor, targets_BPT: Tensor) -> Tensor:
+        """`Draws.nats_BP`, from the same samples as the terms, by the decoder's distributions over tokens."""
+        size = self.calm.chunk_size
+        known = min(size, MAX_N)  # of a longer chunk's tokens not all need be real
+        chunks_RK = F.pad(targets_BPT.flatten(0, 1)[:, :known], (0, size - known))
+        real_RK = (torch.arange(size, device=chunks_RK.device) < known).expand_as(chunks_RK)
+        bound = DecoderCrossEntropy(DecoderCrossEntropyConfig(), self.autoencoder)
+        return bound(latents_BPSL.flatten(0, 1), chunks_RK, real_RK).double().view(targets_BPT.shape[:2])
 
     @torch.no_grad()
     def _draw(
         self, tokens_BT: Tensor, targets_BPT: Tensor, noise: SequenceNoise, samples: int, *, whole_first: bool
-    ) -> Draws:
-        """As `draw`; whether the first sample of each position is drawn to its end, whatever it is."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Terms, samples and latents of `Draws`.
+
+        `whole_first`: the first sample of each position is drawn to its end, whatever it is.
+        """
         calm, size = self.calm, self.calm.chunk_size
         batch, positions, _ = targets_BPT.shape
         # A position lies between two chunks, and is predicted from the state after the chunk that ends there.
@@ -103,7 +123,7 @@ class CalmSampler:
             self._draw_next_chunk(tree, sampled_XT, truth_XT, done, drawn_XE, needed_X)
         sampled = sampled_XT[:, :MAX_N].unflatten(0, (batch * positions, samples))
         terms = brier_terms(sampled, targets_BPT.flatten(0, 1)).view(batch, positions, MAX_N)
-        return Draws(terms, sampled.view(batch, positions, samples, MAX_N), latents_BPSL)
+        return terms, sampled.view(batch, positions, samples, MAX_N), latents_BPSL
 
     def _draw_next_chunk(
         self,
@@ -152,7 +172,9 @@ class TransformerScorer:
             model.transformer, model.vocab_size, prefix, start_P, batch=len(tokens_BT), samples=samples
         )
         collision_BPT, samples_BPST = self._collisions(tree, hidden_BTD[:, start_P], noise, samples)
-        return Draws(2 * self._true_probabilities(hidden_BTD, targets_BPT) - collision_BPT, samples_BPST)
+        true_BPT = self._true_probabilities(hidden_BTD, targets_BPT)
+        nats_BP = -true_BPT[..., -1].clamp_min(torch.finfo(torch.float64).tiny).log()
+        return Draws(2 * true_BPT - collision_BPT, samples_BPST, nats_BP)
 
     def _true_probabilities(self, hidden_BTD: Tensor, targets_BPT: Tensor) -> Tensor:
         """P(y) of the first n true tokens after each position, for n = 1..4, fp64 [B, P, MAX_N].

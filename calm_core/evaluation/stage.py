@@ -270,6 +270,8 @@ def _metrics(facts: EvaluationFacts) -> dict[str, float]:
         metrics |= {"brierlm_low": score.low, "brierlm_high": score.high}
     if facts.autoencoder_accuracy is not None:
         metrics["autoencoder_accuracy"] = facts.autoencoder_accuracy
+    if facts.language_model and (perplexity := facts.language_model.perplexity):
+        metrics["perplexity" if perplexity.samples is None else "perplexity_bound"] = perplexity.value
     metrics |= {f"brier_{n}": term.value for n, term in facts.brier.items()}
     for name in References.model_fields:
         metrics[f"brierlm_{name}"] = getattr(facts.references, name).brierlm.value

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from calm_core.config import MlpAutoencoderConfig
+from calm_core.config import EvaluationConfig, MlpAutoencoderConfig
 from calm_core.data.reading.dataset import open_dataset
 from calm_core.evaluation import training_text
+from calm_core.evaluation.documents import DocumentScores
+from calm_core.evaluation.evaluator import Evaluator
 from calm_core.evaluation.language_model_quality import (
     Counted,
     agreement,
@@ -49,6 +51,42 @@ def test_what_is_shown_of_the_draws_changes_no_term(chunk_size: int, spread: flo
         assert draws.samples_BPST[b, p, 0].tolist() == context.flatten()[8 * (p + 1) :][:4].tolist()
         first = sampler.autoencoder.decode(draws.latents_BPSL)[b, p]
         assert draws.samples_BPST[b, p, :, 0].tolist() == first[:, 0].tolist()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 4, 8])
+def test_the_bound_is_of_the_true_next_chunks_first_four_tokens(chunk_size: int) -> None:
+    sampler, target = make(chunk_size, 8, 2.0), targets(chunk_size, 8)
+    draws = sampler.draw(tokens(), target, SequenceNoise([0, 1]), S)
+    p_BPSKV = sampler.autoencoder.logits(draws.latents_BPSL).double().softmax(-1)
+    for b, p in itertools.product(*map(range, target.shape[:2])):
+        true = tokens()[b, 8 * (p + 1) :][: min(chunk_size, 4)].tolist()
+        chances = [p_BPSKV[b, p, s, range(len(true)), true].prod().item() for s in range(S)]
+        assert draws.nats_BP[b, p].item() == pytest.approx(-np.log(np.mean(chances)), rel=1e-5)
+
+
+def test_a_transformers_is_exact() -> None:
+    model = small_transformer(17)
+    draws = TransformerScorer(model, 4).draw(tokens(), targets(1, 4), SequenceNoise([0, 1]), 2)
+    hidden, _ = model.transformer(model.embed(tokens()))
+    log_p = model.lm_head(hidden).double().log_softmax(-1)
+    for b, p in itertools.product(*map(range, targets(1, 4).shape[:2])):
+        first = 4 * (p + 1)
+        expected = -sum(log_p[b, t - 1, tokens()[b, t]].item() for t in range(first, first + 4))
+        assert draws.nats_BP[b, p].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_perplexity_has_the_bootstrap_interval_of_its_mean_nats(dataset_uri: str) -> None:
+    dataset = open_dataset(dataset_uri, "validation")
+    evaluator = Evaluator(EvaluationConfig(samples=3), dataset, 4, 2, 0, torch.device("cpu"), None)
+    nats = DocumentScores(np.arange(3), np.array([2.0, 5.0, 3.0]), np.array([[4.0], [20.0], [3.0]]))
+    found = evaluator._perplexity(nats, MlpAutoencoder(MlpAutoencoderConfig(chunk_size=2), 17))
+    assert (found.tokens, found.samples) == (2, 3)
+    assert found.value == pytest.approx(np.exp(27 / 10 / 2))
+    assert np.exp(1 / 2) <= found.low < found.value < found.high <= np.exp(4 / 2)  # of documents alone
+    assert found.label == "perplexity of the next 2 tokens (upper bound from 3 samples)"
+    exact = evaluator._perplexity(nats, None)
+    assert exact.value == pytest.approx(np.exp(27 / 10 / 4))
+    assert exact.label == "perplexity of the next 4 tokens (exact)"
 
 
 def test_a_transformers_samples_are_its_own() -> None:
@@ -169,6 +207,8 @@ def test_an_evaluation_tells_all_of_it(evaluation_uri: str, dataset_uri: str) ->
             assert mean == pytest.approx(evaluation.facts.brier[n].value)
     assert found.by_context_length[0].begin == 4 and found.by_context_length[-1].end == 32
     assert sum(one.positions for one in found.calibration.bins) == positions
+    assert found.perplexity is not None and (found.perplexity.tokens, found.perplexity.samples) == (4, 2)
+    assert 1 < found.perplexity.low < found.perplexity.value < found.perplexity.high
     assert found.distances.between_targets > 0 and found.known_4grams.true > found.known_4grams.sampled
 
 

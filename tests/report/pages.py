@@ -22,6 +22,7 @@ from calm_core.store.facts import (
     LanguageModelQuality,
     ModelFacts,
     NoiseAccuracy,
+    Perplexity,
     PlaceScores,
     References,
     RegistrationFacts,
@@ -80,6 +81,7 @@ def evaluation(percent: float = 18.4, texts: int = 1) -> EvaluationFacts:
                 bins=[CalibrationBin(begin=0, end=0.5, positions=9, confidence=0.3, accuracy=0.2)], expected_error=0.1
             ),
             distances=SampleDistances(to_target=8.1, between_samples=7.7, between_targets=2.3),
+            perplexity=Perplexity(value=41.23, low=38.0, high=45.0, tokens=4, samples=8),
         ),
         written=[written(temperature, prompts) for temperature in (0.3, 0.7, 1.0)],
         speed=SpeedFacts(tokens_per_second=412.0, first_chunk_seconds=0.03, memory_bytes=2**30, device="CPU"),

@@ -31,6 +31,7 @@ def test_the_verdict_comes_first_then_how_it_compares() -> None:
         "prepare 21 s train-autoencoder 2 min 10 s from the cache train-calm 1 h 03 min evaluate time unknown",
         "CALM 1,000,000 3.30e13 1 h 03 min 2 Wh",
         "this model interval champion baseline token frequency untrained BrierLM 18.40",
+        "this model: perplexity of the next 4 tokens (upper bound from 8 samples) 41.2 [38.0, 45.0]",
         "sampled 4-grams that occur in training text 41.00 % (true text: 63.00 %)",
         "rejected: broken <JSON> 3",
         "calm run --source 's3://***@bucket/*'",

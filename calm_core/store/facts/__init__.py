@@ -155,6 +155,9 @@ from calm_core.store.facts.evaluation import (
     NoiseAccuracy as NoiseAccuracy,
 )
 from calm_core.store.facts.evaluation import (
+    Perplexity as Perplexity,
+)
+from calm_core.store.facts.evaluation import (
     PlaceScores as PlaceScores,
 )
 from calm_core.store.facts.evaluation import (

@@ -238,6 +238,24 @@ class Calibration(Record):
     expected_error: Share
 
 
+class Perplexity(Score):
+    """Perplexity per token of the true tokens after each scored position: exp of their mean nats.
+
+    Attributes:
+        tokens: How many after each position: a chunk's, four at most.
+        samples: S that it is an upper bound from, on average; None where it is exact.
+    """
+
+    tokens: Count
+    samples: Count | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is, for people."""
+        exact = "exact" if self.samples is None else f"upper bound from {self.samples} samples"
+        return f"perplexity of the next {self.tokens} token{'s' if self.tokens > 1 else ''} ({exact})"
+
+
 class LanguageModelQuality(Record):
     """Where and how a language model is right.
 
@@ -247,6 +265,7 @@ class LanguageModelQuality(Record):
         known_4grams: None where a dataset holds no training text.
         distances: Of a model over chunks.
         calibration: Of its first sampled tokens.
+        perplexity: What evaluations of earlier versions do not tell.
     """
 
     by_document_position: list[PlaceScores]
@@ -254,6 +273,7 @@ class LanguageModelQuality(Record):
     calibration: Calibration
     known_4grams: KnownText | None = None
     distances: SampleDistances | None = None
+    perplexity: Perplexity | None = None
 
 
 class WrittenTexts(Record):
