@@ -23,6 +23,7 @@ from calm_cli.screen import Screen, told
 from calm_cli.sweep_folder import PAGE_NAME, SweepFolder
 from calm_cli.tables import show_pairs
 from calm_core.config import AutoencoderConfig, Config, DataConfig, TrainingConfig
+from calm_core.config.base import MOST_STEPS
 from calm_core.errors import CalmError, ConfigError, Interrupted
 from pipelines.compile import TRAIN_PIPELINE
 from pipelines.local.home import Home
@@ -236,7 +237,7 @@ def _flops() -> FlopsOf:
 
     def flops_of(config: Config, kind: str) -> float:
         training: TrainingConfig = getattr(config, kind)
-        shape = training.model_copy(update={"steps": 1, "profile_steps": None}).model_dump_json()
+        shape = training.model_copy(update={"steps": MOST_STEPS, "profile_steps": None}).model_dump_json()
         sizes = config.tokenizer.vocab_size, config.data.sequence_length
         tokens = training.steps * training.global_batch_size * config.data.sequence_length
         return of_a_token(kind, shape, config.autoencoder.model_dump_json(), *sizes) * tokens
