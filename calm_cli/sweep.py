@@ -4,11 +4,11 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
-from rich.console import Console
 
+from calm_cli.cluster import HostOption, NamespaceOption, PipelineRootOption
 from calm_cli.display import clock
 from calm_cli.options import (
     DEFAULT_PROFILE,
@@ -20,9 +20,12 @@ from calm_cli.options import (
     with_text,
 )
 from calm_cli.screen import Screen, told
+from calm_cli.sweep_folder import PAGE_NAME, SweepFolder
 from calm_cli.tables import show_pairs
 from calm_core.config import AutoencoderConfig, Config, DataConfig, TrainingConfig
-from calm_core.errors import CalmError
+from calm_core.config.base import MOST_STEPS
+from calm_core.errors import CalmError, ConfigError, Interrupted
+from pipelines.compile import TRAIN_PIPELINE
 from pipelines.local.home import Home
 from pipelines.local.preflight import check_environment, check_sweep
 from pipelines.sweeps.plan import ContentOf, FlopsOf, Plan, make_plan, read_grid
@@ -58,6 +61,12 @@ def sweep(
     source: SourceOption = None,
     text_field: TextFieldOption = None,
     set_: SetOption = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Submit the runs to Kubeflow, and collect those that have ended.")
+    ] = False,
+    host: HostOption = "",
+    namespace: NamespaceOption = "",
+    pipeline_root: PipelineRootOption = "",
 ) -> None:
     """Train and score a language model with each combination of some settings, and compare them.
 
@@ -76,36 +85,99 @@ def sweep(
     started = time.monotonic()
     values = read_grid(grid or ())
     given: dict[str, Any] = {"data.sources": source or None, "data.text_field": text_field}
+    if not cluster and (host or namespace or pipeline_root):
+        raise ConfigError("--host, --namespace, --pipeline-root: are of a cluster; add --cluster, or leave them out")
+
+    def planned(content_of: ContentOf, **more: Any) -> Plan:
+        def resolve(chosen: Mapping[str, Any]) -> Config:
+            return configuration(profile, set_, given | more | dict(chosen))
+
+        return make_plan(values, resolve, content_of, _flops(), halving or 0, min_steps)
+
     config = configuration(profile, set_, given)
-    check_environment()
-    home = Home.find()
-    given["data.sources"] = with_text(config, home).data.sources
-
-    def resolve(chosen: Mapping[str, Any]) -> Config:
-        return configuration(profile, set_, given | dict(chosen))
-
-    flops_of = _flops()
-    planned = make_plan(values, resolve, _contents(), flops_of, halving or 0, min_steps)
-    from calm_cli.sweep_local import PAGE_NAME, LocalSweep
-
-    runs = planned.largest()
-    local = LocalSweep(planned, output.absolute(), parallel)
-    with told(Screen(stderr=True)) as tell:
-        check_sweep([(run.config, run.model) for run in runs], home, local.folder, parallel, lambda what: tell(what))
-    console = Screen()
-    _show_plan(planned, flops_of, console)
+    if cluster:
+        whole = _in_cluster(planned, output.absolute(), plan, host, namespace, pipeline_root)
+    else:
+        whole = _here(planned, config, output.absolute(), plan, parallel)
     if plan:
         return
-    failed = local.carry_out(home, console)
     show_pairs(
-        [("page", str(local.folder / PAGE_NAME)), ("time", clock(time.monotonic() - started))], Screen(soft_wrap=True)
+        [("page", str(whole.path / PAGE_NAME)), ("time", clock(time.monotonic() - started))], Screen(soft_wrap=True)
     )
-    if failed:
-        raise CalmError(f"{failed:,} of the runs failed; run the same command again to try them again", can_pass=True)
+    if whole.failed:
+        again = "archive them in Kubeflow, and run the same" if cluster else "run the same"
+        raise CalmError(
+            f"{whole.failed:,} of the runs failed; {again} command again to try them again", can_pass=not cluster
+        )
 
 
-def _show_plan(plan: Plan, flops_of: FlopsOf, console: Console) -> None:
+class _Planned(Protocol):
+    def __call__(self, content_of: ContentOf, **more: Any) -> Plan: ...
+
+
+def _here(planned: _Planned, config: Config, path: Path, only_plan: bool, parallel: int) -> SweepFolder:
+    """Carry a sweep out on this machine."""
+    check_environment()
+    home = Home.find()
+    plan = planned(_contents(), **{"data.sources": with_text(config, home).data.sources})
+    folder, runs = SweepFolder(plan, path), plan.largest()
+    with told(Screen(stderr=True)) as tell:
+        check_sweep(
+            [(run.config, run.model) for run in runs], home, path, parallel, lambda what: tell(f"checking {what}")
+        )
+    _show_plan(plan, "each is trained anew")
+    if not only_plan:
+        from calm_cli.sweep_local import LocalSweep
+
+        LocalSweep(folder, parallel).carry_out(Screen())
+    return folder
+
+
+def _in_cluster(
+    planned: _Planned, path: Path, only_plan: bool, host: str, namespace: str, pipeline_root: str
+) -> SweepFolder:
+    """Submit what is not there, and collect what has ended.
+
+    Raises:
+        Interrupted: Some runs are at work still.
+    """
+    from pipelines.cluster.client import connect
+    from pipelines.cluster.submit import Package, arguments, checked_root
+    from pipelines.cluster.sweep import SETTINGS, ClusterSweep, content_of, require_mlflow
+
+    package, root = Package(TRAIN_PIPELINE), checked_root(pipeline_root) if pipeline_root else ""
+    plan = planned(content_of(package), **SETTINGS)
+    if any(run.model != "calm" for run in plan.runs):
+        raise ConfigError("--grid model: a pipeline trains CALM; sweep the Transformer on one machine")
+    for run in plan.runs:
+        arguments(run.config, root, package)
+    folder = SweepFolder(plan, path)
+    require_mlflow()
+    _show_plan(plan, "a rung is submitted once the one before has ended")
+    if only_plan:
+        return folder
+    sweep = ClusterSweep(connect(host, namespace), package, root)
+    while due := plan.due(folder.scores):
+        folder.results |= sweep.look(due)
+        if sweep.at_work:
+            break
+    folder.write()
+    console = Screen()
+    folder.show(console)
+    console.print()
+    for name, run_id in sweep.at_work.items():
+        console.print(f"at work: {folder.labels[name]}: {run_id}", soft_wrap=True)
+    if number := len(sweep.at_work):
+        raise Interrupted(
+            f"{number:,} runs are at work, {sweep.submitted:,} of them submitted now; run the same command "
+            "again to collect them"
+        )
+    return folder
+
+
+def _show_plan(plan: Plan, how: str) -> None:
     """How many runs there are, what they share, and what they cost."""
+    console, flops_of = Screen(), _flops()
     runs, seeds = plan.largest(), len(plan.candidates[0].rungs[0])
     autoencoders = {run.autoencoder: flops_of(run.config, "autoencoder") for run in runs if run.autoencoder}
     lines = [
@@ -119,7 +191,7 @@ def _show_plan(plan: Plan, flops_of: FlopsOf, console: Console) -> None:
     if plan.rungs > 1:
         steps = [sorted({run.steps for each in plan.candidates for run in each.rungs[i]}) for i in range(plan.rungs)]
         told = [f"{plan.places(rung):,} x {' or '.join(f'{n:,}' for n in each)}" for rung, each in enumerate(steps)]
-        lines.append(("rungs", f"settings x steps: {', '.join(told)}; each is trained anew"))
+        lines.append(("rungs", f"settings x steps: {', '.join(told)}; {how}"))
     show_pairs(lines, console)
     console.print()
 
@@ -165,7 +237,7 @@ def _flops() -> FlopsOf:
 
     def flops_of(config: Config, kind: str) -> float:
         training: TrainingConfig = getattr(config, kind)
-        shape = training.model_copy(update={"steps": 1, "profile_steps": None}).model_dump_json()
+        shape = training.model_copy(update={"steps": MOST_STEPS, "profile_steps": None}).model_dump_json()
         sizes = config.tokenizer.vocab_size, config.data.sequence_length
         tokens = training.steps * training.global_batch_size * config.data.sequence_length
         return of_a_token(kind, shape, config.autoencoder.model_dump_json(), *sizes) * tokens

@@ -99,6 +99,7 @@ def report(
                 stages=list(run.stages),
                 command=lines_of(command),
             )
+        stage.run.log_metrics(_numbers(evaluation.facts, calm.facts))
         stage.run.log_text(html, PAGE_NAME)
         for run_id in filter(None, (parent, _run_of(registration.facts))):
             told = Run(run_id, STAGE)
@@ -155,3 +156,12 @@ def _run_of(registration: RegistrationFacts) -> str:
             version = MlflowClient().get_model_version(registration.model_name, registration.version)
             return str(version.run_id or "")
     return ""
+
+
+def _numbers(evaluation: EvaluationFacts, calm: CalmFacts) -> dict[str, float]:
+    """The headline numbers of a run, also where its evaluation came from the cache and told MLflow nothing."""
+    score = evaluation.brierlm
+    numbers = {"brierlm": score.value, "brierlm_low": score.low, "brierlm_high": score.high}
+    numbers |= {f"brier_{n}": term.value for n, term in evaluation.brier.items()}
+    numbers |= {name: getattr(calm, name) for name in ("parameters", "trained_tokens", "seconds")}
+    return {name: value for name, value in numbers.items() if value is not None}

@@ -168,7 +168,7 @@ def _require_visible_places(config: Config) -> None:
             )
 
 
-def submit(cluster: Cluster, package: Package, values: Mapping[str, Any], root: str) -> str:
+def submit(cluster: Cluster, package: Package, values: Mapping[str, Any], root: str, name: str = "") -> str:
     """Start a run; returns its id.
 
     Args:
@@ -176,6 +176,7 @@ def submit(cluster: Cluster, package: Package, values: Mapping[str, Any], root: 
         package: The pipeline, which is uploaded unless it is there.
         values: Its arguments.
         root: Where Kubeflow keeps what it makes; empty: as it is set up.
+        name: Of the run; empty: the pipeline's and the time.
 
     Raises:
         CalmError: Kubeflow refuses it, or does not answer.
@@ -186,7 +187,7 @@ def submit(cluster: Cluster, package: Package, values: Mapping[str, Any], root: 
         cluster.kfp.runs.run_service_create_run,
         run=V2beta1Run(
             experiment_id=experiment_id(cluster),
-            display_name=f"{package.name} {time.strftime('%Y-%m-%d %H:%M:%S')}",
+            display_name=name or f"{package.name} {time.strftime('%Y-%m-%d %H:%M:%S')}",
             pipeline_version_reference=V2beta1PipelineVersionReference(
                 pipeline_id=pipeline_id, pipeline_version_id=version_id
             ),

@@ -143,7 +143,7 @@ def pooled_row(row: Pooled) -> dict[str, Any]:
     }
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of equal columns; what is neither number nor text is written as JSON."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["run"], lineterminator="\n")
@@ -152,13 +152,13 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
         writer.writerow(
             {name: json.dumps(value) if isinstance(value, list | dict | bool) else value for name, value in row.items()}
         )
-    return text.getvalue().encode()
+    return text.getvalue()
 
 
-def as_json(plan: Plan, results: Mapping[str, Result]) -> bytes:
-    """All of it; equal results give equal bytes."""
+def as_json(plan: Plan, results: Mapping[str, Result]) -> str:
+    """All of it; equal results give equal texts."""
     document = {
         "settings": [pooled_row(row) for row in pooled(plan, results)],
         "runs": list(run_rows(plan, results)),
     }
-    return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"

@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 import pipelines.profiles
 from calm_cli.main import app, main
 from calm_cli.options import configuration
+from calm_cli.sweep_runs import Work
 from calm_core.config import RegistryConfig
 from calm_core.config import text as settings_text
 from calm_core.data.mixture import mix_datasets
@@ -80,7 +81,10 @@ NOT_RUN = (
     (r"kubectl (auth|delete|get|patch|port-forward|rollout|wait)", "needs a cluster"),
     (r"pg_dump", "needs a database; the command is PostgreSQL's own"),
     (r"calm ui", "serves until Ctrl-C"),
-    (r"calm (submit|schedule|runs .*--host)", "needs Kubeflow; tests/cluster has servers that answer as it does"),
+    (
+        r"calm (submit|schedule|runs .*--host|sweep .*--cluster)",
+        "needs Kubeflow; tests/cluster has servers that answer as it does",
+    ),
     (r"calm doctor", "ends as the machine is; tests/cluster/test_doctor.py has machines and clusters of all kinds"),
     (r"calm train .*initial_weights", "tests/training/test_initial_weights.py has models of one shape"),
     (r"calm prepare .*(tokenizer\.model|--extends)", "tests/data has that file, and grown datasets"),
@@ -219,6 +223,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(LocalRun, "start", start_pipeline)
     monkeypatch.setattr(TorchrunLauncher, "run", start_ranks)
+    monkeypatch.setattr(Work, "do", start_ranks)
     return folder
 
 
@@ -257,7 +262,7 @@ def _run(arguments: list[str], output: Path | None, monkeypatch: pytest.MonkeyPa
     try:
         main(arguments)
     except Started:
-        assert arguments[0] in ("run", "retrain", "train")
+        assert arguments[0] in ("run", "retrain", "train", "sweep")
         return 0
     except SystemExit as ending:
         return int(ending.code or 0)

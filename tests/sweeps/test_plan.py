@@ -103,7 +103,7 @@ def test_halving_takes_the_best_by_their_mean_over_the_seeds() -> None:
 
 
 def test_a_setting_that_failed_with_every_seed_does_not_go_on() -> None:
-    plan = plan_of("calm.learning_rate=1e-3,2e-3", eta=2, least=2)
+    plan = plan_of("calm.learning_rate=1e-3,2e-3", eta=2, least=2, settings=("calm.steps=4",))
     [low, high] = plan.due({})
     assert [run.config.calm.learning_rate for run in plan.due({low.name: None, high.name: 0.0})] == [2e-3]
     assert plan.due({low.name: None, high.name: None}) == []
@@ -139,5 +139,5 @@ def test_two_values_that_come_to_the_same_run_are_refused() -> None:
 
 
 def test_halving_and_steps_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match=r"calm.steps: is what --halving shares out"):
+    with pytest.raises(ConfigError, match=r"calm\.steps: is what --halving shares out"):
         plan_of("calm.steps=1,2", eta=2)

@@ -1,6 +1,7 @@
 """Mistakes that `calm run` finds before it trains, and what the machine cannot do."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.cli.mistakes.frame import Mistake
@@ -15,13 +16,63 @@ def _refused(name: str, setting: str, *says: str) -> Mistake:
     return Mistake(name, (*_RUN, "--set", setting), says, exit_code=2, files=_TEXT)
 
 
+_SWEEP = ("sweep", "--profile", _PROFILE, "--source", "a.jsonl", "--output", "out")
+
+
+def _sweep(name: str, more: tuple[str, ...], *says: str, arrange: Callable[[Path], object] = lambda _: None) -> Mistake:
+    return Mistake(f"sweep: {name}", (*_SWEEP, *more), says, exit_code=2, files=_TEXT, arrange=arrange)
+
+
 def _place_of(name: str, folder: Path) -> None:
     """A file where a folder of the home belongs."""
     (folder / "home").mkdir()
     (folder / "home" / name).write_text("mine")
 
 
+def _with_notes(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "notes.txt").write_text("mine")
+
+
+SWEEPS = [
+    _sweep("a grid without values", ("--grid", "calm.steps"), "--grid calm.steps: expected section.key=value,value"),
+    _sweep("an unknown setting", ("--grid", "calm.lerning_rate=1,2"), "did you mean calm.learning_rate"),
+    _sweep("one bad value of three", ("--grid", "calm.steps=5,6,-7"), "calm.steps: expected at least 1"),
+    _sweep("the text differs", ("--grid", "tokenizer.vocab_size=300,400"), "so they could not be compared"),
+    _sweep("seeds that are text", ("--grid", "seed=a,b"), "seed: expected a whole number"),
+    _sweep("no such model", ("--grid", "model=gpt"), "--grid model: expected calm or transformer"),
+    _sweep(
+        "a batch that does not divide",
+        ("--grid", "calm.global_batch_size=4,6"),
+        "global_batch_size (6) must be a multiple of micro_batch_size",
+    ),
+    _sweep("weights that are missing", ("--grid", "calm.initial_weights=nowhere"), "calm.initial_weights: nowhere"),
+    _sweep("halving by one", ("--halving", "1"), "--halving 1: expected at least 2"),
+    _sweep("a place of a cluster", ("--host", "http://h"), "are of a cluster; add --cluster"),
+    Mistake(
+        "sweep: MLflow is not named",
+        ("sweep", "--cluster", "--source", "s3://b/a.jsonl", "--output", "out"),
+        ("MLFLOW_TRACKING_URI: is not set; set it to the MLflow of the cluster",),
+        exit_code=2,
+    ),
+    Mistake(
+        "sweep: text that no pod sees",
+        ("sweep", "--cluster", "--source", "a.jsonl", "--output", "out"),
+        ("data.sources (--source): a.jsonl lies on this machine, which no pod sees",),
+        exit_code=2,
+    ),
+    Mistake(
+        "sweep: the Transformer in a cluster",
+        ("sweep", "--cluster", "--source", "s3://b/a.jsonl", "--output", "out", "--grid", "model=transformer"),
+        ("--grid model: a pipeline trains CALM",),
+        exit_code=2,
+    ),
+    _sweep("other files", (), "holds other files (notes.txt); name a new", arrange=_with_notes),
+    _sweep("a file", (), "out is a file; name a folder", arrange=lambda folder: (folder / "out").touch()),
+]
+
 MISTAKES = [
+    *SWEEPS,
     *(
         Mistake(
             f"OMP_NUM_THREADS is {value!r}, {command[0]}",
