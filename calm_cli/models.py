@@ -13,7 +13,7 @@ from rich.text import Text
 from calm_cli.inputs import require_model
 from calm_cli.options import DEFAULT_MODEL, AutoencoderOption
 from calm_cli.screen import Screen, told
-from calm_core.config.evaluation import MIN_TEMPERATURE
+from calm_core.config.evaluation import MIN_TEMPERATURE, SamplerName
 from calm_core.errors import CalmError, ConfigError
 from calm_core.generation.arguments import MAX_SEED
 from calm_core.shown import redacted, shortened, visible
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 _LONGEST_INPUT = 16 << 20
 """Bytes of a prompt; a model reads some 100,000 tokens."""
-_BUDGET = 100_000
-"""Draws per chunk."""
 
 
 def generate(
@@ -50,13 +48,21 @@ def generate(
             "which would tell the likeliest text, it knows none.",
         ),
     ] = 0.5,
+    sampler: Annotated[
+        SamplerName | None,
+        typer.Option(
+            help="How CALM reaches a temperature below 1: path, noise-scale and truncated cost as much as 1, densest "
+            "some times, batch counts equal samples, exact rejects.",
+            show_default="the best for the model",
+        ),
+    ] = None,
     samples: Annotated[
-        int, typer.Option(min=1, max=2**20, help="Samples per chunk that a low temperature needs.")
-    ] = 200,
-    exact: Annotated[bool, typer.Option("--exact", help="Reach the temperature exactly, by rejection.")] = False,
+        int | None, typer.Option(min=1, max=2**20, help="Samples per chunk of --sampler batch.", show_default="200")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="The same as --sampler exact.")] = False,
     budget: Annotated[
         int | None,
-        typer.Option(min=1, help="Draws per chunk after which --exact gives up.", show_default=f"{_BUDGET}"),
+        typer.Option(min=1, help="Draws per chunk after which --exact gives up.", show_default="100000"),
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, max=2**20, help="Tokens written for each prompt, at most.")
@@ -82,8 +88,13 @@ def generate(
       echo "The climate of" | calm generate
     """
     texts = _texts(prompts)
-    if budget is not None and not exact:
+    if exact and sampler not in (None, "exact"):
+        raise ConfigError(f"--exact: is --sampler exact, and not {sampler}; leave one of them out")
+    sampler = "exact" if exact else sampler
+    if budget is not None and sampler != "exact":
         raise ConfigError("--budget: is the budget of --exact, which is not given; add --exact, or leave it out")
+    if samples is not None and sampler not in (None, "batch"):
+        raise ConfigError(f"--samples: is of --sampler batch, and not of {sampler}; leave one of them out")
     if seed > MAX_SEED:
         raise ConfigError(f"--seed {seed}: expected at most {MAX_SEED}")
     for number, text in enumerate(stop or (), 1):
@@ -91,9 +102,9 @@ def generate(
     screen = Screen(stderr=True)
     with _doing(screen, f"loading {model}"):
         generator = _generator(model, autoencoder)
-        from calm_core.generation.text import Sampling
+        from calm_core.generation.sampling import Sampling
 
-        sampling = Sampling(temperature, samples, (budget or _BUDGET) if exact else 0)
+        sampling = Sampling(temperature, samples, budget or 0, sampler)
         rest = generator.stream(texts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
         pieces = chain(list(islice(rest, 1)), rest)  # prompts are read for the first one, and may be refused
     if len(texts) == 1:

@@ -1,7 +1,7 @@
 """Settings of scores."""
 
 import math
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -25,6 +25,10 @@ def _readable(prompt: str) -> str:
 
 MIN_TEMPERATURE = 0.001
 """1/T equal samples are what a chunk needs: at T = 0 there would be no end of them."""
+
+SamplerName = Literal["path", "noise-scale", "truncated", "densest", "batch", "exact"]
+"""Ways to a temperature below 1, each a class in `calm_core.generation.samplers`."""
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
 
 class EvaluationConfig(Section):
@@ -60,7 +64,21 @@ class EvaluationConfig(Section):
     texts_per_prompt: int = Field(
         4, ge=1, le=1000, description="texts for each prompt whose variety is measured, at each temperature"
     )
-    temperature_samples: int = Field(200, ge=1, le=2**20, description="samples per chunk of the temperature sampler")
+    sampler: SamplerName | None = Field(
+        None, description="way of CALM models to a temperature below 1 (docs/quality.md); unset: the best for the head"
+    )
+    temperature_samples: int | None = Field(
+        None,
+        ge=1,
+        le=2**20,
+        description="samples per chunk of the sampler batch, unset: 200; alone it stands for batch",
+    )
+
+    @model_validator(mode="after")
+    def _samples_are_of_batch(self) -> Self:
+        if self.temperature_samples and self.sampler not in (None, "batch"):
+            raise ValueError(f"temperature_samples is of the sampler batch, and not of {self.sampler}; leave one out")
+        return self
 
     @model_validator(mode="after")
     def _tails_are_resampled(self) -> Self:

@@ -21,7 +21,7 @@ from calm_core.evaluation.samplers import UnigramSampler
 from calm_core.evaluation.scored import SCORED, Scored
 from calm_core.evaluation.training_text import TrainingText
 from calm_core.evaluation.unfinished import unfinished
-from calm_core.generation.text import Sampling
+from calm_core.generation.sampling import Sampling
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.code_version import code_version
 from calm_core.store.facts import (
@@ -233,7 +233,7 @@ def _written(evaluator: Evaluator, scored: Scored, prompts: tuple[str, ...]) -> 
         written = scored.generator.write(
             repeated,
             max_new_tokens=config.prompt_tokens,
-            sampling=Sampling(temperature, config.temperature_samples),
+            sampling=_sampling(config, scored, temperature),
             seed=[evaluator.seed + i for i in range(len(repeated))],  # the same noise would lead all to the same words
         )
         return diversity.measure(repeated, written, temperature)
@@ -242,6 +242,12 @@ def _written(evaluator: Evaluator, scored: Scored, prompts: tuple[str, ...]) -> 
         evaluator.unfinished.record(f"texts-{temperature}", WrittenTexts, partial(write, temperature))
         for temperature in sorted({config.temperature, *config.temperatures})
     ]
+
+
+def _sampling(config: EvaluationConfig, scored: Scored, temperature: float) -> Sampling:
+    if scored.autoencoder is None:  # a Transformer needs no sampler
+        return Sampling(temperature)
+    return Sampling(temperature, config.temperature_samples, sampler=config.sampler)
 
 
 def _speed(evaluator: Evaluator, scored: Scored, prompts: tuple[str, ...]) -> SpeedFacts | None:
@@ -257,7 +263,7 @@ def _speed(evaluator: Evaluator, scored: Scored, prompts: tuple[str, ...]) -> Sp
             scored.generator,
             prompts,
             max_new_tokens=config.prompt_tokens,
-            sampling=Sampling(config.temperature, config.temperature_samples),
+            sampling=_sampling(config, scored, config.temperature),
             seed=evaluator.seed,
         ),
     )

@@ -3,25 +3,25 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from calm_core.config.evaluation import MIN_TEMPERATURE
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
 from calm_core.generation.arguments import (
     MAX_NEW_TOKENS,
-    described,
     seeds_of,
     stop_strings_of,
     texts_of,
     whole_number,
 )
 from calm_core.generation.continuation import Continuation
-from calm_core.generation.temperature import FREE, BudgetExceeded, choose_chunks, first_that_fits, power_sample
+from calm_core.generation.samplers.make import sampler_for
+from calm_core.generation.sampling import BUDGET
+from calm_core.generation.sampling import Sampling as Sampling  # as callers know it
+from calm_core.generation.temperature import FREE, BudgetExceeded
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Backbone, Branches
 from calm_core.models.calm import Calm
@@ -29,42 +29,8 @@ from calm_core.models.noise import SequenceNoise, derive_seed
 from calm_core.models.transformer import Transformer
 from calm_core.store.facts import Packing
 
-_PREFIX_ROUNDS = (16, 48, 192)  # chunks that are drawn to continue a prompt that ends inside a chunk, until one fits
-_PREFIX_SAMPLES = sum(_PREFIX_ROUNDS)
-_SAMPLES_AT_ONCE = {"cpu": 2**11}  # whose states stay in a processor's cache; measured, a quarter less time than all
-_SAMPLES_AT_ONCE_ELSEWHERE = 2**17
 _POSITIONS_AT_ONCE = 2**16  # tokens of a batch, whose keys and values are held
-_EXACT_BLOCK = 32  # chunks that the exact sampler draws at a time
-
-MAX_SAMPLES = 2**20
-MAX_BUDGET = 2**63 - 1
 MAX_PROMPT_TOKENS = 2**17  # the time to read a prompt grows with the square of its length
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next chunk is chosen.
-
-    Attributes:
-        temperature: In [MIN_TEMPERATURE, 1].
-        samples: S, samples of the batch approximation of a temperature below 1, at most MAX_SAMPLES.
-        budget: Draws for each chunk of the exact sampler; 0 takes the batch approximation, as does a chunk that the
-            prompt has begun.
-    """
-
-    temperature: float = 1.0
-    samples: int = 200
-    budget: int = 0
-
-    def __post_init__(self) -> None:
-        number = isinstance(self.temperature, Real) and not isinstance(self.temperature, bool)
-        if not number or not MIN_TEMPERATURE <= self.temperature <= 1:
-            raise CalmError(
-                f"temperature must be above 0 and at most 1, not below {MIN_TEMPERATURE} "
-                f"(got {self.temperature if number else described(self.temperature)})"
-            )
-        whole_number("samples", self.samples, 1, MAX_SAMPLES)
-        whole_number("budget", self.budget, 0, MAX_BUDGET)
 
 
 class NextChunk(ABC):
@@ -85,6 +51,7 @@ class NextChunk(ABC):
 
         Raises:
             BudgetExceeded: The exact sampler found none.
+            CalmError: The sampler does not go with the model.
         """
 
 
@@ -105,81 +72,15 @@ class CalmChunks(NextChunk):
         return self.calm.embed(chunks)
 
     def choose(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        sampler = sampler_for(self.calm.mlp_generator, sampling)(self.calm, self.autoencoder)
         begun_B = (begun_BK != FREE).any(1)
         chunk_BK = torch.empty_like(begun_BK)
         if len(rows := begun_B.nonzero().squeeze(1)):
             own = noise.rows(rows.tolist())
-            chunk_BK[rows] = self._finish(hidden_BD[rows], begun_BK[rows], own, sampling)
+            chunk_BK[rows] = sampler.finish(hidden_BD[rows], begun_BK[rows], own, sampling)
         if len(rows := (~begun_B).nonzero().squeeze(1)):
-            chunk_BK[rows] = self._draw(hidden_BD[rows], noise.rows(rows.tolist()), sampling)
+            chunk_BK[rows] = sampler.draw(hidden_BD[rows], noise.rows(rows.tolist()), sampling)
         return chunk_BK
-
-    def _draw(self, hidden_BD: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
-        """A whole chunk after each state, int64 [B, K]."""
-        if sampling.temperature < 1 and sampling.budget:
-            rows = range(len(hidden_BD))
-            return torch.stack([self._draw_exactly(hidden_BD[row], noise.rows([row]), sampling) for row in rows])
-        if sampling.temperature < 1 and sampling.samples > 1:  # of one sample there is nothing to choose
-            free_BK = torch.full((len(hidden_BD), self.chunk_size), FREE, device=hidden_BD.device)
-            return self._choose_from_samples(hidden_BD, free_BK, noise, sampling.samples, sampling.temperature)
-        return self.autoencoder.decode(self._sample(hidden_BD, noise, 1).squeeze(1))
-
-    def _finish(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
-        """A chunk that begins with the prompt's tokens; always from samples, because most may begin otherwise."""
-        if sampling.temperature < 1:
-            number = max(sampling.samples, _PREFIX_SAMPLES)
-            return self._choose_from_samples(hidden_BD, begun_BK, noise, number, sampling.temperature)
-        # All that fit are equally likely: the first one to come is as good as any, and none after it need be drawn.
-        chunk_BK = torch.empty_like(begun_BK)
-        missing = list(range(len(begun_BK)))
-        for number in _PREFIX_ROUNDS:
-            still = []
-            for rows in self._blocks(missing, number):
-                latents_RSL = self._sample(hidden_BD[rows], noise.rows(rows), number)
-                chunk_RK, found_R = first_that_fits(self.autoencoder, latents_RSL, begun_BK[rows])
-                for row, chunk_K, found in zip(rows, chunk_RK, found_R.tolist(), strict=True):
-                    if found or number == _PREFIX_ROUNDS[0]:
-                        chunk_BK[row] = chunk_K
-                    if not found:
-                        still.append(row)
-            missing = still
-        return chunk_BK
-
-    def _choose_from_samples(
-        self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, number: int, temperature: float
-    ) -> Tensor:
-        """The batch approximation of a temperature."""
-        chunk_BK = torch.empty_like(begun_BK)
-        for rows in self._blocks(range(len(hidden_BD)), number):
-            own = noise.rows(rows)
-            latents_RSL = self._sample(hidden_BD[rows], own, number)
-            uniform_R = own.uniform(1).squeeze(1)
-            chunk_BK[rows] = choose_chunks(self.autoencoder, latents_RSL, uniform_R, temperature, begun_BK[rows])
-        return chunk_BK
-
-    def _blocks(self, rows: Sequence[int], number: int) -> Iterator[list[int]]:
-        """Rows in groups whose samples are worked on at once."""
-        device = next(self.calm.parameters()).device.type
-        size = max(1, _SAMPLES_AT_ONCE.get(device, _SAMPLES_AT_ONCE_ELSEWHERE) // number)
-        for start in range(0, len(rows), size):
-            yield list(rows[start : start + size])
-
-    def _draw_exactly(self, hidden_D: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
-        """One chunk, int64 [K], of exactly the distribution at the temperature, within the budget of draws."""
-        drawn: list[tuple[int, ...]] = []
-
-        def draw() -> tuple[int, ...]:
-            if not drawn:  # many at a time: the model's cost for one is mostly that of being called
-                latents_SL = self._sample(hidden_D.unsqueeze(0), noise, _EXACT_BLOCK)[0]
-                drawn.extend(tuple(chunk) for chunk in self.autoencoder.decode(latents_SL).tolist())
-            return drawn.pop(0)
-
-        chunk, _ = power_sample(draw, lambda: noise.uniform(1).item(), sampling.temperature, sampling.budget)
-        return torch.tensor(chunk, device=hidden_D.device)
-
-    def _sample(self, hidden_BD: Tensor, noise: SequenceNoise, number: int) -> Tensor:
-        """Latents [B, S, L] after each state."""
-        return self.calm.sample(hidden_BD, self.calm.sampling_noise(noise, number))
 
 
 class TransformerTokens(NextChunk):
@@ -194,6 +95,11 @@ class TransformerTokens(NextChunk):
         return self.transformer.embed(chunks.squeeze(-1))
 
     def choose(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        if sampling.named not in (None, "exact"):
+            raise CalmError(
+                f"sampler {sampling.named}: is of models that know no probabilities; a Transformer knows them, and "
+                "reaches every temperature exactly: leave it out"
+            )
         return self.transformer.next_token(hidden_BD, noise.uniform(1), sampling.temperature).token_RS
 
 
@@ -367,9 +273,10 @@ class TextGenerator:
         try:
             return self.model.choose(hidden_BD, begun_BK, noise, sampling)
         except BudgetExceeded:
+            budget = sampling.budget or BUDGET
             raise CalmError(
-                f"temperature {sampling.temperature}: no chunk was accepted within {sampling.budget:,} draws; "
-                "raise the budget or the temperature, or take the batch approximation (without --exact, budget 0)"
+                f"temperature {sampling.temperature}: no chunk was accepted within {budget:,} draws; "
+                "raise the budget or the temperature, or take another sampler (without --exact, budget 0)"
             ) from None
 
     def _read(self, prompts: Sequence[list[int]]) -> tuple[list[_Text], Tensor, Branches]:

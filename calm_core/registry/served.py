@@ -37,8 +37,9 @@ PARAMETERS = (
     ParamSpec("temperature", DataType.double, 1.0),
     ParamSpec("seed", DataType.long, 0),
     ParamSpec("stop", DataType.string, [], (-1,)),
-    ParamSpec("samples", DataType.long, 200),
+    ParamSpec("samples", DataType.long, None),
     ParamSpec("n", DataType.long, 1),
+    ParamSpec("sampler", DataType.string, None),
 )
 """What a call may set, and what it is unless set."""
 
@@ -100,11 +101,13 @@ class CalmTextModel:
             raise CalmError(_unknown(unknown))
         settings = {spec.name: spec.default for spec in PARAMETERS} | dict(params)
         length = whole_number("max_new_tokens", settings["max_new_tokens"], 1, *_limit(_TOKENS_VARIABLE, _TOKENS))
-        samples = whole_number("samples", settings["samples"], 1, MAX_SAMPLES)
+        samples = settings["samples"]
+        if samples is not None:
+            samples = whole_number("samples", samples, 1, MAX_SAMPLES)
         number = whole_number("n", settings["n"], 1, MAX_TEXTS)
         (seed,) = seeds_of(settings["seed"], 1)
         seeds = [seed, *(derive_seed(seed, "text", i) for i in range(1, number))]
-        sampling = Sampling(settings["temperature"], samples)
+        sampling = Sampling(settings["temperature"], samples, sampler=settings["sampler"])
         stop = stop_strings_of(settings["stop"])
         deadline = math.inf
         if os.environ.get(_SERVING) == "true":

@@ -12,6 +12,7 @@ from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderCo
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
 from calm_core.generation.continuation import Continuation
+from calm_core.generation.samplers.base import OneLatent
 from calm_core.generation.text import CalmChunks, Sampling, TextGenerator, TransformerTokens
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
@@ -62,7 +63,17 @@ def write(generator: TextGenerator, text: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(generator.model, "choose", lambda hidden, *_: torch.tensor(next(left)).expand(len(hidden), K))
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.6, samples=16), Sampling(0.9, budget=5000)], ids=str)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(0.6, samples=16),
+        Sampling(0.9, budget=5000),
+        Sampling(0.5, sampler="noise-scale"),
+        Sampling(0.5, sampler="densest"),
+    ],
+    ids=str,
+)
 def test_a_prompts_text_does_not_depend_on_the_others_of_its_batch(
     generator: TextGenerator, sampling: Sampling
 ) -> None:
@@ -147,7 +158,7 @@ def test_a_begun_chunk_is_the_first_sample_that_fits(generator: TextGenerator, m
             used[row] += number
         return torch.stack([latents[row, start : start + number] for row, start in zip(noise.own, starts, strict=True)])
 
-    monkeypatch.setattr(generator.model, "_sample", hand_out)
+    monkeypatch.setattr(OneLatent, "plain_latents", lambda _, *asked: hand_out(*asked))
     out = generator.model.choose(torch.zeros(4, 16), begun, Rows([*range(4)]), Sampling())  # type: ignore[arg-type]
     assert torch.equal(out, plain)
     assert used[0] < used[1] < used[2] == used[3] == 256

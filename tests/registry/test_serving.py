@@ -367,6 +367,11 @@ BAD_PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
     "a seed of 100 bits": ({"seed": 10**30}, "seed must be a whole number from 0 to 9,223,372,036,854,775,807 (got 1,"),
     "no sample": ({"samples": 0}, "samples must be a whole number from 1 to 2,000 (got 0)"),
     "too many samples": ({"samples": 10**6}, "samples must be a whole number from 1 to 2,000 (got 1,000,000)"),
+    "no such sampler": ({"sampler": "warm"}, "there is no sampler the text 'warm'; there are path, noise-scale, "),
+    "samples of another sampler": (
+        {"samples": 9, "sampler": "path"},
+        "samples: is of the sampler batch, and not of path; leave one of them out",
+    ),
     "no text": ({"n": 0}, "n must be a whole number from 1 to 64 (got 0)"),
     "too many texts": ({"n": 1000}, "n must be a whole number from 1 to 64 (got 1,000)"),
     "an empty stop string": ({"stop": [".", ""]}, "a stop string must not be empty"),
@@ -450,6 +455,13 @@ def test_a_text_ends_before_a_stop_string(model: mlflow.pyfunc.PyFuncModel, gene
     assert model.predict({"prompt": "the river"}, params=PARAMETERS | {"stop": [stop]}) == [text[: text.index(stop)]]
 
 
+def test_a_sampler_is_chosen_by_name(model: mlflow.pyfunc.PyFuncModel, generator: TextGenerator) -> None:
+    params = {"max_new_tokens": 6, "temperature": 0.5, "seed": 1}
+    for name in (None, "noise-scale", "batch"):
+        texts = generator.generate(PROMPTS, max_new_tokens=6, sampling=Sampling(0.5, sampler=name), seed=1)
+        assert model.predict(FRAME, params=params | {"sampler": name}) == texts
+
+
 def test_more_samples_write_another_text(model: mlflow.pyfunc.PyFuncModel) -> None:
     params = PARAMETERS | {"max_new_tokens": 32}
     assert model.predict({"prompt": "the river"}, params=params) != model.predict(
@@ -466,7 +478,8 @@ def test_the_signature_tells_texts_and_parameters(model: mlflow.pyfunc.PyFuncMod
         "temperature": 1.0,
         "seed": 0,
         "stop": [],
-        "samples": 200,
+        "samples": None,
         "n": 1,
+        "sampler": None,
     }
     assert list(model.input_example.columns) == ["prompt"]

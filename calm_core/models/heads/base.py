@@ -38,12 +38,20 @@ class Head(nn.Module, ABC):
     Attributes:
         loss_name: Name of the loss in curves.
         fits_data: Whether `fit` is to be called with latents of the training data before training.
+<<<<<<< HEAD
         uniform_noise: Whether `sample` takes numbers uniform in [0, 1), and not N(0, 1).
+=======
+        noise_centre: What the numbers of `sampling_noise` are symmetric about: 0 of N(0, 1), 0.5 of uniform ones.
+>>>>>>> samplers
     """
 
     loss_name: str
     fits_data: ClassVar[bool] = False
+<<<<<<< HEAD
     uniform_noise: ClassVar[bool] = False
+=======
+    noise_centre: ClassVar[float] = 0.0
+>>>>>>> samplers
 
     def __init__(self, config: HeadConfig, hidden_size: int, latent_size: int, noise_size: int) -> None:
         super().__init__()
@@ -73,7 +81,7 @@ class Head(nn.Module, ABC):
     def sample_paired(self, hidden: Tensor, uniform: Tensor) -> Tensor:
         """`sample` of noise [..., N, V] uniform in [0, 1), V >= U, that other models make theirs of, too."""
         own = uniform[..., : self.noise_size]
-        return self.sample(hidden, own if self.uniform_noise else normal_quantiles(own))
+        return self.sample(hidden, own if self.noise_centre else normal_quantiles(own))
 
     def training_pass(self, hidden: Tensor, drawn: Tensor) -> Tensor:
         """What `loss` evaluates for each of its N draws; its operations are counted. Arguments as of `sample`."""

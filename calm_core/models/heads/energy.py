@@ -13,7 +13,7 @@ class EnergyHead(NetworkHead):
     """An implicit model: uniform noise in, one latent sample out, trained by the energy score."""
 
     loss_name = "energy_loss"
-    uniform_noise = True
+    noise_centre = 0.5
 
     config: EnergyHeadConfig
 
@@ -28,7 +28,7 @@ class EnergyHead(NetworkHead):
         return noise.uniform(*shape, self.noise_size)
 
     def sample(self, hidden: Tensor, drawn: Tensor) -> Tensor:
-        return self.network((drawn - 0.5).to(hidden.dtype), self.condition(hidden))
+        return self.network((drawn - self.noise_centre).to(hidden.dtype), self.condition(hidden))
 
     def loss(self, hidden_BPD: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
         drawn_BPNU = self.sampling_noise(noise, hidden_BPD.shape[1], self.config.model_samples)

@@ -177,6 +177,13 @@ GENERATE = [
     _usage(
         "a budget without its sampler", _generate("--budget", "9"), "--budget: is the budget of --exact", "add --exact"
     ),
+    _usage("no such sampler", _generate("--sampler", "warm"), "--sampler warm: expected path, noise-scale, "),
+    _usage(
+        "samples of another sampler",
+        _generate("--sampler", "path", "--samples", "9"),
+        "--samples: is of --sampler batch, and not of path",
+    ),
+    _usage("two samplers", _generate("--sampler", "path", "--exact"), "--exact: is --sampler exact, and not path"),
     _usage("no samples", _generate("--samples", "0"), "--samples 0: expected 1 to"),
     _usage(
         "bytes that are no text",

@@ -1,0 +1,39 @@
+"""The samplers by name; another one is a class of `base.Sampler` and a line here."""
+
+from collections.abc import Mapping
+
+from calm_core.config.evaluation import SamplerName
+from calm_core.errors import CalmError
+from calm_core.generation.samplers.base import OneLatent, Sampler
+from calm_core.generation.samplers.counting import Batch, Exact
+from calm_core.generation.samplers.densest import Densest
+from calm_core.generation.samplers.path import Path
+from calm_core.generation.samplers.scaled import NoiseScale, Truncated
+from calm_core.generation.sampling import Sampling
+from calm_core.models.heads.base import Head
+
+BY_NAME: Mapping[SamplerName, type[Sampler]] = {
+    "path": Path,
+    "noise-scale": NoiseScale,
+    "truncated": Truncated,
+    "densest": Densest,
+    "batch": Batch,
+    "exact": Exact,
+}
+
+
+def sampler_for(head: Head, sampling: Sampling) -> type[Sampler]:
+    """The sampler of a model with this head.
+
+    Raises:
+        CalmError: The one that is asked for does not go with the head.
+    """
+    name = sampling.named or default_for(head)
+    if reason := BY_NAME[name].unfit(head):
+        raise CalmError(f"sampler {name}: does not go with a head of kind {head.config.kind}: {reason}")
+    return OneLatent if sampling.temperature == 1 else BY_NAME[name]
+
+
+def default_for(head: Head) -> SamplerName:
+    """The best one by measurement (docs/quality.md); of heads that were not measured, the paper's."""
+    return "path" if not Path.unfit(head) else "batch"
