@@ -1,5 +1,6 @@
 """Learning from a teacher: its lessons and their losses against plain formulas, real trainings, and what is refused."""
 
+import json
 import os
 import signal
 from functools import partial
@@ -359,8 +360,8 @@ def test_a_teacher_that_does_not_fit_is_refused_before_the_ranks(
     both = config(teachers["calm"], initial_weights=teachers["calm"], model=own_shape(teachers["calm"]))
     assert "the student begins with its teacher's weights" in refused(both, dataset_uri, autoencoder_uri)
 
-    source = tmp_path / "texts.txt"
-    source.write_text(sentences(1, 400))
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(json.dumps({"text": sentences(i, 12)}) + "\n" for i in range(40)))
     data = DataConfig(sources=(str(source),), sequence_length=32, rows_per_group=16, validation_fraction=0.2)
     elsewhere = prepare_data(data, TokenizerConfig(vocab_size=280), str(tmp_path / "dataset")).uri
     assert f"has another tokenizer than {elsewhere}" in refused(
