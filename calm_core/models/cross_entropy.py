@@ -47,27 +47,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         correct = torch.zeros((), dtype=torch.int64, device=hidden_RD.device)
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden_RD = torch.empty_like(hidden_RD) if wanted else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
+        # A frozen projection, of a decoder that a loss passes through, needs none: a third of the products.
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for block in row_blocks(len(hidden_RD), len(weight_VD)):
             h, target = hidden_RD[block], target_R[block].unsqueeze(1)
             logits = F.linear(h, weight_VD).float()
             normaliser = logits.logsumexp(1, keepdim=True)
             loss += (normaliser - logits.gather(1, target)).sum()
             correct += (logits.argmax(1, keepdim=True) == target).sum()
-            if grad_hidden_RD is not None and grad_weight_VD is not None:
+            if grad_hidden_RD is not None:
                 # d loss / d logits = softmax - one-hot; made in the place of the logits, which are not needed again.
                 grad = logits.sub_(normaliser).exp_()
                 grad.scatter_(1, target, grad.gather(1, target) - 1)
                 grad = grad.to(h.dtype)
                 grad_hidden_RD[block] = grad @ weight_VD
-                grad_weight_VD += grad.T @ h
+                if grad_weight_VD is not None:
+                    grad_weight_VD += grad.T @ h
         ctx.grads = grad_hidden_RD, grad_weight_VD
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None]:
         # The loss is a scalar, so the chain rule only scales what forward has computed.
         grad_hidden_RD, grad_weight_VD = ctx.grads
         scale = grad_outputs[0]
-        return grad_hidden_RD * scale.to(grad_hidden_RD.dtype), (grad_weight_VD * scale).to(grad_hidden_RD.dtype), None
+        of_weight = None if grad_weight_VD is None else (grad_weight_VD * scale).to(grad_hidden_RD.dtype)
+        return grad_hidden_RD * scale.to(grad_hidden_RD.dtype), of_weight, None

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from calm_core.models import cross_entropy
 from calm_core.models.cross_entropy import linear_cross_entropy
@@ -42,6 +43,18 @@ def test_value_count_and_gradients_equal_the_plain_formula(dtype: torch.dtype, s
         assert plain is not None
         torch.testing.assert_close(grad.float(), plain, rtol=tolerance, atol=tolerance * plain.abs().max().item())
     assert int(correct) == int((F.linear(hidden, weight).float().argmax(1) == target).sum())
+
+
+def test_a_frozen_projection_gets_no_gradient_and_costs_none() -> None:
+    """Two of the three products: logits, and the gradient of the states, which is as before."""
+    hidden, weight, target = inputs(torch.float32)
+    linear_cross_entropy(hidden, weight, target)[0].backward()
+    frozen, states = weight.detach(), hidden.detach().requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        linear_cross_entropy(states, frozen, target)[0].backward()
+    assert states.grad is not None and hidden.grad is not None
+    assert states.grad.equal(hidden.grad)
+    assert counter.get_total_flops() == 2 * (2 * R * V * D)
 
 
 def test_no_row_gives_no_loss() -> None:

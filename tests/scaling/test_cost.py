@@ -9,7 +9,14 @@ from calm_core.config import Config, MlpAutoencoderConfig, parse_section, resolv
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.transformer import Transformer
-from calm_core.scaling.cost import Cost, estimate, state_bytes, training_flops_per_token
+from calm_core.scaling.cost import (
+    Cost,
+    estimate,
+    forward_flops,
+    state_bytes,
+    teacher_flops_per_token,
+    training_flops_per_token,
+)
 from pipelines import profiles
 
 
@@ -137,6 +144,26 @@ def test_a_head_that_samples_in_steps_costs_each_of_them() -> None:
     first, second, third = (cost["CALM"].inference_flops_per_token for cost in costs)
     assert second > first
     assert third - second == second - first
+
+
+def test_a_student_costs_its_lessons_and_a_teacher_its_forward_passes() -> None:
+    """A lesson by regression costs a model sample, one by cross-entropy the decoder to and fro as well."""
+    frozen, own = SMALL.autoencoder, ["calm.teacher=there", "calm.distillation.samples=5"]
+    by_tokens = [*own, "calm.distillation.loss=cross_entropy"]
+    text = of(SMALL, "calm.model.head.model_samples=5")["CALM"].training_flops_per_token
+    regression = of(SMALL, *own)["CALM"].training_flops_per_token
+    assert regression == text
+    decoder = forward_flops(MlpAutoencoder(frozen.model, 300).to("meta").logits, (1, 8))
+    assert of(SMALL, *by_tokens)["CALM"].training_flops_per_token - regression == 5 * 2 * decoder / 4
+    both = of(SMALL, *own, "calm.distillation.own_loss_weight=1", "calm.model.head.model_samples=7")["CALM"]
+    one = of(SMALL, "calm.model.head.model_samples=12")["CALM"]
+    assert both.training_flops_per_token == one.training_flops_per_token
+
+    student = resolve_config(SMALL.model_dump(), own).calm
+    passes = teacher_flops_per_token(student, SMALL.transformer, frozen, 300, 64)
+    assert passes == of(SMALL)["Transformer"].inference_flops_per_token
+    encoder = forward_flops(MlpAutoencoder(frozen.model, 300).to("meta").encode, (1, 4), dtype=torch.int64)
+    assert teacher_flops_per_token(student, SMALL.calm, frozen, 300, 64) == (text - encoder / 4) / 3
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Learning from a teacher: its lessons and their losses against plain formulas, real trainings, and what is refused."""
 
+import json
 import os
-import re
 import signal
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from calm_core.data.stage import prepare_data
 from calm_core.errors import CalmError, ConfigError
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm, make_targets
-from calm_core.models.heads.base import Head, Targets
+from calm_core.models.heads.base import Targets
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
 from calm_core.models.paired_noise import normal_quantiles, numbers_of
@@ -190,13 +190,40 @@ def test_a_student_that_is_its_teacher_has_no_loss() -> None:
     chunks, real, targets = batch()
     teacher = make_teacher(calm(), autoencoder(), DistillationConfig(samples=N), L)
     lessons = teacher.lessons(chunks, real, targets, SequenceNoise([4, 5]))
-
-    def answer(head: Head, hidden_BPD: Tensor, _: SequenceNoise) -> Tensor:
-        return head.sample_paired(hidden_BPD[targets.counted_BP], lessons.uniform_RNV)
-
-    own, samples = calm()(chunks, targets, SequenceNoise([0, 1]), answer, False)
+    own, samples = answers(calm(), chunks, targets, lessons)
     assert own == 0
     assert lesson_loss(samples, lessons, autoencoder(), "regression") < 1e-8
+
+
+@pytest.mark.parametrize("kind", ["energy", "flow"])
+def test_a_student_learns_to_make_of_noise_what_its_teacher_makes(kind: str) -> None:
+    """Of noise it has not seen: 100 steps halve the error of its latents."""
+    chunks, real, targets = batch()
+    student = calm(kind, seed=9, **({"noise_size": L} if kind == "energy" else {"sampling_steps": 1}))
+    student.mlp_generator.finish_initialization()
+    teacher = CalmTeacher(freeze(calm()), frozen := autoencoder(), 8, L)
+
+    def loss_of(step: int) -> Tensor:
+        lessons = teacher.lessons(chunks, real, targets, SequenceNoise([2 * step, 2 * step + 1]))
+        return lesson_loss(answers(student, chunks, targets, lessons)[1], lessons, frozen, "regression")
+
+    before, optimizer = float(loss_of(0)), torch.optim.Adam(student.parameters(), lr=5e-3)
+    for step in range(1, 101):
+        optimizer.zero_grad()
+        loss_of(step).backward()
+        optimizer.step()
+    assert float(loss_of(0)) < before / 2
+
+
+def answers(student: Calm, chunks: Tensor, targets: Targets, lessons: Lessons) -> tuple[Tensor, Tensor]:
+    """The head's own loss, which is not asked for, and what it makes of the lessons' noise; as the task asks."""
+    return student(
+        chunks,
+        targets,
+        SequenceNoise([0, 1]),
+        lambda head, hidden, _: head.sample_paired(hidden[targets.counted_BP], lessons.uniform_RNV),
+        False,
+    )
 
 
 # Real trainings
@@ -230,13 +257,13 @@ def weights(artifact: Artifact[Any]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("teacher", "head", "distillation"),
     [
-        ("calm", "energy", {"loss": "regression", "samples": 2}),
+        ("calm", "energy", {"samples": 2}),
         ("transformer", "energy", {"samples": 2, "own_loss_weight": 0.5}),
-        ("transformer", "flow", {"samples": 1}),
+        ("transformer", "flow", {"loss": "cross_entropy", "samples": 1}),
     ],
 )
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_student_learns_goes_on_where_it_was_stopped_and_names_its_teacher(
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-mixed"])
+def test_a_student_goes_on_where_it_was_stopped_and_names_its_teacher(
     teacher: str,
     head: str,
     distillation: dict[str, Any],
@@ -261,10 +288,9 @@ def test_a_student_learns_goes_on_where_it_was_stopped_and_names_its_teacher(
     )
     assert resumed.read("curves.jsonl") == whole.read("curves.jsonl")
     assert all(value.equal(weights(whole)[name]) for name, value in weights(resumed).items())
-    losses = [float(found) for found in re.findall(rb'"distillation_loss": ([0-9.e-]+)', whole.read("curves.jsonl"))]
-    assert len(losses) == 8 and losses[-1] < losses[0]
     assert whole.manifest.parents["teacher"] == Artifact.of_any_kind(teachers[teacher]).digest
-    assert isinstance(whole.facts, CalmFacts) and whole.facts.teacher_uri == teachers[teacher]
+    assert isinstance(whole.facts, CalmFacts) and whole.facts.teacher_uri.endswith(teachers[teacher])
+    assert whole.facts.teacher_flops and whole.facts.teacher_training_flops
     own = {"energy_loss"} if "own_loss_weight" in distillation else set()
     assert set(whole.facts.validation) == {"distillation_loss"} | own
 
@@ -334,8 +360,8 @@ def test_a_teacher_that_does_not_fit_is_refused_before_the_ranks(
     both = config(teachers["calm"], initial_weights=teachers["calm"], model=own_shape(teachers["calm"]))
     assert "the student begins with its teacher's weights" in refused(both, dataset_uri, autoencoder_uri)
 
-    source = tmp_path / "texts.txt"
-    source.write_text(sentences(1, 400))
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(json.dumps({"text": sentences(i, 12)}) + "\n" for i in range(40)))
     data = DataConfig(sources=(str(source),), sequence_length=32, rows_per_group=16, validation_fraction=0.2)
     elsewhere = prepare_data(data, TokenizerConfig(vocab_size=280), str(tmp_path / "dataset")).uri
     assert f"has another tokenizer than {elsewhere}" in refused(

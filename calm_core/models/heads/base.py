@@ -38,20 +38,12 @@ class Head(nn.Module, ABC):
     Attributes:
         loss_name: Name of the loss in curves.
         fits_data: Whether `fit` is to be called with latents of the training data before training.
-<<<<<<< HEAD
-        uniform_noise: Whether `sample` takes numbers uniform in [0, 1), and not N(0, 1).
-=======
         noise_centre: What the numbers of `sampling_noise` are symmetric about: 0 of N(0, 1), 0.5 of uniform ones.
->>>>>>> samplers
     """
 
     loss_name: str
     fits_data: ClassVar[bool] = False
-<<<<<<< HEAD
-    uniform_noise: ClassVar[bool] = False
-=======
     noise_centre: ClassVar[float] = 0.0
->>>>>>> samplers
 
     def __init__(self, config: HeadConfig, hidden_size: int, latent_size: int, noise_size: int) -> None:
         super().__init__()
