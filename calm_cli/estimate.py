@@ -58,7 +58,6 @@ def estimate(
         "training tokens": [f"{cost.training_tokens:.3g}" for cost in estimates.values()],
         "training FLOPs per token": [f"{cost.training_flops_per_token:.3g}" for cost in estimates.values()],
         "training FLOPs": [f"{cost.training_flops:.3g}" for cost in estimates.values()],
-        "inference FLOPs per token": [f"{cost.inference_flops_per_token:.3g}" for cost in estimates.values()],
     }
     if teacher:
         student = estimates["CALM"].training_flops
@@ -67,6 +66,7 @@ def estimate(
             "... with the teacher's passes": ["", f"{with_passes:.3g}", ""],
             "... and its training": ["", "unknown" if training is None else f"{with_passes + training:.3g}", ""],
         }
+    rows["inference FLOPs per token"] = [f"{cost.inference_flops_per_token:.3g}" for cost in estimates.values()]
     for stage in costs.ZERO_STAGES:
         rows[f"state per GPU, ZeRO {stage}, {gpus} GPUs"] = [
             f"{cost.state_bytes[stage] / 2**30:.2f} GiB" for cost in estimates.values()

@@ -14,6 +14,7 @@ from tests.training.test_unfinished_training import Stopped
 
 _TRAIN = ("train", "autoencoder", "--dataset", "{dataset}", "--output", "out")
 _STUDENT = ("train", "calm", "--dataset", "{dataset}", "--autoencoder", "{autoencoder}", "--output", "out")
+_NARROW = ("--set", "calm.model.head=energy", "--set", "calm.model.head.noise_size=3")
 _HELD = ": is being worked on by process "
 
 
@@ -88,7 +89,7 @@ MISTAKES = [
     ),
     Mistake(
         "a head with too little noise for its teacher",
-        (*_STUDENT, "--teacher", "{transformer}", "--head", "energy", "--set", "calm.model.head.noise_size=3"),
+        (*_STUDENT, "--teacher", "{transformer}", *_NARROW),
         ("calm.model.head: makes a sample of 3 random numbers, and needs 4, one for each token of a chunk; set ",),
         exit_code=2,
     ),
