@@ -185,6 +185,6 @@ def test_the_residual_head_trains_in_any_precision(dtype: torch.dtype) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert loss.dtype == torch.float32
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
