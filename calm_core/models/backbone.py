@@ -82,6 +82,8 @@ class Attention(nn.Module):
             projection(x_BPD).unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if torch.is_autocast_enabled("cpu"):  # in bf16, torch's fused attention takes twice the time there
+            q, k, v = q.float(), k.float(), v.float()
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def _merge(self, out_BHPE: Tensor) -> Tensor:
@@ -96,12 +98,13 @@ class Attention(nn.Module):
         if past is not None:
             k, v = torch.cat([past.keys, k], dim=2), torch.cat([past.values, v], dim=2)
         # One new position sees all before it, and without a past the mask is a plain triangle: both without a mask.
-        if past is None or q.shape[2] == 1:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
-        else:
+        visible = None
+        if past is not None and q.shape[2] > 1:
             # Query i stands at place (k - q) + i of all positions, so the triangle begins that far to the right.
             visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible.tril(k.shape[2] - q.shape[2]))
+            visible = visible.tril(k.shape[2] - q.shape[2])
+        with torch.autocast("cpu", enabled=False):
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=past is None)
         return self._merge(out), KeyValues(k, v)
 
     def branch(
