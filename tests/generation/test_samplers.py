@@ -163,7 +163,7 @@ def test_truncated_noise_is_the_middle_of_the_normal_distribution() -> None:
     normal = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     moved = truncated_normal(normal, 0.5)
     assert moved.abs().max().item() <= 0.6745
-    assert torch.equal(moved.argsort(), normal.argsort())
+    assert (moved[normal.argsort()].diff() > -1e-6).all()
     inner = normal[normal.abs() < 0.6745]
     assert moved.std().item() == pytest.approx(inner.std().item(), rel=0.02)
 
