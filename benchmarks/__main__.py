@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks import engine, generation, scoring, training
+from benchmarks import engine, generation, samplers, scoring, training
 from benchmarks.measure import Row
 
 
@@ -37,13 +37,16 @@ ON_REQUEST = ("data",)
 """Groups that are left out by default: they install other libraries, and take longer than all the others."""
 _HELP = (
     f"{', '.join(GROUPS)}; all but {', '.join(ON_REQUEST)} by default (it needs the packages of "
-    "benchmarks/requirements-peers.txt, which it installs into build/peers)"
+    "benchmarks/requirements-peers.txt, which it installs into build/peers); samplers --help: of a trained model"
 )
 
 
 def main() -> None:
     """Print the table's rows as they are measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    if sys.argv[1:2] == ["samplers"]:  # of a trained model, with arguments of its own
+        samplers.main(sys.argv[2:])
+        return
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=_HELP)
     groups = parser.parse_args().groups or [group for group in GROUPS if group not in ON_REQUEST]
     if unknown := set(groups) - set(GROUPS):

@@ -32,9 +32,9 @@ HEADS: dict[str, HeadConfig] = {
     "diffusion": DiffusionHeadConfig(num_layers=1, sampling_steps=5),
 }
 FITTING = [
-    *(("flow", name) for name in SAMPLERS),
-    *(("diffusion", name) for name in SAMPLERS if name != "path"),
-    *(("energy", name) for name in SAMPLERS if name not in ("path", "truncated")),
+    *(("flow", name) for name in SAMPLERS if name != "branch"),
+    *(("diffusion", name) for name in SAMPLERS if name not in ("path", "branch")),
+    *(("energy", name) for name in ("branch", "densest", "batch", "exact")),
 ]
 
 
@@ -83,10 +83,12 @@ def test_equal_seeds_give_equal_chunks_which_keep_what_is_begun(kind: str, name:
     assert len({tuple(chunk) for chunk in together[3:].tolist()}) > 1
 
 
-@pytest.mark.parametrize("name", ["path", "noise-scale", "truncated"])
-def test_a_lower_temperature_gives_likelier_chunks(name: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"), [("flow", "path"), ("flow", "noise-scale"), ("flow", "truncated"), ("energy", "branch")]
+)
+def test_a_lower_temperature_gives_likelier_chunks(kind: str, name: Any) -> None:
     """How often two samples are equal grows as the temperature falls."""
-    model, seeds = chunks("flow"), [*range(400)]
+    model, seeds = chunks(kind), [*range(400)]
     equal = []
     for temperature in (1.0, 0.7, 0.4):
         out = draw(model, Sampling(temperature, sampler=name), seeds)
@@ -161,7 +163,7 @@ def test_truncated_noise_is_the_middle_of_the_normal_distribution() -> None:
     normal = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     moved = truncated_normal(normal, 0.5)
     assert moved.abs().max().item() <= 0.6745
-    assert torch.equal(moved.argsort(), normal.argsort())
+    assert (moved[normal.argsort()].diff() > -1e-6).all()
     inner = normal[normal.abs() < 0.6745]
     assert moved.std().item() == pytest.approx(inner.std().item(), rel=0.02)
 
@@ -177,7 +179,9 @@ def test_the_medoid_is_the_middle_of_the_largest_crowd() -> None:
     [
         ("energy", "path", "it is a path of the flow head"),
         ("diffusion", "path", "it is a path of the flow head"),
-        ("energy", "truncated", "its noise is uniform, and a middle share of that is noise-scale"),
+        ("energy", "noise-scale", "its noise is normalised first, so that less of it is the same; take branch"),
+        ("energy", "truncated", "its noise is normalised first, so that less of it is the same; take branch"),
+        ("flow", "branch", "it is of the energy head, whose noise is a branch of its own"),
     ],
 )
 def test_a_sampler_that_does_not_go_with_the_head_is_refused(kind: str, name: Any, reason: str) -> None:
@@ -217,6 +221,6 @@ def test_prompts_of_every_length_are_continued_by_each_sampler() -> None:
     generator = TextGenerator(CalmChunks(calm, autoencoder), tokenizer)
     prompts = ["", "t", "the", "the river", "the river flows past the old"]
     assert len({len(tokenizer.encode(prompt)) % K for prompt in prompts}) > 2
-    for name in SAMPLERS:
+    for name in (name for kind, name in FITTING if kind == "flow"):
         written = generator.write(prompts, max_new_tokens=7, sampling=Sampling(0.6, sampler=name), seed=1)
         assert all(0 < len(one.tokens) <= 7 for one in written)

@@ -69,7 +69,7 @@ def write(generator: TextGenerator, text: str, monkeypatch: pytest.MonkeyPatch) 
         Sampling(),
         Sampling(0.6, samples=16),
         Sampling(0.9, budget=5000),
-        Sampling(0.5, sampler="noise-scale"),
+        Sampling(0.5, sampler="branch"),
         Sampling(0.5, sampler="densest"),
     ],
     ids=str,

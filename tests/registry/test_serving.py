@@ -457,7 +457,7 @@ def test_a_text_ends_before_a_stop_string(model: mlflow.pyfunc.PyFuncModel, gene
 
 def test_a_sampler_is_chosen_by_name(model: mlflow.pyfunc.PyFuncModel, generator: TextGenerator) -> None:
     params = {"max_new_tokens": 6, "temperature": 0.5, "seed": 1}
-    for name in (None, "noise-scale", "batch"):
+    for name in (None, "branch", "batch"):
         texts = generator.generate(PROMPTS, max_new_tokens=6, sampling=Sampling(0.5, sampler=name), seed=1)
         assert model.predict(FRAME, params=params | {"sampler": name}) == texts
 

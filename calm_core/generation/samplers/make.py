@@ -8,7 +8,7 @@ from calm_core.generation.samplers.base import OneLatent, Sampler
 from calm_core.generation.samplers.counting import Batch, Exact
 from calm_core.generation.samplers.densest import Densest
 from calm_core.generation.samplers.path import Path
-from calm_core.generation.samplers.scaled import NoiseScale, Truncated
+from calm_core.generation.samplers.scaled import Branch, NoiseScale, Truncated
 from calm_core.generation.sampling import Sampling
 from calm_core.models.heads.base import Head
 
@@ -16,6 +16,7 @@ BY_NAME: Mapping[SamplerName, type[Sampler]] = {
     "path": Path,
     "noise-scale": NoiseScale,
     "truncated": Truncated,
+    "branch": Branch,
     "densest": Densest,
     "batch": Batch,
     "exact": Exact,

@@ -7,33 +7,48 @@ from torch import Tensor
 
 from calm_core.generation.samplers.base import OneLatent
 from calm_core.models.heads.base import Head
+from calm_core.models.heads.denoising import DenoisingHead
+from calm_core.models.heads.energy import EnergyHead
 from calm_core.models.noise import SequenceNoise
 
 
 class NoiseScale(OneLatent):
-    """Noise times sqrt(T) about its mean.
+    """Normal noise times sqrt(T).
 
-    Exact where latents are an affine map of normal noise: N(m, C) becomes N(m, T C), which is its power 1/T.
+    Exact where latents are an affine map of the noise: N(m, C) becomes N(m, T C), which is its power 1/T.
     """
-
-    def latents(self, hidden_BD: Tensor, noise: SequenceNoise, number: int, temperature: float) -> Tensor:
-        drawn_BSU = self.calm.sampling_noise(noise, number)
-        centre = self.calm.mlp_generator.noise_centre
-        return self.calm.sample(hidden_BD, centre + (drawn_BSU - centre) * math.sqrt(temperature))
-
-
-class Truncated(OneLatent):
-    """Each normal number drawn from the middle share sqrt(T) of its distribution."""
 
     @classmethod
     def unfit(cls, head: Head) -> str:
-        return "its noise is uniform, and a middle share of that is noise-scale" if head.noise_centre else ""
+        if isinstance(head, EnergyHead):
+            return "its noise is normalised first, so that less of it is the same; take branch"
+        return "" if isinstance(head, DenoisingHead) else "it is of normal noise that is undone in steps"
+
+    def latents(self, hidden_BD: Tensor, noise: SequenceNoise, number: int, temperature: float) -> Tensor:
+        return self.calm.sample(hidden_BD, self.calm.sampling_noise(noise, number) * math.sqrt(temperature))
+
+
+class Truncated(NoiseScale):
+    """Each normal number drawn from the middle share sqrt(T) of its distribution."""
 
     def latents(self, hidden_BD: Tensor, noise: SequenceNoise, number: int, temperature: float) -> Tensor:
         drawn_BSU = self.calm.sampling_noise(noise, number)
         if temperature < 1:
             drawn_BSU = truncated_normal(drawn_BSU, math.sqrt(temperature))
         return self.calm.sample(hidden_BD, drawn_BSU)
+
+
+class Branch(OneLatent):
+    """The energy head's noise times T after its norm."""
+
+    @classmethod
+    def unfit(cls, head: Head) -> str:
+        return "" if isinstance(head, EnergyHead) else "it is of the energy head, whose noise is a branch of its own"
+
+    def latents(self, hidden_BD: Tensor, noise: SequenceNoise, number: int, temperature: float) -> Tensor:
+        head = self.calm.mlp_generator
+        assert isinstance(head, EnergyHead)
+        return head.sample(hidden_BD, self.calm.sampling_noise(noise, number), temperature)
 
 
 def truncated_normal(normal: Tensor, share: float) -> Tensor:

@@ -27,8 +27,9 @@ class EnergyHead(NetworkHead):
         """Uniform in [0, 1)."""
         return noise.uniform(*shape, self.noise_size)
 
-    def sample(self, hidden: Tensor, drawn: Tensor) -> Tensor:
-        return self.network((drawn - self.noise_centre).to(hidden.dtype), self.condition(hidden))
+    def sample(self, hidden: Tensor, drawn: Tensor, branch: float = 1.0) -> Tensor:
+        """As of every head; `branch` scales the noise after its norm, before which its size tells nothing."""
+        return self.network((drawn - self.noise_centre).to(hidden.dtype), self.condition(hidden), branch)
 
     def loss(self, hidden_BPD: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
         drawn_BPNU = self.sampling_noise(noise, hidden_BPD.shape[1], self.config.model_samples)

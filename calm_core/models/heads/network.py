@@ -75,9 +75,13 @@ class NetworkHead(Head):
     def finish_initialization(self) -> None:
         self.final_layer.start_at_zero()
 
-    def network(self, x: Tensor, y: Tensor) -> Tensor:
-        """[..., N, L] of what is transformed [..., N, U] and its condition [..., 1 or N, D]."""
+    def network(self, x: Tensor, y: Tensor, branch: float = 1.0) -> Tensor:
+        """[..., N, L] of what is transformed [..., N, U], times `branch` once it is normalised, and of its condition
+        [..., 1 or N, D].
+        """
         x = self.norm_noise(self.noise_embd(x))
+        if branch != 1:
+            x = x * branch
         for block in self.mlp_blocks:
             x = block(x, y)
         out: Tensor = self.final_layer(x)
