@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calm_core.config import CalmModelConfig, FlowHeadConfig, MlpAutoencoderConfig
 from calm_core.config.evaluation import SAMPLERS
-from calm_core.config.heads import DiffusionHeadConfig, EnergyHeadConfig, HeadConfig
+from calm_core.config.heads import DiffusionHeadConfig, EnergyHeadConfig, HeadConfig, ResidualHeadConfig
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
 from calm_core.generation.samplers.densest import MOST, latents_at, medoid
@@ -21,6 +21,7 @@ from calm_core.generation.text import CalmChunks, Sampling, TextGenerator
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.heads.flow import FlowHead
+from calm_core.models.heads.residual import ResidualHead
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
 
@@ -30,11 +31,12 @@ HEADS: dict[str, HeadConfig] = {
     "flow": FlowHeadConfig(num_layers=1, sampling_steps=4),
     "energy": EnergyHeadConfig(num_layers=1, noise_size=8),
     "diffusion": DiffusionHeadConfig(num_layers=1, sampling_steps=5),
+    "residual": ResidualHeadConfig(num_layers=1),
 }
 FITTING = [
     *(("flow", name) for name in SAMPLERS if name != "branch"),
     *(("diffusion", name) for name in SAMPLERS if name not in ("path", "branch")),
-    *(("energy", name) for name in ("branch", "densest", "batch", "exact")),
+    *((head, name) for head in ("energy", "residual") for name in ("branch", "densest", "batch", "exact")),
 ]
 
 
@@ -55,6 +57,17 @@ def draw(model: CalmChunks, sampling: Sampling, seeds: list[int], begun: Tensor 
     begun = torch.full((len(seeds), K), FREE) if begun is None else begun
     with torch.no_grad():
         return model.choose(hidden, begun, SequenceNoise(seeds), sampling)
+
+
+@torch.no_grad()
+def test_the_branch_of_a_residual_head_shrinks_towards_its_mean() -> None:
+    head = chunks("residual").calm.mlp_generator
+    assert isinstance(head, ResidualHead)
+    torch.nn.init.normal_(head.mean[3].weight)
+    hidden, drawn = torch.randn(3, 16), torch.randn(3, 5, L)
+    mean = head.mean(hidden).unsqueeze(1) * head.latent_scale
+    expected = mean + 0.3 * (head.sample(hidden, drawn) - mean)
+    torch.testing.assert_close(head.sample(hidden, drawn, 0.3), expected)
 
 
 def test_every_sampler_that_may_be_named_is_there() -> None:
@@ -84,7 +97,8 @@ def test_equal_seeds_give_equal_chunks_which_keep_what_is_begun(kind: str, name:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("flow", "path"), ("flow", "noise-scale"), ("flow", "truncated"), ("energy", "branch")]
+    ("kind", "name"),
+    [("flow", "path"), ("flow", "noise-scale"), ("flow", "truncated"), ("energy", "branch"), ("residual", "branch")],
 )
 def test_a_lower_temperature_gives_likelier_chunks(kind: str, name: Any) -> None:
     """How often two samples are equal grows as the temperature falls."""
@@ -181,7 +195,7 @@ def test_the_medoid_is_the_middle_of_the_largest_crowd() -> None:
         ("diffusion", "path", "it is a path of the flow head"),
         ("energy", "noise-scale", "its noise is normalised first, so that less of it is the same; take branch"),
         ("energy", "truncated", "its noise is normalised first, so that less of it is the same; take branch"),
-        ("flow", "branch", "it is of the energy head, whose noise is a branch of its own"),
+        ("flow", "branch", "it is of energy and residual heads, whose noise is a branch of its own"),
     ],
 )
 def test_a_sampler_that_does_not_go_with_the_head_is_refused(kind: str, name: Any, reason: str) -> None:

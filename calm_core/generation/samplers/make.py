@@ -11,6 +11,8 @@ from calm_core.generation.samplers.path import Path
 from calm_core.generation.samplers.scaled import Branch, NoiseScale, Truncated
 from calm_core.generation.sampling import Sampling
 from calm_core.models.heads.base import Head
+from calm_core.models.heads.flow import FlowHead
+from calm_core.models.heads.residual import ResidualHead
 
 BY_NAME: Mapping[SamplerName, type[Sampler]] = {
     "path": Path,
@@ -21,6 +23,7 @@ BY_NAME: Mapping[SamplerName, type[Sampler]] = {
     "batch": Batch,
     "exact": Exact,
 }
+_BEST: Mapping[type[Head], SamplerName] = {FlowHead: "path", ResidualHead: "branch"}
 
 
 def sampler_for(head: Head, sampling: Sampling) -> type[Sampler]:
@@ -36,5 +39,5 @@ def sampler_for(head: Head, sampling: Sampling) -> type[Sampler]:
 
 
 def default_for(head: Head) -> SamplerName:
-    """The best one by measurement (docs/quality.md); of heads that were not measured, the paper's."""
-    return "path" if not Path.unfit(head) else "batch"
+    """The best one by measurement (docs/quality.md); elsewhere the paper's."""
+    return _BEST.get(type(head), "batch")

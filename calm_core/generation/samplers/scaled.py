@@ -9,6 +9,7 @@ from calm_core.generation.samplers.base import OneLatent
 from calm_core.models.heads.base import Head
 from calm_core.models.heads.denoising import DenoisingHead
 from calm_core.models.heads.energy import EnergyHead
+from calm_core.models.heads.residual import ResidualHead
 from calm_core.models.noise import SequenceNoise
 
 
@@ -39,15 +40,18 @@ class Truncated(NoiseScale):
 
 
 class Branch(OneLatent):
-    """The energy head's noise times T after its norm."""
+    """The noise's branch of a one-shot head times T: the energy head's after its norm, all that a residual head adds to
+    its mean."""
 
     @classmethod
     def unfit(cls, head: Head) -> str:
-        return "" if isinstance(head, EnergyHead) else "it is of the energy head, whose noise is a branch of its own"
+        if isinstance(head, EnergyHead | ResidualHead):
+            return ""
+        return "it is of energy and residual heads, whose noise is a branch of its own"
 
     def latents(self, hidden_BD: Tensor, noise: SequenceNoise, number: int, temperature: float) -> Tensor:
         head = self.calm.mlp_generator
-        assert isinstance(head, EnergyHead)
+        assert isinstance(head, EnergyHead | ResidualHead)
         return head.sample(hidden_BD, self.calm.sampling_noise(noise, number), temperature)
 
 

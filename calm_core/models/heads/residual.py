@@ -55,14 +55,15 @@ class ResidualHead(NetworkHead):
         """N(0, 1), which samples are made of even before training."""
         return noise.normal(*shape, self.latent_size)
 
-    def sample(self, hidden: Tensor, drawn: Tensor) -> Tensor:
-        return self._scaled(hidden, drawn) * self.latent_scale
+    def sample(self, hidden: Tensor, drawn: Tensor, branch: float = 1.0) -> Tensor:
+        """As of every head; `branch` scales what the noise adds to the mean."""
+        return self._scaled(hidden, drawn, branch) * self.latent_scale
 
-    def _scaled(self, hidden: Tensor, drawn: Tensor) -> Tensor:
+    def _scaled(self, hidden: Tensor, drawn: Tensor, branch: float = 1.0) -> Tensor:
         """Samples in units of `latent_scale`, fp32."""
         correction = self.network(drawn.to(hidden.dtype), self.condition(hidden)).float()
         mean: Tensor = self.mean(hidden).float().unsqueeze(-2)
-        return mean + drawn + correction
+        return mean + branch * (drawn + correction)
 
     def loss(self, hidden_BPD: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
         counted = targets.counted_BP
