@@ -91,7 +91,7 @@ class Config(Section):
 def resolve_config(
     profile: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
 ) -> Config:
-    """A profile's values with overrides applied.
+    """A profile's values with overrides applied: those that choose a kind first, since it brings its own defaults.
 
     Args:
         profile: Sections with settings.
@@ -101,7 +101,7 @@ def resolve_config(
     Raises:
         ConfigError: An override is no `key=value`, or a key or value is refused.
     """
-    values: dict[str, Any] = dict(profile)
+    changes: list[tuple[str, Any]] = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
@@ -110,20 +110,29 @@ def resolve_config(
             raise ConfigError(f"override {shortened(override)}: expected section.key=value, e.g. {shortened(example)}")
         if (second := re.search(r"[,;]\s*([\w.]+)=", text)) and second[1] in setting_names(Config):
             raise ConfigError(f"override {shortened(override)}: is more than one setting; give {second[1]} on its own")
-        values = _overridden(values, key.strip(), _parse_value(text, override))
-    for key, value in (given or {}).items():
+        changes.append((key.strip(), _parse_value(text, override)))
+    changes += (given or {}).items()
+    values: dict[str, Any] = dict(profile)
+    for key, value in sorted(changes, key=lambda change: not _is_kind(*change)):
         values = _overridden(values, key, value)
     return parse_section(Config, values)
 
 
 _DEEPEST_KEY = 10
+_KINDS = {
+    name: kinds for kinds in (HEADS, AUTOENCODERS, DECODER_LOSSES) for name in (kinds.setting, f"{kinds.setting}.kind")
+}
+
+
+def _is_kind(key: str, value: Any) -> bool:
+    return key in _KINDS and isinstance(value, str)
 
 
 def _overridden(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     """Settings with one replaced. Another kind brings its own defaults: it does not know those of the one before."""
-    for kinds in (HEADS, AUTOENCODERS, DECODER_LOSSES):
-        if key in (kinds.setting, f"{kinds.setting}.kind") and isinstance(value, str):
-            key, value = kinds.setting, kinds.switched(_value_at(values, kinds.setting.split(".")), value)
+    if _is_kind(key, value):
+        kinds = _KINDS[key]
+        key, value = kinds.setting, kinds.switched(_value_at(values, kinds.setting.split(".")), value)
     path = key.split(".")
     if len(path) > _DEEPEST_KEY:
         raise ConfigError(f"unknown setting {shortened(key)}; `calm config` lists all settings")

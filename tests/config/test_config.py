@@ -231,3 +231,16 @@ def test_settings_are_read_without_torch() -> None:
 def test_a_student_has_no_other_loss_of_decoded_samples() -> None:
     with pytest.raises(ConfigError, match=r"decoder_loss is of a training without a teacher"):
         resolve_config({}, ["calm.teacher=/models/a", "calm.decoder_loss=brier"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "given"),
+    [
+        (["calm.model.head.noise_size=3", "calm.model.head=energy"], {}),
+        (["calm.model.head.noise_size=3"], {"calm.model.head": "energy"}),
+        (["calm.model.head.noise_size=3", "calm.model.head.kind=energy"], {}),
+    ],
+)
+def test_a_kind_keeps_its_settings_wherever_it_is_chosen(overrides: list[str], given: dict[str, str]) -> None:
+    config = resolve_config({"calm": {"model": {"head": {"kind": "flow", "sampling_steps": 3}}}}, overrides, given)
+    assert config.calm.model.head == EnergyHeadConfig(noise_size=3)
