@@ -157,7 +157,9 @@ def _measure(case: str, dataset_uri: str, folder: str) -> Numbers:
     kind, _, steps = _CASES[case]
     whole = _config_of(case)
     never = {"validation_interval": 10**6, "checkpoint_interval": 10**6, "validation_sequences": 1}
-    config: TrainingConfig = getattr(whole, kind).model_copy(update={"steps": steps, "log_interval": 1, **never})
+    config: TrainingConfig = getattr(whole, kind).model_copy(
+        update={"steps": steps, "log_interval": 1, "precision": "fp32", **never}
+    )
     dataset, device = open_dataset(dataset_uri, "train"), torch.device("cpu")
     inputs = Inputs(dataset, None, _SEED, device, torch.float32)
 

@@ -105,7 +105,10 @@ def model_uris(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tu
 
     folder = tmp_path_factory.mktemp("models")
     shape = {"hidden_size": 32, "intermediate_size": 48}
-    training = {"steps": 4, "warmup_steps": 1, "global_batch_size": 4, "micro_batch_size": 4, "validation_interval": 2}
+    training = {
+        "steps": 4, "warmup_steps": 1, "global_batch_size": 4, "micro_batch_size": 4, "validation_interval": 2,
+        "precision": "fp32",
+    }  # fmt: skip
     autoencoder = train(
         AutoencoderConfig.model_validate(training | {"model": {"chunk_size": 4, "latent_size": 8, **shape}}),
         dataset_uri,
@@ -134,7 +137,10 @@ def transformer_uri(dataset_uri: str, tmp_path_factory: pytest.TempPathFactory) 
 
     folder = tmp_path_factory.mktemp("transformer")
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    training = {"steps": 4, "warmup_steps": 1, "global_batch_size": 4, "micro_batch_size": 4, "validation_interval": 2}
+    training = {
+        "steps": 4, "warmup_steps": 1, "global_batch_size": 4, "micro_batch_size": 4, "validation_interval": 2,
+        "precision": "fp32",
+    }  # fmt: skip
     config = TransformerConfig.model_validate(training | {"model": shape})
     return train(config, dataset_uri, str(folder / "out"), seed=0, checkpoint_root=str(folder / "checkpoints")).uri
 

@@ -35,6 +35,7 @@ LEARNING_RATE = 5e-3
 _TRAINING = {
     "steps": STEPS, "warmup_steps": 1, "learning_rate": LEARNING_RATE, "global_batch_size": 4, "micro_batch_size": 1,
     "log_interval": 1, "validation_interval": 2, "validation_sequences": HELD_OUT,
+    "precision": "fp32",
 }  # fmt: skip
 _WIDTHS = {"hidden_size": 32, "intermediate_size": 48}
 _LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, **_WIDTHS}

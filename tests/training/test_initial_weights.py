@@ -61,6 +61,7 @@ def test_the_first_step_computes_with_the_given_weights(
             initial_weights=models[kind],
             processes=2,
             micro_batch_size=2,
+            precision="fp32",
             zero_stage=zero_stage,
             **STANDING_STILL,
         ),

@@ -28,6 +28,7 @@ SHAPE = {"hidden_size": 32, "intermediate_size": 48}
 TRAINING = {
     "global_batch_size": 4,
     "micro_batch_size": 2,
+    "precision": "fp32",
     "warmup_steps": 2,
     "learning_rate": 5e-3,
     "log_interval": 2,

@@ -30,7 +30,9 @@ class HeldOut:
 def validator(rows: list[list[int]]) -> Validator:
     shape = MlpAutoencoderConfig(chunk_size=4, latent_size=2, hidden_size=8, intermediate_size=8)
     task = AutoencoderTask(MlpAutoencoder(shape, 5), PAD)
-    config = TrainingConfig(steps=1, warmup_steps=0, validation_sequences=2, micro_batch_size=1, global_batch_size=1)
+    config = TrainingConfig(
+        steps=1, warmup_steps=0, validation_sequences=2, micro_batch_size=1, global_batch_size=1, precision="fp32"
+    )
     return Validator(task, None, HeldOut(rows), config, seed=0)  # type: ignore[arg-type]  # as much as it reads
 
 
