@@ -24,6 +24,9 @@ from calm_core.telemetry.mlflow_run import Run as MlflowRun
 from pipelines.sweeps.plan import Run
 from pipelines.sweeps.results import Result
 
+_FINISHED = "\nfinished\n"
+"""Behind the id of a run in MLflow that knows all of it."""
+
 
 class LocalSweep:
     """All that a sweep does here.
@@ -112,13 +115,22 @@ class LocalSweep:
         return {PARENT_RUN_VARIABLE: record.run_id}
 
     def _end(self, task: Task, reason: str) -> None:
-        if not (record := self._records.pop(task.name, None)):
+        """Tell MLflow of a run that has ended, also of one that ended when nobody was there to see it."""
+        folder = self._folder.path / task.name
+        if task.name not in self._runs:
             return
+        if not (record := self._records.pop(task.name, None)):
+            file = folder / RECORD_NAME
+            if reason or (file.exists() and file.read_text(encoding="utf-8").endswith(_FINISHED)):
+                return
+            record = _record(folder, task.label)
         if not reason:
             result = self._result(self._runs[task.name], {})
             assert result.brierlm and result.numbers
             record.log_metrics({"brierlm": result.brierlm.value, "training_flops": result.run.flops, **result.numbers})
         record.end("FAILED" if reason else "FINISHED", FLUSH_SECONDS_AFTER_FAILURE)
+        if not reason:
+            (folder / RECORD_NAME).write_text(record.run_id + _FINISHED, encoding="utf-8")
 
 
 def _record(folder: Path, name: str) -> MlflowRun:
@@ -130,7 +142,7 @@ def _record(folder: Path, name: str) -> MlflowRun:
 
     file = folder / RECORD_NAME
     if file.exists():
-        run_id = file.read_text(encoding="utf-8")
+        run_id = file.read_text(encoding="utf-8").removesuffix(_FINISHED)
         try:
             MlflowClient().get_run(run_id)
         except MlflowException:

@@ -111,7 +111,7 @@ class Work:
         folder: Of the sweep.
         parallel: How many are at work at a time.
         begin: Called with a task that begins; returns variables of its processes.
-        end: Called with one that has ended, and why it failed, which is empty where it did not.
+        end: Called with one that has ended, now or earlier, and why it failed, which is empty where it did not.
 
     Attributes:
         failed: Why tasks have failed, by name.
@@ -169,6 +169,7 @@ class Work:
             elif not (steps := [step for step in task.steps if not step.is_done]):
                 row.state = "cached"
                 self._done.add(task.name)
+                self._end(task, "")
             else:
                 self._at_work.append(_AtWork(task, steps, row, self._folder / task.name, self._variables(task)))
         return left

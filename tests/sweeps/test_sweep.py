@@ -199,5 +199,5 @@ def test_a_broken_task_costs_those_that_need_it_alone(tmp_path: Path, monkeypatc
     work.do(tasks, Console(file=(tmp_path / "shown").open("w")))
     assert "nothing.jsonl" in work.failed["dataset-1"]
     assert work.failed["calm-1"] == "what it needs has failed (dataset-1)"
-    assert [name for name, _ in ended] == ["dataset-1", "calm-1"]
+    assert [name for name, _ in ended] == ["calm-2", "dataset-1", "calm-1"]
     assert "alone: cached" in (tmp_path / "shown").read_text()
