@@ -12,13 +12,16 @@ from calm_core.store.facts import TextSample, WrittenTexts
 LONGEST = 4  # tokens of an n-gram
 
 
-def measure(prompts: Sequence[str], written: Sequence[Written], temperature: float) -> WrittenTexts:
+def measure(
+    prompts: Sequence[str], written: Sequence[Written], temperature: float, sampler: str | None = None
+) -> WrittenTexts:
     """What a model has written at one temperature, and how varied that is.
 
     Args:
         prompts: What was continued.
         written: The continuation of each.
         temperature: At which they were written.
+        sampler: The way to it, where there are several.
 
     Raises:
         CalmError: There are more or fewer continuations than prompts.
@@ -28,6 +31,7 @@ def measure(prompts: Sequence[str], written: Sequence[Written], temperature: flo
     tokens, texts = [one.tokens for one in written], [one.text for one in written]
     return WrittenTexts(
         temperature=temperature,
+        sampler=sampler,
         distinct={str(n): share for n in range(1, LONGEST + 1) if (share := distinct(tokens, n)) is not None},
         repetition=repetition(tokens),
         self_bleu=self_bleu(texts),

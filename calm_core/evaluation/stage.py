@@ -230,13 +230,14 @@ def _written(evaluator: Evaluator, scored: Scored, prompts: tuple[str, ...]) -> 
 
     def write(temperature: float) -> WrittenTexts:
         evaluator.stage.report(note=f"writing text at temperature {temperature:g}")
+        sampling = _sampling(config, scored, temperature)
         written = scored.generator.write(
             repeated,
             max_new_tokens=config.prompt_tokens,
-            sampling=_sampling(config, scored, temperature),
+            sampling=sampling,
             seed=[evaluator.seed + i for i in range(len(repeated))],  # the same noise would lead all to the same words
         )
-        return diversity.measure(repeated, written, temperature)
+        return diversity.measure(repeated, written, temperature, scored.generator.model.sampler_name(sampling))
 
     return [
         evaluator.unfinished.record(f"texts-{temperature}", WrittenTexts, partial(write, temperature))

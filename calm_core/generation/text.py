@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from calm_core.config.evaluation import SamplerName
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
 from calm_core.generation.arguments import (
@@ -18,7 +19,7 @@ from calm_core.generation.arguments import (
     whole_number,
 )
 from calm_core.generation.continuation import Continuation
-from calm_core.generation.samplers.make import sampler_for
+from calm_core.generation.samplers.make import name_for, sampler_for
 from calm_core.generation.sampling import BUDGET
 from calm_core.generation.sampling import Sampling as Sampling  # as callers know it
 from calm_core.generation.temperature import FREE, BudgetExceeded
@@ -54,6 +55,10 @@ class NextChunk(ABC):
             CalmError: The sampler does not go with the model.
         """
 
+    def sampler_name(self, sampling: Sampling) -> SamplerName | None:  # most models need none
+        """Of the sampler that `choose` takes to a temperature below 1; None where there are no several."""
+        return None
+
 
 class CalmChunks(NextChunk):
     """Chunks of a CALM model.
@@ -70,6 +75,9 @@ class CalmChunks(NextChunk):
 
     def embed(self, chunks: Tensor) -> Tensor:
         return self.calm.embed(chunks)
+
+    def sampler_name(self, sampling: Sampling) -> SamplerName | None:
+        return name_for(self.calm.mlp_generator, sampling) if sampling.temperature < 1 else None
 
     def choose(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         sampler = sampler_for(self.calm.mlp_generator, sampling)(self.calm, self.autoencoder)

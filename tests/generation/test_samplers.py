@@ -238,3 +238,11 @@ def test_prompts_of_every_length_are_continued_by_each_sampler() -> None:
     for name in (name for kind, name in FITTING if kind == "flow"):
         written = generator.write(prompts, max_new_tokens=7, sampling=Sampling(0.6, sampler=name), seed=1)
         assert all(0 < len(one.tokens) <= 7 for one in written)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("flow", "path"), ("residual", "branch"), ("energy", "batch")])
+def test_a_model_names_the_sampler_that_it_takes(kind: str, name: Any) -> None:
+    model = chunks(kind)
+    assert model.sampler_name(Sampling(0.5)) == name
+    assert model.sampler_name(Sampling(0.5, sampler="densest")) == "densest"
+    assert model.sampler_name(Sampling()) is None

@@ -32,10 +32,15 @@ def sampler_for(head: Head, sampling: Sampling) -> type[Sampler]:
     Raises:
         CalmError: The one that is asked for does not go with the head.
     """
-    name = sampling.named or default_for(head)
+    name = name_for(head, sampling)
     if reason := BY_NAME[name].unfit(head):
         raise CalmError(f"sampler {name}: does not go with a head of kind {head.config.kind}: {reason}")
     return OneLatent if sampling.temperature == 1 else BY_NAME[name]
+
+
+def name_for(head: Head, sampling: Sampling) -> SamplerName:
+    """The name of the sampler that is asked for, or else is the default for the head."""
+    return sampling.named or default_for(head)
 
 
 def default_for(head: Head) -> SamplerName:

@@ -280,12 +280,15 @@ class WrittenTexts(Record):
     """What a model writes at one temperature, and how varied that is.
 
     Attributes:
+        sampler: The way to a temperature below 1; None of a Transformer, which divides its logits, and where earlier
+            versions do not tell it.
         distinct: Share of different n-grams of tokens among all, over all texts, by n.
         repetition: Share of 4-grams of tokens that stood in the same text before.
         self_bleu: Mean BLEU of each text against all others, 0 to 100 (Zhu et al. 2018); None of fewer than two texts.
     """
 
     temperature: Annotated[Number, Field(gt=0, le=1)]
+    sampler: str | None = None
     distinct: dict[str, Share]
     repetition: Share
     self_bleu: Annotated[Number, Field(ge=0, le=100)] | None = None
