@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -20,7 +20,6 @@ from calm_cli.options import (
     with_text,
 )
 from calm_cli.screen import Screen, told
-from calm_cli.sweep_folder import PAGE_NAME, SweepFolder
 from calm_cli.tables import show_pairs
 from calm_core.config import AutoencoderConfig, Config, DataConfig, TrainingConfig
 from calm_core.config.base import MOST_STEPS
@@ -29,6 +28,9 @@ from pipelines.compile import TRAIN_PIPELINE
 from pipelines.local.home import Home
 from pipelines.local.preflight import check_environment, check_sweep
 from pipelines.sweeps.plan import ContentOf, FlopsOf, Plan, make_plan, read_grid
+
+if TYPE_CHECKING:
+    from calm_cli.sweep_folder import SweepFolder
 
 
 def sweep(
@@ -101,9 +103,7 @@ def sweep(
         whole = _here(planned, config, output.absolute(), plan, parallel)
     if plan:
         return
-    show_pairs(
-        [("page", str(whole.path / PAGE_NAME)), ("time", clock(time.monotonic() - started))], Screen(soft_wrap=True)
-    )
+    show_pairs([("page", str(whole.page)), ("time", clock(time.monotonic() - started))], Screen(soft_wrap=True))
     if whole.failed:
         again = "archive them in Kubeflow, and run the same" if cluster else "run the same"
         raise CalmError(
@@ -115,8 +115,10 @@ class _Planned(Protocol):
     def __call__(self, content_of: ContentOf, **more: Any) -> Plan: ...
 
 
-def _here(planned: _Planned, config: Config, path: Path, only_plan: bool, parallel: int) -> SweepFolder:
+def _here(planned: _Planned, config: Config, path: Path, only_plan: bool, parallel: int) -> "SweepFolder":
     """Carry a sweep out on this machine."""
+    from calm_cli.sweep_folder import SweepFolder
+
     check_environment()
     home = Home.find()
     plan = planned(_contents(), **{"data.sources": with_text(config, home).data.sources})
@@ -135,12 +137,13 @@ def _here(planned: _Planned, config: Config, path: Path, only_plan: bool, parall
 
 def _in_cluster(
     planned: _Planned, path: Path, only_plan: bool, host: str, namespace: str, pipeline_root: str
-) -> SweepFolder:
+) -> "SweepFolder":
     """Submit what is not there, and collect what has ended.
 
     Raises:
         Interrupted: Some runs are at work still.
     """
+    from calm_cli.sweep_folder import SweepFolder
     from pipelines.cluster.client import connect
     from pipelines.cluster.submit import Package, arguments, checked_root
     from pipelines.cluster.sweep import SETTINGS, ClusterSweep, content_of, require_mlflow

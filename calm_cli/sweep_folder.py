@@ -26,6 +26,7 @@ class SweepFolder:
         path: Of the folder.
 
     Attributes:
+        page: Path of the page.
         results: Of the runs that have ended, by name.
         labels: Of all runs, for people, by name.
 
@@ -34,7 +35,7 @@ class SweepFolder:
     """
 
     def __init__(self, plan: Plan, path: Path) -> None:
-        self.plan, self.path = plan, path
+        self.plan, self.path, self.page = plan, path, path / PAGE_NAME
         self.results: dict[str, Result] = {}
         of_run = {run.name: each for each in plan.candidates for rung in each.rungs for run in rung}
         self.labels = {run.name: f"{number} {of_run[run.name].label(run)}" for number, run in enumerate(plan.runs, 1)}

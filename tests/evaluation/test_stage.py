@@ -137,6 +137,8 @@ def test_scores_and_report_repeat_byte_for_byte_in_any_batch_size(
     # The only numbers that are no counts, sums of counts, or shares: matrix products of other shapes round otherwise.
     found, expected = (one["language_model"].pop("distances") for one in (ours, theirs))
     assert found == pytest.approx(expected, rel=1e-5)
+    found, expected = (one["language_model"].pop("perplexity") for one in (ours, theirs))
+    assert found == pytest.approx(expected, rel=1e-5)
     stds, expected = (one["autoencoder"].pop("latent_std") for one in (ours, theirs))
     assert stds == pytest.approx(expected, rel=1e-3)
     assert ours == theirs

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from calm_core.config import Config, EnergyHeadConfig, FlowHeadConfig, resolve_config
+from calm_core.config import Config, EnergyHeadConfig, ResidualHeadConfig, resolve_config
 from calm_core.errors import ConfigError
 from pipelines import profiles
 from pipelines.arguments import arguments_of
@@ -96,10 +96,10 @@ def test_arguments_hold_every_section_and_no_null() -> None:
 
 
 def test_another_kind_in_a_profile_starts_from_its_own_defaults(tmp_path: Path) -> None:
-    """Its base has a flow head with a setting that an energy head does not know."""
+    """And keeps what its base says of its own kind."""
     (tmp_path / "mine.yaml").write_text("base: tiny\ncalm: {model: {head: {kind: energy, noise_size: 8}}}\n")
     config = resolve_config(profiles.load(str(tmp_path / "mine.yaml")))
     assert config.calm.model.head == EnergyHeadConfig(noise_size=8)
-    (tmp_path / "same.yaml").write_text("base: tiny\ncalm: {model: {head: {sampling_steps: 6}}}\n")
+    (tmp_path / "same.yaml").write_text("base: tiny\ncalm: {model: {head: {target_samples: 6}}}\n")
     head = resolve_config(profiles.load(str(tmp_path / "same.yaml"))).calm.model.head
-    assert head == FlowHeadConfig(num_layers=2, sampling_steps=6, linear_path=True)
+    assert head == ResidualHeadConfig(num_layers=2, target_samples=6)

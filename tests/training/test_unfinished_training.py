@@ -59,7 +59,11 @@ TRAINED = {
 OF_LANGUAGE_MODELS = {"activation_checkpointing", "compile"}
 PLACES = {"initial_weights", "teacher"}
 """What lies there is a parent."""
-TRAINED_OF = {"autoencoder": set(), "calm": {"head_learning_rate", "distillation"}, "transformer": set()}
+TRAINED_OF = {
+    "autoencoder": set(),
+    "calm": {"head_learning_rate", "decoder_loss", "distillation"},
+    "transformer": set(),
+}
 
 
 def spec_of(config: TrainingConfig, dataset_uri: str, autoencoder_uri: str = "", seed: int = 0) -> TrainingSpec:
