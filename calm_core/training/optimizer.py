@@ -117,9 +117,12 @@ class AveragingAdamW(AdamW):
         """Step all parameters that have a gradient, unless it is clipped here and is not finite."""
         stepped = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if self.clipping is not None:
-            self.gradient_norm = float(nn.utils.clip_grad_norm_(stepped, self.clipping))
+            norm = nn.utils.get_total_norm([p.grad for p in stepped if p.grad is not None])
+            self.gradient_norm = float(norm)
             if not math.isfinite(self.gradient_norm):
                 return
+            if self.gradient_norm > 0.999 * self.clipping:  # else all gradients would be multiplied by exactly 1
+                nn.utils.clip_grads_with_norm_(stepped, self.clipping, norm)
         for parameter in stepped:
             self.init_state(parameter)
         super().step(closure)
