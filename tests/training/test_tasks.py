@@ -144,7 +144,7 @@ def test_in_bf16_they_are_those_of_one_rank_but_for_its_rounding(folder: Path, n
     of_all = name.rpartition("-2-")[0]  # task and precision
     of_one = differences(folder, name, f"{of_all}-1")
     assert of_one.loss < 2e-3
-    assert of_one.mean < 0.03
+    assert of_one.mean < 0.06
 
 
 @pytest.mark.parametrize("name", names("bf16"))
