@@ -13,8 +13,9 @@ from benchmarks.measure import Row, compared, in_turns, metered, side_by_side
 from benchmarks.sizes import SMALL, K, V, baseline, models, spread_samples
 from calm_core.data.sources.factbook import write_factbook
 from calm_core.data.tokenizers.tokenizer import Tokenizer
+from calm_core.generation.sampling import Sampling
 from calm_core.generation.temperature import FREE, choose_chunks, temperature_weights
-from calm_core.generation.text import CalmChunks, NextChunk, Sampling, TextGenerator, TransformerTokens
+from calm_core.generation.text import CalmChunks, NextChunk, TextGenerator, TransformerTokens
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Branches
 from calm_core.models.layers import freeze

@@ -16,6 +16,7 @@ from calm_cli.screen import Screen, told
 from calm_core.config.evaluation import MIN_TEMPERATURE, SamplerName
 from calm_core.errors import CalmError, ConfigError
 from calm_core.generation.arguments import MAX_SEED
+from calm_core.generation.sampling import BUDGET, SAMPLES, Sampling
 from calm_core.shown import redacted, shortened, visible
 from calm_core.store.facts import CalmFacts, TransformerFacts
 from calm_core.telemetry.mlflow_run import REGISTERED
@@ -57,12 +58,13 @@ def generate(
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, max=2**20, help="Samples per chunk of --sampler batch.", show_default="200")
+        int | None,
+        typer.Option(min=1, max=2**20, help="Samples per chunk of --sampler batch.", show_default=f"{SAMPLES}"),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="The same as --sampler exact.")] = False,
     budget: Annotated[
         int | None,
-        typer.Option(min=1, help="Draws per chunk after which --exact gives up.", show_default="100000"),
+        typer.Option(min=1, help="Draws per chunk after which --exact gives up.", show_default=f"{BUDGET}"),
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, max=2**20, help="Tokens written for each prompt, at most.")
@@ -102,8 +104,6 @@ def generate(
     screen = Screen(stderr=True)
     with _doing(screen, f"loading {model}"):
         generator = _generator(model, autoencoder)
-        from calm_core.generation.sampling import Sampling
-
         sampling = Sampling(temperature, samples, budget or 0, sampler)
         rest = generator.stream(texts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop or ())
         pieces = chain(list(islice(rest, 1)), rest)  # prompts are read for the first one, and may be refused

@@ -21,7 +21,7 @@ from calm_core.errors import ArtifactError, Stopped
 from calm_core.store.artifact import Artifact
 from calm_core.store.facts import AutoencoderFacts, DatasetFacts, EvaluationFacts, Facts
 from calm_core.telemetry.processes import PARENT_VARIABLE, PROCESSES_VARIABLE, killed_by, machine_cores
-from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, ProgressEvent, parse
+from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, ProgressEvent, ProgressFile
 from pipelines.local.run import STOP_SECONDS
 from pipelines.sweeps.plan import Run
 
@@ -221,13 +221,12 @@ class _AtWork:
     def __init__(self, task: Task, steps: Sequence[Step], row: Row, folder: Path, variables: Mapping[str, str]) -> None:
         self.task, self.row = task, row
         self._folder = folder
-        self._progress = folder / _PROGRESS_NAME
-        self._read_bytes = 0
+        self._progress = ProgressFile(folder / _PROGRESS_NAME)
         self._failure: ProgressEvent | None = None
         folder.mkdir(exist_ok=True)
         settings = "".join(f"{line}\n" for line in settings_lines(task.config))
         (folder / SETTINGS_NAME).write_text(settings, encoding="utf-8")
-        self._progress.unlink(missing_ok=True)
+        self._progress.path.unlink(missing_ok=True)
         row.state, row.started = "running", time.time()
         own = ("--profile", str(folder / SETTINGS_NAME))
         commands = [[*step.arguments, "--output", step.uri, *own] for step in steps]
@@ -237,7 +236,7 @@ class _AtWork:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**variables, PROGRESS_FILE_VARIABLE: str(self._progress)},
+                env={**variables, PROGRESS_FILE_VARIABLE: str(self._progress.path)},
                 start_new_session=True,  # Ctrl-C is ours to hand on
             )
 
@@ -250,20 +249,11 @@ class _AtWork:
         return self._reason(code) if code else ""
 
     def _read_events(self) -> None:
-        if not self._progress.exists():
-            return
-        with open(self._progress, "rb") as file:
-            file.seek(self._read_bytes)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._read_bytes += len(line)
-                with suppress(ValueError):  # the disk was full: a part of one
-                    event = parse(line.decode())
-                    if event.state == "failed":
-                        self._failure = self._failure or event
-                    else:
-                        self.row.event = event
+        for event in self._progress.events():
+            if event.state == "failed":
+                self._failure = self._failure or event
+            else:
+                self.row.event = event
 
     def _reason(self, code: int) -> str:
         if self._failure:

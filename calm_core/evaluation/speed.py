@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from calm_core.errors import CalmError
-from calm_core.generation.text import Sampling, TextGenerator
+from calm_core.generation.sampling import Sampling
+from calm_core.generation.text import TextGenerator
 from calm_core.store.facts import SpeedFacts
 from calm_core.telemetry.processes import peak_bytes
 

@@ -93,7 +93,7 @@ def evaluate(
                 writer.write("report.html", html.encode())
                 writer.facts = facts
             pieces.remove()
-        stage.run.log_metrics(_metrics(facts))
+        stage.run.log_metrics(facts.metrics())
         stage.run.log_text(html, "report.html")
         evaluation = Artifact(output_uri, EvaluationFacts)
         score = facts.brierlm
@@ -268,18 +268,3 @@ def _speed(evaluator: Evaluator, scored: Scored, prompts: tuple[str, ...]) -> Sp
             seed=evaluator.seed,
         ),
     )
-
-
-def _metrics(facts: EvaluationFacts) -> dict[str, float]:
-    score = facts.brierlm
-    metrics = {"brierlm": score.value}
-    if score.low is not None and score.high is not None:
-        metrics |= {"brierlm_low": score.low, "brierlm_high": score.high}
-    if facts.autoencoder_accuracy is not None:
-        metrics["autoencoder_accuracy"] = facts.autoencoder_accuracy
-    if facts.language_model and (perplexity := facts.language_model.perplexity):
-        metrics["perplexity" if perplexity.samples is None else "perplexity_bound"] = perplexity.value
-    metrics |= {f"brier_{n}": term.value for n, term in facts.brier.items()}
-    for name in References.model_fields:
-        metrics[f"brierlm_{name}"] = getattr(facts.references, name).brierlm.value
-    return metrics

@@ -20,8 +20,7 @@ from calm_core.generation.arguments import (
 )
 from calm_core.generation.continuation import Continuation
 from calm_core.generation.samplers.make import name_for, sampler_for
-from calm_core.generation.sampling import BUDGET
-from calm_core.generation.sampling import Sampling as Sampling  # as callers know it
+from calm_core.generation.sampling import BUDGET, Sampling
 from calm_core.generation.temperature import FREE, BudgetExceeded
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Backbone, Branches

@@ -25,7 +25,8 @@ from calm_core.generation.arguments import (
     text_of,
     whole_number,
 )
-from calm_core.generation.text import Sampling, TextGenerator
+from calm_core.generation.sampling import Sampling
+from calm_core.generation.text import TextGenerator
 from calm_core.models.noise import derive_seed
 from calm_core.shown import brief
 

@@ -160,8 +160,5 @@ def _run_of(registration: RegistrationFacts) -> str:
 
 def _numbers(evaluation: EvaluationFacts, calm: CalmFacts) -> dict[str, float]:
     """The headline numbers of a run, also where its evaluation came from the cache and told MLflow nothing."""
-    score = evaluation.brierlm
-    numbers = {"brierlm": score.value, "brierlm_low": score.low, "brierlm_high": score.high}
-    numbers |= {f"brier_{n}": term.value for n, term in evaluation.brier.items()}
-    numbers |= {name: getattr(calm, name) for name in ("parameters", "trained_tokens", "seconds")}
-    return {name: value for name, value in numbers.items() if value is not None}
+    trained = {name: getattr(calm, name) for name in ("parameters", "trained_tokens", "seconds")}
+    return evaluation.metrics() | {name: value for name, value in trained.items() if value is not None}

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -118,3 +119,27 @@ def failure_reported(stage: str) -> Iterator[None]:
 def parse(line: str) -> ProgressEvent:
     """Read one line of a progress file."""
     return ProgressEvent.model_validate(json.loads(line))
+
+
+class ProgressFile:
+    """What stages have written to a progress file, while they write on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read_bytes = 0
+
+    def events(self) -> Iterator[ProgressEvent]:
+        """What has come since the last call."""
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self._read_bytes)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._read_bytes += len(line)
+                try:
+                    event = parse(line.decode())
+                except ValueError:  # the disk was full: a part of one, and the next one behind it
+                    continue
+                yield event

@@ -40,7 +40,7 @@ def precision_of(config: TrainingConfig) -> str:
     return "bf16-mixed" if all(gathered(computes_bf16())) else "fp32"
 
 
-def zero_stage(config: TrainingConfig, ranks: int) -> int:
+def zero_stage(config: TrainingConfig, ranks: int, precision: str) -> int:
     """The ZeRO stage that is run.
 
     bf16 needs 1 at least, since without ZeRO DeepSpeed sums gradients in bf16, and 3 with offloading: in 1 and 2 it
@@ -49,8 +49,8 @@ def zero_stage(config: TrainingConfig, ranks: int) -> int:
     quarter of its step.
     """
     if config.offload:
-        return 3 if precision_of(config) == "bf16" else max(config.zero_stage, 1)
-    if precision_of(config) == "bf16":
+        return 3 if precision == "bf16" else max(config.zero_stage, 1)
+    if precision == "bf16":
         return max(config.zero_stage, 1)
     return config.zero_stage if ranks > 1 else 0
 
@@ -60,8 +60,8 @@ class Engine:
 
     In bf16, weights and activations are bf16; gradients are summed, over micro-batches and over ranks, in fp32, and
     AdamW works on fp32 weights. In bf16-mixed, weights and gradients are fp32 as well, and the model computes under
-    torch's autocast: matrix products and attention in bf16, the rest as it is written. The model's buffers stay as they
-    are. A step whose gradient is not finite changes nothing, in any stage.
+    torch's autocast: matrix products in bf16, attention too on a GPU, the rest as it is written. The model's buffers
+    stay as they are. A step whose gradient is not finite changes nothing, in any stage.
 
     The state is what a checkpoint holds: fp32 tensors by kind (WEIGHTS, and those of the optimiser's state) and name,
     whole, whatever the stage and the number of ranks.
@@ -80,7 +80,7 @@ class Engine:
         ranks = dist.get_world_size()
         self.model = model
         self.precision = precision_of(config)
-        self.stage = zero_stage(config, ranks)
+        self.stage = zero_stage(config, ranks, self.precision)
         self._optimizer = make_optimizer(model, config, clips=self.stage == 0)
         self._parameters = dict(model.named_parameters())
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

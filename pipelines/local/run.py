@@ -17,7 +17,7 @@ from typing import Any, Self
 import psutil
 
 from calm_core.telemetry.processes import PARENT_VARIABLE, killed_by
-from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, ProgressEvent, parse
+from calm_core.telemetry.progress import PROGRESS_FILE_VARIABLE, ProgressEvent, ProgressFile
 from pipelines.local.home import Home
 
 STOP_SECONDS = 30.0
@@ -57,13 +57,12 @@ class LocalRun:
 
     def __init__(self, folder: Path, process: "subprocess.Popen[bytes]", temporary: str) -> None:
         self.log = folder / LOG_NAME
-        self._progress = folder / PROGRESS_NAME
+        self._progress = ProgressFile(folder / PROGRESS_NAME)
         self._outputs = folder / OUTPUTS_NAME
         self._failure = folder / _FAILURE_NAME
         self._ended = folder / ENDED_NAME
         self._process = process
         self._temporary = temporary
-        self._read_bytes = 0
 
     @classmethod
     def start(
@@ -127,19 +126,7 @@ class LocalRun:
 
     def events(self) -> Iterator[ProgressEvent]:
         """What the stages have said since the last call."""
-        if not self._progress.exists():
-            return
-        with open(self._progress, "rb") as file:
-            file.seek(self._read_bytes)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._read_bytes += len(line)
-                try:
-                    event = parse(line.decode())
-                except ValueError:  # the disk was full: a part of one, and the next one behind it
-                    continue
-                yield event
+        yield from self._progress.events()
 
     def outputs(self) -> dict[str, str]:
         """URIs of the artifacts of a run that has succeeded, by the names of the pipeline's outputs."""

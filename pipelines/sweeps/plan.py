@@ -234,6 +234,9 @@ def make_plan(
         if eta and f"{model}.steps" in axes:
             raise ConfigError(f"--grid {model}.steps: is what --halving shares out; set the most with --set")
 
+        if (number := math.prod(map(len, axes.values())) * len(grid.get(SEED, [0]))) > MOST_RUNS:
+            raise ConfigError(f"--grid: makes {number:,} runs, a sweep may have {MOST_RUNS:,}; give fewer values")
+
         def run(values: Mapping[str, Any], model: str = model) -> Run:
             return _named(resolve(values), model, content_of, flops_of)
 
@@ -315,8 +318,6 @@ def _require_read(grid: Grid, models: Sequence[Any]) -> None:
 
 
 def _require_distinct(plan: Plan) -> None:
-    if len(plan.runs) > MOST_RUNS:
-        raise ConfigError(f"--grid: makes {len(plan.runs):,} runs, a sweep may have {MOST_RUNS:,}; give fewer values")
     seen: dict[str, str] = {}
     for each in plan.candidates:
         for run in (run for rung in each.rungs for run in rung):

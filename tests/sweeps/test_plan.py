@@ -141,3 +141,14 @@ def test_two_values_that_come_to_the_same_run_are_refused() -> None:
 def test_halving_and_steps_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match=r"calm\.steps: is what --halving shares out"):
         plan_of("calm.steps=1,2", eta=2)
+
+
+def test_too_many_runs_are_refused_before_any_is_looked_at() -> None:
+    values = ",".join(map(str, range(1, 102)))
+
+    def resolve(values: Mapping[str, Any]) -> Config:
+        raise AssertionError(values)
+
+    grid = read_grid([f"calm.warmup_steps={values}", f"seed={values}"])
+    with pytest.raises(ConfigError, match=r"makes 10,201 runs, a sweep may have 10,000"):
+        make_plan(grid, resolve, lambda config, section: "", lambda config, kind: 1.0)

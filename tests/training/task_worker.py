@@ -21,7 +21,7 @@ from calm_core.store.facts import AutoencoderFacts
 from calm_core.training import worker
 from calm_core.training.distributed import gathered
 from calm_core.training.energy import EnergyMeter
-from calm_core.training.engine import zero_stage
+from calm_core.training.engine import precision_of, zero_stage
 from calm_core.training.job import Job, TrainingSpec, check_inputs
 from calm_core.training.loop import Trainer
 from calm_core.training.meter import CostMeter
@@ -157,7 +157,7 @@ def run(case: Case, dataset_uri: str, autoencoder_uri: str, folder: Path) -> Non
         worker._make_trainer = makes
     (trainer,) = trainers
     seen["frozen"] = gathered(frozen(trainer.task, trainer, autoencoder_uri))
-    assert seen["stage"] == zero_stage(config, dist.get_world_size())
+    assert seen["stage"] == zero_stage(config, dist.get_world_size(), precision_of(config))
     if dist.get_rank() == 0:
         (folder / case.name).mkdir(exist_ok=True)
         (folder / case.name / "seen.json").write_text(json.dumps(seen))

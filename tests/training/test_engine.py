@@ -60,7 +60,7 @@ def shown(request: pytest.FixtureRequest, folders: dict[int, Path]) -> Iterator[
     ranks, case = request.param
     place = folders[ranks] / case.name
     numbers = json.loads(place.with_suffix(".json").read_text())
-    assert numbers["stage"] == zero_stage(settings(case), ranks)
+    assert numbers["stage"] == zero_stage(settings(case), ranks, settings(case).precision)
     yield case, Shown(safetensors.torch.load_file(place.with_suffix(".safetensors")), numbers)
 
 

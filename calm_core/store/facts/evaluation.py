@@ -359,6 +359,21 @@ class EvaluationFacts(Facts, BrierScores, kind="evaluation"):
     score_seconds: Seconds = 0.0
     generation_tokens_per_second: Rate = 0.0
 
+    def metrics(self) -> dict[str, float]:
+        """The headline numbers, by their names in MLflow."""
+        score = self.brierlm
+        metrics = {"brierlm": score.value}
+        if score.low is not None and score.high is not None:
+            metrics |= {"brierlm_low": score.low, "brierlm_high": score.high}
+        if self.autoencoder_accuracy is not None:
+            metrics["autoencoder_accuracy"] = self.autoencoder_accuracy
+        if self.language_model and (perplexity := self.language_model.perplexity):
+            metrics["perplexity" if perplexity.samples is None else "perplexity_bound"] = perplexity.value
+        metrics |= {f"brier_{n}": term.value for n, term in self.brier.items()}
+        for name in References.model_fields:
+            metrics[f"brierlm_{name}"] = getattr(self.references, name).brierlm.value
+        return metrics
+
     @classmethod
     def upgrade(
         cls, version: int, config: dict[str, Any], results: dict[str, Any]
