@@ -86,7 +86,7 @@ def test_what_was_archived_is_submitted_again(kubeflow: Kubeflow, mlflow: Mlflow
 def test_a_rung_is_submitted_once_the_one_before_has_ended(
     kubeflow: Kubeflow, mlflow: MlflowClient, call: Call
 ) -> None:
-    halving = (*SWEEP, *GRID, "--halving", "2", "--min-steps", "200", "--host", kubeflow.url)
+    halving = (*SWEEP, *GRID, "--halving", "2", "--min-steps", "200", "--set", "calm.steps=554", "--host", kubeflow.url)
     assert call(*halving)[0] == 75
     assert [run["runtime_config"]["parameters"]["calm"]["steps"] for run in kubeflow.runs] == [277] * 4
     for run, score in zip(kubeflow.runs, (10.0, 12.0, 13.0, 14.0), strict=True):
