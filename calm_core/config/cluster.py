@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 from calm_core.config.base import Section
 from calm_core.shown import brief
 
+_IMAGE = r"^([A-Za-z0-9][A-Za-z0-9._/:@+-]*)?$"
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 _NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 _LABEL = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
@@ -37,7 +38,7 @@ class ClusterConfig(Section):
     Kubeflow takes no empty text for any of them: a Secret or ConfigMap that does not exist is passed over.
     """
 
-    image: str = Field("", max_length=500, pattern=r"^\S*$", description="unset: the one that was compiled in")
+    image: str = Field("", max_length=500, pattern=_IMAGE, description="unset: the one that was compiled in")
     environment: ObjectName = Field("calm-environment", description="ConfigMap of storage's endpoint and MLflow's URI")
     credentials: ObjectName = Field("calm-credentials", description="Secret of storage's keys and MLflow's password")
     cpu: Quantity = Field("2", description="of tasks that prepare data, register or report")

@@ -29,8 +29,9 @@ from tests.object_store import environment
 from tests.postgres import Postgres
 
 ROOT = f"s3://{BUCKET}/runs"
+TEXTS = f"s3://{BUCKET}/texts-in-the-image"
 SHORTENED = [
-    f"data.sources=[s3://{BUCKET}/texts/*.jsonl]",
+    f"data.sources=[{TEXTS}/*.jsonl]",
     "data.sequence_length=64",
     "tokenizer.vocab_size=300",
     *(f"{each}.steps=4" for each in ("autoencoder", "calm")),
@@ -99,7 +100,7 @@ def test_all_of_it_runs_for_any_user_and_ends_with_a_model_that_writes(
 ) -> None:
     for number, documents in enumerate((range(60), range(50, 120))):
         lines = "".join(json.dumps({"text": sentences(i, 20)}) + "\n" for i in documents)
-        storage.write(f"s3://{BUCKET}/texts/{number}.jsonl", lines.encode())
+        storage.write(f"{TEXTS}/{number}.jsonl", lines.encode())
     config = resolve_config(profiles.load("tiny"), SHORTENED)
     arguments = arguments_of(config, f"{ROOT}/plans", f"{ROOT}/checkpoints") | pods_of(config)
     arguments |= {"image": image, "code_version": ""}  # the image brings its own

@@ -25,6 +25,7 @@ from tests.pipelines.kubeflow_backend import LARGEST_ARGUMENT, SESSION, Backend,
 
 PROFILE = Path(__file__).with_name("mini.yaml")
 ROOT = f"minio://{BUCKET}/private-artifacts/team-of-language-models/v2/artifacts"
+TEXTS = f"s3://{BUCKET}/texts-on-kubeflow"
 SHOWN = ("found", "metrics", "page", "card", "decision")
 
 
@@ -39,7 +40,7 @@ def place(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def backend(place: Path, s3_endpoint: str) -> Backend:
     for number in range(MAX_PARTITIONS):
         lines = "".join(json.dumps({"text": sentences(i, 12)}) + "\n" for i in (number, number + 1))
-        storage.write(f"s3://{BUCKET}/texts/{number}.jsonl", lines.encode())
+        storage.write(f"{TEXTS}/{number}.jsonl", lines.encode())
     variables = {
         "AWS_ENDPOINT_URL": s3_endpoint,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -53,7 +54,7 @@ def backend(place: Path, s3_endpoint: str) -> Backend:
 def outputs(backend: Backend, place: Path) -> dict[str, list[dict[str, Any]]]:
     """Of a run of as many partitions as there can be, whose roots are left to the tasks."""
     settings = yaml.safe_load(PROFILE.read_text())
-    chosen = [f"data.sources=[s3://{BUCKET}/texts/*.jsonl]", f"data.partitions={MAX_PARTITIONS}", "train_baseline=true"]
+    chosen = [f"data.sources=[{TEXTS}/*.jsonl]", f"data.partitions={MAX_PARTITIONS}", "train_baseline=true"]
     config = resolve_config(settings, chosen)
     arguments = arguments_of(config, "", "") | pods_of(config) | {"code_version": ""}
     with pytest.MonkeyPatch.context() as patch:
@@ -111,7 +112,7 @@ def test_a_retraining_ends_at_once_without_new_text_and_trains_on_what_is_new(
 ) -> None:
     """After the run before, whose version notes its dataset."""
     settings = yaml.safe_load(PROFILE.read_text())
-    config = resolve_config(settings, [f"data.sources=[s3://{BUCKET}/texts/*.jsonl]", "retraining.start=champion"])
+    config = resolve_config(settings, [f"data.sources=[{TEXTS}/*.jsonl]", "retraining.start=champion"])
     arguments = arguments_of(config, "", "") | pods_of(config) | {"code_version": ""}
     arguments["retraining"] = retraining_of(config)
 
@@ -124,7 +125,7 @@ def test_a_retraining_ends_at_once_without_new_text_and_trains_on_what_is_new(
 
     assert ran() == {"find-new-data"}
     lines = "".join(json.dumps({"text": sentences(i, 12)}) + "\n" for i in range(100, 120))
-    storage.write(f"s3://{BUCKET}/texts/new.jsonl", lines.encode())
+    storage.write(f"{TEXTS}/new.jsonl", lines.encode())
     tasks = ran()
     assert {"find-new-data", "merge-partitions", "train-calm", "register-model", "report-2"} <= tasks
     assert not {"train-transformer", "report"} & tasks
