@@ -22,6 +22,7 @@ from calm_core.config.heads import (
     EnergyHeadConfig,
     FlowHeadConfig,
     HeadConfig,
+    MixtureHeadConfig,
     ResidualHeadConfig,
 )
 from calm_core.config.language_model import (
@@ -59,6 +60,7 @@ __all__ = [
     "FlowHeadConfig",
     "HeadConfig",
     "LanguageModelTrainingConfig",
+    "MixtureHeadConfig",
     "MlpAutoencoderConfig",
     "RegistryConfig",
     "ResidualHeadConfig",

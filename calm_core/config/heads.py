@@ -1,6 +1,6 @@
 """Settings of CALM's generative heads."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
@@ -9,7 +9,13 @@ from calm_core.config.kinds import Kind, Kinds
 
 
 class HeadConfig(Kind):
-    """What every generative head has."""
+    """What every generative head has.
+
+    Attributes:
+        differentiable: Whether all of the head's weights get a gradient through its samples.
+    """
+
+    differentiable: ClassVar[bool] = True
 
     num_layers: Layers = Field(4, description="blocks of the head; the paper uses a quarter of the layers")
     model_samples: int = Field(
@@ -64,6 +70,18 @@ class ResidualHeadConfig(HeadConfig):
     target_samples: int = Field(1, ge=1, le=2**16, description="M, samples of the autoencoder's posterior")
 
 
+class MixtureHeadConfig(HeadConfig):
+    """One draw of a mixture of normal distributions, which are functions of the hidden state; the energy score."""
+
+    differentiable: ClassVar[bool] = False  # which component a sample is of is drawn
+
+    kind: Literal["mixture"] = "mixture"
+    num_layers: Layers = Field(1, description="hidden layers between the backbone's state and the components")
+    components: int = Field(16, ge=1, le=4096, description="C, normal distributions of each position")
+    model_samples: int = Field(2, ge=2, le=4096, description="N: draws of each component in the energy loss")
+    target_samples: int = Field(1, ge=1, le=2**16, description="M, samples of the autoencoder's posterior")
+
+
 HEADS = Kinds(
     "calm.model.head",
     HeadConfig,
@@ -72,6 +90,7 @@ HEADS = Kinds(
         "diffusion": "calm_core.models.heads.diffusion:DiffusionHead",
         "flow": "calm_core.models.heads.flow:FlowHead",
         "residual": "calm_core.models.heads.residual:ResidualHead",
+        "mixture": "calm_core.models.heads.mixture:MixtureHead",
     },
 )
 AnyHeadConfig = Annotated[SerializeAsAny[HeadConfig], BeforeValidator(HEADS.parse)]

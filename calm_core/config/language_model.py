@@ -80,6 +80,16 @@ class CalmConfig(LanguageModelTrainingConfig, kind="calm"):
             raise ValueError("decoder_loss is of a training without a teacher; unset it, or see distillation.loss")
         return self
 
+    @model_validator(mode="after")
+    def _a_loss_of_samples_reaches_the_head(self) -> Self:
+        if not self.model.head.differentiable and (self.teacher or self.decoder_loss is not None):
+            what = "a teacher" if self.teacher else "decoder_loss"
+            raise ValueError(
+                f"{what} needs a head whose samples pass a gradient on, which {self.model.head.kind} has not; "
+                "take model.head=residual or energy"
+            )
+        return self
+
 
 class TransformerConfig(LanguageModelTrainingConfig, kind="transformer"):
     """Model and training of the token-level Transformer baseline."""

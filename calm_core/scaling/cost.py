@@ -194,14 +194,14 @@ def _autoencoder_forward(autoencoder: Autoencoder) -> float:
 def _calm_training(config: CalmConfig, calm: Calm, autoencoder: Autoencoder, positions: int) -> float:
     """Training on one token of a sequence of so many chunks; of a student, what it computes itself.
 
-    The head runs once for each of N draws, and the frozen encoder forward only; the decoder runs in a loss of decoded
+    The head runs once for each of its passes, and the frozen encoder forward only; the decoder runs in a loss of decoded
     samples and in inference. A student's head runs for each lesson, and for its own loss if that counts; through the
     frozen decoder a gradient passes to the latents alone, which takes as much as the forward pass.
     """
     lessons = config.distillation
     head, frozen = 0.0, float(_encoder_flops(autoencoder))
     if not config.teacher or lessons.own_loss_weight:
-        head += calm.config.head.model_samples * forward_flops(calm.mlp_generator.training_pass, *_one_draw(calm))
+        head += calm.mlp_generator.training_passes * forward_flops(calm.mlp_generator.training_pass, *_one_draw(calm))
     if config.teacher:
         head += lessons.samples * forward_flops(calm.mlp_generator.sample, *_one_draw(calm))
         if lessons.loss == "cross_entropy":
@@ -298,7 +298,7 @@ def _calm(config: Config, calm: Calm, autoencoder: Autoencoder, gpus: int) -> Co
     model, training, head = config.calm.model, config.calm, calm.mlp_generator
     positions = config.data.sequence_length // calm.chunk_size
     kept = _backbone_activations(model, training.activation_checkpointing)
-    kept += model.head.model_samples * saved_numbers(head, head.training_pass, *_one_draw(calm))
+    kept += head.training_passes * saved_numbers(head, head.training_pass, *_one_draw(calm))
     if (loss := training.decoder_loss) is not None:  # what the decoder keeps exists for a block of positions only
         samples = loss.positions * (loss.samples or model.head.model_samples)
         kept += samples * saved_numbers(head, head.sample, *_one_draw(calm))

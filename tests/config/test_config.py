@@ -119,7 +119,10 @@ MISTAKES = [
         "data.document_alignment (8) must be a multiple of autoencoder.model.chunk_size (3)",
     ),
     # kinds
-    ("calm.model.head=other", 'calm.model.head: there is no "other"; there are energy, diffusion, flow, residual'),
+    (
+        "calm.model.head=other",
+        'calm.model.head: there is no "other"; there are energy, diffusion, flow, residual, mixture',
+    ),
     ("calm.model.head=3", "calm.model.head: expected a kind with its settings, e.g. {kind: energy}"),
     ("calm.decoder_loss=other", 'calm.decoder_loss: there is no "other"; there are cross_entropy, brier'),
     ("calm.decoder_loss.until=0", "calm.decoder_loss.until: expected more than 0 (got 0)"),
@@ -127,11 +130,13 @@ MISTAKES = [
     ("calm.decoder_loss.unitl=0.2", "unknown setting calm.decoder_loss.unitl; did you mean calm.decoder_loss.until?"),
     (
         "calm.model.head.kind=[1]",
-        "calm.model.head: its kind is a name (got [1]); there are energy, diffusion, flow, residual",
+        "calm.model.head: its kind is a name (got [1]); there are energy, diffusion, flow, residual, mixture",
     ),
     ("calm.model.head.kind=", "calm.model.head: its kind is a name (got nothing)"),
     ("calm.model.head.sampling_steps=3", "calm.model.head.sampling_steps: is a setting of another kind than the one"),
     ("autoencoder.model.kind=other", 'autoencoder.model: there is no "other"; there are mlp'),
+    ('cluster.image="calm\\0:1"', "cluster.image: string should match pattern"),
+    ("cluster.image=cälm", "cluster.image: string should match pattern"),
     # no key=value
     ("calm.steps", "override calm.steps: expected section.key=value, e.g. calm."),
     ("=3", "override =3: expected section.key=value"),
@@ -231,6 +236,14 @@ def test_settings_are_read_without_torch() -> None:
 def test_a_student_has_no_other_loss_of_decoded_samples() -> None:
     with pytest.raises(ConfigError, match=r"decoder_loss is of a training without a teacher"):
         resolve_config({}, ["calm.teacher=/models/a", "calm.decoder_loss=brier"])
+
+
+@pytest.mark.parametrize("loss", ["calm.teacher=/models/a", "calm.decoder_loss=brier"])
+def test_a_loss_of_samples_is_of_heads_that_it_reaches(loss: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"needs a head whose samples pass a gradient on, which mixture has not; take"
+    ):
+        resolve_config({}, ["calm.model.head=mixture", loss])
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_bases_without_end_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in setting_names(Config) if not name.endswith("kind")])
 def test_no_setting_takes_any_size(name: str) -> None:
     """Each number has a bound below what no machine could count, and each text below what no message could show."""
-    head = {"diffusion_steps": "diffusion", "sampling_steps": "flow", "linear_path": "flow"}
+    head = {"diffusion_steps": "diffusion", "sampling_steps": "flow", "linear_path": "flow", "components": "mixture"}
     kinds = [f"calm.model.head.kind={head.get(name.rpartition('.')[2], 'energy')}", "calm.decoder_loss.kind=brier"]
     for value in (10**18, 10**30, 1e300, math.inf, math.nan, "x" * 1_000_000, ["x" * 1_000_000], ["x"] * 100_000):
         with pytest.raises(ConfigError) as caught:

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from calm_core.config import CalmModelConfig, FlowHeadConfig, MlpAutoencoderConfig
 from calm_core.config.evaluation import SAMPLERS
-from calm_core.config.heads import DiffusionHeadConfig, EnergyHeadConfig, HeadConfig, ResidualHeadConfig
+from calm_core.config.heads import (
+    DiffusionHeadConfig,
+    EnergyHeadConfig,
+    HeadConfig,
+    MixtureHeadConfig,
+    ResidualHeadConfig,
+)
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
 from calm_core.generation.samplers.densest import MOST, latents_at, medoid
@@ -32,11 +38,12 @@ HEADS: dict[str, HeadConfig] = {
     "energy": EnergyHeadConfig(num_layers=1, noise_size=8),
     "diffusion": DiffusionHeadConfig(num_layers=1, sampling_steps=5),
     "residual": ResidualHeadConfig(num_layers=1),
+    "mixture": MixtureHeadConfig(components=8),
 }
 FITTING = [
     *(("flow", name) for name in SAMPLERS if name != "branch"),
     *(("diffusion", name) for name in SAMPLERS if name not in ("path", "branch")),
-    *((head, name) for head in ("energy", "residual") for name in ("branch", "densest", "batch", "exact")),
+    *((head, name) for head in ("energy", "residual", "mixture") for name in ("branch", "densest", "batch", "exact")),
 ]
 
 
@@ -46,7 +53,8 @@ def chunks(kind: str) -> CalmChunks:
     autoencoder = MlpAutoencoder(MlpAutoencoderConfig(chunk_size=K, latent_size=L, **SHAPE), 11)
     config = CalmModelConfig(num_hidden_layers=1, num_attention_heads=2, head=HEADS[kind], **SHAPE)
     calm = Calm(config, 11, K, L)
-    torch.nn.init.normal_(calm.mlp_generator.final_layer.linears[2].weight, std=0.3)
+    last = calm.mlp_generator.components if kind == "mixture" else calm.mlp_generator.final_layer.linears[2]
+    torch.nn.init.normal_(last.weight, std=0.3)
     freeze(autoencoder)
     freeze(calm)
     return CalmChunks(calm, autoencoder)
@@ -98,7 +106,14 @@ def test_equal_seeds_give_equal_chunks_which_keep_what_is_begun(kind: str, name:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("flow", "path"), ("flow", "noise-scale"), ("flow", "truncated"), ("energy", "branch"), ("residual", "branch")],
+    [
+        ("flow", "path"),
+        ("flow", "noise-scale"),
+        ("flow", "truncated"),
+        ("energy", "branch"),
+        ("residual", "branch"),
+        ("mixture", "branch"),
+    ],
 )
 def test_a_lower_temperature_gives_likelier_chunks(kind: str, name: Any) -> None:
     """How often two samples are equal grows as the temperature falls."""
@@ -195,7 +210,7 @@ def test_the_medoid_is_the_middle_of_the_largest_crowd() -> None:
         ("diffusion", "path", "it is a path of the flow head"),
         ("energy", "noise-scale", "its noise is normalised first, so that less of it is the same; take branch"),
         ("energy", "truncated", "its noise is normalised first, so that less of it is the same; take branch"),
-        ("flow", "branch", "it is of energy and residual heads, whose noise is a branch of its own"),
+        ("flow", "branch", "it is of energy, residual and mixture heads, whose noise is a branch of its own"),
     ],
 )
 def test_a_sampler_that_does_not_go_with_the_head_is_refused(kind: str, name: Any, reason: str) -> None:
@@ -240,7 +255,9 @@ def test_prompts_of_every_length_are_continued_by_each_sampler() -> None:
         assert all(0 < len(one.tokens) <= 7 for one in written)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("flow", "path"), ("residual", "branch"), ("energy", "batch")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("flow", "path"), ("residual", "branch"), ("mixture", "branch"), ("energy", "batch")]
+)
 def test_a_model_names_the_sampler_that_it_takes(kind: str, name: Any) -> None:
     model = chunks(kind)
     assert model.sampler_name(Sampling(0.5)) == name

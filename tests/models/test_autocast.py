@@ -28,6 +28,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "energy": {"kind": "energy", "num_layers": 2, "model_samples": 4, "target_samples": 8, "noise_size": 8},
     "diffusion": {"kind": "diffusion", "num_layers": 2},
     "flow": {"kind": "flow", "num_layers": 2},
+    "residual": {"kind": "residual", "num_layers": 2},
+    "mixture": {"kind": "mixture", "components": 4},
 }
 
 
@@ -42,8 +44,9 @@ def make_task(name: str) -> Task[Any]:
     if name == "transformer":
         return TransformerTask(Transformer(TransformerModelConfig(**_LAYERS), VOCABULARY), pad_id=0)
     calm = Calm(CalmModelConfig(head=HEADS[name], **_LAYERS), VOCABULARY, 4, 8)
+    head = calm.mlp_generator
     with torch.no_grad():  # it begins at zero, where most gradients are zero, too
-        last = calm.mlp_generator.final_layer.linears[-1]
+        last = head.components if name == "mixture" else head.final_layer.linears[-1]
         last.weight.normal_(std=last.in_features**-0.5)
     return CalmTask(calm, freeze(autoencoder()), pad_id=0)
 

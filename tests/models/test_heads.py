@@ -8,11 +8,12 @@ from torch import Tensor
 
 from calm_core.config import HEADS, CalmModelConfig, parse_section
 from calm_core.errors import ConfigError
-from calm_core.models.heads.base import Targets
+from calm_core.models.heads.base import Head, Targets
 from calm_core.models.heads.denoising import DenoisingHead
 from calm_core.models.heads.diffusion import DiffusionHead
 from calm_core.models.heads.flow import FlowHead
 from calm_core.models.heads.make import make_head
+from calm_core.models.heads.mixture import MixtureHead
 from calm_core.models.heads.residual import ResidualHead
 from calm_core.models.layers import initialize
 from calm_core.models.noise import SequenceNoise
@@ -168,10 +169,84 @@ def test_a_residual_sample_is_its_noise_before_training() -> None:
     torch.testing.assert_close(samples, 3 * drawn)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_residual_head_trains_in_any_precision(dtype: torch.dtype) -> None:
+C = 4
+
+
+def mixture() -> MixtureHead:
+    """With components that differ in everything."""
+    torch.manual_seed(0)
+    settings = {"kind": "mixture", "components": C, "num_layers": 2, "model_samples": N, "target_samples": 2}
+    made = make_head(HEADS.parse(settings), D, L)
+    assert isinstance(made, MixtureHead)
+    return made.apply(initialize)
+
+
+def test_the_mixture_head_equals_its_formula() -> None:
+    """Loss and gradients of a loop over positions, draws and components."""
+    model, wanted, scale = mixture(), targets(), 2.0
+    wanted = Targets(wanted.counted_BP, wanted.mean_RL, wanted.deviations_RML[:, :2])
+    model.fit(scale * torch.ones(3, L))
+    hidden = torch.randn(2, P, D, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    loss = model.loss(hidden, wanted, SequenceNoise([0, 1]))
+    weights = torch.linspace(0.5, 1.5, len(loss))
+    inputs = (hidden, *model.parameters())
+    grads = torch.autograd.grad((weights * loss).sum(), inputs)
+
+    normal = SequenceNoise([0, 1]).normal(P, N, L + 1)[..., :L]
+    plain = []
+    for r, (b, p) in enumerate(wanted.counted_BP.nonzero().tolist()):
+        numbers = model.components(model.layers(hidden[b, p]))
+        means, w, s = numbers[: C * L].view(C, L), numbers[C * L : -C].softmax(0), numbers[-C:].exp()
+        x = [[scale * (means[c] + s[c] * u) for c in range(C)] for u in normal[b, p]]
+        z = [wanted.mean_RL[r] + deviation for deviation in wanted.deviations_RML[r]]
+        to_targets = sum(w[c] * (x[n][c] - z_m).norm() for n in range(N) for c in range(C) for z_m in z)
+        between = sum(
+            w[c] * w[d] * (x[n][c] - x[k][d]).norm()
+            for n in range(N)
+            for k in range(N)
+            for c in range(C)
+            for d in range(C)
+            if n != k
+        )
+        plain.append((to_targets * 2 / (N * len(z)) - between / (N * (N - 1))) / (scale * L**0.5))
+    torch.testing.assert_close(loss, torch.stack(plain))
+    for grad, by_formula in zip(grads, torch.autograd.grad((weights * torch.stack(plain)).sum(), inputs), strict=True):
+        torch.testing.assert_close(grad, by_formula, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_mixture_draws_components_by_weight_and_normal_noise_around_them(temperature: float) -> None:
+    """Weights to the power 1 / T; of the noise, T times."""
+    model, draws = mixture(), 20_000
+    model.fit(3 * torch.ones(2, L))
+    with torch.no_grad():
+        model.components.bias[: C * L] = 20 * torch.arange(C).repeat_interleave(L)  # far apart
+        hidden = torch.randn(1, D)
+        samples = model.sample(hidden, model.sampling_noise(SequenceNoise([5]), draws), temperature)[0] / 3
+        log_weights, means, std = model.mixture(hidden)
+    chosen = torch.cdist(samples, means[0]).argmin(1)
+    weights = (log_weights[0] / temperature).softmax(0)
+    torch.testing.assert_close(torch.bincount(chosen, minlength=C) / draws, weights, rtol=0, atol=0.015)
+    noise = (samples - means[0][chosen]) / std[0][chosen].unsqueeze(1)
+    torch.testing.assert_close(noise.mean(), torch.tensor(0.0), rtol=0, atol=0.02)
+    torch.testing.assert_close(noise.std(), torch.tensor(temperature), rtol=0.02, atol=0)
+
+
+def test_new_components_differ_and_weigh_the_same() -> None:
+    model = mixture()
+    model.finish_initialization()
+    log_weights, means, std = model.mixture(torch.randn(P, D))
+    torch.testing.assert_close(log_weights.exp(), torch.full((P, C), 1 / C))
+    torch.testing.assert_close(std, torch.ones(P, C))
+    assert torch.pdist(means[0]).min() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [(k, d) for k in (residual, mixture) for d in (torch.float32, torch.bfloat16)]
+)
+def test_a_one_shot_head_trains_in_any_precision(kind: Callable[[], Head], dtype: torch.dtype) -> None:
     """Towards a latent that the hidden state tells: the loss falls to the posterior's own spread."""
-    model, positions = residual(), 32
+    model, positions = kind(), 32
     model.finish_initialization()
     model.to(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -394,7 +394,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _round_trip(rng: random.Random, known: list[tuple[str, Any]], folder: Path) -> Case:
     values = _values(rng, known)
     if rng.random() < 0.3:
-        values["calm.model.head"] = {"kind": rng.choice(["flow", "diffusion", "energy", "residual"])}
+        values["calm.model.head"] = {"kind": rng.choice(["flow", "diffusion", "energy", "residual", "mixture"])}
 
     def act() -> None:
         config = resolve_config({}, [], values)

@@ -189,7 +189,7 @@ def test_a_loss_of_decoded_samples_costs_them_and_the_decoder_without_its_weight
     assert cost.activation_bytes > plain.activation_bytes
 
 
-@pytest.mark.parametrize("head", ["energy", "diffusion", "flow", "residual"])
+@pytest.mark.parametrize("head", ["energy", "diffusion", "flow", "residual", "mixture"])
 def test_the_parts_are_the_whole_model(head: str) -> None:
     config = resolve_config(SMALL.model_dump(), [f"calm.model.head={head}"])
     model = Calm(config.calm.model, 300, 4, 8)

@@ -177,9 +177,9 @@ def test_a_rank_that_fails_gives_its_own_line(dataset_uri: str, tmp_path: Path) 
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("head", ["energy", "diffusion", "flow", "residual"])
+@pytest.mark.parametrize("head", ["energy", "diffusion", "flow", "residual", "mixture"])
 def test_every_head_trains_and_is_scored(autoencoder: Artifact, dataset_uri: str, tmp_path: Path, head: str) -> None:
-    own = {"energy": {"target_samples": 4}, "residual": {}}.get(head, {"sampling_steps": 4})
+    own = {"energy": {"target_samples": 4}, "residual": {}, "mixture": {}}.get(head, {"sampling_steps": 4})
     calm = train(
         calm_config({"kind": head, **own}, steps=12),
         dataset_uri,

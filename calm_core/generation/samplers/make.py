@@ -12,6 +12,7 @@ from calm_core.generation.samplers.scaled import Branch, NoiseScale, Truncated
 from calm_core.generation.sampling import Sampling
 from calm_core.models.heads.base import Head
 from calm_core.models.heads.flow import FlowHead
+from calm_core.models.heads.mixture import MixtureHead
 from calm_core.models.heads.residual import ResidualHead
 
 BY_NAME: Mapping[SamplerName, type[Sampler]] = {
@@ -23,7 +24,7 @@ BY_NAME: Mapping[SamplerName, type[Sampler]] = {
     "batch": Batch,
     "exact": Exact,
 }
-_BEST: Mapping[type[Head], SamplerName] = {FlowHead: "path", ResidualHead: "branch"}
+_BEST: Mapping[type[Head], SamplerName] = {FlowHead: "path", ResidualHead: "branch", MixtureHead: "branch"}
 
 
 def sampler_for(head: Head, sampling: Sampling) -> type[Sampler]:

@@ -9,6 +9,7 @@ from calm_core.generation.samplers.base import OneLatent
 from calm_core.models.heads.base import Head
 from calm_core.models.heads.denoising import DenoisingHead
 from calm_core.models.heads.energy import EnergyHead
+from calm_core.models.heads.mixture import MixtureHead
 from calm_core.models.heads.residual import ResidualHead
 from calm_core.models.noise import SequenceNoise
 
@@ -41,17 +42,17 @@ class Truncated(NoiseScale):
 
 class Branch(OneLatent):
     """The noise's branch of a one-shot head times T: the energy head's after its norm, all that a residual head adds to
-    its mean."""
+    its mean, all that a mixture adds to a component's, and the weights of those to the power 1/T."""
 
     @classmethod
     def unfit(cls, head: Head) -> str:
-        if isinstance(head, EnergyHead | ResidualHead):
+        if isinstance(head, EnergyHead | ResidualHead | MixtureHead):
             return ""
-        return "it is of energy and residual heads, whose noise is a branch of its own"
+        return "it is of energy, residual and mixture heads, whose noise is a branch of its own"
 
     def latents(self, hidden_BD: Tensor, noise: SequenceNoise, number: int, temperature: float) -> Tensor:
         head = self.calm.mlp_generator
-        assert isinstance(head, EnergyHead | ResidualHead)
+        assert isinstance(head, EnergyHead | ResidualHead | MixtureHead)
         return head.sample(hidden_BD, self.calm.sampling_noise(noise, number), temperature)
 
 

@@ -75,8 +75,13 @@ class Head(nn.Module, ABC):
         own = uniform[..., : self.noise_size]
         return self.sample(hidden, own if self.noise_centre else normal_quantiles(own))
 
+    @property
+    def training_passes(self) -> int:
+        """How many `training_pass` are in the loss of a position: N."""
+        return self.config.model_samples
+
     def training_pass(self, hidden: Tensor, drawn: Tensor) -> Tensor:
-        """What `loss` evaluates for each of its N draws; its operations are counted. Arguments as of `sample`."""
+        """What `loss` evaluates for each of its draws; its operations are counted. Arguments as of `sample`."""
         return self.sample(hidden, drawn)
 
     @abstractmethod

@@ -91,7 +91,7 @@ VALUES = [
     _set("registry.alias=latest", "registry.alias: to MLflow latest is a version; choose another alias"),
     _set(
         "calm.model.head.kind=round",
-        'calm.model.head: there is no "round"; there are energy, diffusion, flow, residual',
+        'calm.model.head: there is no "round"; there are energy, diffusion, flow, residual, mixture',
     ),
     _set("calm.steps", "--set calm.steps: expected section.key=value"),
     _set("calm.steps:5", "--set calm.steps:5: expected section.key=value, e.g. calm.steps=5"),
