@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from calm_core.config import Config, EnergyHeadConfig, ResidualHeadConfig, resolve_config
+from calm_core.config import Config, EnergyHeadConfig, MixtureHeadConfig, resolve_config
 from calm_core.errors import ConfigError
 from pipelines import profiles
 from pipelines.arguments import arguments_of
@@ -102,4 +102,4 @@ def test_another_kind_in_a_profile_starts_from_its_own_defaults(tmp_path: Path) 
     assert config.calm.model.head == EnergyHeadConfig(noise_size=8)
     (tmp_path / "same.yaml").write_text("base: tiny\ncalm: {model: {head: {target_samples: 6}}}\n")
     head = resolve_config(profiles.load(str(tmp_path / "same.yaml"))).calm.model.head
-    assert head == ResidualHeadConfig(num_layers=2, target_samples=6)
+    assert head == MixtureHeadConfig(components=8, target_samples=6)

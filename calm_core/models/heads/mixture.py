@@ -1,5 +1,6 @@
 """A head that is a mixture of normal distributions; its form and parameter names are ours."""
 
+import itertools
 import math
 from typing import NamedTuple, cast
 
@@ -115,25 +116,45 @@ class MixtureHead(Head):
 
 def _loss(mixture: Mixture, drawn_RNU: Tensor, mean_RL: Tensor, deviations_RML: Tensor) -> Tensor:
     """The loss [R] of targets in units of `latent_scale`."""
-    x_RNCL = (mixture.means - mean_RL.unsqueeze(1)).unsqueeze(1)
-    x_RNCL = x_RNCL + mixture.std[:, None, :, None] * drawn_RNU[:, :, None, :-1]
-    return _energy_score(mixture.log_weights.exp(), x_RNCL, deviations_RML) / math.sqrt(mean_RL.shape[1])
+    centred = mixture._replace(means=mixture.means - mean_RL.unsqueeze(1))  # no large inner products cancel then
+    return _energy_score(centred, drawn_RNU[..., :-1], deviations_RML) / math.sqrt(mean_RL.shape[1])
 
 
-def _energy_score(weights_RC: Tensor, x_RNCL: Tensor, z_RML: Tensor) -> Tensor:
-    """[R], by the formula of `MixtureHead`; distances come from inner products, so both should lie about zero."""
-    number = x_RNCL.shape[1]
-    squares_RNC = torch.linalg.vecdot(x_RNCL, x_RNCL)
-    inner_RNCM = (x_RNCL.flatten(1, 2) @ z_RML.transpose(1, 2)).unflatten(1, squares_RNC.shape[1:])
-    to_z_RNCM = _root(squares_RNC.unsqueeze(3) + torch.linalg.vecdot(z_RML, z_RML)[:, None, None] - 2 * inner_RNCM)
-    score_R = 2 * (weights_RC * to_z_RNCM.mean((1, 3))).sum(1)
-    # Draws n and n + k, over all k: each unordered pair comes once, hence the 2.
-    for k in range(1, number):
-        inner_RNCC = x_RNCL[:, k:] @ x_RNCL[:, :-k].transpose(2, 3)
-        between_RNCC = _root(squares_RNC[:, k:].unsqueeze(3) + squares_RNC[:, :-k].unsqueeze(2) - 2 * inner_RNCC)
-        weighted_R = torch.einsum("rc,rcd,rd->r", weights_RC, between_RNCC.sum(1), weights_RC)
-        score_R = score_R - 2 / (number * (number - 1)) * weighted_R
+def _energy_score(mixture: Mixture, u_RNL: Tensor, z_RML: Tensor) -> Tensor:
+    """[R], by the formula of `MixtureHead`.
+
+    All distances come from inner products of m, u and z, as |a - b|^2 = |a|^2 + |b|^2 - 2 a.b with
+
+        x_nc . x_kd = m_c . m_d + s_d m_c . u_k + s_c m_d . u_n + s_c s_d u_n . u_k,
+
+    so that no x, [R, N, C, L], is ever made.
+    """
+    means_RCL, std_RC, weights_RC = mixture.means, mixture.std, mixture.log_weights.exp()
+    mm_RCC, mu_RCN, mz_RCM = (means_RCL @ other.transpose(1, 2) for other in (means_RCL, u_RNL, z_RML))
+    uu_RNN, uz_RNM = (u_RNL @ other.transpose(1, 2) for other in (u_RNL, z_RML))
+    su_RCN = std_RC.unsqueeze(2) * mu_RCN
+    squares_RCN = mm_RCC.diagonal(dim1=1, dim2=2).unsqueeze(2) + 2 * su_RCN
+    squares_RCN = squares_RCN + std_RC.square().unsqueeze(2) * uu_RNN.diagonal(dim1=1, dim2=2).unsqueeze(1)
+
+    inner_RCNM = mz_RCM.unsqueeze(2) + std_RC[:, :, None, None] * uz_RNM.unsqueeze(1)
+    to_z_RCNM = _root(squares_RCN.unsqueeze(3) + torch.linalg.vecdot(z_RML, z_RML)[:, None, None] - 2 * inner_RCNM)
+    score_R = 2 * (weights_RC * to_z_RCNM.mean((2, 3))).sum(1)
+
+    pairs = list(itertools.combinations(range(u_RNL.shape[1]), 2))  # Q of them, each unordered one once
+    n, k = ([pair[side] for pair in pairs] for side in (0, 1))
+    inner_RQCC = _picked(mu_RCN, k).unsqueeze(3) * std_RC[:, None, None] + std_RC[:, None, :, None] * _picked(
+        mu_RCN, n
+    ).unsqueeze(2)
+    std_RCC = std_RC.unsqueeze(2) * std_RC.unsqueeze(1)
+    inner_RQCC = inner_RQCC + std_RCC.unsqueeze(1) * uu_RNN[:, n, k, None, None] + mm_RCC.unsqueeze(1)
+    squares_RQCC = _picked(squares_RCN, n).unsqueeze(3) + _picked(squares_RCN, k).unsqueeze(2) - 2 * inner_RQCC
+    score_R = score_R - torch.einsum("rc,rcd,rd->r", weights_RC, _root(squares_RQCC).mean(1), weights_RC)
     return score_R
+
+
+def _picked(of_draws_RCN: Tensor, draws: list[int]) -> Tensor:
+    """[R, Q, C]; not by one index, whose gradient adds up in a varying order."""
+    return torch.stack([of_draws_RCN[..., draw] for draw in draws], dim=1)
 
 
 def _root(squares: Tensor) -> Tensor:
