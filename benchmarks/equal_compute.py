@@ -87,12 +87,8 @@ class Laboratory:
         models, scores = [], []
         for seed in seeds:
             model = self._model(f"{name}-seed-{seed}", config, section, seed, autoencoder_uri)
-            output = str(self.folder / f"{name}-seed-{seed}-score")
-            score = evaluate(
-                config.evaluation, self._dataset, model.uri, output, seed=config.seed, autoencoder_uri=autoencoder_uri
-            )
             models.append(model.facts)
-            scores.append(score)
+            scores.append(self._score(f"{name}-seed-{seed}-score", config, model, autoencoder_uri))
         return Runs(config, models, scores)
 
     def _autoencoder(self, config: Config, chunk_size: int) -> Artifact[AutoencoderFacts]:
@@ -119,6 +115,19 @@ class Laboratory:
                 checkpoint_root=self._checkpoints,
                 autoencoder_uri=autoencoder_uri,
             ),
+        )
+
+    def _score(
+        self, name: str, config: Config, model: Artifact[ModelFacts], autoencoder_uri: str
+    ) -> Artifact[EvaluationFacts]:
+        return _made(
+            self.folder / name,
+            EvaluationFacts,
+            config.evaluation,
+            lambda uri: evaluate(
+                config.evaluation, self._dataset, model.uri, uri, seed=config.seed, autoencoder_uri=autoencoder_uri
+            ),
+            of=model,
         )
 
     @property
@@ -194,12 +203,19 @@ def _cost(config: Config, section: str) -> Cost:
     return estimate(config, gpus=1)["Transformer" if section == "transformer" else "CALM"]
 
 
-def _made(path: Path, kind: type[FactsT], config: Any, make: Callable[[str], Artifact[Any]]) -> Artifact[FactsT]:
-    """The artifact at a path, made unless it is there with the same settings."""
+def _made(
+    path: Path,
+    kind: type[FactsT],
+    config: Any,
+    make: Callable[[str], Artifact[Any]],
+    of: Artifact[Any] | None = None,
+) -> Artifact[FactsT]:
+    """The artifact at a path, made unless it is there with the same settings, and of the same model."""
     settings = config.model_dump(mode="json")
     try:
         artifact = Artifact(str(path), kind)
-        if kind is DatasetFacts or settings.items() <= artifact.manifest.config.items():
+        same = kind is DatasetFacts or settings.items() <= artifact.manifest.config.items()
+        if same and (of is None or of.digest in artifact.manifest.parents.values()):
             return artifact
     except ArtifactError:
         pass

@@ -194,7 +194,7 @@ def _autoencoder_forward(autoencoder: Autoencoder) -> float:
 def _calm_training(config: CalmConfig, calm: Calm, autoencoder: Autoencoder, positions: int) -> float:
     """Training on one token of a sequence of so many chunks; of a student, what it computes itself.
 
-    The head runs once for each of its passes, and the frozen encoder forward only; the decoder runs in a loss of decoded
+    The head runs as often as it says, and the frozen encoder forward only; the decoder runs in a loss of decoded
     samples and in inference. A student's head runs for each lesson, and for its own loss if that counts; through the
     frozen decoder a gradient passes to the latents alone, which takes as much as the forward pass.
     """

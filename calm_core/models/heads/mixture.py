@@ -132,24 +132,21 @@ def _energy_score(mixture: Mixture, u_RNL: Tensor, z_RML: Tensor) -> Tensor:
     means_RCL, std_RC, weights_RC = mixture.means, mixture.std, mixture.log_weights.exp()
     mm_RCC, mu_RCN, mz_RCM = (means_RCL @ other.transpose(1, 2) for other in (means_RCL, u_RNL, z_RML))
     uu_RNN, uz_RNM = (u_RNL @ other.transpose(1, 2) for other in (u_RNL, z_RML))
-    su_RCN = std_RC.unsqueeze(2) * mu_RCN
-    squares_RCN = mm_RCC.diagonal(dim1=1, dim2=2).unsqueeze(2) + 2 * su_RCN
-    squares_RCN = squares_RCN + std_RC.square().unsqueeze(2) * uu_RNN.diagonal(dim1=1, dim2=2).unsqueeze(1)
+    uu_R1N = uu_RNN.diagonal(dim1=1, dim2=2).unsqueeze(1)
+    squares_RCN = mm_RCC.diagonal(dim1=1, dim2=2).unsqueeze(2) + 2 * std_RC.unsqueeze(2) * mu_RCN
+    squares_RCN = squares_RCN + std_RC.square().unsqueeze(2) * uu_R1N
 
     inner_RCNM = mz_RCM.unsqueeze(2) + std_RC[:, :, None, None] * uz_RNM.unsqueeze(1)
     to_z_RCNM = _root(squares_RCN.unsqueeze(3) + torch.linalg.vecdot(z_RML, z_RML)[:, None, None] - 2 * inner_RCNM)
     score_R = 2 * (weights_RC * to_z_RCNM.mean((2, 3))).sum(1)
 
-    pairs = list(itertools.combinations(range(u_RNL.shape[1]), 2))  # Q of them, each unordered one once
+    pairs = list(itertools.combinations(range(u_RNL.shape[1]), 2))  # n < k, Q of them: each unordered pair once
     n, k = ([pair[side] for pair in pairs] for side in (0, 1))
-    inner_RQCC = _picked(mu_RCN, k).unsqueeze(3) * std_RC[:, None, None] + std_RC[:, None, :, None] * _picked(
-        mu_RCN, n
-    ).unsqueeze(2)
-    std_RCC = std_RC.unsqueeze(2) * std_RC.unsqueeze(1)
-    inner_RQCC = inner_RQCC + std_RCC.unsqueeze(1) * uu_RNN[:, n, k, None, None] + mm_RCC.unsqueeze(1)
+    of_c, of_d = std_RC[:, None, :, None], std_RC[:, None, None]
+    inner_RQCC = of_d * _picked(mu_RCN, k).unsqueeze(3) + of_c * _picked(mu_RCN, n).unsqueeze(2)
+    inner_RQCC = inner_RQCC + of_c * of_d * uu_RNN[:, n, k, None, None] + mm_RCC.unsqueeze(1)
     squares_RQCC = _picked(squares_RCN, n).unsqueeze(3) + _picked(squares_RCN, k).unsqueeze(2) - 2 * inner_RQCC
-    score_R = score_R - torch.einsum("rc,rcd,rd->r", weights_RC, _root(squares_RQCC).mean(1), weights_RC)
-    return score_R
+    return score_R - torch.einsum("rc,rcd,rd->r", weights_RC, _root(squares_RQCC).mean(1), weights_RC)
 
 
 def _picked(of_draws_RCN: Tensor, draws: list[int]) -> Tensor:
