@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _FORMULA = (
     "forward = 2 x weights of matrix products + 4 x positions x hidden size x layers (attention); "
     "backward = 2 x forward.",
-    "CALM trains with the head once for each model sample and the encoder forward; it writes with the head and the "
-    "decoder.",
+    "CALM trains with the head once for each model sample (a mixture's: once for all) and the encoder forward; it "
+    "writes with the head and the decoder.",
     "memory = parameters (bf16 unless precision says otherwise), fp32 gradients, copy and Adam's moments, shared as "
     "ZeRO's stage says; and the activations of one micro-batch, a rough count.",
 )
