@@ -82,11 +82,10 @@ class CalmConfig(LanguageModelTrainingConfig, kind="calm"):
 
     @model_validator(mode="after")
     def _a_loss_of_samples_reaches_the_head(self) -> Self:
-        if not self.model.head.differentiable and (self.teacher or self.decoder_loss is not None):
-            what = "a teacher" if self.teacher else "decoder_loss"
+        if self.decoder_loss is not None and not self.model.head.differentiable:
             raise ValueError(
-                f"{what} needs a head whose samples pass a gradient on, which {self.model.head.kind} has not; "
-                "take model.head=residual or energy"
+                f"decoder_loss needs a head whose samples pass a gradient on, which {self.model.head.kind} is not; "
+                "set calm.model.head=residual or energy, or leave it out"
             )
         return self
 

@@ -231,7 +231,7 @@ def checked_teacher(
 
     Raises:
         ConfigError: It is missing or of another kind, or has another tokenizer or autoencoder, or the student's head
-            takes fewer random numbers than it needs.
+            takes fewer random numbers than it needs, or cannot learn from it.
     """
     teacher = teacher_artifact(config.teacher)
     who = f"{SETTING}: {config.teacher}"
@@ -251,6 +251,11 @@ def checked_teacher(
         raise ConfigError(
             f"{config.kind}.{INITIAL_WEIGHTS}: the student begins with its teacher's weights; leave it out, or set "
             f"{config.kind}.distillation.start_from_teacher=false"
+        )
+    if not config.model.head.differentiable:
+        raise ConfigError(
+            f"calm.model.head: {config.model.head.kind} learns from no teacher, since its samples pass no gradient on "
+            "to all of it; set calm.model.head=residual, energy or flow"
         )
     _require_noise(config, teacher, autoencoder)
     return teacher.digest

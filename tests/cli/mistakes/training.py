@@ -94,6 +94,12 @@ MISTAKES = [
         exit_code=2,
     ),
     Mistake(
+        "a head that no teacher reaches",
+        (*_STUDENT, "--teacher", "{transformer}", "--head", "mixture"),
+        ("calm.model.head: mixture learns from no teacher, since its samples pass no gradient on to all of it; set ",),
+        exit_code=2,
+    ),
+    Mistake(
         "a teacher in a pipeline",
         ("run", "--set", "calm.teacher={transformer}"),
         ("calm.teacher: a pipeline has no teacher; leave it out, and train with `calm train calm --teacher`",),
