@@ -7,6 +7,7 @@ it, and for other data, shapes or vocabularies, it says nothing.
 """
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def main() -> None:
     parser.add_argument("--chunk-sizes", type=int, nargs="+", default=[1, 2, 4], help="K of the CALM models")
     arguments = parser.parse_args()
     laboratory = Laboratory(arguments.output, arguments.profile, arguments.set)
+    config = laboratory.configure()
+    intervals = [config.evaluation.interval(k, config.data.sequence_length) for k in (1, *arguments.chunk_sizes)]
+    if len(set(intervals)) > 1:
+        common = math.lcm(*intervals)
+        parser.error(f"not all K are scored at the same positions; add --set evaluation.position_interval={common}")
     budgets = [share * training_flops(laboratory.configure()) for share in arguments.shares]
     console = Console(width=140)
     table = Table("model", *(f"{budget:.2g} FLOPs" for budget in budgets), "a doubling gives", box=None)
