@@ -44,7 +44,7 @@ def main() -> None:
     if len(set(intervals)) > 1:
         common = math.lcm(*intervals)
         parser.error(f"not all K are scored at the same positions; add --set evaluation.position_interval={common}")
-    budgets = [share * training_flops(laboratory.configure()) for share in arguments.shares]
+    budgets = [share * training_flops(config) for share in arguments.shares]
     console = Console(width=140)
     table = Table("model", *(f"{budget:.2g} FLOPs" for budget in budgets), "a doubling gives", box=None)
     curves: dict[str, list[Score]] = {}

@@ -77,7 +77,7 @@ class MixtureHeadConfig(HeadConfig):
 
     kind: Literal["mixture"] = "mixture"
     num_layers: Layers = Field(1, description="hidden layers between the backbone's state and the components")
-    components: int = Field(16, ge=1, le=4096, description="C, normal distributions of each position")
+    components: int = Field(8, ge=1, le=4096, description="C, normal distributions of each position")
     model_samples: int = Field(4, ge=2, le=64, description="N: draws of noise in the energy loss")
     target_samples: int = Field(1, ge=1, le=2**16, description="M, samples of the autoencoder's posterior")
 

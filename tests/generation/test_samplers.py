@@ -38,7 +38,7 @@ HEADS: dict[str, HeadConfig] = {
     "energy": EnergyHeadConfig(num_layers=1, noise_size=8),
     "diffusion": DiffusionHeadConfig(num_layers=1, sampling_steps=5),
     "residual": ResidualHeadConfig(num_layers=1),
-    "mixture": MixtureHeadConfig(components=8),
+    "mixture": MixtureHeadConfig(),
 }
 FITTING = [
     *(("flow", name) for name in SAMPLERS if name != "branch"),

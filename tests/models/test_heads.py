@@ -127,6 +127,30 @@ def test_the_condition_reaches_every_sample() -> None:
     assert not torch.equal(samples[0], samples[1])
 
 
+def require_formula(
+    model: Head, draws: Tensor, formula: Callable[[Tensor, Tensor, list[Tensor]], Tensor], scale: float
+) -> None:
+    """Loss and gradients of a head are those of a formula of one position's state, draws [N, U] and targets z_m."""
+    wanted = targets()
+    wanted = Targets(wanted.counted_BP, wanted.mean_RL, wanted.deviations_RML[:, :2])
+    model.fit(scale * torch.ones(3, L))
+    hidden = torch.randn(2, P, D, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    loss = model.loss(hidden, wanted, SequenceNoise([0, 1]))
+    plain = torch.stack(
+        [
+            formula(
+                hidden[b, p], draws[b, p], [wanted.mean_RL[r] + deviation for deviation in wanted.deviations_RML[r]]
+            )
+            for r, (b, p) in enumerate(wanted.counted_BP.nonzero().tolist())
+        ]
+    )
+    torch.testing.assert_close(loss, plain)
+    weights, inputs = torch.linspace(0.5, 1.5, len(loss)), (hidden, *model.parameters())
+    grads, by_formula = (torch.autograd.grad((weights * each).sum(), inputs) for each in (loss, plain))
+    for grad, expected in zip(grads, by_formula, strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)
+
+
 def residual() -> ResidualHead:
     """With weights that are not zero anywhere."""
     torch.manual_seed(0)
@@ -136,28 +160,16 @@ def residual() -> ResidualHead:
 
 
 def test_the_residual_head_equals_its_formula() -> None:
-    """Loss and gradients of a loop over positions and pairs, from z = scale (mean(h) + u + network(u, h))."""
-    model, wanted, scale = residual(), targets(), 2.0
-    wanted = Targets(wanted.counted_BP, wanted.mean_RL, wanted.deviations_RML[:, :2])
-    model.fit(scale * torch.ones(3, L))
-    hidden = torch.randn(2, P, D, generator=torch.Generator().manual_seed(2), requires_grad=True)
-    loss = model.loss(hidden, wanted, SequenceNoise([0, 1]))
-    weights = torch.linspace(0.5, 1.5, len(loss))
-    inputs = (hidden, *model.parameters())
-    grads = torch.autograd.grad((weights * loss).sum(), inputs)
+    """A loop over pairs, from z = scale (mean(h) + u + network(u, h))."""
+    model, scale = residual(), 2.0
 
-    normal = SequenceNoise([0, 1]).normal(P, N, L)
-    plain = []
-    for r, (b, p) in enumerate(wanted.counted_BP.nonzero().tolist()):
-        h = hidden[b, p]
-        x = [scale * (model.mean(h) + u + model.network(u[None], model.condition(h))[0]) for u in normal[b, p]]
-        z = [wanted.mean_RL[r] + deviation for deviation in wanted.deviations_RML[r]]
+    def formula(h: Tensor, normal: Tensor, z: list[Tensor]) -> Tensor:
+        x = [scale * (model.mean(h) + u + model.network(u[None], model.condition(h))[0]) for u in normal]
         to_targets = sum((x_n - z_m).norm() for x_n in x for z_m in z) * 2 / (N * len(z))
         between = sum((x[n] - x[k]).norm() for n in range(N) for k in range(N) if n != k) / (N * (N - 1))
-        plain.append((to_targets - between) / (scale * L**0.5))
-    torch.testing.assert_close(loss, torch.stack(plain))
-    for grad, by_formula in zip(grads, torch.autograd.grad((weights * torch.stack(plain)).sum(), inputs), strict=True):
-        torch.testing.assert_close(grad, by_formula, rtol=1e-4, atol=1e-5)
+        return (to_targets - between) / (scale * L**0.5)
+
+    require_formula(model, SequenceNoise([0, 1]).normal(P, N, L), formula, scale)
 
 
 def test_a_residual_sample_is_its_noise_before_training() -> None:
@@ -182,36 +194,19 @@ def mixture() -> MixtureHead:
 
 
 def test_the_mixture_head_equals_its_formula() -> None:
-    """Loss and gradients of a loop over positions, draws and components."""
-    model, wanted, scale = mixture(), targets(), 2.0
-    wanted = Targets(wanted.counted_BP, wanted.mean_RL, wanted.deviations_RML[:, :2])
-    model.fit(scale * torch.ones(3, L))
-    hidden = torch.randn(2, P, D, generator=torch.Generator().manual_seed(2), requires_grad=True)
-    loss = model.loss(hidden, wanted, SequenceNoise([0, 1]))
-    weights = torch.linspace(0.5, 1.5, len(loss))
-    inputs = (hidden, *model.parameters())
-    grads = torch.autograd.grad((weights * loss).sum(), inputs)
+    """A loop over draws and components."""
+    model, scale = mixture(), 2.0
 
-    normal = SequenceNoise([0, 1]).normal(P, N, L + 1)[..., :L]
-    plain = []
-    for r, (b, p) in enumerate(wanted.counted_BP.nonzero().tolist()):
-        numbers = model.components(model.layers(hidden[b, p]))
+    def formula(h: Tensor, normal: Tensor, z: list[Tensor]) -> Tensor:
+        numbers = model.components(model.layers(h))
         means, w, s = numbers[: C * L].view(C, L), numbers[C * L : -C].softmax(0), numbers[-C:].exp()
-        x = [[scale * (means[c] + s[c] * u) for c in range(C)] for u in normal[b, p]]
-        z = [wanted.mean_RL[r] + deviation for deviation in wanted.deviations_RML[r]]
+        x = [[scale * (means[c] + s[c] * u[:L]) for c in range(C)] for u in normal]
         to_targets = sum(w[c] * (x[n][c] - z_m).norm() for n in range(N) for c in range(C) for z_m in z)
-        between = sum(
-            w[c] * w[d] * (x[n][c] - x[k][d]).norm()
-            for n in range(N)
-            for k in range(N)
-            for c in range(C)
-            for d in range(C)
-            if n != k
-        )
-        plain.append((to_targets * 2 / (N * len(z)) - between / (N * (N - 1))) / (scale * L**0.5))
-    torch.testing.assert_close(loss, torch.stack(plain))
-    for grad, by_formula in zip(grads, torch.autograd.grad((weights * torch.stack(plain)).sum(), inputs), strict=True):
-        torch.testing.assert_close(grad, by_formula, rtol=1e-4, atol=1e-5)
+        pairs = [(n, k) for n in range(N) for k in range(N) if n != k]
+        between = sum(w[c] * w[d] * (x[n][c] - x[k][d]).norm() for n, k in pairs for c in range(C) for d in range(C))
+        return (to_targets * 2 / (N * len(z)) - between / len(pairs)) / (scale * L**0.5)
+
+    require_formula(model, SequenceNoise([0, 1]).normal(P, N, L + 1), formula, scale)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

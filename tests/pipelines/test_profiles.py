@@ -102,4 +102,4 @@ def test_another_kind_in_a_profile_starts_from_its_own_defaults(tmp_path: Path) 
     assert config.calm.model.head == EnergyHeadConfig(noise_size=8)
     (tmp_path / "same.yaml").write_text("base: tiny\ncalm: {model: {head: {target_samples: 6}}}\n")
     head = resolve_config(profiles.load(str(tmp_path / "same.yaml"))).calm.model.head
-    assert head == MixtureHeadConfig(components=8, target_samples=6)
+    assert head == MixtureHeadConfig(target_samples=6)

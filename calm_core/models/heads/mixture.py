@@ -91,7 +91,7 @@ class MixtureHead(Head):
         log_weights, means, std = self.mixture(hidden)
         edges = (log_weights / temperature).softmax(-1).cumsum(-1)
         place = torch.special.ndtr(drawn[..., -1].float()) * edges[..., -1:]
-        chosen = torch.searchsorted(edges.contiguous(), place.contiguous()).clamp_max(self.config.components - 1)
+        chosen = torch.searchsorted(edges, place.contiguous()).clamp_max(self.config.components - 1)
         mean = means.gather(-2, chosen.unsqueeze(-1).expand(*chosen.shape, self.latent_size))
         noise = std.gather(-1, chosen).unsqueeze(-1) * drawn[..., :-1]
         return (mean + temperature * noise) * self.latent_scale
