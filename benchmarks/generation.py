@@ -14,7 +14,7 @@ from benchmarks.sizes import SMALL, K, V, baseline, models, spread_samples
 from calm_core.data.sources.factbook import write_factbook
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.generation.sampling import Sampling
-from calm_core.generation.temperature import FREE, choose_chunks, temperature_weights
+from calm_core.generation.temperature import FREE, TextSoFar, choose_chunks, temperature_weights
 from calm_core.generation.text import CalmChunks, NextChunk, TextGenerator, TransformerTokens
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Branches
@@ -26,13 +26,13 @@ BATCH, SAMPLES, TEMPERATURE, TOKENS = 8, 200, 0.5, 64
 PROMPTS = 64
 
 
-Choose = Callable[[Autoencoder, Tensor, Tensor, float, Tensor], Tensor]
+Choose = Callable[[Autoencoder, Tensor, Tensor, float, TextSoFar], Tensor]
 
 
 def rows() -> Iterator[Row]:
     calm, autoencoder = models(SMALL, head_layers=4)
     hidden = torch.randn(BATCH, 256, generator=torch.Generator().manual_seed(0))
-    free = torch.full((BATCH, K), FREE)
+    text = TextSoFar(torch.zeros(BATCH, K, dtype=torch.int64), torch.full((BATCH, K), FREE))
     for name, deviation in (("diverse", 10.0), ("between", 1.0), ("mostly equal", 0.05)):
         spread_samples(calm, deviation)
 
@@ -40,7 +40,7 @@ def rows() -> Iterator[Row]:
         def chunk(choose: Choose, samples: int = SAMPLES, temperature: float = TEMPERATURE) -> Tensor:
             noise = SequenceNoise(range(BATCH))
             latents = calm.sample(hidden, calm.sampling_noise(noise, samples))
-            return choose(autoencoder, latents, noise.uniform(1)[:, 0], temperature, free)
+            return choose(autoencoder, latents, noise.uniform(1)[:, 0], temperature, text)
 
         assert torch.equal(chunk(_choose_from_all), chunk(choose_chunks)), "both must choose the same chunks"
         seconds = side_by_side(
@@ -112,10 +112,10 @@ def baseline_rows() -> Iterator[Row]:
 
 
 def _choose_from_all(
-    autoencoder: Autoencoder, latents_BSL: Tensor, uniform_B: Tensor, temperature: float, begun_BK: Tensor
+    autoencoder: Autoencoder, latents_BSL: Tensor, uniform_B: Tensor, temperature: float, text: TextSoFar
 ) -> Tensor:
     """Every sample decoded whole, then counted."""
-    chunks_BSK = autoencoder.decode(latents_BSL)
+    chunks_BSK = autoencoder.decode(latents_BSL, text.before_BK.unsqueeze(1))
     counts_BS = (chunks_BSK.unsqueeze(1) == chunks_BSK.unsqueeze(2)).all(-1).sum(-1)
     cumulative = temperature_weights(counts_BS, temperature).cumsum(-1)
     chosen = torch.searchsorted(cumulative, uniform_B.double().unsqueeze(1), right=True)
@@ -133,8 +133,9 @@ def _writing(writer: NextChunk) -> Callable[[], object]:
         noise = SequenceNoise(range(BATCH))
         hidden, prefix = writer.backbone(writer.embed(prompt))
         branches, state = Branches(torch.full((BATCH, 1), prompt.shape[1] - 1), prefix), hidden[:, -1]
+        chunk = prompt[:, -1]
         for _ in range(TOKENS // size):
-            chunk = writer.choose(state, free, noise, Sampling())
+            chunk = writer.choose(state, TextSoFar(chunk, free), noise, Sampling())
             states, branches = writer.backbone.branch(writer.embed(chunk.unsqueeze(1)), branches)
             state = states[:, 0]
 

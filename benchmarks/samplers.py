@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from calm_core.evaluation.prompts import beginnings
 from calm_core.evaluation.training_text import TrainingText
 from calm_core.generation.samplers.base import OneLatent
 from calm_core.generation.sampling import Sampling
-from calm_core.generation.temperature import FREE, temperature_weights
+from calm_core.generation.temperature import FREE, TextSoFar, temperature_weights
 from calm_core.generation.text import CalmChunks, TextGenerator
 from calm_core.models.autoencoders.base import to_chunks
 from calm_core.models.noise import SequenceNoise
@@ -39,6 +40,14 @@ COLUMNS = (
     *("sampler", "T", "hit 1", "equal 1", "Brier-1", f"hit {LONGEST}", f"equal {LONGEST}", "known", "far"),
     *("text: repetition", "distinct-2", "known", "tokens/CPU-s", "cost"),
 )
+
+
+class _States(NamedTuple):
+    """States of text [R, D], the chunk before and the true one after each, int64 [R, K]."""
+
+    hidden_RD: Tensor
+    before_RK: Tensor
+    true_RK: Tensor
 
 
 def main(arguments: list[str]) -> None:
@@ -69,8 +78,8 @@ def main(arguments: list[str]) -> None:
 def rows(generator: TextGenerator, model: CalmChunks, asked: argparse.Namespace) -> Iterator[list[str]]:
     """One for each sampler and temperature; the plain one, and P^(1/T), come first."""
     dataset, text = open_dataset(asked.dataset, "validation"), TrainingText.read(asked.dataset)
-    hidden_RD, true_RK = _states(model, dataset, asked.states)
-    pool_RSK = _pool(model, hidden_RD)
+    states = _states(model, dataset, asked.states)
+    true_RK, pool_RSK = states.true_RK, _pool(model, states)
     targets = {T: [_power(chunks_SK, T) for chunks_SK in pool_RSK] for T in asked.temperatures}
     prompts = beginnings(dataset, asked.prompts)
     plain = _Written(generator, prompts, asked.tokens, Sampling(), text)
@@ -84,15 +93,13 @@ def rows(generator: TextGenerator, model: CalmChunks, asked: argparse.Namespace)
             *[""] * 5,
         ]
         for name in asked.samplers:
-            yield _row(
-                generator, model, (hidden_RD, true_RK), name, temperature, targets[temperature], plain, asked, text
-            )
+            yield _row(generator, model, states, name, temperature, targets[temperature], plain, asked, text)
 
 
 def _row(
     generator: TextGenerator,
     model: CalmChunks,
-    states: tuple[Tensor, Tensor],
+    states: _States,
     name: SamplerName,
     temperature: float,
     target: list[Counter[tuple[int, ...]]],
@@ -102,39 +109,39 @@ def _row(
 ) -> list[str]:
     sampling = Sampling(temperature, sampler=name)
     draws = asked.draws // 4 if name in ("batch", "exact") else asked.draws
-    hidden_RD, true_RK = states
     try:
-        drawn_RMK = torch.stack([_draw(model, hidden_RD, m, sampling) for m in range(draws)], 1)
+        drawn_RMK = torch.stack([_draw(model, states, m, sampling) for m in range(draws)], 1)
     except CalmError as error:
         return [name, f"{temperature:g}", str(error), *[""] * (len(COLUMNS) - 3)]
     written = _Written(generator, plain.prompts, asked.tokens, sampling, text)
-    return [name, f"{temperature:g}", *_scores(drawn_RMK, true_RK, text, target), *written.cells(plain)]
+    return [name, f"{temperature:g}", *_scores(drawn_RMK, states.true_RK, text, target), *written.cells(plain)]
 
 
-def _states(model: CalmChunks, dataset: Dataset, number: int) -> tuple[Tensor, Tensor]:
-    """States [R, D] of held-out text, and the true chunk after each, [R, K]."""
+def _states(model: CalmChunks, dataset: Dataset, number: int) -> _States:
+    """Of held-out text."""
     tokens = torch.from_numpy(dataset.rows(np.arange(min(dataset.num_sequences, 32))))
     chunks_BPK = to_chunks(tokens, model.chunk_size)
     hidden_BPD, _ = model.backbone(model.embed(chunks_BPK[:, :-1]))
     whole_BP = (chunks_BPK[:, 1:] != dataset.pad_id).all(-1)
     chosen = torch.randperm(int(whole_BP.sum()), generator=torch.Generator().manual_seed(0))[:number]
-    return hidden_BPD[whole_BP][chosen], chunks_BPK[:, 1:][whole_BP][chosen]
+    return _States(*(of[whole_BP][chosen] for of in (hidden_BPD, chunks_BPK[:, :-1], chunks_BPK[:, 1:])))
 
 
-def _pool(model: CalmChunks, hidden_RD: Tensor) -> Tensor:
+def _pool(model: CalmChunks, states: _States) -> Tensor:
     """POOL samples at temperature 1 after each state, int64 [R, POOL, K]."""
     sampler, pool = OneLatent(model.calm, model.autoencoder), []
-    for row in range(len(hidden_RD)):
-        latents = sampler.plain_latents(hidden_RD[[row]], SequenceNoise([row]), POOL)
-        pool.append(model.autoencoder.decode(latents)[0])
+    for row, before_K in enumerate(states.before_RK):
+        latents = sampler.plain_latents(states.hidden_RD[[row]], SequenceNoise([row]), POOL)
+        pool.append(model.autoencoder.decode(latents, before_K)[0])
     return torch.stack(pool)
 
 
-def _draw(model: CalmChunks, hidden_RD: Tensor, number: int, sampling: Sampling) -> Tensor:
+def _draw(model: CalmChunks, states: _States, number: int, sampling: Sampling) -> Tensor:
     """One chunk after each state, int64 [R, K]."""
-    free = torch.full((len(hidden_RD), model.chunk_size), FREE)
-    seeds = [10**6 + number * len(hidden_RD) + row for row in range(len(hidden_RD))]
-    return model.choose(hidden_RD, free, SequenceNoise(seeds), sampling)
+    rows = len(states.before_RK)
+    text = TextSoFar(states.before_RK, torch.full_like(states.before_RK, FREE))
+    seeds = [10**6 + number * rows + row for row in range(rows)]
+    return model.choose(states.hidden_RD, text, SequenceNoise(seeds), sampling)
 
 
 def _power(chunks_SK: Tensor, temperature: float) -> Counter[tuple[int, ...]]:

@@ -44,9 +44,10 @@ def _batch(sampler: CalmSampler, tokens: Tensor, targets: Tensor, samples: int) 
 def _collisions(sampler: CalmSampler, tokens: Tensor) -> float:
     """Share of equal pairs among eight first tokens of each position."""
     samples = 8
-    hidden, _ = sampler.calm.transformer(sampler.calm.embed(to_chunks(tokens, 1)))
+    chunks = to_chunks(tokens, 1)
+    hidden, _ = sampler.calm.transformer(sampler.calm.embed(chunks))
     drawn = sampler.calm.sampling_noise(SequenceNoise([0]), TOKENS, samples)
-    first = sampler.autoencoder.decode(sampler.calm.sample(hidden, drawn))[..., 0]
+    first = sampler.autoencoder.decode(sampler.calm.sample(hidden, drawn), chunks.unsqueeze(2))[..., 0]
     equal = (first.unsqueeze(2) == first.unsqueeze(3)).float().mean().item()
     return (equal * samples - 1) / (samples - 1)
 
@@ -61,7 +62,8 @@ def _loop(sampler: CalmSampler, tokens: Tensor, targets: Tensor, samples: int) -
     drawn += [calm.sampling_noise(noise, positions * samples).unflatten(1, (positions, samples)) for _ in range(3)]
     terms = []
     for p in range(positions):
-        sampled = sampler.autoencoder.decode(calm.sample(hidden[:, p], drawn[0][:, p])).view(samples, 1)
+        latents = calm.sample(hidden[:, p], drawn[0][:, p])
+        sampled = sampler.autoencoder.decode(latents, tokens[:, p]).view(samples, 1)
         past = [
             KeyValues(*(x[:, :, : p + 1].expand(samples, -1, -1, -1) for x in (layer.keys, layer.values)))
             for layer in prefix
@@ -69,6 +71,6 @@ def _loop(sampler: CalmSampler, tokens: Tensor, targets: Tensor, samples: int) -
         for step in range(1, MAX_N):
             states, past = calm.transformer(calm.embed(sampled[:, None, -1:]), past)
             latents = calm.sample(states[:, 0], drawn[step][0, p].unsqueeze(1))
-            sampled = torch.cat([sampled, sampler.autoencoder.decode(latents)[:, 0]], dim=1)
+            sampled = torch.cat([sampled, sampler.autoencoder.decode(latents[:, 0], sampled[:, -1:])], dim=1)
         terms.append(brier_terms(sampled.unsqueeze(0), targets[:, p]))
     return torch.stack(terms, dim=1)

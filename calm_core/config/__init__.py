@@ -4,7 +4,14 @@ Each stage receives only its own section, so that changing one setting reruns on
 imports torch: the command line must start fast.
 """
 
-from calm_core.config.autoencoder import AUTOENCODERS, AutoencoderConfig, AutoencoderModelConfig, MlpAutoencoderConfig
+from calm_core.config.autoencoder import (
+    AUTOENCODERS,
+    AutoencoderConfig,
+    AutoencoderModelConfig,
+    MlpAutoencoderConfig,
+    ReadingAutoencoderConfig,
+    ResidualAutoencoderConfig,
+)
 from calm_core.config.base import Section, SettingError, parse_section, setting_names
 from calm_core.config.cluster import ClusterConfig
 from calm_core.config.data import DataConfig, TokenizerConfig
@@ -62,7 +69,9 @@ __all__ = [
     "LanguageModelTrainingConfig",
     "MixtureHeadConfig",
     "MlpAutoencoderConfig",
+    "ReadingAutoencoderConfig",
     "RegistryConfig",
+    "ResidualAutoencoderConfig",
     "ResidualHeadConfig",
     "RetrainingConfig",
     "Section",

@@ -22,10 +22,9 @@ class AutoencoderModelConfig(Kind):
     token_dropout: Fraction = Field(0.15, description="input tokens masked while training")
 
 
-class MlpAutoencoderConfig(AutoencoderModelConfig):
+class ResidualAutoencoderConfig(AutoencoderModelConfig):
     """Residual blocks within each chunk, no attention (CALM paper, section on the autoencoder)."""
 
-    kind: Literal["mlp"] = "mlp"
     hidden_size: Width = 512
     intermediate_size: Width = 1280
     num_encoder_layers: int = Field(
@@ -37,8 +36,31 @@ class MlpAutoencoderConfig(AutoencoderModelConfig):
     rms_norm_eps: Small = 1e-6
 
 
+class MlpAutoencoderConfig(ResidualAutoencoderConfig):
+    """The paper's: a chunk is decoded from its vector alone."""
+
+    kind: Literal["mlp"] = "mlp"
+
+
+class ReadingAutoencoderConfig(ResidualAutoencoderConfig):
+    """The decoder reads, beside the vector, the chunk before and the tokens of its own chunk so far."""
+
+    kind: Literal["reading"] = "reading"
+    reading_noise: float = Field(
+        1.5,
+        gt=0,
+        le=100,
+        description="most noise on the vectors from which the decoder learns to read, of the vectors' root mean square",
+    )
+
+
 AUTOENCODERS = Kinds(
-    "autoencoder.model", AutoencoderModelConfig, {"mlp": "calm_core.models.autoencoders.mlp:MlpAutoencoder"}
+    "autoencoder.model",
+    AutoencoderModelConfig,
+    {
+        "mlp": "calm_core.models.autoencoders.mlp:MlpAutoencoder",
+        "reading": "calm_core.models.autoencoders.reading:ReadingAutoencoder",
+    },
 )
 AnyAutoencoderConfig = Annotated[SerializeAsAny[AutoencoderModelConfig], BeforeValidator(AUTOENCODERS.parse)]
 

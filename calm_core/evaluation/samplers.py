@@ -82,16 +82,23 @@ class CalmSampler:
     @torch.no_grad()
     def draw(self, tokens_BT: Tensor, targets_BPT: Tensor, noise: SequenceNoise, samples: int) -> Draws:
         terms, sampled, latents = self._draw(tokens_BT, targets_BPT, noise, samples, whole_first=True)
-        return Draws(terms, sampled, self._nats(latents, targets_BPT), latents)
+        return Draws(terms, sampled, self._nats(latents, targets_BPT, self._before(tokens_BT, targets_BPT)), latents)
 
-    def _nats(self, latents_BPSL: Tensor, targets_BPT: Tensor) -> Tensor:
+    def _before(self, tokens_BT: Tensor, targets_BPT: Tensor) -> Tensor:
+        """The chunk before each scored position, int64 [B, P, K]."""
+        every = self.interval // self.calm.chunk_size
+        chunks_BPK = to_chunks(tokens_BT, self.calm.chunk_size)
+        return chunks_BPK[:, every - 1 : every * targets_BPT.shape[1] : every]
+
+    def _nats(self, latents_BPSL: Tensor, targets_BPT: Tensor, before_BPK: Tensor) -> Tensor:
         """`Draws.nats_BP`, from the same samples as the terms, by the decoder's distributions over tokens."""
         size = self.calm.chunk_size
         known = min(size, MAX_N)  # of a longer chunk's tokens not all need be real
         chunks_RK = F.pad(targets_BPT.flatten(0, 1)[:, :known], (0, size - known))
         real_RK = (torch.arange(size, device=chunks_RK.device) < known).expand_as(chunks_RK)
         bound = DecoderCrossEntropy(DecoderCrossEntropyConfig(), self.autoencoder)
-        return bound(latents_BPSL.flatten(0, 1), chunks_RK, real_RK).double().view(targets_BPT.shape[:2])
+        bound_R = bound(latents_BPSL.flatten(0, 1), chunks_RK, real_RK, before_BPK.flatten(0, 1))
+        return bound_R.double().view(targets_BPT.shape[:2])
 
     @torch.no_grad()
     def _draw(
@@ -112,7 +119,8 @@ class CalmSampler:
         sampled_XT = tokens_BT.new_zeros(batch * positions * samples, steps * size)
         drawn_BPSE = calm.sampling_noise(noise, positions, samples)
         latents_BPSL = calm.sample(hidden_BPD[:, start_P], drawn_BPSE)
-        sampled_XT[:, :size] = self.autoencoder.decode(latents_BPSL).flatten(0, 2)
+        before_BP1K = self._before(tokens_BT, targets_BPT).unsqueeze(2)
+        sampled_XT[:, :size] = self.autoencoder.decode(latents_BPSL, before_BP1K).flatten(0, 2)
 
         truth_XT = targets_BPT.flatten(0, 1).repeat_interleave(samples, 0)
         needed_X = sampled_XT.new_zeros(len(sampled_XT), dtype=torch.bool)
@@ -144,7 +152,8 @@ class CalmSampler:
         true_A = (sampled_XT[alive_A, :done] == truth_XT[alive_A, :done]).all(-1)
         hidden_UD = tree.advance(sampled_XT[alive_A, done - size : done], self.calm.embed, true_A | needed_X[alive_A])
         latents_USL = self.calm.sample(hidden_UD, tree.by_node(drawn_XE[tree.alive_A]))
-        chunks_AK = self.autoencoder.decode(tree.by_continuation(latents_USL))
+        before_AK = sampled_XT[tree.alive_A, done - size : done]
+        chunks_AK = self.autoencoder.decode(tree.by_continuation(latents_USL), before_AK)
         sampled_XT[tree.alive_A, done : done + size] = chunks_AK
 
 

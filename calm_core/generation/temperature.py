@@ -6,8 +6,8 @@ X for the B * S samples of a batch.
 """
 
 import math
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,21 @@ from calm_core.models.autoencoders.base import Autoencoder
 Chunk = TypeVar("Chunk")
 
 FREE = -1  # a token of a begun chunk that is not there yet
+
+
+class TextSoFar(NamedTuple):
+    """The tokens right before those that are to be chosen, as far as a decoder can read them.
+
+    Attributes:
+        before_BK: int64, the chunk before.
+        begun_BK: int64, the tokens that the chunk itself has already, then FREE.
+    """
+
+    before_BK: Tensor
+    begun_BK: Tensor
+
+    def rows(self, index: Sequence[int] | Tensor) -> "TextSoFar":
+        return TextSoFar(self.before_BK[index], self.begun_BK[index])
 
 
 class BudgetExceeded(Exception):
@@ -112,7 +127,7 @@ def temperature_weights(count_BS: Tensor, temperature: float) -> Tensor:
 
 
 def choose_chunks(
-    autoencoder: Autoencoder, latents_BSL: Tensor, uniform_B: Tensor, temperature: float, begun_BK: Tensor
+    autoencoder: Autoencoder, latents_BSL: Tensor, uniform_B: Tensor, temperature: float, text: TextSoFar
 ) -> Tensor:
     """One chunk of each row by the batch approximation; the same one as if all samples were decoded whole.
 
@@ -126,27 +141,27 @@ def choose_chunks(
         latents_BSL: S samples of each row.
         uniform_B: Numbers uniform in [0, 1) that make the choice.
         temperature: In (0, 1].
-        begun_BK: int64, the tokens that the chunk has already, then FREE. Samples that begin otherwise are excluded; if
-            all of them do, the first one is taken and its beginning replaced.
+        text: Samples that begin otherwise than the chunk has are excluded; if all of them do, the first one is taken
+            and its beginning replaced.
 
     Returns:
         int64 [B, K].
     """
-    search = _Search(autoencoder, latents_BSL, begun_BK)
+    search = _Search(autoencoder, latents_BSL, text)
     threshold_B = _decode_what_can_win(search, temperature)
     chosen_B = _choose(search.counts(threshold_B), uniform_B, temperature)
     return search.whole_chunk(chosen_B)
 
 
-def first_that_fits(autoencoder: Autoencoder, latents_BSL: Tensor, begun_BK: Tensor) -> tuple[Tensor, Tensor]:
+def first_that_fits(autoencoder: Autoencoder, latents_BSL: Tensor, text: TextSoFar) -> tuple[Tensor, Tensor]:
     """One chunk of each row: of its samples, the first one that begins with the tokens that are there already.
 
     Returns:
         int64 [B, K], as `choose_chunks`; and bool [B], whether one does.
     """
-    search = _Search(autoencoder, latents_BSL, begun_BK)
+    search = _Search(autoencoder, latents_BSL, text)
     search.decode_begun()
-    fits_BS = (search.shared_X > 0).view(len(begun_BK), -1)
+    fits_BS = (search.shared_X > 0).view(len(latents_BSL), -1)
     found_B = fits_BS.any(1)
     first_B = (fits_BS.cumsum(1) == 0).sum(1)
     return search.whole_chunk(torch.where(found_B, first_B, 0)), found_B
@@ -199,13 +214,14 @@ class _Search:
         shared_X: int64, how many samples of the row begin with the same tokens; 0 for one that is excluded.
     """
 
-    def __init__(self, autoencoder: Autoencoder, latents_BSL: Tensor, begun_BK: Tensor) -> None:
+    def __init__(self, autoencoder: Autoencoder, latents_BSL: Tensor, text: TextSoFar) -> None:
         rows, samples, _ = latents_BSL.shape
         device = latents_BSL.device
         self.autoencoder = autoencoder
-        self.size = begun_BK.shape[1]
+        self.size = text.begun_BK.shape[1]
         self.samples = samples
-        self.begun_BK, self.begun_B = begun_BK, (begun_BK != FREE).sum(1)
+        self.before_BK, self.begun_BK = text
+        self.begun_B = (self.begun_BK != FREE).sum(1)
         self.latents_XL = latents_BSL.flatten(0, 1)
         self.trunk_XD = autoencoder.trunk(self.latents_XL)
         self.row_X = torch.arange(rows, device=device).repeat_interleave(samples)
@@ -217,7 +233,8 @@ class _Search:
         """The k-th token of some samples, which hold all that share their beginnings."""
         if not len(index_A):
             return
-        token_A = self.autoencoder.token(self.trunk_XD[index_A], k)
+        before_AK = self.before_BK[self.row_X[index_A]]
+        token_A = self.autoencoder.token(self.trunk_XD[index_A], k, before_AK, self.tokens_XK[index_A])
         self.tokens_XK[index_A, k] = token_A
         self.level_X[index_A] = k + 1
         # One number for each beginning within its row, numbered anew after each token: V^K would not fit 64 bits.
@@ -267,5 +284,6 @@ class _Search:
         chunk_BK = self.tokens_XK[index_B]
         unfinished = (self.level_X[index_B] < self.size).nonzero().squeeze(1)
         # All tokens at once: the vocabulary's projection is read once, which costs more than the tokens known already.
-        chunk_BK[unfinished] = self.autoencoder.decode(self.latents_XL[index_B[unfinished]])
+        latents_RL, read = self.latents_XL[index_B[unfinished]], (self.before_BK[unfinished], self.begun_BK[unfinished])
+        chunk_BK[unfinished] = self.autoencoder.decode(latents_RL, *read)
         return torch.where(self.begun_BK == FREE, chunk_BK, self.begun_BK)

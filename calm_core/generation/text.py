@@ -21,7 +21,7 @@ from calm_core.generation.arguments import (
 from calm_core.generation.continuation import Continuation
 from calm_core.generation.samplers.make import name_for, sampler_for
 from calm_core.generation.sampling import BUDGET, Sampling
-from calm_core.generation.temperature import FREE, BudgetExceeded
+from calm_core.generation.temperature import FREE, BudgetExceeded, TextSoFar
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Backbone, Branches
 from calm_core.models.calm import Calm
@@ -44,8 +44,8 @@ class NextChunk(ABC):
         """Backbone inputs [..., D] of int64 chunks [..., K]."""
 
     @abstractmethod
-    def choose(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
-        """The next chunk after each state, int64 [B, K], which keeps the tokens that have begun it (else FREE).
+    def choose(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        """The next chunk after each state, int64 [B, K], which keeps the tokens that have begun it.
 
         Every row draws its own noise, as much as its own state and beginning ask for.
 
@@ -78,15 +78,14 @@ class CalmChunks(NextChunk):
     def sampler_name(self, sampling: Sampling) -> SamplerName | None:
         return name_for(self.calm.mlp_generator, sampling) if sampling.temperature < 1 else None
 
-    def choose(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+    def choose(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         sampler = sampler_for(self.calm.mlp_generator, sampling)(self.calm, self.autoencoder)
-        begun_B = (begun_BK != FREE).any(1)
-        chunk_BK = torch.empty_like(begun_BK)
+        begun_B = (text.begun_BK != FREE).any(1)
+        chunk_BK = torch.empty_like(text.begun_BK)
         if len(rows := begun_B.nonzero().squeeze(1)):
-            own = noise.rows(rows.tolist())
-            chunk_BK[rows] = sampler.finish(hidden_BD[rows], begun_BK[rows], own, sampling)
+            chunk_BK[rows] = sampler.finish(hidden_BD[rows], text.rows(rows), noise.rows(rows.tolist()), sampling)
         if len(rows := (~begun_B).nonzero().squeeze(1)):
-            chunk_BK[rows] = sampler.draw(hidden_BD[rows], noise.rows(rows.tolist()), sampling)
+            chunk_BK[rows] = sampler.draw(hidden_BD[rows], text.rows(rows), noise.rows(rows.tolist()), sampling)
         return chunk_BK
 
 
@@ -101,7 +100,7 @@ class TransformerTokens(NextChunk):
     def embed(self, chunks: Tensor) -> Tensor:
         return self.transformer.embed(chunks.squeeze(-1))
 
-    def choose(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+    def choose(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         if sampling.named not in (None, "exact"):
             raise CalmError(
                 f"sampler {sampling.named}: is of models that know no probabilities; a Transformer knows them, and "
@@ -254,11 +253,11 @@ class TextGenerator:
         stop: Sequence[str],
     ) -> Iterator[tuple[int, Written]]:
         """Pieces of the continuations of some prompts, all in one batch."""
-        texts, hidden_BD, branches = self._read(prompts)
+        texts, hidden_BD, before_BK, branches = self._read(prompts)
         living = list(range(len(prompts)))  # the prompt of each row of the batch; a text that has ended leaves it
         while True:
-            begun_BK = self._begun([texts[i] for i in living])
-            chunk_BK = self._next_chunks(hidden_BD, begun_BK, noise.rows(living), sampling)
+            text = TextSoFar(before_BK, self._begun([texts[i] for i in living]))
+            before_BK = chunk_BK = self._next_chunks(hidden_BD, text, noise.rows(living), sampling)
             for i, chunk in zip(living, chunk_BK.tolist(), strict=True):
                 yield i, self._write(texts[i], chunk, max_new_tokens, stop)
             kept = [row for row, i in enumerate(living) if not texts[i].ended]
@@ -267,8 +266,8 @@ class TextGenerator:
             if len(kept) < len(living):  # else keys and values would be copied for nothing
                 living = [living[row] for row in kept]
                 index = torch.tensor(kept, device=self.device)
-                chunk_BK, branches = chunk_BK[index], branches.rows(index)
-            hidden_BQD, branches = self.model.backbone.branch(self.model.embed(chunk_BK.unsqueeze(1)), branches)
+                before_BK, branches = before_BK[index], branches.rows(index)
+            hidden_BQD, branches = self.model.backbone.branch(self.model.embed(before_BK.unsqueeze(1)), branches)
             hidden_BD = hidden_BQD[:, 0]
 
     def _begun(self, texts: Sequence[_Text]) -> Tensor:
@@ -276,9 +275,9 @@ class TextGenerator:
         size = self.model.chunk_size
         return torch.tensor([text.begun + [FREE] * (size - len(text.begun)) for text in texts], device=self.device)
 
-    def _next_chunks(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+    def _next_chunks(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         try:
-            return self.model.choose(hidden_BD, begun_BK, noise, sampling)
+            return self.model.choose(hidden_BD, text, noise, sampling)
         except BudgetExceeded:
             budget = sampling.budget or BUDGET
             raise CalmError(
@@ -286,8 +285,8 @@ class TextGenerator:
                 "raise the budget or the temperature, or take another sampler (without --exact, budget 0)"
             ) from None
 
-    def _read(self, prompts: Sequence[list[int]]) -> tuple[list[_Text], Tensor, Branches]:
-        """The state after the whole chunks of each prompt, and their keys and values.
+    def _read(self, prompts: Sequence[list[int]]) -> tuple[list[_Text], Tensor, Tensor, Branches]:
+        """The state after the whole chunks of each prompt, the last one of them, and their keys and values.
 
         Shorter prompts are filled up at their ends, where nothing that counts can see it.
         """
@@ -303,8 +302,8 @@ class TextGenerator:
         chunks_BPK = torch.tensor(filled, device=self.device).unflatten(1, (-1, size))
         hidden_BPD, prefix = self.model.backbone(self.model.embed(chunks_BPK))
         last_B = torch.tensor([len(tokens) // size - 1 for tokens in whole], device=self.device)
-        hidden_BD = hidden_BPD[torch.arange(len(prompts), device=self.device), last_B]
-        return texts, hidden_BD, Branches(last_B.unsqueeze(1), prefix)
+        row_B = torch.arange(len(prompts), device=self.device)
+        return texts, hidden_BPD[row_B, last_B], chunks_BPK[row_B, last_B], Branches(last_B.unsqueeze(1), prefix)
 
     def _encoded(self, prompt: str, number: int) -> list[int]:
         tokens = self.tokenizer.encode(prompt)

@@ -7,6 +7,7 @@ meta device. A backward pass takes twice that. It is the accounting of the CALM 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -183,7 +184,13 @@ def _encoder_flops(autoencoder: Autoencoder) -> int:
 
 def _decoder_flops(autoencoder: Autoencoder) -> int:
     """Forward pass over one latent, with the projection of each token to the vocabulary."""
-    return forward_flops(autoencoder.logits, (1, autoencoder.config.latent_size))
+    return forward_flops(partial(_logits, autoencoder), (1, autoencoder.config.latent_size))
+
+
+def _logits(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
+    """Of chunks whose text is known, [R, K, V]; how many operations it takes does not depend on what they say."""
+    text = torch.zeros(len(latents), autoencoder.config.chunk_size, dtype=torch.int64, device=latents.device)
+    return autoencoder.logits(latents, text, text)
 
 
 def _autoencoder_forward(autoencoder: Autoencoder) -> float:
@@ -281,7 +288,7 @@ def _autoencoder(config: Config, autoencoder: Autoencoder, gpus: int) -> Cost:
     for name, child in autoencoder.named_children():
         parts[name] = parameters(child) - sum(p.numel() for p in child.parameters() if p is embedding)
     kept = saved_numbers(
-        autoencoder, lambda chunk: autoencoder.logits(autoencoder.encode(chunk.long()).mean), (1, chunk)
+        autoencoder, lambda chunk: _logits(autoencoder, autoencoder.encode(chunk.long()).mean), (1, chunk)
     )
     tokens = training.micro_batch_size * config.data.sequence_length
     return Cost(

@@ -134,7 +134,7 @@ MISTAKES = [
     ),
     ("calm.model.head.kind=", "calm.model.head: its kind is a name (got nothing)"),
     ("calm.model.head.sampling_steps=3", "calm.model.head.sampling_steps: is a setting of another kind than the one"),
-    ("autoencoder.model.kind=other", 'autoencoder.model: there is no "other"; there are mlp'),
+    ("autoencoder.model.kind=other", 'autoencoder.model: there is no "other"; there are mlp, reading'),
     ('cluster.image="calm\\0:1"', "cluster.image: string should match pattern"),
     ("cluster.image=cälm", "cluster.image: string should match pattern"),
     # no key=value

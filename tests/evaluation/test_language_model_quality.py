@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from calm_core.config import EvaluationConfig, MlpAutoencoderConfig
+from calm_core.config import AUTOENCODERS, EvaluationConfig, MlpAutoencoderConfig
 from calm_core.data.reading.dataset import open_dataset
 from calm_core.evaluation import training_text
 from calm_core.evaluation.documents import DocumentScores
@@ -47,20 +47,24 @@ def test_what_is_shown_of_the_draws_changes_no_term(chunk_size: int, spread: flo
         for step in range(steps):
             hidden, _ = sampler.calm.transformer(sampler.calm.embed(context))
             latent = sampler.calm.sample(hidden[:, -1], drawn[step][b, p, 0][None, None])
-            context = torch.cat([context, sampler.autoencoder.decode(latent)], dim=1)
+            context = torch.cat([context, sampler.autoencoder.decode(latent, context[:, -1:])], dim=1)
         assert draws.samples_BPST[b, p, 0].tolist() == context.flatten()[8 * (p + 1) :][:4].tolist()
         first = sampler.autoencoder.decode(draws.latents_BPSL)[b, p]
         assert draws.samples_BPST[b, p, :, 0].tolist() == first[:, 0].tolist()
 
 
+@pytest.mark.parametrize("kind", AUTOENCODERS.classes)
 @pytest.mark.parametrize("chunk_size", [1, 2, 4, 8])
-def test_the_bound_is_of_the_true_next_chunks_first_four_tokens(chunk_size: int) -> None:
-    sampler, target = make(chunk_size, 8, 2.0), targets(chunk_size, 8)
+def test_the_bound_is_of_the_true_next_chunks_first_four_tokens(chunk_size: int, kind: str) -> None:
+    sampler, target = make(chunk_size, 8, 2.0, kind), targets(chunk_size, 8)
     draws = sampler.draw(tokens(), target, SequenceNoise([0, 1]), S)
-    p_BPSKV = sampler.autoencoder.logits(draws.latents_BPSL).double().softmax(-1)
     for b, p in itertools.product(*map(range, target.shape[:2])):
-        true = tokens()[b, 8 * (p + 1) :][: min(chunk_size, 4)].tolist()
-        chances = [p_BPSKV[b, p, s, range(len(true)), true].prod().item() for s in range(S)]
+        before, chunk = tokens()[b, : 8 * (p + 1)][-chunk_size:], tokens()[b, 8 * (p + 1) :][:chunk_size]
+        true = chunk[:4].tolist()
+        chances = []
+        for s in range(S):
+            p_KV = sampler.autoencoder.logits(draws.latents_BPSL[b, p, s], before, chunk).double().softmax(-1)
+            chances.append(p_KV[range(len(true)), true].prod().item())
         assert draws.nats_BP[b, p].item() == pytest.approx(-np.log(np.mean(chances)), rel=1e-5)
 
 

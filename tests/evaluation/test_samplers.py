@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig, TransformerModelConfig
+from calm_core.config import AUTOENCODERS, CalmModelConfig, EnergyHeadConfig, TransformerModelConfig
 from calm_core.evaluation.brier import brier_terms, next_tokens
 from calm_core.evaluation.samplers import CalmSampler, TransformerScorer
 from calm_core.models.autoencoders.base import to_chunks
-from calm_core.models.autoencoders.mlp import MlpAutoencoder
+from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
@@ -19,9 +19,10 @@ V, L, T, S = 17, 6, 24, 5
 SHAPE = {"hidden_size": 16, "intermediate_size": 16}
 
 
-def make(chunk_size: int, interval: int, spread: float = 2.0) -> CalmSampler:
+def make(chunk_size: int, interval: int, spread: float = 2.0, kind: str = "mlp") -> CalmSampler:
     torch.manual_seed(chunk_size)
-    autoencoder = MlpAutoencoder(MlpAutoencoderConfig(chunk_size=chunk_size, latent_size=L, **SHAPE), V)
+    shape = {"kind": kind, "chunk_size": chunk_size, "latent_size": L, **SHAPE}
+    autoencoder = make_autoencoder(AUTOENCODERS.parse(shape), V)
     config = CalmModelConfig(
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -43,11 +44,14 @@ def targets(chunk_size: int, interval: int) -> torch.Tensor:
     return next_tokens(tokens(), interval, chunk_size, tokens() >= 0)[0]
 
 
+@pytest.mark.parametrize("kind", AUTOENCODERS.classes)
 @pytest.mark.parametrize("spread", [0.0, 0.05, 2.0], ids=["all samples equal", "some equal", "diverse"])
 @pytest.mark.parametrize(("chunk_size", "interval"), [(1, 1), (1, 4), (2, 2), (2, 4), (3, 3), (4, 4), (6, 6), (8, 8)])
-def test_terms_equal_a_loop_over_positions_and_samples(chunk_size: int, interval: int, spread: float) -> None:
+def test_terms_equal_a_loop_over_positions_and_samples(
+    chunk_size: int, interval: int, spread: float, kind: str
+) -> None:
     """With the same noise, every continuation drawn to its end, alone, from a sequence that ends where it starts."""
-    sampler, target = make(chunk_size, interval, spread), targets(chunk_size, interval)
+    sampler, target = make(chunk_size, interval, spread, kind), targets(chunk_size, interval)
     terms = sampler.terms(tokens(), target, SequenceNoise([0, 1]), S)
     steps, positions, every = -(-4 // chunk_size), target.shape[1], interval // chunk_size
     noise = SequenceNoise([0, 1])
@@ -59,7 +63,7 @@ def test_terms_equal_a_loop_over_positions_and_samples(chunk_size: int, interval
         for step in range(steps):
             hidden, _ = sampler.calm.transformer(sampler.calm.embed(context))
             latent = sampler.calm.sample(hidden[:, -1], uniform[step][b, p, s][None, None])
-            context = torch.cat([context, sampler.autoencoder.decode(latent)], dim=1)
+            context = torch.cat([context, sampler.autoencoder.decode(latent, context[:, -1:])], dim=1)
         samples[b, p, s] = context[0, every * (p + 1) :].flatten()[:4]
     expected = brier_terms(samples.flatten(0, 1), target.flatten(0, 1)).view_as(terms)
     assert torch.equal(terms, expected)

@@ -22,7 +22,7 @@ from calm_core.generation.samplers.densest import MOST, latents_at, medoid
 from calm_core.generation.samplers.make import BY_NAME
 from calm_core.generation.samplers.path import shrunk_path
 from calm_core.generation.samplers.scaled import truncated_normal
-from calm_core.generation.temperature import FREE
+from calm_core.generation.temperature import FREE, TextSoFar
 from calm_core.generation.text import CalmChunks, Sampling, TextGenerator
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
@@ -61,10 +61,11 @@ def chunks(kind: str) -> CalmChunks:
 
 
 def draw(model: CalmChunks, sampling: Sampling, seeds: list[int], begun: Tensor | None = None) -> Tensor:
+    before = torch.ones(len(seeds), K, dtype=torch.int64)
     hidden = torch.randn(1, 16, generator=torch.Generator().manual_seed(1)).expand(len(seeds), 16)
     begun = torch.full((len(seeds), K), FREE) if begun is None else begun
     with torch.no_grad():
-        return model.choose(hidden, begun, SequenceNoise(seeds), sampling)
+        return model.choose(hidden, TextSoFar(before, begun), SequenceNoise(seeds), sampling)
 
 
 @torch.no_grad()

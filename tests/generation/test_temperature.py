@@ -7,9 +7,17 @@ from math import comb, prod
 import pytest
 import torch
 
-from calm_core.config import MlpAutoencoderConfig
-from calm_core.generation.temperature import FREE, BudgetExceeded, choose_chunks, power_sample, temperature_weights
-from calm_core.models.autoencoders.mlp import MlpAutoencoder
+from calm_core.config import AUTOENCODERS
+from calm_core.generation.temperature import (
+    FREE,
+    BudgetExceeded,
+    TextSoFar,
+    choose_chunks,
+    power_sample,
+    temperature_weights,
+)
+from calm_core.models.autoencoders.base import Autoencoder
+from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.layers import freeze
 
 PROBABILITY = [0.5, 0.3, 0.15, 0.05]
@@ -102,19 +110,19 @@ def test_the_batch_approximation_nears_the_target_with_more_samples(temperature:
 V, L = 11, 5
 
 
-def make(chunk_size: int) -> MlpAutoencoder:
+def make(chunk_size: int, kind: str = "mlp") -> Autoencoder:
     torch.manual_seed(chunk_size)
-    config = MlpAutoencoderConfig(chunk_size=chunk_size, latent_size=L, hidden_size=16, intermediate_size=16)
-    model = MlpAutoencoder(config, V)
+    shape = {"chunk_size": chunk_size, "latent_size": L, "hidden_size": 16, "intermediate_size": 16}
+    model = make_autoencoder(AUTOENCODERS.parse(shape | {"kind": kind}), V)
     freeze(model)
     return model
 
 
 def choose_from_all(
-    model: MlpAutoencoder, latents: torch.Tensor, uniform: torch.Tensor, temperature: float, begun: torch.Tensor
+    model: Autoencoder, latents: torch.Tensor, uniform: torch.Tensor, temperature: float, text: TextSoFar
 ) -> torch.Tensor:
     """The choice written plainly: every sample decoded whole, every pair compared."""
-    chunks = model.decode(latents)
+    chunks, begun = model.decode(latents, text.before_BK.unsqueeze(1)), text.begun_BK
     free = begun.unsqueeze(1) == FREE
     fits = ((chunks == begun.unsqueeze(1)) | free).all(-1)
     equal = (chunks.unsqueeze(1) == chunks.unsqueeze(2)).all(-1) & fits.unsqueeze(1) & fits.unsqueeze(2)
@@ -124,36 +132,42 @@ def choose_from_all(
         chosen = 0
         if fits[row].any():
             chosen = int(torch.searchsorted(cumulative[row], uniform[row].double(), right=True))
-        out.append(torch.where(begun[row] == FREE, chunks[row, min(chosen, latents.shape[1] - 1)], begun[row]))
+        latent = latents[row, min(chosen, latents.shape[1] - 1)]  # which a reading decoder continues the beginning from
+        decoded = model.decode(latent[None], text.before_BK[row], begun[row])[0]
+        out.append(torch.where(begun[row] == FREE, decoded, begun[row]))
     return torch.stack(out)
 
 
+@pytest.mark.parametrize("kind", AUTOENCODERS.classes)
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.5, 0.4, 0.25, 0.1])
 @pytest.mark.parametrize("spread", [0.0, 0.3, 0.6, 3.0], ids=["equal", "close", "mixed", "diverse"])
 @pytest.mark.parametrize(("chunk_size", "samples"), [(1, 30), (2, 30), (4, 30), (4, 1), (4, 2), (4, 200)])
 def test_pruned_decoding_chooses_what_whole_decoding_chooses(
-    chunk_size: int, samples: int, spread: float, temperature: float
+    chunk_size: int, samples: int, spread: float, temperature: float, kind: str
 ) -> None:
     """Rows differ in their spread, so that some fall back and others do not; some have begun their chunk."""
-    model, rows = make(chunk_size), 6
+    model, rows = make(chunk_size, kind), 6
     generator = torch.Generator().manual_seed(7)
     centre = torch.randn(rows, 1, L, generator=generator)
     noise = torch.randn(rows, samples, L, generator=generator)
     latents = centre + spread * torch.linspace(0.2, 1.5, rows).view(-1, 1, 1) * noise
     uniform = torch.rand(rows, generator=generator)
-    likely = model.decode(centre)[:, 0]
+    before = torch.randint(V, (rows, chunk_size), generator=generator)
+    likely = model.decode(centre, before.unsqueeze(1))[:, 0]
     begun = torch.full_like(likely, FREE)
     begun[1, : chunk_size - 1] = likely[1, : chunk_size - 1]  # some samples fit
     begun[2, :1] = V - 1  # perhaps none does
-    plain = choose_from_all(model, latents, uniform, temperature, begun)
-    assert torch.equal(choose_chunks(model, latents, uniform, temperature, begun), plain)
+    text = TextSoFar(before, begun)
+    plain = choose_from_all(model, latents, uniform, temperature, text)
+    assert torch.equal(choose_chunks(model, latents, uniform, temperature, text), plain)
 
 
 def test_diverse_samples_are_hardly_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 4 tokens of 200 samples; with a real vocabulary far fewer collide than among these 11 tokens."""
     model, decoded = make(4), []
     token = model.token
-    monkeypatch.setattr(model, "token", lambda trunk, k: decoded.append(len(trunk)) or token(trunk, k))
+    monkeypatch.setattr(model, "token", lambda trunk, k, *read: decoded.append(len(trunk)) or token(trunk, k))
     latents = 3 * torch.randn(8, 200, L, generator=torch.Generator().manual_seed(0))
-    choose_chunks(model, latents, torch.rand(8), 0.1, torch.full((8, 4), FREE))
+    text = TextSoFar(torch.zeros(8, 4, dtype=torch.int64), torch.full((8, 4), FREE))
+    choose_chunks(model, latents, torch.rand(8), 0.1, text)
     assert sum(decoded) < 0.75 * 8 * 200 * 4

@@ -8,13 +8,14 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from calm_core.config import CalmModelConfig, EnergyHeadConfig, MlpAutoencoderConfig, TransformerModelConfig
+from calm_core.config import AUTOENCODERS, CalmModelConfig, EnergyHeadConfig, TransformerModelConfig
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
 from calm_core.generation.continuation import Continuation
 from calm_core.generation.samplers.base import OneLatent
+from calm_core.generation.temperature import TextSoFar
 from calm_core.generation.text import CalmChunks, Sampling, TextGenerator, TransformerTokens
-from calm_core.models.autoencoders.mlp import MlpAutoencoder
+from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.layers import freeze
 from calm_core.models.transformer import Transformer
@@ -29,9 +30,16 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def generator(tokenizer: Tokenizer) -> TextGenerator:
+def kind() -> str:
+    """Of the autoencoder."""
+    return "mlp"
+
+
+@pytest.fixture
+def generator(tokenizer: Tokenizer, kind: str) -> TextGenerator:
     torch.manual_seed(0)
-    autoencoder = MlpAutoencoder(MlpAutoencoderConfig(chunk_size=K, latent_size=6, **SHAPE), tokenizer.vocab_size)
+    shape = {"kind": kind, "chunk_size": K, "latent_size": 6, **SHAPE}
+    autoencoder = make_autoencoder(AUTOENCODERS.parse(shape), tokenizer.vocab_size)
     config = CalmModelConfig(
         num_hidden_layers=1, num_attention_heads=2, head=EnergyHeadConfig(num_layers=1, model_samples=2), **SHAPE
     )
@@ -92,6 +100,7 @@ def test_a_prompts_text_does_not_depend_on_the_others_of_its_batch(
     assert generator.generate(PROMPTS, seed=9, sampling=sampling, max_new_tokens=11) != together
 
 
+@pytest.mark.parametrize("kind", AUTOENCODERS.classes)
 def test_a_batch_writes_what_reading_everything_anew_would(generator: TextGenerator) -> None:
     """No cache, one prompt at a time: the whole context through the backbone for each chunk, with the same noise."""
     from calm_core.models.noise import SequenceNoise, derive_seed
@@ -107,7 +116,7 @@ def test_a_batch_writes_what_reading_everything_anew_would(generator: TextGenera
         while len(written) < 12:
             chunks = torch.tensor([context]).unflatten(1, (-1, K))
             hidden, _ = generator.model.backbone(generator.model.embed(chunks))
-            row = torch.tensor([begun + [-1] * (K - len(begun))])
+            row = TextSoFar(chunks[:, -1], torch.tensor([begun + [-1] * (K - len(begun))]))
             chunk = generator.model.choose(hidden[:, -1], row, noise, Sampling())[0].tolist()
             context, written, begun = context + chunk, written + chunk[len(begun) :], []
             if generator.tokenizer.eos_id in written:
@@ -159,7 +168,8 @@ def test_a_begun_chunk_is_the_first_sample_that_fits(generator: TextGenerator, m
         return torch.stack([latents[row, start : start + number] for row, start in zip(noise.own, starts, strict=True)])
 
     monkeypatch.setattr(OneLatent, "plain_latents", lambda _, *asked: hand_out(*asked))
-    out = generator.model.choose(torch.zeros(4, 16), begun, Rows([*range(4)]), Sampling())  # type: ignore[arg-type]
+    text = TextSoFar(torch.zeros_like(begun), begun)
+    out = generator.model.choose(torch.zeros(4, 16), text, Rows([*range(4)]), Sampling())  # type: ignore[arg-type]
     assert torch.equal(out, plain)
     assert used[0] < used[1] < used[2] == used[3] == 256
 

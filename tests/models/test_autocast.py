@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calm_core.config import CalmModelConfig, MlpAutoencoderConfig, TransformerModelConfig
-from calm_core.models.autoencoders.mlp import MlpAutoencoder
+from calm_core.config import AUTOENCODERS, CalmModelConfig, TransformerModelConfig
+from calm_core.models.autoencoders.base import Autoencoder
+from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.cross_entropy import linear_cross_entropy
 from calm_core.models.energy_score import energy_loss
@@ -33,14 +34,15 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 
 
-def autoencoder() -> MlpAutoencoder:
-    return MlpAutoencoder(MlpAutoencoderConfig(chunk_size=4, latent_size=8, **_WIDTHS), VOCABULARY)
+def autoencoder(kind: str = "mlp") -> Autoencoder:
+    shape = {"kind": kind, "chunk_size": 4, "latent_size": 8, **_WIDTHS}
+    return make_autoencoder(AUTOENCODERS.parse(shape), VOCABULARY)
 
 
 def make_task(name: str) -> Task[Any]:
     torch.manual_seed(0)
-    if name == "autoencoder":
-        return AutoencoderTask(autoencoder(), pad_id=0)
+    if name in AUTOENCODERS.classes:
+        return AutoencoderTask(autoencoder(name), pad_id=0)
     if name == "transformer":
         return TransformerTask(Transformer(TransformerModelConfig(**_LAYERS), VOCABULARY), pad_id=0)
     calm = Calm(CalmModelConfig(head=HEADS[name], **_LAYERS), VOCABULARY, 4, 8)
@@ -63,7 +65,7 @@ def step(task: Task[Any], forward: Callable[..., Any]) -> tuple[float, Tensor]:
     return loss.item(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
-@pytest.mark.parametrize("name", ["autoencoder", *HEADS, "transformer"])
+@pytest.mark.parametrize("name", [*AUTOENCODERS.classes, *HEADS, "transformer"])
 def test_a_step_is_that_of_fp32_but_for_the_rounding_of_products(name: str) -> None:
     """bf16 numbers are 2^-8 apart, as shares of them; a gradient goes through some ten products."""
     task = make_task(name)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from calm_core.config import DECODER_LOSSES, HEADS, CalmModelConfig, MlpAutoencoderConfig
+from calm_core.config import AUTOENCODERS, DECODER_LOSSES, HEADS, CalmModelConfig
 from calm_core.models import cross_entropy
-from calm_core.models.autoencoders.mlp import MlpAutoencoder
+from calm_core.models.autoencoders.base import Autoencoder
+from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm, make_targets
 from calm_core.models.decoder_losses.base import DecoderLoss, chosen
 from calm_core.models.decoder_losses.make import make_decoder_loss
@@ -27,9 +28,10 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
-def autoencoder(dtype: torch.dtype = torch.float32) -> MlpAutoencoder:
+def autoencoder(dtype: torch.dtype = torch.float32, kind: str = "mlp") -> Autoencoder:
     torch.manual_seed(0)
-    model = MlpAutoencoder(MlpAutoencoderConfig(chunk_size=K, latent_size=L, hidden_size=8, intermediate_size=8), V)
+    shape = {"kind": kind, "chunk_size": K, "latent_size": L, "hidden_size": 8, "intermediate_size": 8}
+    model = make_autoencoder(AUTOENCODERS.parse(shape), V)
     with torch.no_grad():
         model.embedding.mul_(3)  # distributions that are far from uniform
     return freeze(model.to(dtype))
@@ -43,7 +45,11 @@ def chunks() -> Tensor:
     return torch.randint(V, (R, K), generator=torch.Generator().manual_seed(2)).masked_fill(~REAL, 0)
 
 
-def make(name: str, model: MlpAutoencoder, **settings: Any) -> DecoderLoss:
+def before() -> Tensor:
+    return torch.randint(V, (R, K), generator=torch.Generator().manual_seed(5))
+
+
+def make(name: str, model: Autoencoder, **settings: Any) -> DecoderLoss:
     return make_decoder_loss(DECODER_LOSSES.parse(LOSSES[name] | settings), model)
 
 
@@ -63,17 +69,19 @@ def plain_loss(name: str, p_NKV: Tensor, true_K: Tensor, real_K: Tensor) -> Tens
     return torch.stack(losses).mean()
 
 
-def plain_losses(name: str, model: MlpAutoencoder, latents_RNL: Tensor) -> Tensor:
-    p_RNKV = model.double().logits(latents_RNL).softmax(-1)
+def plain_losses(name: str, model: Autoencoder, latents_RNL: Tensor) -> Tensor:
+    read = before().unsqueeze(1), chunks().unsqueeze(1)
+    p_RNKV = model.double().logits(latents_RNL, *read).softmax(-1)
     return torch.stack([plain_loss(name, *one) for one in zip(p_RNKV, chunks(), REAL, strict=True)])
 
 
+@pytest.mark.parametrize("kind", AUTOENCODERS.classes)
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_and_gradient_equal_the_formula(name: str) -> None:
+def test_loss_and_gradient_equal_the_formula(name: str, kind: str) -> None:
     """Padding counts nowhere, and the decoder gets no gradient."""
-    model, weights = autoencoder(), torch.linspace(0.5, 2, R)
+    model, weights = autoencoder(kind=kind), torch.linspace(0.5, 2, R)
     ours = latents().float().requires_grad_()
-    found = make(name, model)(ours, chunks(), REAL)
+    found = make(name, model)(ours, chunks(), REAL, before())
     (weights * found).sum().backward()
     assert all(p.grad is None for p in model.parameters())
 
@@ -92,7 +100,7 @@ def test_in_bf16_they_are_off_by_its_rounding(name: str, how: str) -> None:
     model = autoencoder(torch.bfloat16 if how == "weights" else torch.float32)
     ours = latents().to(torch.bfloat16 if how == "weights" else torch.float32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        found = make(name, model)(ours, chunks(), REAL)
+        found = make(name, model)(ours, chunks(), REAL, before())
     found.sum().backward()
     plainly = ours.detach().double().requires_grad_()
     plain = plain_losses(name, model, plainly)
@@ -107,11 +115,11 @@ def test_in_bf16_they_are_off_by_its_rounding(name: str, how: str) -> None:
 def test_logits_exist_for_a_block_of_positions_only(name: str, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = make(name, autoencoder())
     whole, parts = latents().float().requires_grad_(), latents().float().requires_grad_()
-    loss(whole, chunks(), REAL).sum().backward()
+    loss(whole, chunks(), REAL, before()).sum().backward()
     of_logits, seen = loss.of_logits, []
     monkeypatch.setattr(loss, "of_logits", lambda logits, *rest: seen.append(len(logits)) or of_logits(logits, *rest))
     monkeypatch.setattr(cross_entropy, "_BLOCK_ELEMENTS", positions * N * K * V)
-    loss(parts, chunks(), REAL).sum().backward()
+    loss(parts, chunks(), REAL, before()).sum().backward()
     assert max(seen) == positions
     assert sum(seen) == R
     assert torch.allclose(parts.grad, whole.grad, rtol=1e-5, atol=1e-7)
@@ -119,16 +127,16 @@ def test_logits_exist_for_a_block_of_positions_only(name: str, positions: int, m
 
 def test_no_position_has_no_loss() -> None:
     none = torch.zeros(0, N, L, requires_grad=True)
-    make("cross-entropy", autoencoder())(none, torch.zeros(0, K).long(), REAL[:0]).sum().backward()
+    make("cross-entropy", autoencoder())(none, torch.zeros(0, K).long(), REAL[:0], before()[:0]).sum().backward()
     assert none.grad.shape == (0, N, L)
 
 
-def mean_over_draws(name: str, model: MlpAutoencoder, number: int) -> Tensor:
+def mean_over_draws(name: str, model: Autoencoder, number: int) -> Tensor:
     """The mean loss of `number` independent draws from three equally likely latents: over all of them, so exactly."""
     three = latents(1, 3)[0].float()
     draws = torch.stack([three[list(places)] for places in itertools.product(range(3), repeat=number)])
     true, real = chunks()[:1].expand(len(draws), K), REAL[:1].expand(len(draws), K)
-    return make(name, model)(draws, true, real).double().mean()
+    return make(name, model)(draws, true, real, before()[:1].expand_as(true)).double().mean()
 
 
 @pytest.mark.parametrize("name", ["Brier", "joint Brier"])
@@ -160,11 +168,12 @@ def test_the_expected_cross_entropy_falls_towards_the_negative_log_likelihood() 
     assert six - exact < (one - exact) / 3
 
 
+@pytest.mark.parametrize("kind", AUTOENCODERS.classes)
 @pytest.mark.parametrize("head", ["energy", "flow", "diffusion"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_gradient_reaches_the_whole_model_and_its_head(name: str, head: str) -> None:
+def test_the_gradient_reaches_the_whole_model_and_its_head(name: str, head: str, kind: str) -> None:
     """As of each position's own samples, decoded one at a time; the head's loss stays what it is."""
-    model = autoencoder()
+    model = autoencoder(kind=kind)
     settings: dict[str, Any] = {"kind": head, "num_layers": 1, "model_samples": N}
     settings |= {"target_samples": 2} if head == "energy" else {"sampling_steps": 3}
     shape = {"hidden_size": D, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -194,12 +203,13 @@ def test_the_gradient_reaches_the_whole_model_and_its_head(name: str, head: str)
         total = torch.zeros(())
         for b, p in real[:, 1:].any(-1).nonzero().tolist():
             z = torch.cat([head.sample(hidden_BPD[b, p], drawn[b, p, n : n + 1]) for n in range(N)])
-            p_NKV = model.logits(z).softmax(-1)
+            p_NKV = model.logits(z, tokens[b, p].expand(N, -1), tokens[b, p + 1].expand(N, -1)).softmax(-1)
             total = total + plain_loss(name, p_NKV, tokens[b, p + 1], real[b, p + 1])
         return total
 
     def ours(head: Any, hidden_BPD: Tensor, noise: SequenceNoise) -> Tensor:
-        return loss.of_head(head, hidden_BPD, noise, chunks_BPK=tokens[:, 1:], real_BPK=real[:, 1:])
+        text = {"chunks_BPK": tokens[:, 1:], "real_BPK": real[:, 1:], "before_BPK": tokens[:, :-1]}
+        return loss.of_head(head, hidden_BPD, noise, **text)
 
     found, wanted = run(ours), run(plainly)
     assert found[0] == wanted[0]
@@ -234,7 +244,8 @@ def test_the_loss_of_a_share_of_the_positions_estimates_that_of_all() -> None:
         loss = make("cross-entropy", model, positions=share, samples=1)
         with torch.no_grad():
             found = [
-                loss.of_head(head, hidden, SequenceNoise([s]), chunks_BPK=tokens, real_BPK=real) for s in range(draws)
+                loss.of_head(head, hidden, SequenceNoise([s]), chunks_BPK=tokens, real_BPK=real, before_BPK=tokens)
+                for s in range(draws)
             ]
         return torch.stack(found).mean().item()
 

@@ -19,6 +19,7 @@ from calm_core.data.tokenizers import trial
 from calm_core.data.tokenizers.encoder import choose_engine, encoder
 from calm_core.data.tokenizers.tokenizer import Tokenizer
 from calm_core.errors import CalmError
+from calm_core.generation.temperature import TextSoFar
 from calm_core.generation.text import CalmChunks, NextChunk, Sampling, TextGenerator, TransformerTokens
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
@@ -167,9 +168,9 @@ class Recorded(NextChunk):
     def embed(self, chunks: Tensor) -> Tensor:
         return self.model.embed(chunks)
 
-    def choose(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
-        chunk_BK = self.model.choose(hidden_BD, begun_BK, noise, sampling)
-        begun = int((begun_BK[0] >= 0).sum()) if not self.chosen else 0
+    def choose(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        chunk_BK = self.model.choose(hidden_BD, text, noise, sampling)
+        begun = int((text.begun_BK[0] >= 0).sum()) if not self.chosen else 0
         self.chosen += chunk_BK[0, begun:].tolist()
         return chunk_BK
 

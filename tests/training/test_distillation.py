@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from calm_core.config import (
+    AUTOENCODERS,
     CalmConfig,
     CalmModelConfig,
     DataConfig,
     DistillationConfig,
-    MlpAutoencoderConfig,
     TokenizerConfig,
     TransformerModelConfig,
 )
 from calm_core.data.stage import prepare_data
 from calm_core.errors import CalmError, ConfigError
-from calm_core.models.autoencoders.mlp import MlpAutoencoder
+from calm_core.models.autoencoders.base import Autoencoder
+from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm, make_targets
 from calm_core.models.heads.base import Targets
 from calm_core.models.layers import freeze
@@ -50,11 +50,10 @@ B, P, K, L, V, D, N = 2, 6, 4, 5, 13, 16, 3
 SHAPE = {"hidden_size": D, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def autoencoder() -> MlpAutoencoder:
+def autoencoder(kind: str = "mlp") -> Autoencoder:
     torch.manual_seed(1)
-    return freeze(
-        MlpAutoencoder(MlpAutoencoderConfig(chunk_size=K, latent_size=L, hidden_size=8, intermediate_size=8), V)
-    )
+    shape = {"kind": kind, "chunk_size": K, "latent_size": L, "hidden_size": 8, "intermediate_size": 8}
+    return freeze(make_autoencoder(AUTOENCODERS.parse(shape), V))
 
 
 def calm(kind: str = "flow", seed: int = 0, **head: Any) -> Calm:
@@ -77,16 +76,18 @@ def batch() -> tuple[Tensor, Tensor, Targets]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("loss", ["regression", "cross_entropy"])
-def test_the_loss_and_its_gradient_are_those_of_a_loop(loss: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", AUTOENCODERS.classes)
+def test_the_loss_and_its_gradient_are_those_of_a_loop(loss: str, dtype: torch.dtype, kind: str) -> None:
     """Over positions, draws, and the tokens that count; the decoder gets no gradient."""
     generator = torch.Generator().manual_seed(3)
-    frozen = autoencoder().to(dtype)
+    frozen = autoencoder(kind).to(dtype)
     samples = torch.randn(7, N, L, generator=generator).to(dtype).requires_grad_()
     lessons = Lessons(
         uniform_RNV=torch.rand(7, N, L, generator=generator),
         latent_RNL=torch.randn(7, N, L, generator=generator),
         token_RNK=torch.randint(0, V, (7, N, K), generator=generator),
         real_RNK=torch.rand(7, N, K, generator=generator) < 0.7,
+        before_RK=torch.randint(0, V, (7, K), generator=generator),
     )
     found = lesson_loss(samples, lessons, frozen, loss)
     (gradient,) = torch.autograd.grad(found, samples)
@@ -97,7 +98,8 @@ def test_the_loss_and_its_gradient_are_those_of_a_loop(loss: str, dtype: torch.d
             if loss == "regression":
                 plain = plain + (samples[r, n].float() - lessons.latent_RNL[r, n]).square().mean() / N
                 continue
-            log_p = F.linear(frozen.states(samples[r, n]), frozen.embedding).float().log_softmax(-1)
+            read = lessons.before_RK[r], lessons.token_RNK[r, n]
+            log_p = frozen.logits(samples[r, n], *read).float().log_softmax(-1)
             for k in range(K):
                 plain = plain - lessons.real_RNK[r, n, k] * log_p[k, lessons.token_RNK[r, n, k]] / N
     (expected,) = torch.autograd.grad(plain, samples)
@@ -107,12 +109,15 @@ def test_the_loss_and_its_gradient_are_those_of_a_loop(loss: str, dtype: torch.d
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
+@pytest.mark.parametrize("decoder", AUTOENCODERS.classes)
 @pytest.mark.parametrize(("kind", "is_normal"), [("flow", True), ("energy", False)])
-def test_a_calm_teacher_pairs_noise_with_its_own_sample_at_each_position(kind: str, is_normal: bool) -> None:
+def test_a_calm_teacher_pairs_noise_with_its_own_sample_at_each_position(
+    kind: str, is_normal: bool, decoder: str
+) -> None:
     """The noise has 7 numbers, of which the teacher takes the first 5."""
     model, frozen, (chunks, real, targets) = (
         calm(kind, noise_size=5) if kind == "energy" else calm(),
-        autoencoder(),
+        autoencoder(decoder),
         batch(),
     )
     lessons = CalmTeacher(freeze(model), frozen, N, 7).lessons(chunks, real, targets, SequenceNoise([4, 5]))
@@ -125,7 +130,9 @@ def test_a_calm_teacher_pairs_noise_with_its_own_sample_at_each_position(kind: s
         latent = model.mlp_generator.sample(hidden[0, -1], drawn)
         torch.testing.assert_close(lessons.latent_RNL[r], latent, rtol=1e-4, atol=1e-5)
         assert lessons.uniform_RNV[r].equal(uniform[b, p])
-    assert lessons.token_RNK.equal(frozen.decode(lessons.latent_RNL)) and lessons.real_RNK.all()
+    before = torch.stack([chunks[b, p] for b, p in positions])
+    assert lessons.before_RK.equal(before) and lessons.real_RNK.all()
+    assert lessons.token_RNK.equal(frozen.decode(lessons.latent_RNL, before.unsqueeze(1)))
 
 
 def test_with_a_transformers_noise_the_teacher_draws_the_real_text() -> None:

@@ -9,17 +9,19 @@ import pytest
 import safetensors.torch
 import torch
 
-from calm_core.config import AutoencoderConfig, CalmConfig
-from calm_core.errors import ArtifactError
+from calm_core.config import AUTOENCODERS, CalmConfig
+from calm_core.errors import ArtifactError, CalmError
+from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.calm import Calm
 from calm_core.store.artifact import Artifact, ArtifactWriter
 from calm_core.store.facts import AutoencoderFacts, CalmFacts, ModelFacts
+from calm_core.weights.huggingface.exporting import export_checkpoint
 from calm_core.weights.lineage import autoencoder_of
 from calm_core.weights.load import load_autoencoder, load_calm, load_tokenizer
 
 VOCABULARY = {"vocab_size": 300, "pad_id": 0, "eos_id": 1}
-AUTOENCODER = {"model": {"chunk_size": 4, "latent_size": 6, "hidden_size": 8, "intermediate_size": 12}}
+AUTOENCODER: dict[str, Any] = {"model": {"chunk_size": 4, "latent_size": 6, "hidden_size": 8, "intermediate_size": 12}}
 CALM: dict[str, Any] = {
     "model": {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
     | {"head": {"num_layers": 1, "noise_size": 4}}
@@ -47,10 +49,14 @@ def write(
     return str(folder)
 
 
-def autoencoder(folder: Path, change: Change = unchanged) -> Artifact[AutoencoderFacts]:
+def autoencoder(folder: Path, change: Change = unchanged, kind: str = "mlp") -> Artifact[AutoencoderFacts]:
+    config = {"model": AUTOENCODER["model"] | {"kind": kind}}
+    return Artifact(write(folder, AutoencoderFacts, config, new_autoencoder(kind), change), AutoencoderFacts)
+
+
+def new_autoencoder(kind: str) -> Autoencoder:
     torch.manual_seed(0)
-    model = make_autoencoder(AutoencoderConfig.model_validate(AUTOENCODER).model, 300)
-    return Artifact(write(folder, AutoencoderFacts, AUTOENCODER, model, change), AutoencoderFacts)
+    return make_autoencoder(AUTOENCODERS.parse(AUTOENCODER["model"] | {"kind": kind}), 300)
 
 
 def calm(folder: Path, change: Change = unchanged) -> Artifact[CalmFacts]:
@@ -61,12 +67,20 @@ def calm(folder: Path, change: Change = unchanged) -> Artifact[CalmFacts]:
     return Artifact(write(folder / "calm", CalmFacts, CALM, model, change, **own, parents=parents), CalmFacts)
 
 
-def test_weights_come_back(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    expected = make_autoencoder(AutoencoderConfig.model_validate(AUTOENCODER).model, 300).state_dict()
-    found = load_autoencoder(autoencoder(tmp_path)).state_dict()
+@pytest.mark.parametrize("kind", AUTOENCODERS.classes)
+def test_weights_come_back(tmp_path: Path, kind: str) -> None:
+    expected = new_autoencoder(kind).state_dict()
+    found = load_autoencoder(autoencoder(tmp_path, kind=kind)).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_decoder_that_reads_is_not_exported(tmp_path: Path) -> None:
+    """The public code would decode without reading."""
+    artifact = autoencoder(tmp_path / "autoencoder", kind="reading")
+    with pytest.raises(CalmError, match="the public format knows mlp autoencoders only, this is reading"):
+        export_checkpoint(artifact.uri, str(tmp_path / "public"))
+    assert not (tmp_path / "public").exists()
 
 
 def sized(**sizes: Any) -> Change:

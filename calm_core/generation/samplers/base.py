@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from calm_core.generation.sampling import Sampling
-from calm_core.generation.temperature import first_that_fits
+from calm_core.generation.temperature import TextSoFar, first_that_fits
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.heads.base import Head
@@ -36,7 +36,7 @@ class Sampler(ABC):
         return ""
 
     @abstractmethod
-    def draw(self, hidden_BD: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+    def draw(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         """A whole chunk after each state, int64 [B, K].
 
         Raises:
@@ -44,8 +44,8 @@ class Sampler(ABC):
         """
 
     @abstractmethod
-    def finish(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
-        """A chunk that begins with the prompt's tokens, int64 [B, K]; `begun_BK` holds them, then FREE."""
+    def finish(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        """A chunk that begins with the prompt's tokens, int64 [B, K]."""
 
     def plain_latents(self, hidden_BD: Tensor, noise: SequenceNoise, number: int) -> Tensor:
         """Latents [B, S, L] of the model's own distribution."""
@@ -66,20 +66,21 @@ class OneLatent(Sampler):
         """Latents [B, S, L] after each state."""
         return self.plain_latents(hidden_BD, noise, number)
 
-    def draw(self, hidden_BD: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
-        return self.autoencoder.decode(self.latents(hidden_BD, noise, 1, sampling.temperature).squeeze(1))
+    def draw(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        latents_BL = self.latents(hidden_BD, noise, 1, sampling.temperature).squeeze(1)
+        return self.autoencoder.decode(latents_BL, text.before_BK)
 
-    def finish(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+    def finish(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         # Those that fit come as likely as they are: the first one is as good as any, and none after it need be drawn.
-        chunk_BK = torch.empty_like(begun_BK)
-        missing = list(range(len(begun_BK)))
+        chunk_BK = torch.empty_like(text.begun_BK)
+        missing = list(range(len(chunk_BK)))
         for number in PREFIX_ROUNDS:
             still = []
             for rows in self.blocks(missing, number):
                 # A prompt that the likeliest chunks do not continue needs the unlikely ones too.
                 temperature = sampling.temperature if number == PREFIX_ROUNDS[0] else 1.0
                 latents_RSL = self.latents(hidden_BD[rows], noise.rows(rows), number, temperature)
-                chunk_RK, found_R = first_that_fits(self.autoencoder, latents_RSL, begun_BK[rows])
+                chunk_RK, found_R = first_that_fits(self.autoencoder, latents_RSL, text.rows(rows))
                 for row, chunk_K, found in zip(rows, chunk_RK, found_R.tolist(), strict=True):
                     if found or number == PREFIX_ROUNDS[0]:
                         chunk_BK[row] = chunk_K

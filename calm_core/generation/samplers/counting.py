@@ -5,7 +5,7 @@ from torch import Tensor
 
 from calm_core.generation.samplers.base import PREFIX_ROUNDS, Sampler
 from calm_core.generation.sampling import BUDGET, SAMPLES, Sampling
-from calm_core.generation.temperature import FREE, choose_chunks, power_sample
+from calm_core.generation.temperature import TextSoFar, choose_chunks, power_sample
 from calm_core.models.noise import SequenceNoise
 
 _EXACT_BLOCK = 32  # chunks that the exact sampler draws at a time
@@ -14,43 +14,46 @@ _EXACT_BLOCK = 32  # chunks that the exact sampler draws at a time
 class Batch(Sampler):
     """Chooses among S chunks by how often each is there; nears P^(1/T) with more of them."""
 
-    def draw(self, hidden_BD: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+    def draw(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         number = sampling.samples or SAMPLES
         if number == 1:  # there is nothing to choose
-            return self.autoencoder.decode(self.plain_latents(hidden_BD, noise, 1).squeeze(1))
-        free_BK = torch.full((len(hidden_BD), self.calm.chunk_size), FREE, device=hidden_BD.device)
-        return self._choose(hidden_BD, free_BK, noise, number, sampling.temperature)
+            return self.autoencoder.decode(self.plain_latents(hidden_BD, noise, 1).squeeze(1), text.before_BK)
+        return self._choose(hidden_BD, text, noise, number, sampling.temperature)
 
-    def finish(self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+    def finish(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         number = max(sampling.samples or SAMPLES, sum(PREFIX_ROUNDS))  # most may begin otherwise
-        return self._choose(hidden_BD, begun_BK, noise, number, sampling.temperature)
+        return self._choose(hidden_BD, text, noise, number, sampling.temperature)
 
     def _choose(
-        self, hidden_BD: Tensor, begun_BK: Tensor, noise: SequenceNoise, number: int, temperature: float
+        self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, number: int, temperature: float
     ) -> Tensor:
-        chunk_BK = torch.empty_like(begun_BK)
+        chunk_BK = torch.empty_like(text.begun_BK)
         for rows in self.blocks(range(len(hidden_BD)), number):
             own = noise.rows(rows)
             latents_RSL = self.plain_latents(hidden_BD[rows], own, number)
             uniform_R = own.uniform(1).squeeze(1)
-            chunk_BK[rows] = choose_chunks(self.autoencoder, latents_RSL, uniform_R, temperature, begun_BK[rows])
+            chunk_BK[rows] = choose_chunks(self.autoencoder, latents_RSL, uniform_R, temperature, text.rows(rows))
         return chunk_BK
 
 
 class Exact(Batch):
     """P^(1/T) itself, by rejection within a budget; a chunk that the prompt has begun is drawn as by `Batch`."""
 
-    def draw(self, hidden_BD: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
-        return torch.stack([self._draw(hidden_BD[[row]], noise.rows([row]), sampling) for row in range(len(hidden_BD))])
+    def draw(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+        chunks = [
+            self._draw(hidden_BD[[row]], text.before_BK[row], noise.rows([row]), sampling)
+            for row in range(len(hidden_BD))
+        ]
+        return torch.stack(chunks)
 
-    def _draw(self, hidden_1D: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+    def _draw(self, hidden_1D: Tensor, before_K: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         """One chunk, int64 [K]."""
         drawn: list[tuple[int, ...]] = []
 
         def draw() -> tuple[int, ...]:
             if not drawn:  # many at a time: the model's cost for one is mostly that of being called
                 latents_SL = self.plain_latents(hidden_1D, noise, _EXACT_BLOCK)[0]
-                drawn.extend(tuple(chunk) for chunk in self.autoencoder.decode(latents_SL).tolist())
+                drawn.extend(tuple(chunk) for chunk in self.autoencoder.decode(latents_SL, before_K).tolist())
             return drawn.pop(0)
 
         budget = sampling.budget or BUDGET

@@ -51,7 +51,12 @@ class AutoencoderLoss(NamedTuple):
 
 
 class Autoencoder(nn.Module, ABC):
-    """A variational autoencoder: K tokens to one latent vector and back (CALM paper, arXiv 2510.27688)."""
+    """A variational autoencoder: K tokens to one latent vector and back (CALM paper, arXiv 2510.27688).
+
+    The paper's decoder knows the latent alone. One that reads the text so far takes it from two arguments, which any
+    other leaves aside: `before`, int64 [..., K], the chunk before, whose tokens are below zero where there is none; and
+    `begun` or `chunks`, int64 [..., K], the chunk's own tokens, of which a token reads those before it.
+    """
 
     def __init__(self, config: AutoencoderModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -63,8 +68,12 @@ class Autoencoder(nn.Module, ABC):
         """q(z | chunk) of int64 chunks [..., K]; `keep`, bool [..., K], is False where a token is hidden."""
 
     @abstractmethod
-    def states(self, latents: Tensor) -> Tensor:
+    def states(self, latents: Tensor, before: Tensor | None = None, chunks: Tensor | None = None) -> Tensor:
         """Decoder states [..., K, D] of latents [..., L]; logits are their inner products with `embedding`."""
+
+    def states_in_training(self, latents_BPL: Tensor, chunks_BPK: Tensor, noise: SequenceNoise) -> Tensor:
+        """Decoder states [B, P, K, D] of a batch that the autoencoder is trained on."""
+        return self.states(latents_BPL, chunks_before(chunks_BPK), chunks_BPK)
 
     @property
     @abstractmethod
@@ -75,26 +84,28 @@ class Autoencoder(nn.Module, ABC):
         """What one token after another is decoded from [..., any], of latents [..., L]: work that they share."""
         return latents
 
-    def token_state(self, trunk: Tensor, k: int) -> Tensor:
+    def token_state(self, trunk: Tensor, k: int, before: Tensor | None = None, begun: Tensor | None = None) -> Tensor:
         """The state [..., D] of the chunk's k-th token, of its `trunk`."""
-        return self.states(trunk)[..., k, :]
+        return self.states(trunk, before, begun)[..., k, :]
 
     def encode(self, chunks: Tensor) -> Posterior:
         """Posterior of int64 chunks [..., K]."""
         return self.posterior(chunks)
 
-    def logits(self, latents: Tensor) -> Tensor:
+    def logits(self, latents: Tensor, before: Tensor | None = None, chunks: Tensor | None = None) -> Tensor:
         """Logits [..., K, V] of latents [..., L]."""
-        return F.linear(self.states(latents), self.embedding)
+        return F.linear(self.states(latents, before, chunks), self.embedding)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Most likely tokens, int64 [..., K], of latents [..., L]."""
+    def decode(self, latents: Tensor, before: Tensor | None = None, begun: Tensor | None = None) -> Tensor:
+        """Most likely tokens, int64 [..., K], of latents [..., L]; `begun` is below zero where a token is not known."""
         states = self.states(latents)
         return self._likeliest(states.flatten(0, -2)).view(states.shape[:-1])
 
-    def token(self, trunk_RD: Tensor, k: int) -> Tensor:
+    def token(
+        self, trunk_RD: Tensor, k: int, before_RK: Tensor | None = None, begun_RK: Tensor | None = None
+    ) -> Tensor:
         """Most likely k-th tokens, int64 [R], of their `trunk`."""
-        return self._likeliest(self.token_state(trunk_RD, k))
+        return self._likeliest(self.token_state(trunk_RD, k, before_RK, begun_RK))
 
     def _likeliest(self, states_RD: Tensor) -> Tensor:
         blocks = [
@@ -119,10 +130,11 @@ class Autoencoder(nn.Module, ABC):
         if self.training:
             kept_BPL = noise.uniform(*latents_BPL.shape[1:]) >= config.latent_dropout
             latents_BPL = latents_BPL * kept_BPL / (1 - config.latent_dropout)  # the expectation stays
+            states_BPKD = self.states_in_training(latents_BPL, chunks_BPK, noise)
+        else:
+            states_BPKD = self.states(latents_BPL, chunks_before(chunks_BPK), chunks_BPK)
 
-        cross_entropy, correct = linear_cross_entropy(
-            self.states(latents_BPL)[real_BPK], self.embedding, chunks_BPK[real_BPK]
-        )
+        cross_entropy, correct = linear_cross_entropy(states_BPKD[real_BPK], self.embedding, chunks_BPK[real_BPK])
         counted_BP = real_BPK.any(-1)
         kl_RL = posterior.kl()[counted_BP]
         return AutoencoderLoss(
@@ -146,8 +158,14 @@ def to_chunks(tokens_BT: Tensor, chunk_size: int) -> Tensor:
     return chunks_BPK
 
 
+def chunks_before(chunks_BPK: Tensor) -> Tensor:
+    """The chunk before each of a sequence; before the first one there is none, which tokens of -1 say."""
+    return torch.cat([torch.full_like(chunks_BPK[:, :1], -1), chunks_BPK[:, :-1]], dim=1)
+
+
 @torch.no_grad()
 def reconstruct(autoencoder: Autoencoder, chunks_BPK: Tensor, noise: SequenceNoise) -> Tensor:
     """Tokens decoded from one sampled latent per chunk, int64 [B, P, K]."""
     posterior = autoencoder.encode(chunks_BPK)
-    return autoencoder.decode(posterior.sample(noise.normal(*posterior.mean.shape[1:])))
+    latents_BPL = posterior.sample(noise.normal(*posterior.mean.shape[1:]))
+    return autoencoder.decode(latents_BPL, chunks_before(chunks_BPK))

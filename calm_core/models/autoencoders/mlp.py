@@ -6,7 +6,7 @@ Parameter names are those of the public checkpoints.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calm_core.config import MlpAutoencoderConfig
+from calm_core.config import ResidualAutoencoderConfig
 from calm_core.models.autoencoders.base import Autoencoder, Posterior
 from calm_core.models.layers import RMSNorm, SwiGLU, initialize
 
@@ -16,7 +16,7 @@ _MIN_LOG_STD, _MAX_LOG_STD = -12.0, 6.0  # keeps exp() finite in any precision; 
 class ResidualBlock(nn.Module):
     """h + SwiGLU(RMSNorm(h)). [..., D] -> [..., D]."""
 
-    def __init__(self, config: MlpAutoencoderConfig) -> None:
+    def __init__(self, config: ResidualAutoencoderConfig) -> None:
         super().__init__()
         self.layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
 class Encoder(nn.Module):
     """Chunks of token ids to the posterior of their latent; chunks are independent of each other."""
 
-    def __init__(self, config: MlpAutoencoderConfig, vocab_size: int) -> None:
+    def __init__(self, config: ResidualAutoencoderConfig, vocab_size: int) -> None:
         super().__init__()
         hidden, chunk = config.hidden_size, config.chunk_size
         self.layers_before = (config.num_encoder_layers + 1) // 2
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents to logits over the tokens of their chunk; mirrors the encoder."""
 
-    def __init__(self, config: MlpAutoencoderConfig) -> None:
+    def __init__(self, config: ResidualAutoencoderConfig) -> None:
         super().__init__()
         hidden = config.hidden_size
         self.chunk_size = config.chunk_size
@@ -79,15 +79,20 @@ class Decoder(nn.Module):
             h = layer(h)
         return h
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """States [..., K, D] of latents [..., L]; their logits are inner products with the encoder's embedding."""
-        return self._finish(self.expand_layer(self.trunk(latents)).unflatten(-1, (self.chunk_size, -1)))
+    def forward(self, latents: Tensor, read: Tensor | float = 0.0) -> Tensor:
+        """States [..., K, D] of latents [..., L]; their logits are inner products with the encoder's embedding.
 
-    def token_state(self, trunk: Tensor, k: int) -> Tensor:
-        """The state [..., D] of the chunk's k-th token alone, of `trunk` [..., D]."""
+        Args:
+            latents: As `Posterior.sample` gives them.
+            read: What is added to what each token is expanded from the latent to, [..., K, D].
+        """
+        return self._finish(self.expand_layer(self.trunk(latents)).unflatten(-1, (self.chunk_size, -1)) + read)
+
+    def token_state(self, trunk: Tensor, k: int, read: Tensor | float = 0.0) -> Tensor:
+        """The state [..., D] of the chunk's k-th token alone, of `trunk` [..., D] and its part of `read` [..., D]."""
         hidden = trunk.shape[-1]
         rows = slice(k * hidden, (k + 1) * hidden)
-        return self._finish(F.linear(trunk, self.expand_layer.weight[rows], self.expand_layer.bias[rows]))
+        return self._finish(F.linear(trunk, self.expand_layer.weight[rows], self.expand_layer.bias[rows]) + read)
 
     def _finish(self, h: Tensor) -> Tensor:
         for layer in self.decoder_layers[self.layers_before :]:
@@ -99,7 +104,7 @@ class Decoder(nn.Module):
 class MlpAutoencoder(Autoencoder):
     """Encoder and decoder of residual blocks; the output embedding is the encoder's."""
 
-    def __init__(self, config: MlpAutoencoderConfig, vocab_size: int) -> None:
+    def __init__(self, config: ResidualAutoencoderConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
         self.encoder = Encoder(config, vocab_size)
         self.decoder = Decoder(config)
@@ -113,12 +118,12 @@ class MlpAutoencoder(Autoencoder):
         posterior: Posterior = self.encoder(tokens, keep)
         return posterior
 
-    def states(self, latents: Tensor) -> Tensor:
+    def states(self, latents: Tensor, before: Tensor | None = None, chunks: Tensor | None = None) -> Tensor:
         states: Tensor = self.decoder(latents)
         return states
 
     def trunk(self, latents: Tensor) -> Tensor:
         return self.decoder.trunk(latents)
 
-    def token_state(self, trunk: Tensor, k: int) -> Tensor:
+    def token_state(self, trunk: Tensor, k: int, before: Tensor | None = None, begun: Tensor | None = None) -> Tensor:
         return self.decoder.token_state(trunk, k)

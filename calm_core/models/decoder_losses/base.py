@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -45,7 +44,7 @@ class DecoderLoss(ABC):
             real_RK: bool, False at padding, which does not count; True once at least in each chunk.
         """
 
-    def __call__(self, latents_RNL: Tensor, chunks_RK: Tensor, real_RK: Tensor) -> Tensor:
+    def __call__(self, latents_RNL: Tensor, chunks_RK: Tensor, real_RK: Tensor, before_RK: Tensor) -> Tensor:
         """The loss of each position, fp32 [R].
 
         As in `energy_loss` the gradient is computed along with the loss, in blocks of positions: [N, K, V] logits, and
@@ -54,10 +53,12 @@ class DecoderLoss(ABC):
         Args:
             latents_RNL: Samples of the head, the only argument that gets a gradient.
             chunks_RK, real_RK: As of `of_logits`.
+            before_RK: int64, the chunks before, which a decoder may read.
         """
 
         def loss(latents_RNL: Tensor, rows: slice) -> Tensor:
-            logits_RNKV = F.linear(self.autoencoder.states(latents_RNL), self.autoencoder.embedding).float()
+            read = before_RK[rows].unsqueeze(1), chunks_RK[rows].unsqueeze(1)
+            logits_RNKV = self.autoencoder.logits(latents_RNL, *read).float()
             with torch.autocast(logits_RNKV.device.type, enabled=False):
                 return self.of_logits(logits_RNKV, chunks_RK[rows], real_RK[rows])
 
@@ -66,7 +67,14 @@ class DecoderLoss(ABC):
         return cast(Tensor, _InBlocks.apply(latents_RNL, loss, blocks))  # type: ignore[no-untyped-call] # torch's own
 
     def of_head(
-        self, head: Head, hidden_BPD: Tensor, noise: SequenceNoise, *, chunks_BPK: Tensor, real_BPK: Tensor
+        self,
+        head: Head,
+        hidden_BPD: Tensor,
+        noise: SequenceNoise,
+        *,
+        chunks_BPK: Tensor,
+        real_BPK: Tensor,
+        before_BPK: Tensor,
     ) -> Tensor:
         """An unbiased estimate of the loss summed over the positions that count (fp32 scalar).
 
@@ -75,6 +83,7 @@ class DecoderLoss(ABC):
             hidden_BPD: States after each position.
             chunks_BPK: The true next chunk of each.
             real_BPK: Which tokens of it are real.
+            before_BPK: The chunk before it.
             noise: One generator for each sequence, so neither ranks nor micro-batches decide which positions are drawn.
         """
         config = self.config
@@ -83,7 +92,7 @@ class DecoderLoss(ABC):
         samples = config.samples or head.config.model_samples
         drawn_BPNU = head.sampling_noise(noise, hidden_BPD.shape[1], samples)
         latents_RNL = head.sample(hidden_BPD[chosen_BP], drawn_BPNU[chosen_BP])
-        return self(latents_RNL, chunks_BPK[chosen_BP], real_BPK[chosen_BP]).sum() / config.positions
+        return self(latents_RNL, *(of[chosen_BP] for of in (chunks_BPK, real_BPK, before_BPK))).sum() / config.positions
 
 
 def chosen(counted_BP: Tensor, share: float, noise: SequenceNoise) -> Tensor:

@@ -97,6 +97,11 @@ class CalmTask(Task[CalmConfig]):
         if self.decoder_loss is None or (self.model.training and not self.decoder_weight):
             loss = forward(chunks_BPK, targets, noise) / positions
             return Loss(loss, {self.headline: loss})
-        beside = partial(self.decoder_loss.of_head, chunks_BPK=chunks_BPK[:, 1:], real_BPK=real_BPK[:, 1:])
+        beside = partial(
+            self.decoder_loss.of_head,
+            chunks_BPK=chunks_BPK[:, 1:],
+            real_BPK=real_BPK[:, 1:],
+            before_BPK=chunks_BPK[:, :-1],
+        )
         loss, decoded = (one / positions for one in forward(chunks_BPK, targets, noise, beside))
         return Loss(loss + self.decoder_weight * decoded, {self.headline: loss, self.decoder_loss.name: decoded})

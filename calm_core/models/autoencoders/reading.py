@@ -1,0 +1,79 @@
+"""The paper's autoencoder with a decoder that reads the text so far; the decoder is ours."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calm_core.config import ReadingAutoencoderConfig
+from calm_core.models.autoencoders.base import chunks_before
+from calm_core.models.autoencoders.mlp import MlpAutoencoder
+from calm_core.models.layers import initialize
+from calm_core.models.noise import SequenceNoise
+
+_NOISY = 0.5  # share of the chunks, while training, whose latents get noise
+
+
+class ReadingAutoencoder(MlpAutoencoder):
+    """Tokens are decoded one after another, each from the latent and the 2K - 1 tokens before it.
+
+    So a latent that lies between those of several chunks, as a model that is not sure gives them, becomes one of these
+    chunks, and not the first token of one and the second of another; and it goes on from the chunk before. While
+    training, noise is added to the latents of half of the chunks, through which no gradient reaches the encoder: of
+    such ones the decoder learns what text they may be, and the encoder is not drawn to latents that bear noise.
+    """
+
+    config: ReadingAutoencoderConfig
+
+    def __init__(self, config: ReadingAutoencoderConfig, vocab_size: int) -> None:
+        super().__init__(config, vocab_size)
+        self.window = 2 * config.chunk_size - 1
+        self.read = nn.Linear(self.window * config.hidden_size, config.hidden_size, bias=False)
+        initialize(self.read)
+
+    def states(self, latents: Tensor, before: Tensor | None = None, chunks: Tensor | None = None) -> Tensor:
+        states: Tensor = self.decoder(latents, self._read(_given(before), _given(chunks)))
+        return states
+
+    def states_in_training(self, latents_BPL: Tensor, chunks_BPK: Tensor, noise: SequenceNoise) -> Tensor:
+        noisy_BP1 = noise.uniform(chunks_BPK.shape[1], 1) < _NOISY
+        size_BP1 = noise.uniform(chunks_BPK.shape[1], 1) * self.config.reading_noise
+        # In units of each latent's own size: that of a batch would differ with its split into micro-batches.
+        size_BP1 = size_BP1 * latents_BPL.detach().square().mean(-1, keepdim=True).sqrt()
+        noisy_BPL = latents_BPL.detach() + size_BP1 * noise.normal(*latents_BPL.shape[1:])
+        return self.states(torch.where(noisy_BP1, noisy_BPL, latents_BPL), chunks_before(chunks_BPK), chunks_BPK)
+
+    def token_state(self, trunk: Tensor, k: int, before: Tensor | None = None, begun: Tensor | None = None) -> Tensor:
+        before, begun = _given(before), _given(begun)
+        window = torch.cat([before, begun[..., :k]], dim=-1)[..., -self.window :]
+        embedded = F.pad(self._embed(window), (0, 0, self.window - window.shape[-1], 0))
+        return self.decoder.token_state(trunk, k, self.read(embedded.flatten(-2)))
+
+    def _read(self, before: Tensor, chunks: Tensor) -> Tensor:
+        """What the tokens before each of a chunk's say for it, [..., K, D].
+
+        The windows of all but its last token begin before the chunk before: with zeros, as where there is none.
+        """
+        before, chunks = torch.broadcast_tensors(before, chunks)
+        embedded = F.pad(self._embed(torch.cat([before, chunks[..., :-1]], dim=-1)), (0, 0, before.shape[-1] - 1, 0))
+        windows = embedded.unfold(-2, self.window, 1)  # [..., K, D, window]
+        out: Tensor = self.read(windows.transpose(-1, -2).flatten(-2))
+        return out
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens.clamp_min(0), self.embedding) * (tokens >= 0).unsqueeze(-1)
+
+    def decode(self, latents: Tensor, before: Tensor | None = None, begun: Tensor | None = None) -> Tensor:
+        shape = (*latents.shape[:-1], self.config.chunk_size)
+        before_RK = _given(before).expand(shape).flatten(0, -2)
+        trunk_RD = self.trunk(latents).flatten(0, -2)
+        known_RK = torch.full_like(before_RK, -1) if begun is None else begun.expand(shape).flatten(0, -2).clone()
+        for k in range(self.config.chunk_size):
+            decoded_R = self.token(trunk_RD, k, before_RK, known_RK)
+            known_RK[:, k] = torch.where(known_RK[:, k] < 0, decoded_R, known_RK[:, k])
+        return known_RK.view(shape)
+
+
+def _given(tokens: Tensor | None) -> Tensor:
+    if tokens is None:
+        raise ValueError("this decoder reads the text so far: give the chunk before, and the tokens of its own")
+    return tokens
