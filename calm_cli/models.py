@@ -52,8 +52,8 @@ def generate(
     sampler: Annotated[
         SamplerName | None,
         typer.Option(
-            help="How CALM reaches a temperature below 1: path, noise-scale, truncated and branch cost as much as 1, "
-            "densest some times, batch counts equal samples, exact rejects.",
+            help="How CALM reaches a temperature below 1: path, noise-scale, truncated, branch and components cost as "
+            "much as 1, densest some times, batch counts equal samples, exact rejects.",
             show_default="the best for the model",
         ),
     ] = None,

@@ -76,10 +76,10 @@ class CalmChunks(NextChunk):
         return self.calm.embed(chunks)
 
     def sampler_name(self, sampling: Sampling) -> SamplerName | None:
-        return name_for(self.calm.mlp_generator, sampling) if sampling.temperature < 1 else None
+        return name_for(self.calm.mlp_generator, self.autoencoder, sampling) if sampling.temperature < 1 else None
 
     def choose(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
-        sampler = sampler_for(self.calm.mlp_generator, sampling)(self.calm, self.autoencoder)
+        sampler = sampler_for(self.calm.mlp_generator, self.autoencoder, sampling)(self.calm, self.autoencoder)
         begun_B = (text.begun_BK != FREE).any(1)
         chunk_BK = torch.empty_like(text.begun_BK)
         if len(rows := begun_B.nonzero().squeeze(1)):

@@ -122,14 +122,18 @@ def test_the_chunks_without_noise_alone_teach_the_encoder() -> None:
         assert torch.allclose(states, plain[b, p], atol=1e-6) != noisy
 
 
-def test_the_noise_is_of_each_latents_own_size() -> None:
-    """Else a batch's split into micro-batches would change it; and none is as large as what the setting says."""
-    model, far = freeze(make(reading_noise=1e-6)), 100 * latents(B, P)
-    near = {(b, p): states for noisy, states, b, p in _in_training(model, far) if noisy}
-    plain = model.states(far, chunks_before(text()), text())
-    assert all(torch.allclose(states, plain[place], rtol=1e-3, atol=1e-3) for place, states in near.items())
-    loud = {(b, p): states for noisy, states, b, p in _in_training(freeze(make(reading_noise=50.0)), far) if noisy}
-    assert not any(torch.allclose(states, plain[place], rtol=0.05, atol=0.05) for place, states in loud.items())
+def test_the_others_are_shrunk_and_get_noise_of_their_own_size() -> None:
+    """By at most 0.8, and up to `reading_noise` root mean squares; each latent's own, whatever else is in the batch."""
+    model, given = freeze(make(reading_noise=3.0)), latents(B, P) * torch.linspace(0.1, 9, B * P).view(B, P, 1)
+    noise = SequenceNoise(range(B))
+    _, shrunk, size = (noise.uniform(P, 1) for _ in range(3))
+    normal = noise.normal(P, L)
+    for noisy, states, b, p in _in_training(model, given):
+        z = given[b, p]
+        if noisy:
+            z = (1 - 0.8 * shrunk[b, p]) * z + 3.0 * size[b, p] * (z @ z / L).sqrt() * normal[b, p]
+        expected = model.states(z, chunks_before(text())[b, p], text()[b, p])
+        torch.testing.assert_close(states, expected)
 
 
 def test_the_states_need_the_text() -> None:

@@ -8,8 +8,9 @@ from calm_core.generation.samplers.base import OneLatent, Sampler
 from calm_core.generation.samplers.counting import Batch, Exact
 from calm_core.generation.samplers.densest import Densest
 from calm_core.generation.samplers.path import Path
-from calm_core.generation.samplers.scaled import Branch, NoiseScale, Truncated
+from calm_core.generation.samplers.scaled import Branch, Components, NoiseScale, Truncated
 from calm_core.generation.sampling import Sampling
+from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.heads.base import Head
 from calm_core.models.heads.flow import FlowHead
 from calm_core.models.heads.mixture import MixtureHead
@@ -20,6 +21,7 @@ BY_NAME: Mapping[SamplerName, type[Sampler]] = {
     "noise-scale": NoiseScale,
     "truncated": Truncated,
     "branch": Branch,
+    "components": Components,
     "densest": Densest,
     "batch": Batch,
     "exact": Exact,
@@ -27,23 +29,25 @@ BY_NAME: Mapping[SamplerName, type[Sampler]] = {
 _BEST: Mapping[type[Head], SamplerName] = {FlowHead: "path", ResidualHead: "branch", MixtureHead: "branch"}
 
 
-def sampler_for(head: Head, sampling: Sampling) -> type[Sampler]:
+def sampler_for(head: Head, autoencoder: Autoencoder, sampling: Sampling) -> type[Sampler]:
     """The sampler of a model with this head.
 
     Raises:
         CalmError: The one that is asked for does not go with the head.
     """
-    name = name_for(head, sampling)
+    name = name_for(head, autoencoder, sampling)
     if reason := BY_NAME[name].unfit(head):
         raise CalmError(f"sampler {name}: does not go with a head of kind {head.config.kind}: {reason}")
     return OneLatent if sampling.temperature == 1 else BY_NAME[name]
 
 
-def name_for(head: Head, sampling: Sampling) -> SamplerName:
-    """The name of the sampler that is asked for, or else is the default for the head."""
-    return sampling.named or default_for(head)
+def name_for(head: Head, autoencoder: Autoencoder, sampling: Sampling) -> SamplerName:
+    """The name of the sampler that is asked for, or else is the default for the model."""
+    return sampling.named or default_for(head, autoencoder)
 
 
-def default_for(head: Head) -> SamplerName:
+def default_for(head: Head, autoencoder: Autoencoder) -> SamplerName:
     """The best one by measurement (docs/quality.md); elsewhere the paper's."""
+    if autoencoder.reads and isinstance(head, MixtureHead):
+        return "components"
     return _BEST.get(type(head), "batch")

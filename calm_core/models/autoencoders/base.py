@@ -5,7 +5,7 @@ Suffixes of names as in `calm_core.models`.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,9 @@ class Autoencoder(nn.Module, ABC):
     other leaves aside: `before`, int64 [..., K], the chunk before, whose tokens are below zero where there is none; and
     `begun` or `chunks`, int64 [..., K], the chunk's own tokens, of which a token reads those before it.
     """
+
+    reads: ClassVar[bool] = False
+    """Whether its decoder does."""
 
     def __init__(self, config: AutoencoderModelConfig, vocab_size: int) -> None:
         super().__init__()

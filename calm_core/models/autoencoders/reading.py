@@ -10,7 +10,8 @@ from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.layers import initialize
 from calm_core.models.noise import SequenceNoise
 
-_NOISY = 0.5  # share of the chunks, while training, whose latents get noise
+_NOISY = 0.5  # share of the chunks, while training, whose latents are shrunk and get noise
+_MOST_SHRUNK = 0.8  # a mean of many latents, which is what an unsure model says at low temperatures, lies near zero
 
 
 class ReadingAutoencoder(MlpAutoencoder):
@@ -18,11 +19,12 @@ class ReadingAutoencoder(MlpAutoencoder):
 
     So a latent that lies between those of several chunks, as a model that is not sure gives them, becomes one of these
     chunks, and not the first token of one and the second of another; and it goes on from the chunk before. While
-    training, noise is added to the latents of half of the chunks, through which no gradient reaches the encoder: of
-    such ones the decoder learns what text they may be, and the encoder is not drawn to latents that bear noise.
+    training, the latents of half of the chunks are shrunk and get noise, and no gradient reaches the encoder through
+    them: the decoder learns what text such ones may be, and the encoder is not drawn to latents that bear it.
     """
 
     config: ReadingAutoencoderConfig
+    reads = True
 
     def __init__(self, config: ReadingAutoencoderConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
@@ -36,10 +38,11 @@ class ReadingAutoencoder(MlpAutoencoder):
 
     def states_in_training(self, latents_BPL: Tensor, chunks_BPK: Tensor, noise: SequenceNoise) -> Tensor:
         noisy_BP1 = noise.uniform(chunks_BPK.shape[1], 1) < _NOISY
+        kept_BP1 = 1 - _MOST_SHRUNK * noise.uniform(chunks_BPK.shape[1], 1)
         size_BP1 = noise.uniform(chunks_BPK.shape[1], 1) * self.config.reading_noise
         # In units of each latent's own size: that of a batch would differ with its split into micro-batches.
         size_BP1 = size_BP1 * latents_BPL.detach().square().mean(-1, keepdim=True).sqrt()
-        noisy_BPL = latents_BPL.detach() + size_BP1 * noise.normal(*latents_BPL.shape[1:])
+        noisy_BPL = kept_BP1 * latents_BPL.detach() + size_BP1 * noise.normal(*latents_BPL.shape[1:])
         return self.states(torch.where(noisy_BP1, noisy_BPL, latents_BPL), chunks_before(chunks_BPK), chunks_BPK)
 
     def token_state(self, trunk: Tensor, k: int, before: Tensor | None = None, begun: Tensor | None = None) -> Tensor:

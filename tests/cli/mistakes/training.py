@@ -54,7 +54,7 @@ def _here() -> lock.Holder:
 MISTAKES = [
     Mistake(
         "other nodes than torchrun is told of",
-        (*_TRAIN, "--set", "autoencoder.nodes=2", "--set", "autoencoder.micro_batch_size=4"),
+        (*_TRAIN, "--set", "autoencoder.nodes=2", "--set", "autoencoder.micro_batch_size=2"),
         ("autoencoder.nodes is 2, PET_NNODES is 4; submit the pipeline", "with PET_NNODES=2, or set it to 4"),
         exit_code=2,
         environment={
