@@ -123,15 +123,15 @@ def test_the_chunks_without_noise_alone_teach_the_encoder() -> None:
 
 
 def test_the_others_are_shrunk_and_get_noise_of_their_own_size() -> None:
-    """By at most 0.8, and up to `reading_noise` root mean squares; each latent's own, whatever else is in the batch."""
+    """Up to `reading_noise` root mean squares; each latent's own, whatever else is in the batch."""
     model, given = freeze(make(reading_noise=3.0)), latents(B, P) * torch.linspace(0.1, 9, B * P).view(B, P, 1)
     noise = SequenceNoise(range(B))
-    _, shrunk, size = (noise.uniform(P, 1) for _ in range(3))
+    _, kept, size = (noise.uniform(P, 1) for _ in range(3))
     normal = noise.normal(P, L)
     for noisy, states, b, p in _in_training(model, given):
         z = given[b, p]
         if noisy:
-            z = (1 - 0.8 * shrunk[b, p]) * z + 3.0 * size[b, p] * (z @ z / L).sqrt() * normal[b, p]
+            z = kept[b, p] * z + 3.0 * size[b, p] * (z @ z / L).sqrt() * normal[b, p]
         expected = model.states(z, chunks_before(text())[b, p], text()[b, p])
         torch.testing.assert_close(states, expected)
 

@@ -11,7 +11,6 @@ from calm_core.models.layers import initialize
 from calm_core.models.noise import SequenceNoise
 
 _NOISY = 0.5  # share of the chunks, while training, whose latents are shrunk and get noise
-_MOST_SHRUNK = 0.8  # a mean of many latents, which is what an unsure model says at low temperatures, lies near zero
 
 
 class ReadingAutoencoder(MlpAutoencoder):
@@ -38,7 +37,7 @@ class ReadingAutoencoder(MlpAutoencoder):
 
     def states_in_training(self, latents_BPL: Tensor, chunks_BPK: Tensor, noise: SequenceNoise) -> Tensor:
         noisy_BP1 = noise.uniform(chunks_BPK.shape[1], 1) < _NOISY
-        kept_BP1 = 1 - _MOST_SHRUNK * noise.uniform(chunks_BPK.shape[1], 1)
+        kept_BP1 = noise.uniform(chunks_BPK.shape[1], 1)  # a mean of many latents lies near zero
         size_BP1 = noise.uniform(chunks_BPK.shape[1], 1) * self.config.reading_noise
         # In units of each latent's own size: that of a batch would differ with its split into micro-batches.
         size_BP1 = size_BP1 * latents_BPL.detach().square().mean(-1, keepdim=True).sqrt()
