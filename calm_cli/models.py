@@ -16,7 +16,7 @@ from calm_cli.screen import Screen, told
 from calm_core.config.evaluation import MIN_TEMPERATURE, SamplerName
 from calm_core.errors import CalmError, ConfigError
 from calm_core.generation.arguments import MAX_SEED
-from calm_core.generation.sampling import BUDGET, SAMPLES, Sampling
+from calm_core.generation.sampling import BUDGET, READING_SAMPLES, SAMPLES, Sampling
 from calm_core.shown import redacted, shortened, visible
 from calm_core.store.facts import CalmFacts, TransformerFacts
 from calm_core.telemetry.mlflow_run import REGISTERED
@@ -52,14 +52,19 @@ def generate(
     sampler: Annotated[
         SamplerName | None,
         typer.Option(
-            help="How CALM reaches a temperature below 1: path, noise-scale, truncated, branch and components cost as "
-            "much as 1, densest some times, batch counts equal samples, exact rejects.",
+            help="How CALM reaches a temperature below 1: path, noise-scale, truncated and branch cost as much as 1, "
+            "densest some times, batch counts equal samples, exact rejects.",
             show_default="the best for the model",
         ),
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, max=2**20, help="Samples per chunk of --sampler batch.", show_default=f"{SAMPLES}"),
+        typer.Option(
+            min=1,
+            max=2**20,
+            help="Samples per chunk of --sampler batch.",
+            show_default=f"{SAMPLES}; {READING_SAMPLES} if the decoder reads",
+        ),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="The same as --sampler exact.")] = False,
     budget: Annotated[

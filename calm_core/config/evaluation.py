@@ -26,7 +26,7 @@ def _readable(prompt: str) -> str:
 MIN_TEMPERATURE = 0.001
 """1/T equal samples are what a chunk needs: at T = 0 there would be no end of them."""
 
-SamplerName = Literal["path", "noise-scale", "truncated", "branch", "components", "densest", "batch", "exact"]
+SamplerName = Literal["path", "noise-scale", "truncated", "branch", "densest", "batch", "exact"]
 """Ways to a temperature below 1, each a class in `calm_core.generation.samplers`."""
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 

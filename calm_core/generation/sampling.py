@@ -11,6 +11,8 @@ MAX_SAMPLES = 2**20
 MAX_BUDGET = 2**63 - 1
 SAMPLES = 200
 """S of the batch approximation, as in the paper."""
+READING_SAMPLES = 48
+"""... with a decoder that reads, whose chunks are equal so much more often that these do (docs/quality.md)."""
 BUDGET = 100_000
 """Draws for each chunk of the exact sampler."""
 
@@ -21,7 +23,7 @@ class Sampling:
 
     Attributes:
         temperature: In [MIN_TEMPERATURE, 1].
-        samples: S of the sampler `batch`, at most MAX_SAMPLES; unset, SAMPLES.
+        samples: S of the sampler `batch`, at most MAX_SAMPLES; unset, SAMPLES or READING_SAMPLES.
         budget: Draws for each chunk of the sampler `exact`; 0, BUDGET.
         sampler: The way to a temperature below 1, one of SAMPLERS; unset, the one that budget or samples belong to, and
             if neither is set, the best one for the model.

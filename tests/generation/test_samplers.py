@@ -21,14 +21,13 @@ from calm_core.errors import CalmError
 from calm_core.generation.samplers.densest import MOST, latents_at, medoid
 from calm_core.generation.samplers.make import BY_NAME
 from calm_core.generation.samplers.path import shrunk_path
-from calm_core.generation.samplers.scaled import Components, truncated_normal
+from calm_core.generation.samplers.scaled import truncated_normal
 from calm_core.generation.temperature import FREE, TextSoFar
 from calm_core.generation.text import CalmChunks, Sampling, TextGenerator
 from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.calm import Calm
 from calm_core.models.heads.flow import FlowHead
-from calm_core.models.heads.mixture import MixtureHead
 from calm_core.models.heads.residual import ResidualHead
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
@@ -43,10 +42,9 @@ HEADS: dict[str, HeadConfig] = {
     "mixture": MixtureHeadConfig(),
 }
 FITTING = [
-    *(("flow", name) for name in SAMPLERS if name not in ("branch", "components")),
-    *(("diffusion", name) for name in SAMPLERS if name not in ("path", "branch", "components")),
+    *(("flow", name) for name in SAMPLERS if name != "branch"),
+    *(("diffusion", name) for name in SAMPLERS if name not in ("path", "branch")),
     *((head, name) for head in ("energy", "residual", "mixture") for name in ("branch", "densest", "batch", "exact")),
-    ("mixture", "components"),
 ]
 
 
@@ -81,20 +79,6 @@ def test_the_branch_of_a_residual_head_shrinks_towards_its_mean() -> None:
     mean = head.mean(hidden).unsqueeze(1) * head.latent_scale
     expected = mean + 0.3 * (head.sample(hidden, drawn) - mean)
     torch.testing.assert_close(head.sample(hidden, drawn, 0.3), expected)
-
-
-@torch.no_grad()
-def test_components_sharpens_the_choice_and_leaves_the_noise() -> None:
-    model = chunks("mixture")
-    head = model.calm.mlp_generator
-    assert isinstance(head, MixtureHead)
-    hidden = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
-    found = Components(model.calm, model.autoencoder).latents(hidden, SequenceNoise([0, 1, 2]), 5, 1e-3)
-    log_weights, means, std = head.mixture(hidden)
-    drawn = head.sampling_noise(SequenceNoise([0, 1, 2]), 5)
-    for row, likeliest in enumerate(log_weights.argmax(-1).tolist()):
-        expected = means[row, likeliest] + std[row, likeliest] * drawn[row, :, :L]
-        torch.testing.assert_close(found[row], expected * head.latent_scale)
 
 
 def test_every_sampler_that_may_be_named_is_there() -> None:
@@ -229,7 +213,6 @@ def test_the_medoid_is_the_middle_of_the_largest_crowd() -> None:
         ("diffusion", "path", "it is a path of the flow head"),
         ("energy", "noise-scale", "its noise is normalised first, so that less of it is the same; take branch"),
         ("energy", "truncated", "its noise is normalised first, so that less of it is the same; take branch"),
-        ("residual", "components", "it is of the mixture head, which has components"),
         ("flow", "branch", "it is of energy, residual and mixture heads, whose noise is a branch of its own"),
     ],
 )
@@ -258,16 +241,24 @@ def test_settings_of_another_sampler_are_refused(arguments: dict[str, Any], reas
     [
         ("flow", "mlp", "path"),
         ("energy", "mlp", "batch"),
-        ("diffusion", "reading", "batch"),
-        ("residual", "reading", "branch"),
+        ("flow", "reading", "batch"),
+        ("residual", "mlp", "branch"),
+        ("diffusion", "mlp", "batch"),
         ("mixture", "mlp", "branch"),
-        ("mixture", "reading", "components"),
+        ("mixture", "reading", "batch"),
     ],
 )
 def test_unset_the_best_for_the_model_is_taken(kind: str, decoder: str, best: Any) -> None:
     model, seeds = chunks(kind, decoder), [*range(20)]
     assert model.sampler_name(Sampling(0.5)) == best
     assert torch.equal(draw(model, Sampling(0.5), seeds), draw(model, Sampling(0.5, sampler=best), seeds))
+
+
+@pytest.mark.parametrize(("decoder", "samples"), [("mlp", 200), ("reading", 48)])
+def test_unset_as_many_chunks_are_counted_as_the_decoder_asks_for(decoder: str, samples: int) -> None:
+    model, seeds = chunks("mixture", decoder), [*range(20)]
+    unset, told = (Sampling(0.5, sampler="batch", samples=number) for number in (None, samples))
+    assert torch.equal(draw(model, unset, seeds), draw(model, told, seeds))
 
 
 def test_prompts_of_every_length_are_continued_by_each_sampler() -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from calm_core.generation.samplers.base import PREFIX_ROUNDS, Sampler
-from calm_core.generation.sampling import BUDGET, SAMPLES, Sampling
+from calm_core.generation.sampling import BUDGET, READING_SAMPLES, SAMPLES, Sampling
 from calm_core.generation.temperature import TextSoFar, choose_chunks, power_sample
 from calm_core.models.noise import SequenceNoise
 
@@ -15,14 +15,17 @@ class Batch(Sampler):
     """Chooses among S chunks by how often each is there; nears P^(1/T) with more of them."""
 
     def draw(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
-        number = sampling.samples or SAMPLES
+        number = self._number(sampling)
         if number == 1:  # there is nothing to choose
             return self.autoencoder.decode(self.plain_latents(hidden_BD, noise, 1).squeeze(1), text.before_BK)
         return self._choose(hidden_BD, text, noise, number, sampling.temperature)
 
     def finish(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
-        number = max(sampling.samples or SAMPLES, sum(PREFIX_ROUNDS))  # most may begin otherwise
+        number = max(self._number(sampling), sum(PREFIX_ROUNDS))  # most may begin otherwise
         return self._choose(hidden_BD, text, noise, number, sampling.temperature)
+
+    def _number(self, sampling: Sampling) -> int:
+        return sampling.samples or (READING_SAMPLES if self.autoencoder.reads else SAMPLES)
 
     def _choose(
         self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, number: int, temperature: float

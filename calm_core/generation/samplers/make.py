@@ -8,7 +8,7 @@ from calm_core.generation.samplers.base import OneLatent, Sampler
 from calm_core.generation.samplers.counting import Batch, Exact
 from calm_core.generation.samplers.densest import Densest
 from calm_core.generation.samplers.path import Path
-from calm_core.generation.samplers.scaled import Branch, Components, NoiseScale, Truncated
+from calm_core.generation.samplers.scaled import Branch, NoiseScale, Truncated
 from calm_core.generation.sampling import Sampling
 from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.heads.base import Head
@@ -21,7 +21,6 @@ BY_NAME: Mapping[SamplerName, type[Sampler]] = {
     "noise-scale": NoiseScale,
     "truncated": Truncated,
     "branch": Branch,
-    "components": Components,
     "densest": Densest,
     "batch": Batch,
     "exact": Exact,
@@ -48,6 +47,4 @@ def name_for(head: Head, autoencoder: Autoencoder, sampling: Sampling) -> Sample
 
 def default_for(head: Head, autoencoder: Autoencoder) -> SamplerName:
     """The best one by measurement (docs/quality.md); elsewhere the paper's."""
-    if autoencoder.reads and isinstance(head, MixtureHead):
-        return "components"
-    return _BEST.get(type(head), "batch")
+    return "batch" if autoencoder.reads else _BEST.get(type(head), "batch")

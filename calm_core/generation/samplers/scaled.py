@@ -56,23 +56,6 @@ class Branch(OneLatent):
         return head.sample(hidden_BD, self.calm.sampling_noise(noise, number), temperature)
 
 
-class Components(OneLatent):
-    """The weights of a mixture to the power 1/T, and the noise of its components whole.
-
-    For a decoder that reads: of a component that is as wide as all text it makes a likely chunk from any of its
-    samples, and none from its mean.
-    """
-
-    @classmethod
-    def unfit(cls, head: Head) -> str:
-        return "" if isinstance(head, MixtureHead) else "it is of the mixture head, which has components"
-
-    def latents(self, hidden_BD: Tensor, noise: SequenceNoise, number: int, temperature: float) -> Tensor:
-        head = self.calm.mlp_generator
-        assert isinstance(head, MixtureHead)
-        return head.sample(hidden_BD, self.calm.sampling_noise(noise, number), temperature, noise_scale=1.0)
-
-
 def truncated_normal(normal: Tensor, share: float) -> Tensor:
     """N(0, 1) numbers moved, in their order, into the middle share of that distribution."""
     moved: Tensor = torch.special.erfinv(share * torch.special.erf(normal / math.sqrt(2)))

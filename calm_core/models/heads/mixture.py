@@ -86,17 +86,15 @@ class MixtureHead(Head):
         std = log_std.clamp(_MIN_LOG_STD, _MAX_LOG_STD).exp()
         return Mixture(logits.log_softmax(-1), means.unflatten(-1, (count, -1)), std)
 
-    def sample(
-        self, hidden: Tensor, drawn: Tensor, temperature: float = 1.0, *, noise_scale: float | None = None
-    ) -> Tensor:
-        """As of every head; the weights are raised to 1 / temperature, and u is multiplied by it, or `noise_scale`."""
+    def sample(self, hidden: Tensor, drawn: Tensor, temperature: float = 1.0) -> Tensor:
+        """As of every head; the weights are raised to 1 / temperature, and u is multiplied by it."""
         log_weights, means, std = self.mixture(hidden)
         edges = (log_weights / temperature).softmax(-1).cumsum(-1)
         place = torch.special.ndtr(drawn[..., -1].float()) * edges[..., -1:]
         chosen = torch.searchsorted(edges, place.contiguous()).clamp_max(self.config.components - 1)
         mean = means.gather(-2, chosen.unsqueeze(-1).expand(*chosen.shape, self.latent_size))
         noise = std.gather(-1, chosen).unsqueeze(-1) * drawn[..., :-1]
-        return (mean + (temperature if noise_scale is None else noise_scale) * noise) * self.latent_scale
+        return (mean + temperature * noise) * self.latent_scale
 
     @property
     def training_passes(self) -> int:
