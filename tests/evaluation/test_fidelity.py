@@ -30,8 +30,8 @@ def trained(kind: str, chunk_size: int) -> Autoencoder:
     autoencoder = make_autoencoder(AUTOENCODERS.parse(settings), V)
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=1e-2)
     noise = SequenceNoise(range(64))
-    steps = 10 if chunk_size == 1 else 30 * chunk_size
-    for _ in range(2 * steps if kind == "reading" else steps):  # half of its chunks teach the encoder
+    alone = 20 if kind == "reading" else 10  # of which half of the chunks teach the encoder
+    for _ in range(alone if chunk_size == 1 else 30 * chunk_size):
         chunks = torch.randint(1, V, (64, 1, chunk_size))
         loss = autoencoder(chunks, torch.ones_like(chunks, dtype=torch.bool), noise)
         optimizer.zero_grad()
