@@ -79,22 +79,27 @@ class Decoder(nn.Module):
             h = layer(h)
         return h
 
-    def forward(self, latents: Tensor, read: Tensor | float = 0.0) -> Tensor:
-        """States [..., K, D] of latents [..., L]; their logits are inner products with the encoder's embedding.
+    def forward(self, latents: Tensor) -> Tensor:
+        """States [..., K, D] of latents [..., L]; their logits are inner products with the encoder's embedding."""
+        return self.finish(self.expand(latents))
 
-        Args:
-            latents: As `Posterior.sample` gives them.
-            read: What is added to what each token is expanded from the latent to, [..., K, D].
-        """
-        return self._finish(self.expand_layer(self.trunk(latents)).unflatten(-1, (self.chunk_size, -1)) + read)
+    def token_state(self, trunk: Tensor, k: int) -> Tensor:
+        """The state [..., D] of the chunk's k-th token alone, of `trunk` [..., D]."""
+        return self.finish(self.expand_token(trunk, k))
 
-    def token_state(self, trunk: Tensor, k: int, read: Tensor | float = 0.0) -> Tensor:
-        """The state [..., D] of the chunk's k-th token alone, of `trunk` [..., D] and its part of `read` [..., D]."""
+    def expand(self, latents: Tensor) -> Tensor:
+        """What each token's state is finished from, [..., K, D]."""
+        expanded: Tensor = self.expand_layer(self.trunk(latents)).unflatten(-1, (self.chunk_size, -1))
+        return expanded
+
+    def expand_token(self, trunk: Tensor, k: int) -> Tensor:
+        """`expand` of the chunk's k-th token alone, [..., D]."""
         hidden = trunk.shape[-1]
         rows = slice(k * hidden, (k + 1) * hidden)
-        return self._finish(F.linear(trunk, self.expand_layer.weight[rows], self.expand_layer.bias[rows]) + read)
+        return F.linear(trunk, self.expand_layer.weight[rows], self.expand_layer.bias[rows])
 
-    def _finish(self, h: Tensor) -> Tensor:
+    def finish(self, h: Tensor) -> Tensor:
+        """The states of what is expanded, each on its own, [..., D]."""
         for layer in self.decoder_layers[self.layers_before :]:
             h = layer(h)
         out: Tensor = self.norm(h)

@@ -32,8 +32,7 @@ class ReadingAutoencoder(MlpAutoencoder):
         initialize(self.read)
 
     def states(self, latents: Tensor, before: Tensor | None = None, chunks: Tensor | None = None) -> Tensor:
-        states: Tensor = self.decoder(latents, self._read(_given(before), _given(chunks)))
-        return states
+        return self.decoder.finish(self.decoder.expand(latents) + self._read(_given(before), _given(chunks)))
 
     def states_in_training(self, latents_BPL: Tensor, chunks_BPK: Tensor, noise: SequenceNoise) -> Tensor:
         noisy_BP1 = noise.uniform(chunks_BPK.shape[1], 1) < _NOISY
@@ -48,7 +47,7 @@ class ReadingAutoencoder(MlpAutoencoder):
         before, begun = _given(before), _given(begun)
         window = torch.cat([before, begun[..., :k]], dim=-1)[..., -self.window :]
         embedded = F.pad(self._embed(window), (0, 0, self.window - window.shape[-1], 0))
-        return self.decoder.token_state(trunk, k, self.read(embedded.flatten(-2)))
+        return self.decoder.finish(self.decoder.expand_token(trunk, k) + self.read(embedded.flatten(-2)))
 
     def _read(self, before: Tensor, chunks: Tensor) -> Tensor:
         """What the tokens before each of a chunk's say for it, [..., K, D].
