@@ -32,7 +32,7 @@ Choose = Callable[[Autoencoder, Tensor, Tensor, float, TextSoFar], Tensor]
 def rows() -> Iterator[Row]:
     calm, autoencoder = models(SMALL, head_layers=4)
     hidden = torch.randn(BATCH, 256, generator=torch.Generator().manual_seed(0))
-    text = TextSoFar(torch.zeros(BATCH, K, dtype=torch.int64), torch.full((BATCH, K), FREE))
+    text = TextSoFar(torch.zeros(BATCH, 0, dtype=torch.int64), torch.full((BATCH, K), FREE))
     for name, deviation in (("diverse", 10.0), ("between", 1.0), ("mostly equal", 0.05)):
         spread_samples(calm, deviation)
 
@@ -115,7 +115,7 @@ def _choose_from_all(
     autoencoder: Autoencoder, latents_BSL: Tensor, uniform_B: Tensor, temperature: float, text: TextSoFar
 ) -> Tensor:
     """Every sample decoded whole, then counted."""
-    chunks_BSK = autoencoder.decode(latents_BSL, text.before_BK.unsqueeze(1))
+    chunks_BSK = autoencoder.decode(latents_BSL, text.before_BW.unsqueeze(1))
     counts_BS = (chunks_BSK.unsqueeze(1) == chunks_BSK.unsqueeze(2)).all(-1).sum(-1)
     cumulative = temperature_weights(counts_BS, temperature).cumsum(-1)
     chosen = torch.searchsorted(cumulative, uniform_B.double().unsqueeze(1), right=True)
@@ -126,16 +126,15 @@ def _writing(writer: NextChunk) -> Callable[[], object]:
     """TOKENS tokens for each of BATCH prompts of 32 tokens."""
     size = writer.chunk_size
     prompt = torch.randint(1, V, (BATCH, 32 // size, size), generator=torch.Generator().manual_seed(0))
-    free = torch.full((BATCH, size), FREE)
+    text = TextSoFar(prompt.new_zeros(BATCH, writer.reads), torch.full((BATCH, size), FREE))
 
     @torch.no_grad()
     def run() -> None:
         noise = SequenceNoise(range(BATCH))
         hidden, prefix = writer.backbone(writer.embed(prompt))
         branches, state = Branches(torch.full((BATCH, 1), prompt.shape[1] - 1), prefix), hidden[:, -1]
-        chunk = prompt[:, -1]
         for _ in range(TOKENS // size):
-            chunk = writer.choose(state, TextSoFar(chunk, free), noise, Sampling())
+            chunk = writer.choose(state, text, noise, Sampling())
             states, branches = writer.backbone.branch(writer.embed(chunk.unsqueeze(1)), branches)
             state = states[:, 0]
 

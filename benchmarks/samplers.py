@@ -43,10 +43,10 @@ COLUMNS = (
 
 
 class _States(NamedTuple):
-    """States of text [R, D], the chunk before and the true one after each, int64 [R, K]."""
+    """States of text [R, D], the tokens before each's chunk, int64 [R, W], and the true chunk, int64 [R, K]."""
 
     hidden_RD: Tensor
-    before_RK: Tensor
+    before_RW: Tensor
     true_RK: Tensor
 
 
@@ -124,22 +124,23 @@ def _states(model: CalmChunks, dataset: Dataset, number: int) -> _States:
     hidden_BPD, _ = model.backbone(model.embed(chunks_BPK[:, :-1]))
     whole_BP = (chunks_BPK[:, 1:] != dataset.pad_id).all(-1)
     chosen = torch.randperm(int(whole_BP.sum()), generator=torch.Generator().manual_seed(0))[:number]
-    return _States(*(of[whole_BP][chosen] for of in (hidden_BPD, chunks_BPK[:, :-1], chunks_BPK[:, 1:])))
+    before_BPW = model.autoencoder.before(chunks_BPK)[:, 1:]
+    return _States(*(of[whole_BP][chosen] for of in (hidden_BPD, before_BPW, chunks_BPK[:, 1:])))
 
 
 def _pool(model: CalmChunks, states: _States) -> Tensor:
     """POOL samples at temperature 1 after each state, int64 [R, POOL, K]."""
     sampler, pool = OneLatent(model.calm, model.autoencoder), []
-    for row, before_K in enumerate(states.before_RK):
+    for row, before_W in enumerate(states.before_RW):
         latents = sampler.plain_latents(states.hidden_RD[[row]], SequenceNoise([row]), POOL)
-        pool.append(model.autoencoder.decode(latents, before_K)[0])
+        pool.append(model.autoencoder.decode(latents, before_W)[0])
     return torch.stack(pool)
 
 
 def _draw(model: CalmChunks, states: _States, number: int, sampling: Sampling) -> Tensor:
     """One chunk after each state, int64 [R, K]."""
-    rows = len(states.before_RK)
-    text = TextSoFar(states.before_RK, torch.full_like(states.before_RK, FREE))
+    rows = len(states.before_RW)
+    text = TextSoFar(states.before_RW, torch.full_like(states.true_RK, FREE))
     seeds = [10**6 + number * rows + row for row in range(rows)]
     return model.choose(states.hidden_RD, text, SequenceNoise(seeds), sampling)
 

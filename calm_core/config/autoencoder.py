@@ -43,9 +43,10 @@ class MlpAutoencoderConfig(ResidualAutoencoderConfig):
 
 
 class ReadingAutoencoderConfig(ResidualAutoencoderConfig):
-    """The decoder reads, beside the vector, the chunk before and the tokens of its own chunk so far."""
+    """The decoder reads, beside the vector, the tokens before each that it decodes."""
 
     kind: Literal["reading"] = "reading"
+    context_size: int = Field(16, ge=1, le=1024, description="tokens before each that the decoder reads")
     reading_noise: float = Field(
         1.5,
         gt=0,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from calm_core.errors import CalmError
-from calm_core.models.autoencoders.base import Autoencoder, chunks_before, to_chunks
+from calm_core.models.autoencoders.base import Autoencoder, to_chunks
 from calm_core.models.noise import SequenceNoise
 from calm_core.store.facts import Accuracy, AutoencoderQuality, FrequencyAccuracy, NoiseAccuracy
 
@@ -59,18 +59,18 @@ def measure(
         counted_BP = real_BPK.any(-1)
         posterior = autoencoder.encode(chunks_BPK)
         latents_BPL = posterior.sample(noise.normal(*posterior.mean.shape[1:]))
-        before_BPK = chunks_before(chunks_BPK)
-        hits_BPK = autoencoder.decode(latents_BPL, before_BPK) == chunks_BPK
+        before_BPW = autoencoder.before(chunks_BPK)
+        hits_BPK = autoencoder.decode(latents_BPL, before_BPW) == chunks_BPK
         sampled.add(hits_BPK, real_BPK)
         frequencies.add(chunks_BPK[real_BPK], hits_BPK[real_BPK])
-        mean.add(autoencoder.decode(posterior.mean, before_BPK) == chunks_BPK, real_BPK)
+        mean.add(autoencoder.decode(posterior.mean, before_BPW) == chunks_BPK, real_BPK)
         first = slice(max(max(NOISE_TOKENS // tokens_BT.shape[1], 1) - sequences, 0))
         sequences += len(tokens_BT)
         mean_BPL = posterior.mean[first]
         # The same noise at every scale: the curve then tells scales apart, and not draws.
         normal_BPL = noise.rows(range(len(mean_BPL))).normal(*mean_BPL.shape[1:])
         for scale, correct in noisy.items():
-            decoded_BPK = autoencoder.decode(mean_BPL + scale * normal_BPL, before_BPK[first])
+            decoded_BPK = autoencoder.decode(mean_BPL + scale * normal_BPL, before_BPW[first])
             correct.add(decoded_BPK == chunks_BPK[first], real_BPK[first])
         moments.add(posterior.mean[counted_BP])
         stds.add(posterior.std[counted_BP])

@@ -85,19 +85,19 @@ class CalmSampler:
         return Draws(terms, sampled, self._nats(latents, targets_BPT, self._before(tokens_BT, targets_BPT)), latents)
 
     def _before(self, tokens_BT: Tensor, targets_BPT: Tensor) -> Tensor:
-        """The chunk before each scored position, int64 [B, P, K]."""
+        """What a decoder reads before each scored position, int64 [B, P, W]."""
         every = self.interval // self.calm.chunk_size
-        chunks_BPK = to_chunks(tokens_BT, self.calm.chunk_size)
-        return chunks_BPK[:, every - 1 : every * targets_BPT.shape[1] : every]
+        before_BPW = self.autoencoder.before(to_chunks(tokens_BT, self.calm.chunk_size))
+        return before_BPW[:, every : every * targets_BPT.shape[1] + 1 : every]
 
-    def _nats(self, latents_BPSL: Tensor, targets_BPT: Tensor, before_BPK: Tensor) -> Tensor:
+    def _nats(self, latents_BPSL: Tensor, targets_BPT: Tensor, before_BPW: Tensor) -> Tensor:
         """`Draws.nats_BP`, from the same samples as the terms, by the decoder's distributions over tokens."""
         size = self.calm.chunk_size
         known = min(size, MAX_N)  # of a longer chunk's tokens not all need be real
         chunks_RK = F.pad(targets_BPT.flatten(0, 1)[:, :known], (0, size - known))
         real_RK = (torch.arange(size, device=chunks_RK.device) < known).expand_as(chunks_RK)
         bound = DecoderCrossEntropy(DecoderCrossEntropyConfig(), self.autoencoder)
-        bound_R = bound(latents_BPSL.flatten(0, 1), chunks_RK, real_RK, before_BPK.flatten(0, 1))
+        bound_R = bound(latents_BPSL.flatten(0, 1), chunks_RK, real_RK, before_BPW.flatten(0, 1))
         return bound_R.double().view(targets_BPT.shape[:2])
 
     @torch.no_grad()
@@ -119,8 +119,9 @@ class CalmSampler:
         sampled_XT = tokens_BT.new_zeros(batch * positions * samples, steps * size)
         drawn_BPSE = calm.sampling_noise(noise, positions, samples)
         latents_BPSL = calm.sample(hidden_BPD[:, start_P], drawn_BPSE)
-        before_BP1K = self._before(tokens_BT, targets_BPT).unsqueeze(2)
-        sampled_XT[:, :size] = self.autoencoder.decode(latents_BPSL, before_BP1K).flatten(0, 2)
+        before_BPW = self._before(tokens_BT, targets_BPT)
+        sampled_XT[:, :size] = self.autoencoder.decode(latents_BPSL, before_BPW.unsqueeze(2)).flatten(0, 2)
+        before_XW = before_BPW.flatten(0, 1).repeat_interleave(samples, 0)
 
         truth_XT = targets_BPT.flatten(0, 1).repeat_interleave(samples, 0)
         needed_X = sampled_XT.new_zeros(len(sampled_XT), dtype=torch.bool)
@@ -128,7 +129,7 @@ class CalmSampler:
         tree = Continuations(calm.transformer, calm.vocab_size, prefix, start_P, batch=batch, samples=samples)
         for done in range(size, steps * size, size):
             drawn_XE = calm.sampling_noise(noise, positions * samples).flatten(0, 1)
-            self._draw_next_chunk(tree, sampled_XT, truth_XT, done, drawn_XE, needed_X)
+            self._draw_next_chunk(tree, before_XW, sampled_XT, truth_XT, done, drawn_XE, needed_X)
         sampled = sampled_XT[:, :MAX_N].unflatten(0, (batch * positions, samples))
         terms = brier_terms(sampled, targets_BPT.flatten(0, 1)).view(batch, positions, MAX_N)
         return terms, sampled.view(batch, positions, samples, MAX_N), latents_BPSL
@@ -136,6 +137,7 @@ class CalmSampler:
     def _draw_next_chunk(
         self,
         tree: Continuations,
+        before_XW: Tensor,
         sampled_XT: Tensor,
         truth_XT: Tensor,
         done: int,
@@ -152,8 +154,9 @@ class CalmSampler:
         true_A = (sampled_XT[alive_A, :done] == truth_XT[alive_A, :done]).all(-1)
         hidden_UD = tree.advance(sampled_XT[alive_A, done - size : done], self.calm.embed, true_A | needed_X[alive_A])
         latents_USL = self.calm.sample(hidden_UD, tree.by_node(drawn_XE[tree.alive_A]))
-        before_AK = sampled_XT[tree.alive_A, done - size : done]
-        chunks_AK = self.autoencoder.decode(tree.by_continuation(latents_USL), before_AK)
+        # The last W of what is read before the position and of what has been sampled since.
+        before_AW = torch.cat([before_XW[tree.alive_A], sampled_XT[tree.alive_A, :done]], dim=1)[:, done:]
+        chunks_AK = self.autoencoder.decode(tree.by_continuation(latents_USL), before_AW)
         sampled_XT[tree.alive_A, done : done + size] = chunks_AK
 
 

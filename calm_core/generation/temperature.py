@@ -23,15 +23,15 @@ class TextSoFar(NamedTuple):
     """The tokens right before those that are to be chosen, as far as a decoder can read them.
 
     Attributes:
-        before_BK: int64, the chunk before.
+        before_BW: int64, before the chunk; below zero where there is none.
         begun_BK: int64, the tokens that the chunk itself has already, then FREE.
     """
 
-    before_BK: Tensor
+    before_BW: Tensor
     begun_BK: Tensor
 
     def rows(self, index: Sequence[int] | Tensor) -> "TextSoFar":
-        return TextSoFar(self.before_BK[index], self.begun_BK[index])
+        return TextSoFar(self.before_BW[index], self.begun_BK[index])
 
 
 class BudgetExceeded(Exception):
@@ -220,7 +220,7 @@ class _Search:
         self.autoencoder = autoencoder
         self.size = text.begun_BK.shape[1]
         self.samples = samples
-        self.before_BK, self.begun_BK = text
+        self.before_BW, self.begun_BK = text
         self.begun_B = (self.begun_BK != FREE).sum(1)
         self.latents_XL = latents_BSL.flatten(0, 1)
         self.trunk_XD = autoencoder.trunk(self.latents_XL)
@@ -233,8 +233,8 @@ class _Search:
         """The k-th token of some samples, which hold all that share their beginnings."""
         if not len(index_A):
             return
-        before_AK = self.before_BK[self.row_X[index_A]]
-        token_A = self.autoencoder.token(self.trunk_XD[index_A], k, before_AK, self.tokens_XK[index_A])
+        before_AW = self.before_BW[self.row_X[index_A]]
+        token_A = self.autoencoder.token(self.trunk_XD[index_A], k, before_AW, self.tokens_XK[index_A])
         self.tokens_XK[index_A, k] = token_A
         self.level_X[index_A] = k + 1
         # One number for each beginning within its row, numbered anew after each token: V^K would not fit 64 bits.
@@ -284,6 +284,6 @@ class _Search:
         chunk_BK = self.tokens_XK[index_B]
         unfinished = (self.level_X[index_B] < self.size).nonzero().squeeze(1)
         # All tokens at once: the vocabulary's projection is read once, which costs more than the tokens known already.
-        latents_RL, read = self.latents_XL[index_B[unfinished]], (self.before_BK[unfinished], self.begun_BK[unfinished])
+        latents_RL, read = self.latents_XL[index_B[unfinished]], (self.before_BW[unfinished], self.begun_BK[unfinished])
         chunk_BK[unfinished] = self.autoencoder.decode(latents_RL, *read)
         return torch.where(self.begun_BK == FREE, chunk_BK, self.begun_BK)

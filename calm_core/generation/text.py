@@ -38,6 +38,8 @@ class NextChunk(ABC):
 
     backbone: Backbone
     chunk_size: int
+    reads: int = 0
+    """How many tokens before a chunk `choose` is told."""
 
     @abstractmethod
     def embed(self, chunks: Tensor) -> Tensor:
@@ -71,6 +73,7 @@ class CalmChunks(NextChunk):
         self.autoencoder = autoencoder
         self.backbone = calm.transformer
         self.chunk_size = calm.chunk_size
+        self.reads = autoencoder.reads
 
     def embed(self, chunks: Tensor) -> Tensor:
         return self.calm.embed(chunks)
@@ -253,11 +256,12 @@ class TextGenerator:
         stop: Sequence[str],
     ) -> Iterator[tuple[int, Written]]:
         """Pieces of the continuations of some prompts, all in one batch."""
-        texts, hidden_BD, before_BK, branches = self._read(prompts)
+        texts, hidden_BD, before_BW, branches = self._read(prompts)
         living = list(range(len(prompts)))  # the prompt of each row of the batch; a text that has ended leaves it
         while True:
-            text = TextSoFar(before_BK, self._begun([texts[i] for i in living]))
-            before_BK = chunk_BK = self._next_chunks(hidden_BD, text, noise.rows(living), sampling)
+            text = TextSoFar(before_BW, self._begun([texts[i] for i in living]))
+            chunk_BK = self._next_chunks(hidden_BD, text, noise.rows(living), sampling)
+            before_BW = torch.cat([before_BW, chunk_BK], dim=1)[:, chunk_BK.shape[1] :]
             for i, chunk in zip(living, chunk_BK.tolist(), strict=True):
                 yield i, self._write(texts[i], chunk, max_new_tokens, stop)
             kept = [row for row, i in enumerate(living) if not texts[i].ended]
@@ -266,8 +270,8 @@ class TextGenerator:
             if len(kept) < len(living):  # else keys and values would be copied for nothing
                 living = [living[row] for row in kept]
                 index = torch.tensor(kept, device=self.device)
-                before_BK, branches = before_BK[index], branches.rows(index)
-            hidden_BQD, branches = self.model.backbone.branch(self.model.embed(before_BK.unsqueeze(1)), branches)
+                chunk_BK, before_BW, branches = chunk_BK[index], before_BW[index], branches.rows(index)
+            hidden_BQD, branches = self.model.backbone.branch(self.model.embed(chunk_BK.unsqueeze(1)), branches)
             hidden_BD = hidden_BQD[:, 0]
 
     def _begun(self, texts: Sequence[_Text]) -> Tensor:
@@ -286,7 +290,7 @@ class TextGenerator:
             ) from None
 
     def _read(self, prompts: Sequence[list[int]]) -> tuple[list[_Text], Tensor, Tensor, Branches]:
-        """The state after the whole chunks of each prompt, the last one of them, and their keys and values.
+        """The state after the whole chunks of each prompt, their last tokens, [B, W], and their keys and values.
 
         Shorter prompts are filled up at their ends, where nothing that counts can see it.
         """
@@ -303,7 +307,10 @@ class TextGenerator:
         hidden_BPD, prefix = self.model.backbone(self.model.embed(chunks_BPK))
         last_B = torch.tensor([len(tokens) // size - 1 for tokens in whole], device=self.device)
         row_B = torch.arange(len(prompts), device=self.device)
-        return texts, hidden_BPD[row_B, last_B], chunks_BPK[row_B, last_B], Branches(last_B.unsqueeze(1), prefix)
+        reads = self.model.reads
+        read = [[FREE] * max(reads - len(tokens), 0) + tokens[max(len(tokens) - reads, 0) :] for tokens in whole]
+        before_BW = torch.tensor(read, dtype=torch.int64, device=self.device)
+        return texts, hidden_BPD[row_B, last_B], before_BW, Branches(last_B.unsqueeze(1), prefix)
 
     def _encoded(self, prompt: str, number: int) -> list[int]:
         tokens = self.tokenizer.encode(prompt)

@@ -189,8 +189,8 @@ def _decoder_flops(autoencoder: Autoencoder) -> int:
 
 def _logits(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
     """Of chunks whose text is known, [R, K, V]; how many operations it takes does not depend on what they say."""
-    text = torch.zeros(len(latents), autoencoder.config.chunk_size, dtype=torch.int64, device=latents.device)
-    return autoencoder.logits(latents, text, text)
+    before = torch.zeros(len(latents), autoencoder.reads, dtype=torch.int64, device=latents.device)
+    return autoencoder.logits(latents, before, before.new_zeros(len(latents), autoencoder.config.chunk_size))
 
 
 def _autoencoder_forward(autoencoder: Autoencoder) -> float:

@@ -41,14 +41,12 @@ class Lessons:
         latent_RNL: The latent that it becomes, fp32.
         token_RNK: The tokens that it becomes, int64.
         real_RNK: Which of them count.
-        before_RK: The chunks before, int64, which a decoder may read.
     """
 
     uniform_RNV: Tensor
     latent_RNL: Tensor
     token_RNK: Tensor
     real_RNK: Tensor
-    before_RK: Tensor
 
 
 class Teacher(ABC):
@@ -95,9 +93,9 @@ class CalmTeacher(Teacher):
         uniform_RNV = self._uniform(targets, noise, self.samples, self.noise_size)
         hidden_BPD, _ = self.model.transformer(self.model.embed(chunks_BPK[:, :-1]))
         latent_RNL = self.model.mlp_generator.sample_paired(hidden_BPD[targets.counted_BP], uniform_RNV).float()
-        before_RK = chunks_BPK[:, :-1][targets.counted_BP]
-        token_RNK = self.autoencoder.decode(latent_RNL, before_RK.unsqueeze(1))
-        return Lessons(uniform_RNV, latent_RNL, token_RNK, torch.ones_like(token_RNK, dtype=torch.bool), before_RK)
+        before_RW = self.autoencoder.before(chunks_BPK)[:, 1:][targets.counted_BP]
+        token_RNK = self.autoencoder.decode(latent_RNL, before_RW.unsqueeze(1))
+        return Lessons(uniform_RNV, latent_RNL, token_RNK, torch.ones_like(token_RNK, dtype=torch.bool))
 
 
 class TransformerTeacher(Teacher):
@@ -132,23 +130,25 @@ class TransformerTeacher(Teacher):
             targets.mean_RL.float().unsqueeze(1).expand(many),
             token_RK.unsqueeze(1).expand(many),
             real_RK.unsqueeze(1).expand(many),
-            chunks_BPK[:, :-1][counted_BP],
         )
 
 
-def lesson_loss(samples_RNL: Tensor, lessons: Lessons, autoencoder: Autoencoder, loss: str) -> Tensor:
+def lesson_loss(
+    samples_RNL: Tensor, lessons: Lessons, autoencoder: Autoencoder, before_RW: Tensor, loss: str
+) -> Tensor:
     """The student's loss, summed over positions, a mean over draws; fp32 scalar.
 
     Args:
         samples_RNL: What it makes of the lessons' noise.
         lessons: With what it should have made.
-        autoencoder: Frozen; its decoder reads the samples.
+        autoencoder: Frozen; its decoder is given the samples.
+        before_RW: The tokens before the chunks, int64, which that decoder may read.
         loss: "regression", the mean squared error of the latent; or "cross_entropy", of a chunk's tokens (nats).
     """
     if loss == "regression":
         return (samples_RNL.float() - lessons.latent_RNL).square().mean((1, 2)).sum()
     real = lessons.real_RNK
-    states_RNKD = autoencoder.states(samples_RNL, lessons.before_RK.unsqueeze(1), lessons.token_RNK)
+    states_RNKD = autoencoder.states(samples_RNL, before_RW.unsqueeze(1), lessons.token_RNK)
     total, _ = linear_cross_entropy(states_RNKD[real], autoencoder.embedding, lessons.token_RNK[real])
     return total / samples_RNL.shape[1]
 

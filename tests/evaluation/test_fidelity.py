@@ -11,7 +11,7 @@ from torch import Tensor
 from calm_core.config import AUTOENCODERS, AutoencoderModelConfig, MlpAutoencoderConfig
 from calm_core.errors import CalmError
 from calm_core.evaluation import fidelity
-from calm_core.models.autoencoders.base import Autoencoder, Posterior, chunks_before, reconstruct
+from calm_core.models.autoencoders.base import Autoencoder, Posterior, reconstruct
 from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.layers import freeze
 from calm_core.models.noise import SequenceNoise
@@ -77,7 +77,7 @@ def test_accuracies_are_those_that_a_loop_counts(kind: str, chunk_size: int) -> 
     noisy: dict[float, list[Tensor]] = {scale: [] for scale in fidelity.NOISE_SCALES}
     for number, row in enumerate(tokens):
         noise, chunks = SequenceNoise([number]), row.unflatten(0, (-1, chunk_size))
-        before = chunks_before(chunks.unsqueeze(0))[0]
+        before = autoencoder.before(chunks.unsqueeze(0))[0]
         posterior = autoencoder.encode(chunks)
         means.append(autoencoder.decode(posterior.mean, before))
         sampled.append(reconstruct(autoencoder, chunks.unsqueeze(0), noise)[0])

@@ -47,7 +47,7 @@ def test_what_is_shown_of_the_draws_changes_no_term(chunk_size: int, spread: flo
         for step in range(steps):
             hidden, _ = sampler.calm.transformer(sampler.calm.embed(context))
             latent = sampler.calm.sample(hidden[:, -1], drawn[step][b, p, 0][None, None])
-            context = torch.cat([context, sampler.autoencoder.decode(latent, context[:, -1:])], dim=1)
+            context = torch.cat([context, sampler.autoencoder.decode(latent)], dim=1)
         assert draws.samples_BPST[b, p, 0].tolist() == context.flatten()[8 * (p + 1) :][:4].tolist()
         first = sampler.autoencoder.decode(draws.latents_BPSL)[b, p]
         assert draws.samples_BPST[b, p, :, 0].tolist() == first[:, 0].tolist()
@@ -59,7 +59,9 @@ def test_the_bound_is_of_the_true_next_chunks_first_four_tokens(chunk_size: int,
     sampler, target = make(chunk_size, 8, 2.0, kind), targets(chunk_size, 8)
     draws = sampler.draw(tokens(), target, SequenceNoise([0, 1]), S)
     for b, p in itertools.product(*map(range, target.shape[:2])):
-        before, chunk = tokens()[b, : 8 * (p + 1)][-chunk_size:], tokens()[b, 8 * (p + 1) :][:chunk_size]
+        reads = sampler.autoencoder.reads
+        before = torch.tensor([-1] * reads + tokens()[b, : 8 * (p + 1)].tolist())[8 * (p + 1) :]
+        chunk = tokens()[b, 8 * (p + 1) :][:chunk_size]
         true = chunk[:4].tolist()
         chances = []
         for s in range(S):

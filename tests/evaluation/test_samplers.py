@@ -63,7 +63,9 @@ def test_terms_equal_a_loop_over_positions_and_samples(
         for step in range(steps):
             hidden, _ = sampler.calm.transformer(sampler.calm.embed(context))
             latent = sampler.calm.sample(hidden[:, -1], uniform[step][b, p, s][None, None])
-            context = torch.cat([context, sampler.autoencoder.decode(latent, context[:, -1:])], dim=1)
+            reads = sampler.autoencoder.reads
+            before = torch.tensor([-1] * reads + context.flatten().tolist())[context.numel() :]
+            context = torch.cat([context, sampler.autoencoder.decode(latent, before)], dim=1)
         samples[b, p, s] = context[0, every * (p + 1) :].flatten()[:4]
     expected = brier_terms(samples.flatten(0, 1), target.flatten(0, 1)).view_as(terms)
     assert torch.equal(terms, expected)

@@ -63,7 +63,7 @@ def chunks(kind: str, decoder: str = "mlp") -> CalmChunks:
 
 
 def draw(model: CalmChunks, sampling: Sampling, seeds: list[int], begun: Tensor | None = None) -> Tensor:
-    before = torch.ones(len(seeds), K, dtype=torch.int64)
+    before = torch.ones(len(seeds), model.reads, dtype=torch.int64)
     hidden = torch.randn(1, 16, generator=torch.Generator().manual_seed(1)).expand(len(seeds), 16)
     begun = torch.full((len(seeds), K), FREE) if begun is None else begun
     with torch.no_grad():

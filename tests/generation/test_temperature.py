@@ -122,7 +122,7 @@ def choose_from_all(
     model: Autoencoder, latents: torch.Tensor, uniform: torch.Tensor, temperature: float, text: TextSoFar
 ) -> torch.Tensor:
     """The choice written plainly: every sample decoded whole, every pair compared."""
-    chunks, begun = model.decode(latents, text.before_BK.unsqueeze(1)), text.begun_BK
+    chunks, begun = model.decode(latents, text.before_BW.unsqueeze(1)), text.begun_BK
     free = begun.unsqueeze(1) == FREE
     fits = ((chunks == begun.unsqueeze(1)) | free).all(-1)
     equal = (chunks.unsqueeze(1) == chunks.unsqueeze(2)).all(-1) & fits.unsqueeze(1) & fits.unsqueeze(2)
@@ -133,7 +133,7 @@ def choose_from_all(
         if fits[row].any():
             chosen = int(torch.searchsorted(cumulative[row], uniform[row].double(), right=True))
         latent = latents[row, min(chosen, latents.shape[1] - 1)]  # which a reading decoder continues the beginning from
-        decoded = model.decode(latent[None], text.before_BK[row], begun[row])[0]
+        decoded = model.decode(latent[None], text.before_BW[row], begun[row])[0]
         out.append(torch.where(begun[row] == FREE, decoded, begun[row]))
     return torch.stack(out)
 
@@ -152,7 +152,7 @@ def test_pruned_decoding_chooses_what_whole_decoding_chooses(
     noise = torch.randn(rows, samples, L, generator=generator)
     latents = centre + spread * torch.linspace(0.2, 1.5, rows).view(-1, 1, 1) * noise
     uniform = torch.rand(rows, generator=generator)
-    before = torch.randint(V, (rows, chunk_size), generator=generator)
+    before = torch.randint(V, (rows, model.reads), generator=generator)
     likely = model.decode(centre, before.unsqueeze(1))[:, 0]
     begun = torch.full_like(likely, FREE)
     begun[1, : chunk_size - 1] = likely[1, : chunk_size - 1]  # some samples fit
@@ -168,6 +168,6 @@ def test_diverse_samples_are_hardly_decoded(monkeypatch: pytest.MonkeyPatch) -> 
     token = model.token
     monkeypatch.setattr(model, "token", lambda trunk, k, *read: decoded.append(len(trunk)) or token(trunk, k))
     latents = 3 * torch.randn(8, 200, L, generator=torch.Generator().manual_seed(0))
-    text = TextSoFar(torch.zeros(8, 4, dtype=torch.int64), torch.full((8, 4), FREE))
+    text = TextSoFar(torch.zeros(8, 0, dtype=torch.int64), torch.full((8, 4), FREE))
     choose_chunks(model, latents, torch.rand(8), 0.1, text)
     assert sum(decoded) < 0.75 * 8 * 200 * 4

@@ -116,7 +116,9 @@ def test_a_batch_writes_what_reading_everything_anew_would(generator: TextGenera
         while len(written) < 12:
             chunks = torch.tensor([context]).unflatten(1, (-1, K))
             hidden, _ = generator.model.backbone(generator.model.embed(chunks))
-            row = TextSoFar(chunks[:, -1], torch.tensor([begun + [-1] * (K - len(begun))]))
+            reads = generator.model.autoencoder.reads
+            before = torch.tensor([[-1] * reads + context])[:, len(context) :]
+            row = TextSoFar(before, torch.tensor([begun + [-1] * (K - len(begun))]))
             chunk = generator.model.choose(hidden[:, -1], row, noise, Sampling())[0].tolist()
             context, written, begun = context + chunk, written + chunk[len(begun) :], []
             if generator.tokenizer.eos_id in written:

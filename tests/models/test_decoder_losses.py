@@ -46,7 +46,7 @@ def chunks() -> Tensor:
 
 
 def before() -> Tensor:
-    return torch.randint(V, (R, K), generator=torch.Generator().manual_seed(5))
+    return torch.randint(V, (R, 16), generator=torch.Generator().manual_seed(5))
 
 
 def make(name: str, model: Autoencoder, **settings: Any) -> DecoderLoss:
@@ -136,7 +136,7 @@ def mean_over_draws(name: str, model: Autoencoder, number: int) -> Tensor:
     three = latents(1, 3)[0].float()
     draws = torch.stack([three[list(places)] for places in itertools.product(range(3), repeat=number)])
     true, real = chunks()[:1].expand(len(draws), K), REAL[:1].expand(len(draws), K)
-    return make(name, model)(draws, true, real, before()[:1].expand_as(true)).double().mean()
+    return make(name, model)(draws, true, real, before()[:1].expand(len(draws), -1)).double().mean()
 
 
 @pytest.mark.parametrize("name", ["Brier", "joint Brier"])
@@ -183,6 +183,7 @@ def test_the_gradient_reaches_the_whole_model_and_its_head(name: str, head: str,
     tokens = torch.randint(1, V, (2, 5, K), generator=torch.Generator().manual_seed(4))
     real = torch.ones_like(tokens, dtype=torch.bool)
     real[0, 3, 2:], real[0, 4:] = False, False
+    text = torch.nn.functional.pad(tokens.flatten(1), (model.reads, 0), value=-1)
     loss = make(name, model)
 
     def run(beside: Callable[..., Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,13 +204,14 @@ def test_the_gradient_reaches_the_whole_model_and_its_head(name: str, head: str,
         total = torch.zeros(())
         for b, p in real[:, 1:].any(-1).nonzero().tolist():
             z = torch.cat([head.sample(hidden_BPD[b, p], drawn[b, p, n : n + 1]) for n in range(N)])
-            p_NKV = model.logits(z, tokens[b, p].expand(N, -1), tokens[b, p + 1].expand(N, -1)).softmax(-1)
+            before = text[b, (p + 1) * K :][: model.reads].expand(N, -1)
+            p_NKV = model.logits(z, before, tokens[b, p + 1].expand(N, -1)).softmax(-1)
             total = total + plain_loss(name, p_NKV, tokens[b, p + 1], real[b, p + 1])
         return total
 
     def ours(head: Any, hidden_BPD: Tensor, noise: SequenceNoise) -> Tensor:
-        text = {"chunks_BPK": tokens[:, 1:], "real_BPK": real[:, 1:], "before_BPK": tokens[:, :-1]}
-        return loss.of_head(head, hidden_BPD, noise, **text)
+        before = model.before(tokens)[:, 1:]
+        return loss.of_head(head, hidden_BPD, noise, chunks_BPK=tokens[:, 1:], real_BPK=real[:, 1:], before_BPW=before)
 
     found, wanted = run(ours), run(plainly)
     assert found[0] == wanted[0]
@@ -244,7 +246,9 @@ def test_the_loss_of_a_share_of_the_positions_estimates_that_of_all() -> None:
         loss = make("cross-entropy", model, positions=share, samples=1)
         with torch.no_grad():
             found = [
-                loss.of_head(head, hidden, SequenceNoise([s]), chunks_BPK=tokens, real_BPK=real, before_BPK=tokens)
+                loss.of_head(
+                    head, hidden, SequenceNoise([s]), chunks_BPK=tokens, real_BPK=real, before_BPW=model.before(tokens)
+                )
                 for s in range(draws)
             ]
         return torch.stack(found).mean().item()

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calm_core.config import AUTOENCODERS, ReadingAutoencoderConfig
-from calm_core.models.autoencoders.base import chunks_before
 from calm_core.models.autoencoders.make import make_autoencoder
 from calm_core.models.autoencoders.reading import ReadingAutoencoder
 from calm_core.models.layers import freeze
@@ -17,9 +16,10 @@ from calm_core.models.noise import SequenceNoise
 B, P, V, L, D = 3, 5, 13, 6, 8
 
 
-def make(chunk_size: int = 4, **settings: float) -> ReadingAutoencoder:
+def make(chunk_size: int = 4, context_size: int = 6, **settings: float) -> ReadingAutoencoder:
     torch.manual_seed(0)
     shape = {"chunk_size": chunk_size, "latent_size": L, "hidden_size": D, "intermediate_size": 12}
+    settings["context_size"] = context_size
     return ReadingAutoencoder(ReadingAutoencoderConfig.model_validate(shape | settings), V)
 
 
@@ -32,9 +32,9 @@ def latents(*shape: int) -> Tensor:
 
 
 def plain_states(model: ReadingAutoencoder, latents_BPL: Tensor, chunks_BPK: Tensor) -> Tensor:
-    """Token by token, of the latent and of the 2K - 1 tokens before; those that are not there add nothing."""
-    size = chunks_BPK.shape[-1]
-    weight = model.read.weight.view(D, 2 * size - 1, D)
+    """Token by token, of the latent and of the tokens before; those that are not there add nothing."""
+    size, reads = chunks_BPK.shape[-1], model.config.context_size
+    weight = model.read.weight.view(D, reads, D)
     decoder = model.decoder
     expand = decoder.expand_layer
     states = []
@@ -44,7 +44,7 @@ def plain_states(model: ReadingAutoencoder, latents_BPL: Tensor, chunks_BPK: Ten
             for k in range(size):
                 own = slice(k * D, (k + 1) * D)
                 h = F.linear(trunk, expand.weight[own], expand.bias[own])
-                seen = ([] if p == 0 else chunks_BPK[b, p - 1].tolist()) + chunks_BPK[b, p, :k].tolist()
+                seen = chunks_BPK[b].flatten().tolist()[: p * size + k][-reads:]
                 for back, token in enumerate(reversed(seen), 1):
                     h = h + weight[:, -back] @ model.embedding[token]
                 for layer in decoder.decoder_layers[decoder.layers_before :]:
@@ -53,11 +53,13 @@ def plain_states(model: ReadingAutoencoder, latents_BPL: Tensor, chunks_BPK: Ten
     return torch.stack(states).view(B, P, size, D)
 
 
+@pytest.mark.parametrize("context_size", [1, 2, 6, 16, 40])
 @pytest.mark.parametrize("chunk_size", [1, 2, 4])
-def test_states_and_their_gradients_are_those_of_a_loop(chunk_size: int) -> None:
-    model, chunks = make(chunk_size).double(), text(chunk_size)
+def test_states_and_their_gradients_are_those_of_a_loop(chunk_size: int, context_size: int) -> None:
+    """Of windows shorter than a chunk, and longer than the text."""
+    model, chunks = make(chunk_size, context_size).double(), text(chunk_size)
     ours, plainly = (latents(B, P).double().requires_grad_() for _ in range(2))
-    found = model.states(ours, chunks_before(chunks), chunks)
+    found = model.states(ours, model.before(chunks), chunks)
     plain = plain_states(model, plainly, chunks)
     torch.testing.assert_close(found, plain)
     weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(3)).double()
@@ -73,11 +75,12 @@ def test_states_and_their_gradients_are_those_of_a_loop(chunk_size: int) -> None
         torch.testing.assert_close(first[name], gradient, msg=name)
 
 
+@pytest.mark.parametrize("context_size", [1, 3, 16])
 @pytest.mark.parametrize("chunk_size", [1, 2, 4])
-def test_it_decodes_one_token_after_another(chunk_size: int) -> None:
+def test_it_decodes_one_token_after_another(chunk_size: int, context_size: int) -> None:
     """Each the likeliest by the states of the text so far, of which the tokens that a prompt gives are part."""
-    model, chunks = freeze(make(chunk_size)), text(chunk_size)
-    before = chunks_before(chunks)
+    model, chunks = freeze(make(chunk_size, context_size)), text(chunk_size)
+    before = model.before(chunks)
     begun = torch.where(torch.rand(chunks.shape, generator=torch.Generator().manual_seed(4)) < 0.3, chunks, -1)
     for known in (None, begun):
         plain = torch.zeros_like(chunks)
@@ -95,11 +98,11 @@ def test_a_token_sees_what_is_before_it_and_nothing_else() -> None:
     def changed(p: int, k: int) -> list[tuple[int, int]]:
         other = chunks.clone()
         other[:, p, k] = (other[:, p, k] + 1) % V
-        pair = [model.states(latents(B, P), chunks_before(one), one) for one in (chunks, other)]
+        pair = [model.states(latents(B, P), model.before(one), one) for one in (chunks, other)]
         return (pair[0] != pair[1]).any(-1).any(0).nonzero().tolist()
 
-    assert changed(1, 2) == [[1, 3], *([2, k] for k in range(4))]
-    assert changed(1, 0) == [[1, 1], [1, 2], [1, 3], *([2, k] for k in range(4))]
+    assert changed(1, 2) == [[1, 3], *([2, k] for k in range(4)), [3, 0]]
+    assert changed(1, 0) == [[1, 1], [1, 2], [1, 3], [2, 0], [2, 1], [2, 2]]
     assert changed(P - 1, 3) == []
 
 
@@ -113,7 +116,7 @@ def _in_training(model: ReadingAutoencoder, latents_BPL: Tensor) -> Iterator[tup
 
 def test_the_chunks_without_noise_alone_teach_the_encoder() -> None:
     model, given = make(), latents(B, P).requires_grad_()
-    plain = model.states(given, chunks_before(text()), text())
+    plain = model.states(given, model.before(text()), text())
     for noisy, states, b, p in _in_training(model, given):
         (gradient,) = torch.autograd.grad(states.sum(), given, retain_graph=True)
         assert bool((gradient[b, p] == 0).all()) == noisy
@@ -132,7 +135,7 @@ def test_the_others_are_shrunk_and_get_noise_of_their_own_size() -> None:
         z = given[b, p]
         if noisy:
             z = kept[b, p] * z + 3.0 * size[b, p] * (z @ z / L).sqrt() * normal[b, p]
-        expected = model.states(z, chunks_before(text())[b, p], text()[b, p])
+        expected = model.states(z, model.before(text())[b, p], text()[b, p])
         torch.testing.assert_close(states, expected)
 
 
@@ -161,6 +164,6 @@ def test_a_latent_between_two_chunks_becomes_one_of_them() -> None:
             optimizer.step()
         freeze(model)
         between = model.encode(pairs.unsqueeze(-1).expand(-1, -1, 4)).mean.mean(1)
-        decoded = model.decode(between, torch.randint(V, (len(pairs), 1)).expand(-1, 4))
+        decoded = model.decode(between, torch.randint(V, (len(pairs), 1)).expand(-1, 16))
         whole[kind] = (decoded == decoded[:, :1]).all(-1).float().mean().item()
     assert whole["reading"] > 0.95 > whole["mlp"]

@@ -48,6 +48,7 @@ from tests.training.faulty_ranks import ForkedLauncher
 
 B, P, K, L, V, D, N = 2, 6, 4, 5, 13, 16, 3
 SHAPE = {"hidden_size": D, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+NO_TEXT = torch.zeros(0, 0, dtype=torch.int64)  # before a chunk: regression reads none
 
 
 def autoencoder(kind: str = "mlp") -> Autoencoder:
@@ -87,9 +88,9 @@ def test_the_loss_and_its_gradient_are_those_of_a_loop(loss: str, dtype: torch.d
         latent_RNL=torch.randn(7, N, L, generator=generator),
         token_RNK=torch.randint(0, V, (7, N, K), generator=generator),
         real_RNK=torch.rand(7, N, K, generator=generator) < 0.7,
-        before_RK=torch.randint(0, V, (7, K), generator=generator),
     )
-    found = lesson_loss(samples, lessons, frozen, loss)
+    before = torch.randint(0, V, (7, frozen.reads), generator=generator)
+    found = lesson_loss(samples, lessons, frozen, before, loss)
     (gradient,) = torch.autograd.grad(found, samples)
 
     plain = torch.zeros(())
@@ -98,8 +99,7 @@ def test_the_loss_and_its_gradient_are_those_of_a_loop(loss: str, dtype: torch.d
             if loss == "regression":
                 plain = plain + (samples[r, n].float() - lessons.latent_RNL[r, n]).square().mean() / N
                 continue
-            read = lessons.before_RK[r], lessons.token_RNK[r, n]
-            log_p = frozen.logits(samples[r, n], *read).float().log_softmax(-1)
+            log_p = frozen.logits(samples[r, n], before[r], lessons.token_RNK[r, n]).float().log_softmax(-1)
             for k in range(K):
                 plain = plain - lessons.real_RNK[r, n, k] * log_p[k, lessons.token_RNK[r, n, k]] / N
     (expected,) = torch.autograd.grad(plain, samples)
@@ -130,8 +130,9 @@ def test_a_calm_teacher_pairs_noise_with_its_own_sample_at_each_position(
         latent = model.mlp_generator.sample(hidden[0, -1], drawn)
         torch.testing.assert_close(lessons.latent_RNL[r], latent, rtol=1e-4, atol=1e-5)
         assert lessons.uniform_RNV[r].equal(uniform[b, p])
-    before = torch.stack([chunks[b, p] for b, p in positions])
-    assert lessons.before_RK.equal(before) and lessons.real_RNK.all()
+    assert lessons.real_RNK.all()
+    text = torch.nn.functional.pad(chunks.flatten(1), (frozen.reads, 0), value=-1)
+    before = torch.stack([text[b, (p + 1) * K :][: frozen.reads] for b, p in positions])
     assert lessons.token_RNK.equal(frozen.decode(lessons.latent_RNL, before.unsqueeze(1)))
 
 
@@ -199,7 +200,7 @@ def test_a_student_that_is_its_teacher_has_no_loss() -> None:
     lessons = teacher.lessons(chunks, real, targets, SequenceNoise([4, 5]))
     own, samples = answers(calm(), chunks, targets, lessons)
     assert own == 0
-    assert lesson_loss(samples, lessons, autoencoder(), "regression") < 1e-8
+    assert lesson_loss(samples, lessons, autoencoder(), NO_TEXT, "regression") < 1e-8
 
 
 @pytest.mark.parametrize("kind", ["energy", "flow"])
@@ -212,7 +213,7 @@ def test_a_student_learns_to_make_of_noise_what_its_teacher_makes(kind: str) -> 
 
     def loss_of(step: int) -> Tensor:
         lessons = teacher.lessons(chunks, real, targets, SequenceNoise([2 * step, 2 * step + 1]))
-        return lesson_loss(answers(student, chunks, targets, lessons)[1], lessons, frozen, "regression")
+        return lesson_loss(answers(student, chunks, targets, lessons)[1], lessons, frozen, NO_TEXT, "regression")
 
     before, optimizer = float(loss_of(0)), torch.optim.Adam(student.parameters(), lr=5e-3)
     for step in range(1, 101):

@@ -68,7 +68,7 @@ class OneLatent(Sampler):
 
     def draw(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         latents_BL = self.latents(hidden_BD, noise, 1, sampling.temperature).squeeze(1)
-        return self.autoencoder.decode(latents_BL, text.before_BK)
+        return self.autoencoder.decode(latents_BL, text.before_BW)
 
     def finish(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         # Those that fit come as likely as they are: the first one is as good as any, and none after it need be drawn.

@@ -17,7 +17,7 @@ class Batch(Sampler):
     def draw(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         number = self._number(sampling)
         if number == 1:  # there is nothing to choose
-            return self.autoencoder.decode(self.plain_latents(hidden_BD, noise, 1).squeeze(1), text.before_BK)
+            return self.autoencoder.decode(self.plain_latents(hidden_BD, noise, 1).squeeze(1), text.before_BW)
         return self._choose(hidden_BD, text, noise, number, sampling.temperature)
 
     def finish(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
@@ -44,19 +44,19 @@ class Exact(Batch):
 
     def draw(self, hidden_BD: Tensor, text: TextSoFar, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         chunks = [
-            self._draw(hidden_BD[[row]], text.before_BK[row], noise.rows([row]), sampling)
+            self._draw(hidden_BD[[row]], text.before_BW[row], noise.rows([row]), sampling)
             for row in range(len(hidden_BD))
         ]
         return torch.stack(chunks)
 
-    def _draw(self, hidden_1D: Tensor, before_K: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
+    def _draw(self, hidden_1D: Tensor, before_W: Tensor, noise: SequenceNoise, sampling: Sampling) -> Tensor:
         """One chunk, int64 [K]."""
         drawn: list[tuple[int, ...]] = []
 
         def draw() -> tuple[int, ...]:
             if not drawn:  # many at a time: the model's cost for one is mostly that of being called
                 latents_SL = self.plain_latents(hidden_1D, noise, _EXACT_BLOCK)[0]
-                drawn.extend(tuple(chunk) for chunk in self.autoencoder.decode(latents_SL, before_K).tolist())
+                drawn.extend(tuple(chunk) for chunk in self.autoencoder.decode(latents_SL, before_W).tolist())
             return drawn.pop(0)
 
         budget = sampling.budget or BUDGET

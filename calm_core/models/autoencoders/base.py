@@ -5,7 +5,7 @@ Suffixes of names as in `calm_core.models`.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,12 +54,12 @@ class Autoencoder(nn.Module, ABC):
     """A variational autoencoder: K tokens to one latent vector and back (CALM paper, arXiv 2510.27688).
 
     The paper's decoder knows the latent alone. One that reads the text so far takes it from two arguments, which any
-    other leaves aside: `before`, int64 [..., K], the chunk before, whose tokens are below zero where there is none; and
+    other leaves aside: `before`, int64 [..., W], the tokens before the chunk, below zero where there is none; and
     `begun` or `chunks`, int64 [..., K], the chunk's own tokens, of which a token reads those before it.
     """
 
-    reads: ClassVar[bool] = False
-    """Whether its decoder does."""
+    reads: int = 0
+    """W: how many tokens before a chunk its decoder reads."""
 
     def __init__(self, config: AutoencoderModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Autoencoder(nn.Module, ABC):
 
     def states_in_training(self, latents_BPL: Tensor, chunks_BPK: Tensor, noise: SequenceNoise) -> Tensor:
         """Decoder states [B, P, K, D] of a batch that the autoencoder is trained on."""
-        return self.states(latents_BPL, chunks_before(chunks_BPK), chunks_BPK)
+        return self.states(latents_BPL, self.before(chunks_BPK), chunks_BPK)
 
     @property
     @abstractmethod
@@ -90,6 +90,11 @@ class Autoencoder(nn.Module, ABC):
     def token_state(self, trunk: Tensor, k: int, before: Tensor | None = None, begun: Tensor | None = None) -> Tensor:
         """The state [..., D] of the chunk's k-th token, of its `trunk`."""
         return self.states(trunk, before, begun)[..., k, :]
+
+    def before(self, chunks_BPK: Tensor) -> Tensor:
+        """What the decoder reads before each chunk of a sequence, int64 [B, P, W]; -1 where the sequence has begun."""
+        text_BT = F.pad(chunks_BPK[:, :-1].flatten(1), (self.reads, 0), value=-1)
+        return text_BT.unfold(1, self.reads, chunks_BPK.shape[2])
 
     def encode(self, chunks: Tensor) -> Posterior:
         """Posterior of int64 chunks [..., K]."""
@@ -105,10 +110,10 @@ class Autoencoder(nn.Module, ABC):
         return self._likeliest(states.flatten(0, -2)).view(states.shape[:-1])
 
     def token(
-        self, trunk_RD: Tensor, k: int, before_RK: Tensor | None = None, begun_RK: Tensor | None = None
+        self, trunk_RD: Tensor, k: int, before_RW: Tensor | None = None, begun_RK: Tensor | None = None
     ) -> Tensor:
         """Most likely k-th tokens, int64 [R], of their `trunk`."""
-        return self._likeliest(self.token_state(trunk_RD, k, before_RK, begun_RK))
+        return self._likeliest(self.token_state(trunk_RD, k, before_RW, begun_RK))
 
     def _likeliest(self, states_RD: Tensor) -> Tensor:
         blocks = [
@@ -135,7 +140,7 @@ class Autoencoder(nn.Module, ABC):
             latents_BPL = latents_BPL * kept_BPL / (1 - config.latent_dropout)  # the expectation stays
             states_BPKD = self.states_in_training(latents_BPL, chunks_BPK, noise)
         else:
-            states_BPKD = self.states(latents_BPL, chunks_before(chunks_BPK), chunks_BPK)
+            states_BPKD = self.states(latents_BPL, self.before(chunks_BPK), chunks_BPK)
 
         cross_entropy, correct = linear_cross_entropy(states_BPKD[real_BPK], self.embedding, chunks_BPK[real_BPK])
         counted_BP = real_BPK.any(-1)
@@ -161,14 +166,9 @@ def to_chunks(tokens_BT: Tensor, chunk_size: int) -> Tensor:
     return chunks_BPK
 
 
-def chunks_before(chunks_BPK: Tensor) -> Tensor:
-    """The chunk before each of a sequence; before the first one there is none, which tokens of -1 say."""
-    return torch.cat([torch.full_like(chunks_BPK[:, :1], -1), chunks_BPK[:, :-1]], dim=1)
-
-
 @torch.no_grad()
 def reconstruct(autoencoder: Autoencoder, chunks_BPK: Tensor, noise: SequenceNoise) -> Tensor:
     """Tokens decoded from one sampled latent per chunk, int64 [B, P, K]."""
     posterior = autoencoder.encode(chunks_BPK)
     latents_BPL = posterior.sample(noise.normal(*posterior.mean.shape[1:]))
-    return autoencoder.decode(latents_BPL, chunks_before(chunks_BPK))
+    return autoencoder.decode(latents_BPL, autoencoder.before(chunks_BPK))

@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calm_core.config import ReadingAutoencoderConfig
-from calm_core.models.autoencoders.base import chunks_before
 from calm_core.models.autoencoders.mlp import MlpAutoencoder
 from calm_core.models.layers import initialize
 from calm_core.models.noise import SequenceNoise
@@ -14,21 +13,20 @@ _NOISY = 0.5  # share of the chunks, while training, whose latents are shrunk an
 
 
 class ReadingAutoencoder(MlpAutoencoder):
-    """Tokens are decoded one after another, each from the latent and the 2K - 1 tokens before it.
+    """Tokens are decoded one after another, each from the latent and the `context_size` tokens before it.
 
     So a latent that lies between those of several chunks, as a model that is not sure gives them, becomes one of these
-    chunks, and not the first token of one and the second of another; and it goes on from the chunk before. While
+    chunks, and not the first token of one and the second of another; and it goes on from the text before. While
     training, the latents of half of the chunks are shrunk and get noise, and no gradient reaches the encoder through
     them: the decoder learns what text such ones may be, and the encoder is not drawn to latents that bear it.
     """
 
     config: ReadingAutoencoderConfig
-    reads = True
 
     def __init__(self, config: ReadingAutoencoderConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
-        self.window = 2 * config.chunk_size - 1
-        self.read = nn.Linear(self.window * config.hidden_size, config.hidden_size, bias=False)
+        self.reads = config.context_size
+        self.read = nn.Linear(self.reads * config.hidden_size, config.hidden_size, bias=False)
         initialize(self.read)
 
     def states(self, latents: Tensor, before: Tensor | None = None, chunks: Tensor | None = None) -> Tensor:
@@ -41,22 +39,18 @@ class ReadingAutoencoder(MlpAutoencoder):
         # In units of each latent's own size: that of a batch would differ with its split into micro-batches.
         size_BP1 = size_BP1 * latents_BPL.detach().square().mean(-1, keepdim=True).sqrt()
         noisy_BPL = kept_BP1 * latents_BPL.detach() + size_BP1 * noise.normal(*latents_BPL.shape[1:])
-        return self.states(torch.where(noisy_BP1, noisy_BPL, latents_BPL), chunks_before(chunks_BPK), chunks_BPK)
+        return self.states(torch.where(noisy_BP1, noisy_BPL, latents_BPL), self.before(chunks_BPK), chunks_BPK)
 
     def token_state(self, trunk: Tensor, k: int, before: Tensor | None = None, begun: Tensor | None = None) -> Tensor:
-        before, begun = _given(before), _given(begun)
-        window = torch.cat([before, begun[..., :k]], dim=-1)[..., -self.window :]
-        embedded = F.pad(self._embed(window), (0, 0, self.window - window.shape[-1], 0))
-        return self.decoder.finish(self.decoder.expand_token(trunk, k) + self.read(embedded.flatten(-2)))
+        window = torch.cat([_given(before), _given(begun)[..., :k]], dim=-1)[..., k:]
+        read = self.read(self._embed(window).flatten(-2))
+        return self.decoder.finish(self.decoder.expand_token(trunk, k) + read)
 
     def _read(self, before: Tensor, chunks: Tensor) -> Tensor:
-        """What the tokens before each of a chunk's say for it, [..., K, D].
-
-        The windows of all but its last token begin before the chunk before: with zeros, as where there is none.
-        """
-        before, chunks = torch.broadcast_tensors(before, chunks)
-        embedded = F.pad(self._embed(torch.cat([before, chunks[..., :-1]], dim=-1)), (0, 0, before.shape[-1] - 1, 0))
-        windows = embedded.unfold(-2, self.window, 1)  # [..., K, D, window]
+        """What the tokens before each of a chunk's say for it, [..., K, D]."""
+        shape = torch.broadcast_shapes(before.shape[:-1], chunks.shape[:-1])
+        text = torch.cat([before.expand(*shape, -1), chunks[..., :-1].expand(*shape, -1)], dim=-1)
+        windows = self._embed(text).unfold(-2, self.reads, 1)  # [..., K, D, W]
         out: Tensor = self.read(windows.transpose(-1, -2).flatten(-2))
         return out
 
@@ -65,16 +59,17 @@ class ReadingAutoencoder(MlpAutoencoder):
 
     def decode(self, latents: Tensor, before: Tensor | None = None, begun: Tensor | None = None) -> Tensor:
         shape = (*latents.shape[:-1], self.config.chunk_size)
-        before_RK = _given(before).expand(shape).flatten(0, -2)
+        before_RW = _given(before).expand(*shape[:-1], -1).flatten(0, -2)
         trunk_RD = self.trunk(latents).flatten(0, -2)
-        known_RK = torch.full_like(before_RK, -1) if begun is None else begun.expand(shape).flatten(0, -2).clone()
+        begun = before_RW.new_full((1,), -1) if begun is None else begun
+        known_RK = begun.expand(shape).flatten(0, -2).clone()
         for k in range(self.config.chunk_size):
-            decoded_R = self.token(trunk_RD, k, before_RK, known_RK)
+            decoded_R = self.token(trunk_RD, k, before_RW, known_RK)
             known_RK[:, k] = torch.where(known_RK[:, k] < 0, decoded_R, known_RK[:, k])
         return known_RK.view(shape)
 
 
 def _given(tokens: Tensor | None) -> Tensor:
     if tokens is None:
-        raise ValueError("this decoder reads the text so far: give the chunk before, and the tokens of its own")
+        raise ValueError("this decoder reads the text so far: give the tokens before the chunk, and those of its own")
     return tokens

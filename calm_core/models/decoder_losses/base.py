@@ -44,7 +44,7 @@ class DecoderLoss(ABC):
             real_RK: bool, False at padding, which does not count; True once at least in each chunk.
         """
 
-    def __call__(self, latents_RNL: Tensor, chunks_RK: Tensor, real_RK: Tensor, before_RK: Tensor) -> Tensor:
+    def __call__(self, latents_RNL: Tensor, chunks_RK: Tensor, real_RK: Tensor, before_RW: Tensor) -> Tensor:
         """The loss of each position, fp32 [R].
 
         As in `energy_loss` the gradient is computed along with the loss, in blocks of positions: [N, K, V] logits, and
@@ -53,11 +53,11 @@ class DecoderLoss(ABC):
         Args:
             latents_RNL: Samples of the head, the only argument that gets a gradient.
             chunks_RK, real_RK: As of `of_logits`.
-            before_RK: int64, the chunks before, which a decoder may read.
+            before_RW: int64, the tokens before them, which a decoder may read.
         """
 
         def loss(latents_RNL: Tensor, rows: slice) -> Tensor:
-            read = before_RK[rows].unsqueeze(1), chunks_RK[rows].unsqueeze(1)
+            read = before_RW[rows].unsqueeze(1), chunks_RK[rows].unsqueeze(1)
             logits_RNKV = self.autoencoder.logits(latents_RNL, *read).float()
             with torch.autocast(logits_RNKV.device.type, enabled=False):
                 return self.of_logits(logits_RNKV, chunks_RK[rows], real_RK[rows])
@@ -74,7 +74,7 @@ class DecoderLoss(ABC):
         *,
         chunks_BPK: Tensor,
         real_BPK: Tensor,
-        before_BPK: Tensor,
+        before_BPW: Tensor,
     ) -> Tensor:
         """An unbiased estimate of the loss summed over the positions that count (fp32 scalar).
 
@@ -83,7 +83,7 @@ class DecoderLoss(ABC):
             hidden_BPD: States after each position.
             chunks_BPK: The true next chunk of each.
             real_BPK: Which tokens of it are real.
-            before_BPK: The chunk before it.
+            before_BPW: The tokens before it, which a decoder may read.
             noise: One generator for each sequence, so neither ranks nor micro-batches decide which positions are drawn.
         """
         config = self.config
@@ -92,7 +92,7 @@ class DecoderLoss(ABC):
         samples = config.samples or head.config.model_samples
         drawn_BPNU = head.sampling_noise(noise, hidden_BPD.shape[1], samples)
         latents_RNL = head.sample(hidden_BPD[chosen_BP], drawn_BPNU[chosen_BP])
-        return self(latents_RNL, *(of[chosen_BP] for of in (chunks_BPK, real_BPK, before_BPK))).sum() / config.positions
+        return self(latents_RNL, *(of[chosen_BP] for of in (chunks_BPK, real_BPK, before_BPW))).sum() / config.positions
 
 
 def chosen(counted_BP: Tensor, share: float, noise: SequenceNoise) -> Tensor:

@@ -101,7 +101,7 @@ class CalmTask(Task[CalmConfig]):
             self.decoder_loss.of_head,
             chunks_BPK=chunks_BPK[:, 1:],
             real_BPK=real_BPK[:, 1:],
-            before_BPK=chunks_BPK[:, :-1],
+            before_BPW=self.autoencoder.before(chunks_BPK)[:, 1:],
         )
         loss, decoded = (one / positions for one in forward(chunks_BPK, targets, noise, beside))
         return Loss(loss + self.decoder_weight * decoded, {self.headline: loss, self.decoder_loss.name: decoded})

@@ -68,7 +68,8 @@ class DistillationTask(CalmTask):
             return head.sample_paired(hidden_BPD[targets.counted_BP], lessons.uniform_RNV)
 
         own, samples_RNL = forward(chunks_BPK, targets, noise, answer, has_own)
-        taught = lesson_loss(samples_RNL, lessons, self.autoencoder, settings.loss) / count
+        before_RW = self.autoencoder.before(chunks_BPK)[:, 1:][targets.counted_BP]
+        taught = lesson_loss(samples_RNL, lessons, self.autoencoder, before_RW, settings.loss) / count
         if not has_own:
             return Loss(taught, {"distillation_loss": taught})
         own = own / count
