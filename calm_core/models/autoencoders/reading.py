@@ -59,14 +59,17 @@ class ReadingAutoencoder(MlpAutoencoder):
 
     def decode(self, latents: Tensor, before: Tensor | None = None, begun: Tensor | None = None) -> Tensor:
         shape = (*latents.shape[:-1], self.config.chunk_size)
-        before_RW = _given(before).expand(*shape[:-1], -1).flatten(0, -2)
-        trunk_RD = self.trunk(latents).flatten(0, -2)
-        begun = before_RW.new_full((1,), -1) if begun is None else begun
-        known_RK = begun.expand(shape).flatten(0, -2).clone()
-        for k in range(self.config.chunk_size):
-            decoded_R = self.token(trunk_RD, k, before_RW, known_RK)
-            known_RK[:, k] = torch.where(known_RK[:, k] < 0, decoded_R, known_RK[:, k])
-        return known_RK.view(shape)
+        before, trunk = _given(before), self.trunk(latents)
+        # Samples of one state share the text before, which says the same for all of them.
+        said = self._read(before, before.new_full((shape[-1],), -1))
+        known = (before.new_full((1,), -1) if begun is None else begun).expand(shape).clone()
+        for k in range(shape[-1]):
+            own = known[..., max(k - self.reads, 0) : k]
+            weight = self.read.weight[:, (self.reads - own.shape[-1]) * self.config.hidden_size :]
+            h = self.decoder.expand_token(trunk, k) + said[..., k, :] + F.linear(self._embed(own).flatten(-2), weight)
+            decoded = self._likeliest(self.decoder.finish(h).flatten(0, -2)).view(shape[:-1])
+            known[..., k] = torch.where(known[..., k] < 0, decoded, known[..., k])
+        return known
 
 
 def _given(tokens: Tensor | None) -> Tensor:
