@@ -86,8 +86,11 @@ class Kinds(Generic[KindT]):
         if was == kind:
             return {**before, "kind": kind}
         try:
-            old, new = (self.settings_of(str(name)).model_fields for name in (was, kind))
+            old, new = (self.settings_of(str(name)) for name in (was, kind))
         except ValueError:  # there is no such kind, which is told where it is read
             return {"kind": kind}
-        shared = {name for name in self.base.model_fields if old[name].default == new[name].default}
+        common = next(one for one in old.__mro__ if issubclass(new, one))  # the base, or what the two extend alike
+        shared = {
+            name for name in common.model_fields if old.model_fields[name].default == new.model_fields[name].default
+        }
         return {name: value for name, value in before.items() if name in shared} | {"kind": kind}

@@ -13,6 +13,7 @@ from calm_core.config import (
     Config,
     EnergyHeadConfig,
     FlowHeadConfig,
+    MlpAutoencoderConfig,
     TrainingConfig,
     parse_section,
     resolve_config,
@@ -216,6 +217,14 @@ def test_another_kind_has_as_many_draws_as_is_best_for_it(before: str, after: st
     profile = {"calm": {"model": {"head": {"kind": before, "num_layers": 3, "model_samples": 5}}}}
     head = resolve_config(profile, [f"calm.model.head={after}"]).calm.model.head
     assert (head.kind, head.num_layers, head.model_samples) == (after, 3, draws)
+
+
+def test_kinds_that_extend_one_shape_keep_it() -> None:
+    """The paper's autoencoder in place of one that reads is as large; what it does not have is dropped."""
+    shape = {"kind": "reading", "hidden_size": 24, "num_decoder_layers": 3, "chunk_size": 2, "context_size": 5}
+    model = resolve_config({"autoencoder": {"model": shape}}, ["autoencoder.model=mlp"]).autoencoder.model
+    kept = {name: value for name, value in shape.items() if name != "context_size"}
+    assert model.model_dump() == MlpAutoencoderConfig.model_validate(kept | {"kind": "mlp"}).model_dump()
 
 
 def test_the_same_kind_keeps_its_settings() -> None:
