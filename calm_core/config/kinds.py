@@ -89,7 +89,8 @@ class Kinds(Generic[KindT]):
             old, new = (self.settings_of(str(name)) for name in (was, kind))
         except ValueError:  # there is no such kind, which is told where it is read
             return {"kind": kind}
-        common = next(one for one in old.__mro__ if issubclass(new, one))  # the base, or what the two extend alike
+        # Of the base, or of what the two extend alike.
+        common = next(one for one in old.__mro__ if issubclass(new, one) and issubclass(one, self.base))
         shared = {
             name for name in common.model_fields if old.model_fields[name].default == new.model_fields[name].default
         }
