@@ -162,7 +162,9 @@ def main() -> None:
         scores += runs.scores
         require_same_protocol(scores)
     console.print(table)
-    console.print(f"seeds {arguments.seeds}: mean (smallest to largest); of one seed, with its interval")
+    console.print(
+        f"seeds {arguments.seeds}: means, BrierLM with its smallest and largest; of one seed, with its interval"
+    )
     console.print(f"protocol: {scores[0].facts.protocol}", highlight=False)
 
 
@@ -179,13 +181,13 @@ def _row(runs: Runs, chunk_size: int | None) -> list[str]:
         flops = estimate(runs.config, gpus=1)["autoencoder"].training_flops
         autoencoder = [f"{flops:.2g}", f"{scores[0].autoencoder_accuracy:.2%}"]
     return [
-        scores[0].model,
+        "Transformer" if chunk_size is None else f"CALM, K {chunk_size}",
         f"{runs.models[0].trained_tokens:,}",
         f"{steps:,}",
         f"{statistics.mean(model.seconds for model in runs.models) / 60:.1f}",
         *autoencoder,
         _spread([score.brierlm for score in scores]),
-        *(_spread([score.brier[n] for score in scores]) for n in scores[0].brier),
+        *(f"{statistics.mean(score.brier[n].value for score in scores):.4f}" for n in scores[0].brier),
     ]
 
 
@@ -224,10 +226,9 @@ def _made(
 
 def _spread(scores: Sequence[Score]) -> str:
     values = [score.value for score in scores]
-    digits = 2 if max(values) > 0.5 else 4
     if len(scores) == 1:
-        return escape(f"{values[0]:.{digits}f} {scores[0].interval(digits)}")
-    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+        return escape(f"{values[0]:.2f} {scores[0].interval()}")
+    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":
