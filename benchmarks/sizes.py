@@ -65,9 +65,9 @@ def _plain_block(block: HeadBlock, x: Tensor, y: Tensor) -> Tensor:
     return cast(Tensor, x + block.down_proj(torch.nn.functional.silu(gate) * up))
 
 
-def _plain_network(head: NetworkHead, x: Tensor, y: Tensor) -> Tensor:
+def _plain_network(head: NetworkHead, x: Tensor, y: Tensor, branch: float = 1.0) -> Tensor:
     """Hidden states for each sample, as if the samples were a batch."""
-    x = head.norm_noise(head.noise_embd(x))
+    x = branch * head.norm_noise(head.noise_embd(x))
     for block in head.mlp_blocks:
         x = block(x, y.expand(*x.shape[:-1], -1))
     return cast(Tensor, head.final_layer(x))
