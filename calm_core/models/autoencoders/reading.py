@@ -64,6 +64,7 @@ class ReadingAutoencoder(MlpAutoencoder):
         said = self._read(before, before.new_full((shape[-1],), -1))
         known = (before.new_full((1,), -1) if begun is None else begun).expand(shape).clone()
         for k in range(shape[-1]):
+            # And the chunk's own tokens what the last columns say, as many as there are of them.
             own = known[..., max(k - self.reads, 0) : k]
             weight = self.read.weight[:, (self.reads - own.shape[-1]) * self.config.hidden_size :]
             h = self.decoder.expand_token(trunk, k) + said[..., k, :] + F.linear(self._embed(own).flatten(-2), weight)
