@@ -1,14 +1,18 @@
-"""How BrierLM grows with training FLOPs: CALM at several K and the token-level baseline, on the default corpus.
+"""How BrierLM grows with training FLOPs, of models that `calm sweep` has trained at several budgets and seeds.
 
-Each model is trained at shares of the profile's budget, with its whole schedule each time, as `equal_compute` does it.
 BrierLM against log2(FLOPs) gets a straight line for each model: its slope is what a doubling gives. Intervals draw
 held-out documents, the same for all models, and seeds, with replacement. Inside the range a line is a summary; beyond
-it, and for other data, shapes or vocabularies, it says nothing.
+it, and for other data, shapes or vocabularies, it says nothing. The last column is the correlation of
+BrierLM with the logarithm of perplexity over a model's runs: of CALM its upper bound from the same samples, which is as
+loose for all of one K, so that only these are compared. docs/quality.md has the sweeps.
 """
 
+import argparse
 import io
+import itertools
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -21,54 +25,99 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.equal_compute import Laboratory, arguments_of, training_flops
+from calm_core.errors import CalmError
 from calm_core.evaluation.brier import brierlm
 from calm_core.evaluation.comparison import require_same_protocol
 from calm_core.evaluation.documents import DocumentScores
 from calm_core.evaluation.resampling import with_interval
-from calm_core.store.facts import Score
+from calm_core.store.artifact import Artifact
+from calm_core.store.facts import EvaluationFacts, Score
 
 Floats = npt.NDArray[np.float64]
+Evaluations = Sequence[Artifact[EvaluationFacts]]
 _RESAMPLES, _CONFIDENCE = 1000, 0.95
 
 
 def main() -> None:
-    """Train, score, fit, and print a table; the picture lies beside the runs."""
-    parser = arguments_of(__doc__, "growth", ".calm/growth")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.125, 0.25, 0.5, 1.0], help="of the budget")
-    parser.add_argument("--chunk-sizes", type=int, nargs="+", default=[1, 2, 4], help="K of the CALM models")
+    """Fit, and print a table; the picture lies where it is told."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
+    parser.add_argument("evaluations", nargs="+", help="of all models, e.g. out/growth/*/evaluation")
+    parser.add_argument("--picture", default="growth.svg", help="where to draw it")
     arguments = parser.parse_args()
-    laboratory = Laboratory(arguments.output, arguments.profile, arguments.set)
-    config = laboratory.configure()
-    intervals = [config.evaluation.interval(k, config.data.sequence_length) for k in (1, *arguments.chunk_sizes)]
-    if len(set(intervals)) > 1:
-        common = math.lcm(*intervals)
-        parser.error(f"not all K are scored at the same positions; add --set evaluation.position_interval={common}")
-    budgets = [share * training_flops(config) for share in arguments.shares]
-    console = Console(width=140)
-    table = Table("model", *(f"{budget:.2g} FLOPs" for budget in budgets), "a doubling gives", box=None)
-    curves: dict[str, list[Score]] = {}
-    scores = []
-    for chunk_size in (*arguments.chunk_sizes, None):
-        runs = [laboratory.runs(chunk_size, budget, arguments.seeds) for budget in budgets]
-        scores += [score for one in runs for score in one.scores]
-        require_same_protocol(scores)
-        points, slope = fitted(budgets, [[DocumentScores.read(score) for score in one.scores] for one in runs])
-        name = "Transformer" if chunk_size is None else f"CALM, K {chunk_size}"
-        curves[name] = points
-        table.add_row(name, *map(_text, [*points, slope]))
+    try:
+        evaluations = [Artifact(path, EvaluationFacts) for path in arguments.evaluations]
+        require_same_protocol(evaluations)
+        models = grouped(evaluations)
+    except CalmError as error:
+        parser.error(str(error))
+    columns = sorted({flops for budgets in models.values() for flops in budgets})
+    table = Table(
+        "model", "seeds", "untrained", *(f"{flops:.2g} FLOPs" for flops in columns), "a doubling gives", "r", box=None
+    )
+    curves = {}
+    for name, budgets in models.items():
+        points, slope = fitted(
+            [*budgets], [[DocumentScores.read(each) for each in seeds] for seeds in budgets.values()]
+        )
+        curves[name] = dict(zip(budgets, points, strict=True))
+        runs = [each for seeds in budgets.values() for each in seeds]
+        untrained = statistics.mean(each.facts.references.untrained.brierlm.value for each in runs)
+        cells = [_text(curves[name].get(flops)) for flops in columns]
+        r = correlation([each.facts for each in runs])
+        told = "" if r is None else f"{r:.3f}"
+        table.add_row(name, f"{len(runs) // len(budgets)}", f"{untrained:.1f}", *cells, _text(slope), told)
+    console = Console(width=200)
     console.print(table)
-    console.print(f"seeds {arguments.seeds}; {_CONFIDENCE:.0%} intervals over documents and seeds", highlight=False)
-    picture = Path(arguments.output) / "growth.svg"
-    picture.write_bytes(drawn(budgets, curves))
-    console.print(f"picture: {picture}", highlight=False)
+    console.print(
+        f"BrierLM, {_CONFIDENCE:.0%} intervals over documents and seeds; r: with log perplexity", highlight=False
+    )
+    Path(arguments.picture).write_bytes(drawn(curves))
+    console.print(f"picture: {arguments.picture}", highlight=False)
 
 
-def fitted(budgets: Sequence[float], documents: Sequence[Sequence[DocumentScores]]) -> tuple[list[Score], Score]:
+def grouped(evaluations: Evaluations) -> dict[str, dict[float, Evaluations]]:
+    """Evaluations by model and by its training FLOPs, the least first; what is within 5 % is one budget.
+
+    Raises:
+        CalmError: A model has more seeds at one budget than at another, or does not tell its FLOPs.
+    """
+    models: dict[str, dict[float, Evaluations]] = {}
+    budget = 0.0
+    for each in sorted(evaluations, key=_flops):
+        budget = budget if _flops(each) < 1.05 * budget else _flops(each)  # whole steps never cost just as much
+        budgets = models.setdefault(each.facts.model, {})
+        budgets[budget] = [*budgets.get(budget, []), each]
+    for name, budgets in models.items():
+        if len({len(seeds) for seeds in budgets.values()}) > 1:
+            told = ", ".join(f"{len(seeds)} at {flops:.2g}" for flops, seeds in budgets.items())
+            raise CalmError(f"{name}: not as many seeds at each budget ({told} FLOPs); give as many of each")
+    return dict(sorted(models.items()))
+
+
+def _flops(evaluation: Artifact[EvaluationFacts]) -> float:
+    """Of training the language model, without its autoencoder."""
+    costs = evaluation.facts.costs
+    cost = costs.get("calm") or costs.get("transformer")
+    if not (cost and cost.flops):
+        raise CalmError(f"{evaluation.uri}: does not tell the FLOPs that the model was trained with")
+    return cost.flops
+
+
+def correlation(models: Sequence[EvaluationFacts]) -> float | None:
+    """Of BrierLM with the logarithm of perplexity, or of its upper bound, over three models or more that have it."""
+    found = [
+        (math.log(facts.language_model.perplexity.value), facts.brierlm.value)
+        for facts in models
+        if facts.language_model and facts.language_model.perplexity
+    ]
+    return float(np.corrcoef(np.array(found).T)[0, 1]) if len(found) > 2 else None
+
+
+def fitted(budgets: Sequence[float], documents: Sequence[Sequence[DocumentScores]]) -> tuple[list[Score], Score | None]:
     """BrierLM of each budget, the mean of its seeds, and the slope of the line over log2(FLOPs).
 
     Args:
-        budgets: FLOPs, at least two.
+        budgets: FLOPs. Of a single one there is no line.
         documents: Scores of the same documents, by budget and seed.
     """
     counts = documents[0][0].counts_D
@@ -81,6 +130,8 @@ def fitted(budgets: Sequence[float], documents: Sequence[Sequence[DocumentScores
     values = _scores(sums, counts, np.ones((1, len(counts)))).mean(2)
     doublings = np.log2(np.asarray(budgets))
     points = [with_interval(float(values[0, i]), resampled[:, i], _CONFIDENCE, counts) for i in range(len(budgets))]
+    if len(budgets) < 2:
+        return points, None
     slope = with_interval(float(_slope(doublings, values)[0]), _slope(doublings, resampled), _CONFIDENCE, counts)
     return points, slope
 
@@ -98,15 +149,16 @@ def _slope(doublings: Floats, values: Floats) -> Floats:
     return slope
 
 
-def drawn(budgets: Sequence[float], curves: dict[str, list[Score]]) -> bytes:
+def drawn(curves: Mapping[str, Mapping[float, Score]]) -> bytes:
     """The picture, SVG: a line for each model, with its intervals."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    for (name, points), mark in zip(curves.items(), "osD^vP", strict=False):
+    for (name, line), mark in zip(curves.items(), itertools.cycle("osD^vP")):
+        points = list(line.values())
         values = [point.value for point in points]
         low = [point.value - (point.value if point.low is None else point.low) for point in points]
         high = [(point.value if point.high is None else point.high) - point.value for point in points]
-        axes.errorbar(budgets, values, yerr=[low, high], marker=mark, capsize=3, label=name)
+        axes.errorbar([*line], values, yerr=[low, high], marker=mark, capsize=3, label=name)
     axes.set(xscale="log", xlabel="training FLOPs", ylabel="BrierLM")
     axes.legend(frameon=False)
     buffer = io.BytesIO()
@@ -114,8 +166,8 @@ def drawn(budgets: Sequence[float], curves: dict[str, list[Score]]) -> bytes:
     return buffer.getvalue()
 
 
-def _text(score: Score) -> str:
-    return escape(f"{score.value:.2f} {score.interval()}")
+def _text(score: Score | None) -> str:
+    return escape(f"{score.value:.2f} {score.interval()}") if score else ""
 
 
 if __name__ == "__main__":

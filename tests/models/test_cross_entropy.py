@@ -63,3 +63,11 @@ def test_no_row_gives_no_loss() -> None:
     loss.backward()
     assert loss.item() == 0 and int(correct) == 0
     assert weight.grad is not None and not weight.grad.any()
+
+
+def test_of_equal_logits_the_first_is_the_most_likely() -> None:
+    """As argmax has it; a model that has learned nothing is not right everywhere."""
+    hidden, weight = torch.zeros(R, D), torch.ones(V, D)
+    loss, correct = linear_cross_entropy(hidden, weight, torch.arange(R))
+    assert int(correct) == 1
+    torch.testing.assert_close(loss, R * torch.tensor(V).log())
