@@ -22,7 +22,7 @@ from calm_core.telemetry.mlflow_run import (
 )
 from calm_core.telemetry.mlflow_run import Run as MlflowRun
 from pipelines.sweeps.plan import Run
-from pipelines.sweeps.results import Result
+from pipelines.sweeps.results import NUMBERS, Result
 
 _FINISHED = "\nfinished\n"
 """Behind the id of a run in MLflow that knows all of it."""
@@ -80,7 +80,8 @@ class LocalSweep:
             facts.brierlm,
             {n: term.value for n, term in facts.brier.items()},
             DocumentScores.read(evaluation),
-            {
+            {name: value for name, value in facts.metrics().items() if name in NUMBERS}
+            | {
                 "parameters": model.facts.parameters,
                 "trained_tokens": model.facts.trained_tokens or 0,
                 "seconds": model.facts.seconds,

@@ -13,7 +13,7 @@ from pipelines.cluster.client import Cluster
 from pipelines.cluster.runs import ClusterRun, all_runs
 from pipelines.cluster.submit import Package, arguments, submit
 from pipelines.sweeps.plan import ContentOf, Run
-from pipelines.sweeps.results import Result
+from pipelines.sweeps.results import NUMBERS, Result
 
 SETTINGS = {"registry.promote": "never", "train_baseline": False}
 """Of all runs of a sweep: it looks for settings, and changes no champion."""
@@ -110,6 +110,6 @@ def _collected(run: Run, run_id: str) -> Result:
         run,
         Score(value=metrics["brierlm"], low=metrics.get("brierlm_low"), high=metrics.get("brierlm_high")),
         {str(n): metrics[f"brier_{n}"] for n in range(1, 5)},
-        numbers={name: metrics[name] for name in ("parameters", "trained_tokens", "seconds") if name in metrics},
+        numbers={name: metrics[name] for name in NUMBERS if name in metrics},
         evaluation=f"runs:/{scores[0].info.run_id}",
     )

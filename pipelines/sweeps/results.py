@@ -14,6 +14,8 @@ from calm_core.store.facts import Score
 from pipelines.sweeps.plan import Candidate, Plan, Run, differing
 
 CONFIDENCE = 0.95
+NUMBERS = ("perplexity", "perplexity_bound", "parameters", "trained_tokens", "seconds")
+"""What is told of a run beside its scores, where it is known; of CALM perplexity has an upper bound only."""
 _RESAMPLES, _SEED = 10_000, 0
 
 
@@ -25,7 +27,7 @@ class Result:
         brierlm: With its interval over documents; None where it failed.
         brier: Mean Brier-1 to Brier-4, by n.
         documents: The same by document; None where they are not at hand.
-        numbers: More of it, by name: parameters, tokens, seconds.
+        numbers: Of `NUMBERS`.
         evaluation: Where its scores lie.
     """
 
@@ -122,7 +124,7 @@ def run_rows(plan: Plan, results: Mapping[str, Result]) -> Iterator[dict[str, An
             }
             | {f"brier_{n}": (result.brier or {}).get(str(n)) for n in range(1, 5)}
             | {"training_flops": run.flops}
-            | {name: (result.numbers or {}).get(name) for name in ("parameters", "trained_tokens", "seconds")}
+            | {name: (result.numbers or {}).get(name) for name in NUMBERS}
             | {"evaluation": result.evaluation}
         )
 

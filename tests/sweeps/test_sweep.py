@@ -127,6 +127,8 @@ def test_the_results_are_what_the_evaluations_say(finished: tuple[Place, str]) -
         evaluation = json.loads((place.out / row["evaluation"] / "evaluation.json").read_text())
         assert row["brierlm"] == evaluation["brierlm"]["value"]
         assert row["brier_1"] == evaluation["brier"]["1"]["value"]
+        assert row["perplexity_bound"] == evaluation["language_model"]["perplexity"]["value"] > 1
+        assert row["perplexity"] is None  # exact of a Transformer alone
     assert "calm.learning_rate  seeds  BrierLM" in out
     assert "<svg" in (place.out / "results.html").read_text()
 
