@@ -131,7 +131,7 @@ def _energy(name: str) -> Callable[[], object]:
 def _peak(name: str) -> int:
     """Memory of one loss beyond its inputs, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.training", name]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
 def _step(task: Task[Any], batch: int, tokens: int) -> Step:
