@@ -71,7 +71,10 @@ NOT_RUN = (
     (r"make \w+", "installs everything, and then does what the tests and the command line do"),
     (r"docker push|docker/base\.sh|CALM_TEST_IMAGE=\S+ make", "needs an engine of containers; .ci/run has one"),
     (r"\. \.venv/bin/activate|export \w+=", "changes the reader's shell"),
-    (r"python -m benchmarks", "minutes of measuring; tests/models/test_plain_step.py and tests/evaluation run parts of it"),
+    (
+        r"python -m benchmarks",
+        "minutes of measuring; tests/models/test_plain_step.py and tests/evaluation run parts of it",
+    ),
     (r"python -m tests.reliability", "minutes; tests/reliability runs a part of it"),
     (
         r"pip install|curl|printf|mlflow (models serve|artifacts download)|hf download",
