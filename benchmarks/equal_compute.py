@@ -135,21 +135,16 @@ class Laboratory:
         return str(self.folder / "checkpoints")
 
 
-def arguments_of(description: str | None, name: str, output: str) -> argparse.ArgumentParser:
-    """The options of a comparison."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+def main() -> None:
+    """Train and score all models, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.equal_compute", description=__doc__)
     parser.add_argument("--profile", default="tiny", help="shapes and schedules; its CALM (K = 4) sets the FLOPs")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the language models' training")
-    parser.add_argument("--output", default=output, help="what is there already is not made again")
-    return parser
-
-
-def main() -> None:
-    """Train and score all models, and print a table."""
-    arguments = arguments_of(__doc__, "equal_compute", ".calm/equal-compute").parse_args()
+    parser.add_argument("--output", default=".calm/equal-compute", help="what is there already is not made again")
+    arguments = parser.parse_args()
     laboratory = Laboratory(arguments.output, arguments.profile, arguments.set)
-    budget = training_flops(laboratory.configure())
+    budget = _cost(laboratory.configure(), "calm").training_flops
     console = Console(width=140)
     console.print(f"{budget:.3g} training FLOPs for each language model")
     table = Table("model", "tokens", "steps", "minutes", "autoencoder: FLOPs", "accuracy", "BrierLM", box=None)
@@ -166,11 +161,6 @@ def main() -> None:
         f"seeds {arguments.seeds}: means, BrierLM with its smallest and largest; of one seed, with its interval"
     )
     console.print(f"protocol: {scores[0].facts.protocol}", highlight=False)
-
-
-def training_flops(config: Config) -> float:
-    """Those of the profile's CALM."""
-    return _cost(config, "calm").training_flops
 
 
 def _row(runs: Runs, chunk_size: int | None) -> list[str]:

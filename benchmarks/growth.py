@@ -2,9 +2,9 @@
 
 BrierLM against log2(FLOPs) gets a straight line for each model: its slope is what a doubling gives. Intervals draw
 held-out documents, the same for all models, and seeds, with replacement. Inside the range a line is a summary; beyond
-it, and for other data, shapes or vocabularies, it says nothing. The last column is the correlation of
-BrierLM with the logarithm of perplexity over a model's runs: of CALM its upper bound from the same samples, which is as
-loose for all of one K, so that only these are compared. docs/quality.md has the sweeps.
+it, and for other data, shapes or vocabularies, it says nothing. The last column is the correlation of BrierLM with the
+logarithm of perplexity over a model's runs; of CALM it is the upper bound from the same samples. docs/quality.md has
+the sweeps.
 """
 
 import argparse
@@ -151,16 +151,20 @@ def _slope(doublings: Floats, values: Floats) -> Floats:
 
 def drawn(curves: Mapping[str, Mapping[float, Score]]) -> bytes:
     """The picture, SVG: a line for each model, with its intervals."""
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    for (name, line), mark in zip(curves.items(), itertools.cycle("osD^vP")):
+    for number, ((name, line), mark) in enumerate(zip(curves.items(), itertools.cycle("osD^vP"))):
         points = list(line.values())
         values = [point.value for point in points]
         low = [point.value - (point.value if point.low is None else point.low) for point in points]
         high = [(point.value if point.high is None else point.high) - point.value for point in points]
-        axes.errorbar([*line], values, yerr=[low, high], marker=mark, capsize=3, label=name)
+        beside = [flops * 1.02**number for flops in line]  # or the intervals of a budget would hide each other
+        axes.errorbar(beside, values, yerr=[low, high], marker=mark, capsize=3, elinewidth=0.8, label=name)
+    budgets = sorted({flops for line in curves.values() for flops in line})
     axes.set(xscale="log", xlabel="training FLOPs", ylabel="BrierLM")
-    axes.legend(frameon=False)
+    axes.set_xticks(budgets, [f"{flops:.2g}" for flops in budgets])
+    axes.minorticks_off()
+    figure.legend(frameon=False, loc="outside upper center", ncols=2)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

@@ -2,7 +2,9 @@
 
 import torch
 
+from benchmarks.profile import OTHERS, milliseconds
 from benchmarks.sizes import SMALL, models, written_plainly
+from benchmarks.training import tiny_step
 from calm_core.models.noise import SequenceNoise
 from calm_core.training.tasks.calm import CalmTask
 
@@ -22,3 +24,10 @@ def test_the_plain_step_has_our_loss_and_gradients() -> None:
     with written_plainly():
         plain = step()
     torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-5)
+
+
+def test_a_profiled_step_has_every_kind_of_operation() -> None:
+    """By torch's own names, which another version may change."""
+    found = milliseconds(tiny_step())
+    assert all(found.values()), found
+    assert found[OTHERS] < sum(found.values()) * 0.9
