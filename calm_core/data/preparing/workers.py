@@ -12,6 +12,7 @@ from itertools import starmap
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from threading import current_thread, main_thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -59,7 +60,7 @@ class Workers:
         with _without_the_terminal():
             self._pool = self._pool or self._begun()
             results = self._pool.map(do, *zip(*calls, strict=True))
-        self._processes |= {*active_children()} - self._others
+            self._processes |= {*active_children()} - self._others
         try:
             yield from results
         except BrokenProcessPool:
@@ -100,11 +101,22 @@ class Workers:
 @contextmanager
 def _without_the_terminal() -> Iterator[None]:
     """Processes that start in the block never see what comes from the terminal; what comes here meanwhile, waits."""
+    came: list[int] = []
+    # Blocked in this thread a signal still comes by another one, and its handler would leave a process half-started.
+    handlers = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (*_OF_THE_TERMINAL, signal.SIGTERM)
+        if current_thread() is main_thread() and callable(signal.getsignal(number))
+    }
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for waiting in came:
+            signal.raise_signal(waiting)
 
 
 def _end(processes: Iterable[BaseProcess]) -> None:
