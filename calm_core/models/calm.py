@@ -13,7 +13,7 @@ from calm_core.models.autoencoders.base import Autoencoder
 from calm_core.models.backbone import Backbone
 from calm_core.models.heads.base import Head, Targets
 from calm_core.models.heads.make import make_head
-from calm_core.models.layers import initialize
+from calm_core.models.layers import initialize, rows_of
 from calm_core.models.noise import SequenceNoise
 
 _LAYER_NORM_EPS = 1e-6
@@ -30,9 +30,9 @@ def make_targets(
 ) -> Targets:
     """Sample the frozen encoder's posterior of each next chunk, only where it counts."""
     counted_BP = next_chunk_counts(real_BPK)
-    posterior = autoencoder.encode(chunks_BPK[:, 1:][counted_BP])
+    posterior = autoencoder.encode(rows_of(chunks_BPK[:, 1:], counted_BP))
     # Drawn for all positions, also those that do not count: else a sequence's draws would depend on its padding.
-    normal_RML = noise.normal(counted_BP.shape[1], samples, posterior.mean.shape[-1])[counted_BP]
+    normal_RML = rows_of(noise.normal(counted_BP.shape[1], samples, posterior.mean.shape[-1]), counted_BP)
     return Targets(counted_BP, posterior.mean, normal_RML.mul_(posterior.std.unsqueeze(1)))
 
 

@@ -58,6 +58,11 @@ def initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
 
 
+def rows_of(x_BP: Tensor, counted_BP: Tensor) -> Tensor:
+    """`x_BP[counted_BP]`, [R, ...], without a copy where all positions count, as in most batches of packed text."""
+    return x_BP.flatten(0, 1) if counted_BP.all() else x_BP[counted_BP]
+
+
 def freeze(model: ModuleT) -> ModuleT:
     """Evaluation mode, no gradients; for a model that another one is trained on."""
     return model.eval().requires_grad_(False)

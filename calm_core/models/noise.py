@@ -5,10 +5,14 @@ batch, nor on the number of ranks, nor on where training was resumed.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
+
+_WORTH_THREADS = 2**18  # numbers of a sequence, a millisecond's work
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -32,14 +36,24 @@ class SequenceNoise:
 
     def normal(self, *shape: int) -> Tensor:
         """N(0, 1) numbers, [B, *shape]."""
-        draws = torch.empty(len(self._generators), *shape, device=self.device)
-        for row, generator in zip(draws, self._generators, strict=True):
-            row.normal_(generator=generator)
-        return draws
+        return self._drawn(Tensor.normal_, shape)
 
     def uniform(self, *shape: int) -> Tensor:
         """Numbers uniform in [0, 1), [B, *shape]."""
+        return self._drawn(Tensor.uniform_, shape)
+
+    def _drawn(self, fill: Callable[..., Any], shape: tuple[int, ...]) -> Tensor:
         draws = torch.empty(len(self._generators), *shape, device=self.device)
-        for row, generator in zip(draws, self._generators, strict=True):
-            row.uniform_(generator=generator)
+
+        def draw(row: Tensor, generator: torch.Generator) -> None:
+            fill(row, generator=generator)
+
+        # torch draws from one generator on one thread. What a generator draws does not depend on the others.
+        threads = min(torch.get_num_threads(), len(draws)) if self.device.type == "cpu" else 1
+        if threads > 1 and draws[0].numel() >= _WORTH_THREADS:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(draw, draws, self._generators))
+        else:
+            for row, generator in zip(draws, self._generators, strict=True):
+                draw(row, generator)
         return draws

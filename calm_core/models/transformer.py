@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from calm_core.config import TransformerModelConfig
 from calm_core.models.backbone import Backbone
 from calm_core.models.cross_entropy import linear_cross_entropy, row_blocks
-from calm_core.models.layers import initialize
+from calm_core.models.layers import initialize, rows_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Transformer(nn.Module):
         """Cross-entropy summed over the real tokens after the first (fp32, nats), and how many were the likeliest."""
         hidden_BTD, _ = self.transformer(self.embed(tokens_BT[:, :-1]))
         counted_BT = real_BT[:, 1:]
-        return linear_cross_entropy(hidden_BTD[counted_BT], self.lm_head.weight, tokens_BT[:, 1:][counted_BT])
+        return linear_cross_entropy(
+            rows_of(hidden_BTD, counted_BT), self.lm_head.weight, rows_of(tokens_BT[:, 1:], counted_BT)
+        )
 
     @torch.no_grad()
     def probability(self, hidden_RD: Tensor, token_R: Tensor) -> Tensor:

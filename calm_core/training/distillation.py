@@ -74,7 +74,7 @@ class Teacher(ABC):
 
     def _uniform(self, targets: Targets, noise: SequenceNoise, *shape: int) -> Tensor:
         """Drawn for all positions, as the targets are; of those that count, [R, *shape]."""
-        return noise.uniform(targets.counted_BP.shape[1], *shape)[targets.counted_BP]
+        return targets.rows(noise.uniform(targets.counted_BP.shape[1], *shape))
 
 
 class CalmTeacher(Teacher):
@@ -92,8 +92,8 @@ class CalmTeacher(Teacher):
     def lessons(self, chunks_BPK: Tensor, real_BPK: Tensor, targets: Targets, noise: SequenceNoise) -> Lessons:
         uniform_RNV = self._uniform(targets, noise, self.samples, self.noise_size)
         hidden_BPD, _ = self.model.transformer(self.model.embed(chunks_BPK[:, :-1]))
-        latent_RNL = self.model.mlp_generator.sample_paired(hidden_BPD[targets.counted_BP], uniform_RNV).float()
-        before_RW = self.autoencoder.before(chunks_BPK)[:, 1:][targets.counted_BP]
+        latent_RNL = self.model.mlp_generator.sample_paired(targets.rows(hidden_BPD), uniform_RNV).float()
+        before_RW = targets.rows(self.autoencoder.before(chunks_BPK)[:, 1:])
         token_RNK = self.autoencoder.decode(latent_RNL, before_RW.unsqueeze(1))
         return Lessons(uniform_RNV, latent_RNL, token_RNK, torch.ones_like(token_RNK, dtype=torch.bool))
 
@@ -113,13 +113,13 @@ class TransformerTeacher(Teacher):
 
     @torch.no_grad()
     def lessons(self, chunks_BPK: Tensor, real_BPK: Tensor, targets: Targets, noise: SequenceNoise) -> Lessons:
-        counted_BP, size = targets.counted_BP, chunks_BPK.shape[-1]
-        tokens_BT, token_RK, real_RK = chunks_BPK.flatten(1), chunks_BPK[:, 1:][counted_BP], real_BPK[:, 1:][counted_BP]
+        tokens_BT, size = chunks_BPK.flatten(1), chunks_BPK.shape[-1]
+        token_RK, real_RK = targets.rows(chunks_BPK[:, 1:]), targets.rows(real_BPK[:, 1:])
         uniform_RNV = self._uniform(targets, noise, self.samples, self.noise_size)
         within_RNK = self._uniform(targets, noise, self.samples, size).double()
         hidden_BTD, _ = self.model.transformer(self.model.embed(tokens_BT[:, :-1]))
         # A token follows from the state of the one before: those of the second chunk on from state K - 1 on.
-        before_RKD = hidden_BTD[:, size - 1 :].unflatten(1, (-1, size))[counted_BP]
+        before_RKD = targets.rows(hidden_BTD[:, size - 1 :].unflatten(1, (-1, size)))
         start_RK, length_RK = torch.zeros(2, *token_RK.shape, dtype=torch.float64, device=token_RK.device)
         start_RK[real_RK], length_RK[real_RK] = self.model.interval(before_RKD[real_RK], token_RK[real_RK])
         length_RK.masked_fill_(~real_RK, 1)

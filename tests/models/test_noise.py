@@ -3,17 +3,19 @@
 import pytest
 import torch
 
-from calm_core.models.noise import SequenceNoise, derive_seed
+from calm_core.models.noise import _WORTH_THREADS, SequenceNoise, derive_seed
 
 
+@pytest.mark.parametrize("size", [5, _WORTH_THREADS])
 @pytest.mark.parametrize("draw", ["normal", "uniform"])
-def test_a_sequences_draws_do_not_depend_on_the_others_of_the_batch(draw: str) -> None:
+def test_a_sequences_draws_do_not_depend_on_the_others_of_the_batch(draw: str, size: int) -> None:
+    """Nor on whether they are drawn one after another, as those of one sequence are, or on threads."""
     seeds = [11, 12, 13]
     batch = SequenceNoise(seeds)
-    first, second = getattr(batch, draw)(4, 5), getattr(batch, draw)(3)
+    first, second = getattr(batch, draw)(4, size), getattr(batch, draw)(3)
     for row, seed in enumerate(seeds):
         alone = SequenceNoise([seed])
-        assert torch.equal(getattr(alone, draw)(4, 5)[0], first[row])
+        assert torch.equal(getattr(alone, draw)(4, size)[0], first[row])
         assert torch.equal(getattr(alone, draw)(3)[0], second[row])
     assert not torch.equal(first[0], first[1])
 

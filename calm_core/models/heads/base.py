@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from calm_core.config import HeadConfig
+from calm_core.models.layers import rows_of
 from calm_core.models.noise import SequenceNoise
 from calm_core.models.paired_noise import normal_quantiles
 
@@ -24,6 +25,10 @@ class Targets:
     counted_BP: Tensor
     mean_RL: Tensor
     deviations_RML: Tensor
+
+    def rows(self, x_BP: Tensor) -> Tensor:
+        """[R, ...] of [B, P - 1, ...]: those of the positions that count."""
+        return rows_of(x_BP, self.counted_BP)
 
 
 class Head(nn.Module, ABC):

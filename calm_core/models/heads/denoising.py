@@ -54,12 +54,12 @@ class DenoisingHead(NetworkHead):
         """The noisy latent at `time` [..., 1], and what the network must predict there."""
 
     def loss(self, hidden_BPD: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
-        shape, counted = (hidden_BPD.shape[1], self.config.model_samples), targets.counted_BP
-        time_RN = self.draw_time(noise.uniform(*shape)[counted])
-        normal_RNL = self.sampling_noise(noise, *shape)[counted]
+        shape = (hidden_BPD.shape[1], self.config.model_samples)
+        time_RN = self.draw_time(targets.rows(noise.uniform(*shape)))
+        normal_RNL = targets.rows(self.sampling_noise(noise, *shape))
         latent_RNL = (targets.mean_RL.unsqueeze(1) + targets.deviations_RML).float() / self.latent_scale
         x_RNL, wanted_RNL = self.noisy(latent_RNL, normal_RNL, time_RN.unsqueeze(-1))
-        predicted_RNL = self.predict(x_RNL, time_RN, self.condition(hidden_BPD[counted]))
+        predicted_RNL = self.predict(x_RNL, time_RN, self.condition(targets.rows(hidden_BPD)))
         return (predicted_RNL - wanted_RNL).square().mean((1, 2))
 
 

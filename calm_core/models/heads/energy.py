@@ -32,6 +32,6 @@ class EnergyHead(NetworkHead):
         return self.network((drawn - self.noise_centre).to(hidden.dtype), self.condition(hidden), branch)
 
     def loss(self, hidden_BPD: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
-        drawn_BPNU = self.sampling_noise(noise, hidden_BPD.shape[1], self.config.model_samples)
-        samples_RNL = self.sample(hidden_BPD[targets.counted_BP], drawn_BPNU[targets.counted_BP])
+        drawn_RNU = targets.rows(self.sampling_noise(noise, hidden_BPD.shape[1], self.config.model_samples))
+        samples_RNL = self.sample(targets.rows(hidden_BPD), drawn_RNU)
         return energy_loss(samples_RNL, targets.mean_RL, targets.deviations_RML, self.config.alpha)

@@ -106,10 +106,9 @@ class MixtureHead(Head):
         return _loss(self.mixture(hidden), drawn.expand(-1, self.config.model_samples, -1), mean, mean.unsqueeze(1))
 
     def loss(self, hidden_BPD: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
-        counted = targets.counted_BP
-        drawn_RNU = self.sampling_noise(noise, hidden_BPD.shape[1], self.config.model_samples)[counted]
+        drawn_RNU = targets.rows(self.sampling_noise(noise, hidden_BPD.shape[1], self.config.model_samples))
         mean_RL, deviations_RML = targets.mean_RL / self.latent_scale, targets.deviations_RML / self.latent_scale
-        mixture = self.mixture(hidden_BPD[counted])
+        mixture = self.mixture(targets.rows(hidden_BPD))
         with torch.autocast(hidden_BPD.device.type, enabled=False):
             return _loss(mixture, drawn_RNU, mean_RL.float(), deviations_RML.float())
 

@@ -66,8 +66,7 @@ class ResidualHead(NetworkHead):
         return mean + branch * (drawn + correction)
 
     def loss(self, hidden_BPD: Tensor, targets: Targets, noise: SequenceNoise) -> Tensor:
-        counted = targets.counted_BP
-        drawn_BPNL = self.sampling_noise(noise, hidden_BPD.shape[1], self.config.model_samples)
-        samples_RNL = self._scaled(hidden_BPD[counted], drawn_BPNL[counted])
+        drawn_RNL = targets.rows(self.sampling_noise(noise, hidden_BPD.shape[1], self.config.model_samples))
+        samples_RNL = self._scaled(targets.rows(hidden_BPD), drawn_RNL)
         mean_RL, deviations_RML = targets.mean_RL / self.latent_scale, targets.deviations_RML / self.latent_scale
         return energy_loss(samples_RNL, mean_RL, deviations_RML, alpha=1.0) / math.sqrt(self.latent_size)

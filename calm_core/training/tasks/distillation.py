@@ -65,10 +65,10 @@ class DistillationTask(CalmTask):
         lessons = self.teacher.lessons(chunks_BPK, real_BPK, targets, noise)
 
         def answer(head: Head, hidden_BPD: Tensor, _: SequenceNoise) -> Tensor:
-            return head.sample_paired(hidden_BPD[targets.counted_BP], lessons.uniform_RNV)
+            return head.sample_paired(targets.rows(hidden_BPD), lessons.uniform_RNV)
 
         own, samples_RNL = forward(chunks_BPK, targets, noise, answer, has_own)
-        before_RW = self.autoencoder.before(chunks_BPK)[:, 1:][targets.counted_BP]
+        before_RW = targets.rows(self.autoencoder.before(chunks_BPK)[:, 1:])
         taught = lesson_loss(samples_RNL, lessons, self.autoencoder, before_RW, settings.loss) / count
         if not has_own:
             return Loss(taught, {"distillation_loss": taught})
