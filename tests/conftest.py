@@ -15,6 +15,7 @@ from calm_core.config import DataConfig, TokenizerConfig
 from calm_core.errors import CalmError
 from calm_core.store.code_version import CODE_VERSION_VARIABLE, code_version
 from pipelines.local.object_store import BUCKET, s3_server
+from tests.gpu.hidden import ALL_GPUS, GPUS_VARIABLE
 from tests.object_store import environment
 from tests.postgres import Postgres, postgres_server
 
@@ -23,6 +24,9 @@ _SET_BY_TESTS = ("MLFLOW_", "CALM_")
 
 # The models of these tests are so small that a second thread only waits for the first one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Their numbers are a CPU's, the same in every run, and their ranks more than a machine has GPUs: tests/gpu has those.
+os.environ.setdefault(GPUS_VARIABLE, os.environ.get("CUDA_VISIBLE_DEVICES", ALL_GPUS))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def sentences(seed: int, number: int) -> str:

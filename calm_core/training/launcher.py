@@ -311,7 +311,8 @@ def _environment(processes: int) -> dict[str, str]:
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     # torch's profiler reads where torch is imported whether to print when it starts and stops.
     environment = {"OMP_NUM_THREADS": str(threads), "KINETO_LOG_LEVEL": "6"} | os.environ
-    return environment if torch.cuda.is_available() else environment | {"DS_ACCELERATOR": "cpu"}
+    # Where torch computes, DeepSpeed has to as well, whatever it finds or has been told.
+    return environment | {"DS_ACCELERATOR": "cuda" if torch.cuda.is_available() else "cpu"}
 
 
 def _recorded(error_file: Path) -> str:
