@@ -124,7 +124,7 @@ def every_model_is_trained_and_scored(folder: Path, dataset_uri: str) -> None:
         evaluate(scoring, dataset_uri, calm.uri, str(folder / name), seed=0, autoencoder_uri=autoencoder.uri).facts
         for name in ("scores", "again")
     ]
-    assert scores[0].brier_lm == scores[1].brier_lm, scores
+    assert scores[0].brierlm == scores[1].brierlm, scores
     evaluate(scoring, dataset_uri, transformer.uri, str(folder / "baseline"), seed=0)
 
 
