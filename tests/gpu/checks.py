@@ -24,7 +24,9 @@ from calm_core.models.layers import initialize
 from calm_core.models.noise import SequenceNoise
 from calm_core.store import storage
 from calm_core.store.artifact import Artifact
+from calm_core.training.launcher import Launcher, TorchrunLauncher
 from calm_core.training.stage import train
+from tests.training.faulty_ranks import ForkedLauncher
 
 _SHAPE = {"hidden_size": 32, "intermediate_size": 48}
 _LAYERS = {"num_hidden_layers": 1, "num_attention_heads": 2}
@@ -85,12 +87,17 @@ def heads_compute_as_on_a_cpu(folder: Path, dataset_uri: str) -> None:
 
 
 def _train(config: Any, folder: Path, dataset_uri: str, **options: Any) -> Artifact[Any]:
-    return train(config, dataset_uri, str(folder / "out"), seed=0, checkpoint_root=str(folder / "saved"), **options)
+    """Its rank is forked, without the half minute that torchrun takes to begin one, unless a launcher is given."""
+    options = {"launcher": ForkedLauncher(), "seed": 0, "checkpoint_root": str(folder / "saved")} | options
+    return train(config, dataset_uri, str(folder / "out"), **options)
 
 
-def _autoencoder(folder: Path, dataset_uri: str, kind: str = "mlp", **settings: Any) -> Artifact[Any]:
+def _autoencoder(
+    folder: Path, dataset_uri: str, kind: str = "mlp", launcher: Launcher | None = None, **settings: Any
+) -> Artifact[Any]:
     model = {"kind": kind, "chunk_size": 4, "latent_size": 8, **_SHAPE}
-    return _train(AutoencoderConfig.model_validate(_TRAINING | settings | {"model": model}), folder, dataset_uri)
+    config = AutoencoderConfig.model_validate(_TRAINING | settings | {"model": model})
+    return _train(config, folder, dataset_uri, launcher=launcher or ForkedLauncher())
 
 
 def _learned(model: Artifact[Any], loss: str) -> None:
@@ -142,14 +149,15 @@ def precisions_agree(folder: Path, dataset_uri: str) -> None:
 def a_stopped_training_goes_on(folder: Path, dataset_uri: str) -> None:
     settings = {"steps": 400, "checkpoint_interval": 20, "log_interval": 20, "validation_interval": 400}
     whole = _autoencoder(folder / "whole", dataset_uri, **settings)
+    by_torchrun = TorchrunLauncher()
     stopping = threading.Thread(target=_stop_once_saved, args=(folder / "stopped" / "saved",))
     stopping.start()
     try:
-        _autoencoder(folder / "stopped", dataset_uri, **settings)
+        _autoencoder(folder / "stopped", dataset_uri, launcher=by_torchrun, **settings)
         raise AssertionError("it was not stopped")
     except Interrupted:
         stopping.join()
-    goes_on = _autoencoder(folder / "stopped", dataset_uri, **settings)
+    goes_on = _autoencoder(folder / "stopped", dataset_uri, launcher=by_torchrun, **settings)
     own, other = (safetensors.torch.load(model.read("weights.safetensors")) for model in (whole, goes_on))
     print("bit for bit" if all(torch.equal(own[name], other[name]) for name in own) else "not bit for bit")
     for name in own:

@@ -9,7 +9,7 @@ ALL_GPUS = "all"
 
 def with_gpus() -> dict[str, str]:
     """The environment of a process that sees the GPUs."""
-    environment = dict(os.environ)
+    environment = os.environ | {"DS_ACCELERATOR": "cuda"}
     if environment.get(GPUS_VARIABLE, ALL_GPUS) == ALL_GPUS:
         environment.pop("CUDA_VISIBLE_DEVICES", None)
     else:
