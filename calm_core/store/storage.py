@@ -21,7 +21,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
@@ -406,33 +406,42 @@ def create(uri: str) -> Iterator["DigestingFile"]:
         StorageError: The storage failed, or is full.
     """
     filesystem, path = filesystem_of(uri)
-    with _writing(uri):
-        local = isinstance(filesystem, LocalFileSystem)
-        file = _LocalFile(Path(path)) if local else filesystem.open(path, "wb", autocommit=False)
-    try:
-        yield DigestingFile(file, uri)
+    local = isinstance(filesystem, LocalFileSystem)
+    with _partial_of(Path(path)) if local else nullcontext() as partial:
         with _writing(uri):
-            file.close()
-            file.commit()
-    except BaseException:
-        with suppress(Exception):  # what is left of the file must not hide the error
-            file.discard()
-        raise
+            file = _LocalFile(Path(path), partial) if partial else filesystem.open(path, "wb", autocommit=False)
+        try:
+            yield DigestingFile(file, uri)
+            with _writing(uri):
+                file.close()
+                file.commit()
+        except BaseException:
+            with suppress(Exception):  # what is left of the file must not hide the error
+                file.discard()
+            raise
 
 
-def _partial_of(target: Path) -> Path:
-    """What a file is called until it is whole: in containers that share a disk, two writers may have the same pid."""
-    return target.with_name(f".{target.name}.{os.getpid()}{secrets.randbelow(10**9):09d}{_PARTIAL}")
+@contextmanager
+def _partial_of(target: Path) -> Iterator[Path]:
+    """What a file is called until it is whole: in containers that share a disk, two writers may have the same pid.
+
+    Known before there is such a file, so that none is left wherever in this block a request to stop comes.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}{secrets.randbelow(10**9):09d}{_PARTIAL}")
+    try:
+        yield partial
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 class _LocalFile(io.BufferedWriter):
     """A file that gets its name when it is committed, as fsspec's remote files do."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, partial: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._target = target
-        self._partial = _partial_of(target)
-        super().__init__(io.FileIO(self._partial, "w"))
+        self._target, self._partial = target, partial
+        super().__init__(io.FileIO(partial, "w"))
 
     def commit(self) -> None:
         self._partial.replace(self._target)
@@ -453,7 +462,6 @@ class _LocalFile(io.BufferedWriter):
     def discard(self) -> None:
         with suppress(OSError):  # the disk is full
             self.close()
-        self._partial.unlink(missing_ok=True)
 
 
 class DigestingFile(io.RawIOBase):
@@ -701,20 +709,21 @@ def claim(uri: str, data: bytes) -> bool:
 
 
 def _claim_local(target: Path, data: bytes) -> bool:
-    file = _LocalFile(target)
-    try:
-        file.write(data)
-        file.close()
-        return file.commit_as_new()
-    finally:
-        file.discard()
+    with _partial_of(target) as partial:
+        file = _LocalFile(target, partial)
+        try:
+            file.write(data)
+            file.close()
+            return file.commit_as_new()
+        finally:
+            file.discard()
 
 
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial_of(target)
-    os.link(source.resolve(), partial)
-    partial.replace(target)
+    with _partial_of(target) as partial:
+        os.link(source.resolve(), partial)
+        partial.replace(target)
 
 
 def fetch(uri: str, target: Path) -> None:

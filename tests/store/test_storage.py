@@ -1,13 +1,21 @@
 """Places in storage that something from outside names."""
 
+import gc
+import itertools
 import os
 import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from calm_core.errors import StorageError
 from calm_core.store import storage
+
+TraceFunction = Callable[[FrameType, str, Any], Any]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +172,42 @@ def test_of_two_who_write_a_file_at_once_the_last_one_wins_and_it_is_whole(tmp_p
         assert storage.read(uri) == b"second"
     assert storage.read(uri) == b"first, and longer"
     assert storage.names_in(str(tmp_path)) == ["file"]
+
+
+@pytest.mark.parametrize("operation", ["create", "copy"])
+def test_a_request_to_stop_leaves_no_part_of_a_file_wherever_it_comes(operation: str, tmp_path: Path) -> None:
+    """At each line of the module in turn, until one comes too late."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"1")
+    does: Callable[[], None] = {
+        "create": lambda: storage.write(str(target), b"1"),
+        "copy": lambda: storage.copy(str(source), str(target)),
+    }[operation]
+    for nth in itertools.count(1):
+        lines = itertools.count(1)
+
+        def stop(
+            frame: FrameType, event: str, argument: Any, lines: Iterator[int] = lines, nth: int = nth
+        ) -> TraceFunction | None:
+            if frame.f_code.co_filename != storage.__file__:
+                return None
+            if event == "line" and next(lines) == nth:
+                raise KeyboardInterrupt
+            return stop
+
+        sys.settrace(stop)
+        try:
+            does()
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        gc.collect()  # generators that were left in the middle
+        assert set(storage.names_in(str(tmp_path))) <= {"source", "target"}, nth
+        target.unlink(missing_ok=True)
+    assert nth > 10
+    assert target.read_bytes() == b"1"
 
 
 def test_only_leftovers_of_our_own_writers_are_removed(tmp_path: Path) -> None:
