@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def every_model_is_trained_and_scored(folder: Path, dataset_uri: str) -> None:
 
 def precisions_agree(folder: Path, dataset_uri: str) -> None:
     found = {}
-    for precision, stage in (("fp32", 0), ("fp32", 2), ("bf16-mixed", 1), ("bf16", 1), ("bf16", 3)):
+    for precision, stage in (("fp32", 0), ("bf16-mixed", 0), ("bf16", 1), ("bf16", 3)):
         settings = {"precision": precision, "zero_stage": stage}
         model = _autoencoder(folder / f"{precision}{stage}", dataset_uri, **settings)
         found[precision, stage] = _curve(model, "loss")
@@ -159,14 +160,13 @@ def a_stopped_training_goes_on(folder: Path, dataset_uri: str) -> None:
         stopping.join()
     goes_on = _autoencoder(folder / "stopped", dataset_uri, launcher=by_torchrun, **settings)
     own, other = (safetensors.torch.load(model.read("weights.safetensors")) for model in (whole, goes_on))
-    print("bit for bit" if all(torch.equal(own[name], other[name]) for name in own) else "not bit for bit")
     for name in own:
         torch.testing.assert_close(own[name], other[name], rtol=1e-2, atol=1e-3)
 
 
 def _stop_once_saved(root: Path) -> None:
     while not any("/step-" in uri and uri.endswith("/manifest.json") for uri in storage.files_below(str(root))):
-        threading.Event().wait(0.05)
+        time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

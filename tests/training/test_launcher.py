@@ -547,3 +547,11 @@ def test_no_rank_outlives_who_started_it(who: str, run: Callable[..., Run]) -> N
         assert said.startswith(f"Ending(exit_code={-signal.SIGKILL},")
     else:
         assert "whoever waits for the ranks has gone; they are killed" in one.log.read_text()
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_deepspeed_computes_where_torch_does(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment says: with the model on one device and DeepSpeed on another every training fails."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu" if gpu else "cuda")
+    assert launcher_module._environment(1)["DS_ACCELERATOR"] == ("cuda" if gpu else "cpu")
