@@ -18,7 +18,6 @@ def gpu() -> None:
     counted = subprocess.run([sys.executable, "-c", _COUNT], env=with_gpus(), capture_output=True, text=True)
     if not int(counted.stdout.split()[-1]):
         pytest.skip("torch finds no GPU on this machine")
-    return number
 
 
 @pytest.mark.usefixtures("gpu")
